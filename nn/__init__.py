@@ -1,0 +1,45 @@
+"""The models, one line each, and the letters that stand for dimensions everywhere in this project.
+
+    B  batch                      K  width per head          C  classes
+    T  tokens (queries)           F  feed-forward width      R  LoRA rank
+    S  tokens (keys)              V  vocabulary              P  virtual tokens
+    D  model width                H  heads
+
+Batch comes first, padding stands on the right and never changes a result. Every model has
+
+    logits   = model(input_ids, mask)             # int64 [B, T], bool [B, T] -> [B, C]
+    features = model.features(input_ids, mask)    # [B, D]; logits = model.classifier(features)
+
+and every encoder the three steps in between: embed -> encode -> pool.
+"""
+
+from typing import Any, NamedTuple
+
+from nn.bert import Bert
+from nn.deberta import Deberta
+
+
+class ModelEntry(NamedTuple):
+    build: type  # a Module with Config, KEYS and the interface above
+    shape: dict[str, Any]  # config fields of the model that `--weights none` builds
+    tokenizer: str  # what is trained for it where no tokenizer comes with the weights
+    weights: str  # what `--weights` is when nobody says
+    training: dict[str, Any]  # training defaults that differ from train.py's
+
+
+SMALL = {"hidden_size": 256, "num_layers": 6, "num_heads": 4, "feed_forward_size": 1024}
+SMALL_V3 = SMALL | {
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ("p2c", "c2p"),
+    "position_biased_input": False,
+}
+
+# fmt: off
+MODELS: dict[str, ModelEntry] = {
+    "bert":    ModelEntry(Bert,    SMALL,    "wordpiece", "google-bert/bert-base-uncased", {"learning_rate": 3e-5}),
+    "deberta": ModelEntry(Deberta, SMALL_V3, "unigram",   "builtin",                       {"learning_rate": 3e-5}),
+}
+# fmt: on

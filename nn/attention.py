@@ -1,0 +1,98 @@
+"""Scaled dot-product and multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, §3.2).
+
+    Attention(Q, K, V) = softmax(Q Kᵀ / √K) V                                    Eq. (1)
+    head_h = Attention(x W_q[h], x W_k[h], x W_v[h]),   y = concat(head_1 … head_H) W_o   §3.2.2
+
+A prefix is a pair of extra keys and values that every query may look at (Li & Liang 2021, arXiv 2101.00190).
+
+Differs from the paper: dropout on the attention weights, as BERT's code has it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Linear, Module
+
+from nn.dropout import Dropout
+
+Prefix = tuple[Tensor, Tensor]  # keys and values, each [B or 1, H, P, K]
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, T, H·K] -> [B, H, T, K]"""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, H, T, K] -> [B, T, H·K]"""
+    return x.transpose(1, 2).flatten(2)
+
+
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `mask` is True, the lowest finite number elsewhere: adding it to scores masks them."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis among the places where `mask` is True.
+
+    scores: [..., S];  mask: bool, broadcasts to scores. Returns scores' dtype; the kernel sums in fp32 or wider whatever
+    that is. Masked places get exactly 0; a row with no place at all becomes uniform rather than NaN.
+    """
+    return (scores + mask_bias(mask, scores.dtype)).softmax(-1).to(scores.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout | None = None) -> Tensor:
+    """Eq. (1). q: [B, H, T, K];  k, v: [B, H, S, K];  mask: bool [B, 1, 1 or T, S]. Returns [B, H, T, K]."""
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-1, -2)  # [B, H, T, S]
+    weights = masked_softmax(scores, mask)
+    if dropout is not None:
+        weights = dropout(weights)
+    return weights @ v  # [B, H, T, K]
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """`attention` without dropout through torch's fused kernel: the [T, S] weights are never stored."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_bias(mask, q.dtype))
+
+
+def prepend_prefix(k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None) -> tuple[Tensor, Tensor, Tensor]:
+    """k, v: [B, H, S, K], mask: [B, 1, 1, S] -> the same with S + P places, the prefix first and always visible."""
+    if prefix is None:
+        return k, v, mask
+    batch = k.size(0)
+    prefix_k, prefix_v = (part.to(k.dtype).expand(batch, -1, -1, -1) for part in prefix)  # [B, H, P, K]
+    visible = mask.new_ones(batch, 1, 1, prefix_k.size(2))
+    return torch.cat([prefix_k, k], 2), torch.cat([prefix_v, v], 2), torch.cat([visible, mask], 3)
+
+
+class MultiHeadAttention(Module):
+    """y = concat(head_1 … head_H) W_o + b_o,   head_h = Attention(x W_q[h], x W_k[h], x W_v[h])
+
+    W_q, W_k, W_v, W_o -> query, key, value, output (each with a bias);  H -> num_heads.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.query = Linear(hidden_size, hidden_size)
+        self.key = Linear(hidden_size, hidden_size)
+        self.value = Linear(hidden_size, hidden_size)
+        self.output = Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """x: [B, T, D];  mask: bool [B, T], True = real token;  prefix: keys and values [B or 1, H, P, K]."""
+        q = split_heads(self.query(x), self.num_heads)  # [B, H, T, K]
+        k = split_heads(self.key(x), self.num_heads)  # [B, H, T, K]
+        v = split_heads(self.value(x), self.num_heads)  # [B, H, T, K]
+        k, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # S = P + T
+        if self.dropout.active:
+            context = attention(q, k, v, visible, self.dropout)
+        else:
+            context = fused_attention(q, k, v, visible)
+        return self.output(merge_heads(context))  # [B, T, D]

@@ -1,0 +1,57 @@
+"""Inverted dropout (Srivastava et al. 2014, JMLR 15, §4 and §10).
+
+    y = x · m / (1 - p),   m_i ~ Bernoulli(1 - p) independently,   so that E[y] = x
+
+torch's `bernoulli_` costs about 8 ns an element on a CPU, which makes dropout 40 % of a fine-tuning step there.
+A mask cut from random bytes costs a fraction of that: one 64-bit draw decides eight elements.
+
+Differs from the paper: on CPU p is rounded to the nearest multiple of 1/256, and the scale uses the rounded p, so the
+expectation is exact and only the drop rate is off, by at most 1/512.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+LEVELS = 256  # one random byte an element
+
+
+def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
+    """uint8 mask of `shape` on CPU, each element 1 with probability 1 - threshold/256, else 0, from torch's generator.
+
+    threshold: 1 … 255. Integer arithmetic on bytes is several times faster here than a comparison that yields bool.
+    """
+    count = shape.numel()
+    words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    below = threshold - 1
+    return words.view(torch.uint8)[:count].clamp_(below, threshold).sub_(below).view(shape)
+
+
+class Dropout(Module):
+    """y = x · m / (1 - p) while training, y = x otherwise.
+
+    p: probability of dropping an element, 0 <= p < 1. The mask comes from torch's default generator, so a run's seed
+    fixes it and activation checkpointing replays it.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout {p} is outside [0, 1)")
+        self.p = p
+
+    @property
+    def active(self) -> bool:
+        return self.training and self.p > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.active:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        threshold = min(LEVELS - 1, max(1, round(self.p * LEVELS)))
+        return (x * keep_mask(x.shape, threshold)).mul_(LEVELS / (LEVELS - threshold))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
