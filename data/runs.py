@@ -1,0 +1,214 @@
+"""What surrounds an experiment: flags with the origin of each value, the run folder, its log, and the published results.
+
+runs/<name>/config.json   options, origins, command, commit, versions, device
+            log.jsonl     one event a line; `epoch` events carry train_acc and val_acc
+            tokenizer/    best/    state/    result.json
+
+python -m data.runs publish runs/<name> ROW    copies a finished run into data/results/ROW.json (and its log)
+python -m data.runs table                      writes the results table into README.md
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nn.checkpoint import open_tensors, read_json, write_json, write_tensors, write_text
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "data" / "results"
+PACKAGES = ("torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers")
+
+
+# -------------------------------------------------------------------------------------------------------- options
+
+
+def option(default: Any, group: str, text: str) -> Any:
+    """A field of an options dataclass: its default, the group that --help shows it in, and what it says there."""
+    return dataclasses.field(default=default, metadata={"group": group, "help": text})
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        print(f"error: {message} (--help lists every flag)", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_flags(cls: type, argv: list[str] | None, description: str) -> dict[str, Any]:
+    """The fields of `cls` that the command line names, as {field: value}. An unknown flag or bad value exits with 2."""
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        group = field.metadata["group"]
+        groups.setdefault(group, parser.add_argument_group(group))
+        text = field.metadata["help"]
+        text += f" (default: {field.default})" if field.default not in ("", None) else ""
+        flag = "--" + field.name.replace("_", "-")
+        if field.type is bool:
+            groups[group].add_argument(flag, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))
+        else:
+            groups[group].add_argument(
+                flag, type=field.type, metavar=field.type.__name__.upper(), help=text.replace("%", "%%")
+            )
+    return vars(parser.parse_args(argv))
+
+
+def known(kind: str, name: str, table: dict[str, Any]) -> Any:
+    """table[name]. Raises ValueError that lists what is known."""
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(table)}")
+    return table[name]
+
+
+def layer(cls: type, layers: list[tuple[str, dict[str, Any]]]) -> tuple[Any, dict[str, str]]:
+    """(options, {field: origin}): each layer overrides the ones before it."""
+    values = {field.name: field.default for field in dataclasses.fields(cls)}
+    origins = dict.fromkeys(values, "default")
+    for origin, given in layers:
+        values |= given
+        origins |= dict.fromkeys(given, origin)
+    return cls(**values), origins
+
+
+# ----------------------------------------------------------------------------------------------------- run folder
+
+
+def command_line() -> str:
+    arguments = sys.argv[1:]
+    return shlex.join(["python", Path(sys.argv[0]).name, *arguments])
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in the project's folder, or "" where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+class Run:
+    """A run folder. Every file but the log is replaced in one step; the log is cut back to the state on resuming."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.best, self.tokenizer = self.folder / "best", self.folder / "tokenizer"
+        self.state_file = self.folder / "state" / "state.safetensors"
+        self.log_file = self.folder / "log.jsonl"
+
+    @classmethod
+    def create(cls, folder: str | Path, config: dict[str, Any]) -> "Run":
+        """Raises ValueError where a run of that name exists."""
+        run = cls(folder)
+        if (run.folder / "config.json").exists():
+            raise ValueError(f"{folder} exists; go on with --resume {folder}, or choose another --name")
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        origin = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        head = {"command": command_line(), "started": now, **origin, "versions": versions()}
+        write_json(run.folder / "config.json", head | config)
+        write_text(run.log_file, "") if not run.log_file.exists() else run.log_file.write_text("")
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """Raises FileNotFoundError where there is no run."""
+        run = cls(folder)
+        if not (run.folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} is no run folder: it holds no config.json")
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.folder / "config.json")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        path = self.folder / "result.json"
+        return read_json(path) if path.exists() else None
+
+    def log(self, event: str, **values: Any) -> None:
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def save_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        progress = progress | {"log_bytes": self.log_file.stat().st_size}
+        write_tensors(self.state_file, tensors, {"format": "pt", "progress": json.dumps(progress)})
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """(tensors, progress), the log cut back to that moment; None where nothing was saved yet."""
+        if not self.state_file.exists():
+            self.log_file.write_text("")
+            return None
+        with open_tensors(self.state_file) as file:
+            progress = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        with self.log_file.open("a") as log:
+            log.truncate(progress["log_bytes"])
+        return tensors, progress
+
+
+# -------------------------------------------------------------------------------------------------------- results
+
+
+def publish(folder: str, row: str) -> Path:
+    """Copies result.json and log.jsonl of a finished run to data/results/ROW.json and ROW.log.jsonl."""
+    run = Run.open(folder)
+    if run.result is None:
+        raise ValueError(f"{folder} is not finished: it has no result.json")
+    write_json(RESULTS / f"{row}.json", {"row": row, **run.result})
+    write_text(RESULTS / f"{row}.log.jsonl", run.log_file.read_text(encoding="utf-8"))
+    return RESULTS / f"{row}.json"
+
+
+def results_table() -> str:
+    """Markdown: one line a file of data/results, made from nothing else."""
+    lines = [
+        "| row | trained | validation | test | seed | minutes | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        r = read_json(path)
+        trained = f"{r['parameters']['trained']:,} of {r['parameters']['total']:,}"
+        test = f"**{r['test']['accuracy']:.4f}**" if r.get("test") else "–"
+        lines.append(
+            f"| {r['row']} | {trained} | {r['validation']['accuracy']:.4f} | {test} | {r['options']['seed']} "
+            f"| {r['seconds'] / 60:.0f} | `{r['command']}` |"
+        )
+    return "\n".join(lines)
+
+
+def write_table(readme: Path = ROOT / "README.md") -> None:
+    text = readme.read_text(encoding="utf-8")
+    marked = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+    write_text(readme, marked.sub(lambda m: f"{m[1]}{results_table()}\n{m[2]}", text))
+
+
+def main(argv: list[str]) -> None:
+    match argv:
+        case ["publish", folder, row]:
+            print(publish(folder, row))
+        case ["table"]:
+            write_table()
+        case _:
+            raise ValueError("usage: python -m data.runs publish RUN ROW | table")
+
+
+if __name__ == "__main__":
+    from nn.runtime import clean_exit
+
+    with clean_exit():
+        main(sys.argv[1:])
