@@ -1,0 +1,205 @@
+"""Scores and uses a finished run.
+
+python eval.py --run runs/NAME                                     validation and, where labels are known, test
+python eval.py --run runs/NAME --predict testData.tsv.gz --out submission.csv
+python eval.py --run runs/NAME --text "A wonderful little film."
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import Module
+from tqdm import tqdm
+
+import peft
+from data import find_source, load_splits
+from data.batches import Corpus, batches, sorted_order
+from data.imdb import UNKNOWN, clean, load_reviews
+from data.runs import Run, option, parse_flags
+from data.tokenization import Tokenizer, load_tokenizer
+from nn.checkpoint import load_pretrained, read_json, write_text
+from nn.runtime import Interrupt, autocast, choose_device, choose_precision, clean_exit, keep_freed_memory
+
+SCORING_TOKENS = 16_384  # places in a batch, padding included
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    run: str = option("", "what", "the run folder")
+    data: str = option("", "what", "where to read reviews instead of where the run did")
+    predict: str = option("", "what", "a TSV or CSV of reviews to label")
+    out: str = option("submission.csv", "what", "where --predict writes id,sentiment")
+    text: str = option("", "what", "one review to label")
+    skip_bad_rows: bool = option(False, "what", "leave broken rows of a file out instead of stopping")
+    device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
+    precision: str = option("auto", "machine", "fp32, bf16, fp16 or auto")
+
+
+# ------------------------------------------------------------------------------------------------------- scoring
+
+
+@torch.inference_mode()
+def score(
+    model: Module,
+    corpus: Corpus,
+    device: torch.device,
+    dtype: torch.dtype,
+    interrupt: Interrupt | None = None,
+    bar: bool = True,
+) -> np.ndarray:
+    """Logits float32 [N, C] in the order of the corpus, in eval() mode; the mode of the model is put back afterwards."""
+    training, logits = model.training, np.empty((len(corpus), len(model.config.labels)), np.float32)
+    model.eval()
+    order = sorted_order(corpus.lengths, SCORING_TOKENS)
+    with tqdm(
+        total=len(corpus), desc="scoring", unit=" reviews", leave=False, disable=None if bar else True
+    ) as progress:
+        for batch in batches(corpus, order, device):
+            with autocast(device, dtype):
+                logits[batch.rows.cpu()] = model(batch.input_ids, batch.mask).float().cpu()
+            progress.update(len(batch.labels))
+            if interrupt is not None:
+                interrupt.check()
+    model.train(training)
+    return logits
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half
+    (Mann & Whitney 1947). scores: [N];  labels: 0 or 1, [N]. nan where a class is missing."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (counts.cumsum() - (counts - 1) / 2)[inverse]  # mean rank of ties, from 1
+    positive = int(labels.sum())
+    pairs = positive * (len(labels) - positive)
+    return float((rank[labels == 1].sum() - positive * (positive + 1) / 2) / pairs) if pairs else float("nan")
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy, cross-entropy, and for two classes AUC, F1 of the positive one and the confusion matrix
+    [[true negative, false positive], [false negative, true positive]]. logits: [N, C];  labels: [N]."""
+    wide = logits.astype(np.float64)
+    log_p = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
+    predicted = logits.argmax(1)
+    values = {
+        "accuracy": float((predicted == labels).mean()),
+        "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
+        "count": len(labels),
+    }
+    if logits.shape[1] == 2:
+        matrix = np.bincount(labels * 2 + predicted, minlength=4).reshape(2, 2)
+        (_, fp), (fn, tp) = matrix.tolist()
+        f1 = 2 * tp / (2 * tp + fp + fn) if tp else 0.0
+        values |= {"auc": auc(wide[:, 1] - wide[:, 0], labels), "f1": f1, "confusion": matrix.tolist()}
+    return values
+
+
+# ------------------------------------------------------------------------------------------------- a finished run
+
+
+def load_run(run: Run, device: torch.device) -> tuple[Module, Tokenizer]:
+    """The best model of a run, in eval() mode, and its tokenizer. Raises FileNotFoundError where none was saved yet."""
+    labels = run.config["options"]["num_labels"]
+    if (run.best / peft.ADAPTER_CONFIG).is_file():
+        base = read_json(run.best / peft.ADAPTER_CONFIG)["base_model_name_or_path"]
+        inside = run.best / base
+        model = peft.load_adapter(load_pretrained(inside if inside.is_dir() else base, labels), run.best)
+    elif (run.best / "config.json").is_file():
+        model = load_pretrained(run.best, labels)
+    else:
+        raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
+    return model.to(device).eval(), load_tokenizer(run.tokenizer)
+
+
+def build_corpus(tokenizer: Tokenizer, frame, max_length: int) -> Corpus:
+    rows = tokenizer.encode(frame["review"], max_length)
+    return Corpus.from_rows(rows, frame["sentiment"], tokenizer.pad_id)
+
+
+def print_metrics(name: str, values: dict[str, Any]) -> None:
+    print(
+        f"{name}: accuracy {values['accuracy']:.4f} on {values['count']:,} reviews, loss {values['loss']:.4f}",
+        end="",
+    )
+    if "auc" in values:
+        (tn, fp), (fn, tp) = values["confusion"]
+        print(
+            f", AUC {values['auc']:.4f}, F1 {values['f1']:.4f}, confusion [[{tn}, {fp}], [{fn}, {tp}]]",
+            end="",
+        )
+    print()
+
+
+def evaluate(options: Options, run: Run, device: torch.device, dtype: torch.dtype) -> None:
+    trained = run.config["options"]
+    source, why = find_source(options.data or trained["data"])
+    print(f"data: {source} ({why})")
+    columns = (trained["text_column"], trained["label_column"])
+    splits = load_splits(
+        source, *columns, options.skip_bad_rows or trained["skip_bad_rows"], run.folder.parent / ".cache"
+    )
+    model, tokenizer = load_run(run, device)
+    for name, frame in (("validation", splits.validation), ("test", splits.test)):
+        frame = frame[frame["sentiment"] != UNKNOWN]
+        if len(frame):
+            corpus = build_corpus(tokenizer, frame, trained["max_length"])
+            print_metrics(name, metrics(score(model, corpus, device, dtype), corpus.labels))
+        else:
+            print(f"{name}: no labelled reviews")
+
+
+def predict(options: Options, run: Run, device: torch.device, dtype: torch.dtype) -> None:
+    """Kaggle's submission: id,sentiment, in the order of the file; a score beside it where the file has labels."""
+    trained = run.config["options"]
+    frame = load_reviews(options.predict, trained["text_column"], trained["label_column"], options.skip_bad_rows)
+    model, tokenizer = load_run(run, device)
+    corpus = build_corpus(tokenizer, frame, trained["max_length"])
+    logits = score(model, corpus, device, dtype)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "sentiment"])
+    writer.writerows(zip(frame["id"], logits.argmax(1).tolist(), strict=True))
+    write_text(Path(options.out), text.getvalue())
+    print(f"{options.out}: {len(frame):,} predictions")
+    if (frame["sentiment"] != UNKNOWN).all():
+        print_metrics(Path(options.predict).name, metrics(logits, corpus.labels))
+
+
+def answer(text: str, run: Run, device: torch.device, dtype: torch.dtype) -> None:
+    model, tokenizer = load_run(run, device)
+    cleaned = clean(text)
+    if not cleaned:
+        raise ValueError("--text is empty")
+    rows = tokenizer.encode([cleaned], run.config["options"]["max_length"])
+    logits = score(model, Corpus.from_rows(rows, [UNKNOWN], tokenizer.pad_id), device, dtype, bar=False)
+    chances = torch.from_numpy(logits[0]).softmax(0).tolist()
+    best = max(range(len(chances)), key=chances.__getitem__)
+    labels = model.config.labels
+    print(f"{labels[best]} ({json.dumps({label: round(p, 4) for label, p in zip(labels, chances, strict=True)})})")
+
+
+def main(argv: list[str] | None = None) -> None:
+    keep_freed_memory()
+    given = parse_flags(Options, argv, __doc__.splitlines()[0])
+    options = Options(**given)
+    if not options.run:
+        raise ValueError("--run RUN_FOLDER says which run to use")
+    run, device = Run.open(options.run), choose_device(options.device)
+    dtype = choose_precision(options.precision, device)
+    if "text" in given:
+        answer(options.text, run, device, dtype)
+    elif options.predict:
+        predict(options, run, device, dtype)
+    else:
+        evaluate(options, run, device, dtype)
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(sys.argv[1:])
