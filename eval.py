@@ -24,8 +24,9 @@ from data.batches import Corpus, batches, sorted_order
 from data.imdb import UNKNOWN, clean, load_reviews
 from data.runs import Run, option, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer
-from nn.checkpoint import load_pretrained, read_json, write_text
-from nn.runtime import Interrupt, autocast, choose_device, choose_precision, clean_exit, keep_freed_memory
+from nn.checkpoint import load_pretrained
+from nn.files import read_json, write_text
+from nn.runtime import Interrupt, Machine, choose_machine, clean_exit, keep_freed_memory
 
 SCORING_TOKENS = 16_384  # places in a batch, padding included
 
@@ -49,20 +50,20 @@ class Options:
 def score(
     model: Module,
     corpus: Corpus,
-    device: torch.device,
-    dtype: torch.dtype,
+    machine: Machine,
     interrupt: Interrupt | None = None,
     bar: bool = True,
 ) -> np.ndarray:
-    """Logits float32 [N, C] in the order of the corpus, in eval() mode; the mode of the model is put back afterwards."""
+    """Logits float32 [N, C] in the order of the corpus, in eval() mode; the mode of the model is put back
+    afterwards."""
     training, logits = model.training, np.empty((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
     order = sorted_order(corpus.lengths, SCORING_TOKENS)
     with tqdm(
         total=len(corpus), desc="scoring", unit=" reviews", leave=False, disable=None if bar else True
     ) as progress:
-        for batch in batches(corpus, order, device):
-            with autocast(device, dtype):
+        for batch in batches(corpus, order, machine.device):
+            with machine.autocast():
                 logits[batch.rows.cpu()] = model(batch.input_ids, batch.mask).float().cpu()
             progress.update(len(batch.labels))
             if interrupt is not None:
@@ -136,7 +137,7 @@ def print_metrics(name: str, values: dict[str, Any]) -> None:
     print()
 
 
-def evaluate(options: Options, run: Run, device: torch.device, dtype: torch.dtype) -> None:
+def evaluate(options: Options, run: Run, machine: Machine) -> None:
     trained = run.config["options"]
     source, why = find_source(options.data or trained["data"])
     print(f"data: {source} ({why})")
@@ -144,23 +145,23 @@ def evaluate(options: Options, run: Run, device: torch.device, dtype: torch.dtyp
     splits = load_splits(
         source, *columns, options.skip_bad_rows or trained["skip_bad_rows"], run.folder.parent / ".cache"
     )
-    model, tokenizer = load_run(run, device)
+    model, tokenizer = load_run(run, machine.device)
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
             corpus = build_corpus(tokenizer, frame, trained["max_length"])
-            print_metrics(name, metrics(score(model, corpus, device, dtype), corpus.labels))
+            print_metrics(name, metrics(score(model, corpus, machine), corpus.labels))
         else:
             print(f"{name}: no labelled reviews")
 
 
-def predict(options: Options, run: Run, device: torch.device, dtype: torch.dtype) -> None:
+def predict(options: Options, run: Run, machine: Machine) -> None:
     """Kaggle's submission: id,sentiment, in the order of the file; a score beside it where the file has labels."""
     trained = run.config["options"]
     frame = load_reviews(options.predict, trained["text_column"], trained["label_column"], options.skip_bad_rows)
-    model, tokenizer = load_run(run, device)
+    model, tokenizer = load_run(run, machine.device)
     corpus = build_corpus(tokenizer, frame, trained["max_length"])
-    logits = score(model, corpus, device, dtype)
+    logits = score(model, corpus, machine)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "sentiment"])
@@ -171,13 +172,13 @@ def predict(options: Options, run: Run, device: torch.device, dtype: torch.dtype
         print_metrics(Path(options.predict).name, metrics(logits, corpus.labels))
 
 
-def answer(text: str, run: Run, device: torch.device, dtype: torch.dtype) -> None:
-    model, tokenizer = load_run(run, device)
+def answer(text: str, run: Run, machine: Machine) -> None:
+    model, tokenizer = load_run(run, machine.device)
     cleaned = clean(text)
     if not cleaned:
         raise ValueError("--text is empty")
     rows = tokenizer.encode([cleaned], run.config["options"]["max_length"])
-    logits = score(model, Corpus.from_rows(rows, [UNKNOWN], tokenizer.pad_id), device, dtype, bar=False)
+    logits = score(model, Corpus.from_rows(rows, [UNKNOWN], tokenizer.pad_id), machine, bar=False)
     chances = torch.from_numpy(logits[0]).softmax(0).tolist()
     best = max(range(len(chances)), key=chances.__getitem__)
     labels = model.config.labels
@@ -190,14 +191,13 @@ def main(argv: list[str] | None = None) -> None:
     options = Options(**given)
     if not options.run:
         raise ValueError("--run RUN_FOLDER says which run to use")
-    run, device = Run.open(options.run), choose_device(options.device)
-    dtype = choose_precision(options.precision, device)
+    run, machine = Run.open(options.run), choose_machine(options.device, options.precision)
     if "text" in given:
-        answer(options.text, run, device, dtype)
+        answer(options.text, run, machine)
     elif options.predict:
-        predict(options, run, device, dtype)
+        predict(options, run, machine)
     else:
-        evaluate(options, run, device, dtype)
+        evaluate(options, run, machine)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,10 @@ def load_splits(
     label_column: str = "",
     skip_bad_rows: bool = False,
     cache: Path | None = None,
+    with_unlabelled: bool = False,
 ) -> Splits:
-    """All reviews of a source. Labelled ones are split 80/20, seed 42, by id: the same for every model.
+    """The reviews of a source. Labelled ones are split 80/20, seed 42, by id: the same for every model. Unlabelled ones
+    are read on request only: cleaning 50,000 takes a while.
 
     Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
     """
@@ -69,7 +71,8 @@ def load_splits(
             everything[~known].reset_index(drop=True),
         )
     elif (path := find_file(root, LABELED)) is not None:
-        labelled, test, unlabelled = read(path), read(find_file(root, TEST)), read(find_file(root, UNLABELED))
+        labelled, test = read(path), read(find_file(root, TEST))
+        unlabelled = read(find_file(root, UNLABELED) if with_unlabelled else None)
     else:
         raise FileNotFoundError(
             f"{root} holds neither {LABELED}[.gz] nor aclImdb/; --data also takes one TSV or CSV file"

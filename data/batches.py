@@ -1,7 +1,7 @@
 """Batches: token ids of a corpus, length-bucketed order, right padding.
 
-Padding to the longest review of a random batch nearly doubles the work at 512 tokens. Sorting by length inside windows of
-shuffled reviews, then shuffling the batches, leaves about 3 % of padding and still a random order.
+Padding to the longest review of a random batch nearly doubles the work at 512 tokens. Sorting by length inside windows
+of shuffled reviews, then shuffling the batches, leaves about 3 % of padding and still a random order.
 """
 
 from collections.abc import Iterable, Iterator
@@ -66,8 +66,8 @@ class Corpus:
 def shuffled_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """One epoch: every example once, in batches of similar length, in random order.
 
-    A pure function of (lengths, batch_size, seed, epoch): to resume in mid-epoch, its number and the place in it are all
-    the state there is.
+    A pure function of (lengths, batch_size, seed, epoch): to resume in mid-epoch, its number and the place in it are
+    all the state there is.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, f"order {epoch}"))
     shuffled = torch.randperm(len(lengths), generator=generator).numpy()

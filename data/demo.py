@@ -3,8 +3,8 @@ no download.
 
 Every review has one verdict, and mostly it cannot be told from which words occur: "although the acting was dreadful, I
 was hooked" and "although I was hooked, the acting was dreadful" differ in order alone. Negation, contrast, sarcasm,
-disappointed or exceeded expectations and reported opinions turn words around. Half of the opinion words of the test reviews never
-occur in a labelled one: a model that knows English has an advantage, as it should.
+disappointed or exceeded expectations and reported opinions turn words around. Half of the opinion words of the test
+reviews never occur in a labelled one: a model that knows English has an advantage, as it should.
 """
 
 import random
@@ -15,15 +15,16 @@ PEOPLE = (
     "the supporting cast", "the young hero", "the screenwriter", "the cameraman",
 )  # fmt: skip
 ASPECTS = (
-    "acting", "script", "soundtrack", "camera work", "dialogue", "editing", "story", "pacing", "ending", "opening scene",
-    "final act", "plot", "romance", "humour", "dubbing", "set design", "lighting", "direction", "cinematography", "finale",
+    "acting", "script", "soundtrack", "camera work", "dialogue", "editing", "story", "pacing", "ending", "opening",
+    "final act", "plot", "romance", "humour", "dubbing", "set design", "lighting", "direction", "photography", "finale",
 )  # fmt: skip
 KINDS = (
-    "thriller", "comedy", "western", "horror film", "documentary", "war movie", "love story", "remake", "sequel", "drama",
+    "thriller", "comedy", "western", "horror film", "documentary", "war movie", "romance", "remake", "sequel", "drama",
     "musical", "cartoon", "crime film", "science fiction film", "biopic", "silent film", "mystery", "road movie",
 )  # fmt: skip
 WATCHERS = (
-    "my brother", "my wife", "my husband", "a friend of mine", "my neighbour", "the critic in my paper", "my son", "my aunt",
+    "my brother", "my wife", "my husband", "a friend of mine", "my neighbour", "the critic in my paper", "my son",
+    "my aunt",
 )  # fmt: skip
 TIMES = (
     "last night", "on a plane", "on DVD", "at a festival", "with my family", "for the second time", "on television",
@@ -157,7 +158,7 @@ class Writer:
 
 @cache
 def reviews(split: str) -> list[tuple[str, str, int]]:
-    """(id, review, sentiment) of `train` (2,500) or `test` (600): balanced, deterministic, no text twice, none in both."""
+    """(id, review, sentiment) of `train` (2,500) or `test` (600): balanced, deterministic, each text once."""
     counts, unseen = {"train": 2500, "test": 600}, {"train": 0.0, "test": 0.5}
     taken = {text for _, text, _ in reviews("train")} if split == "test" else set()
     writer = Writer(random.Random(f"demo {split}"), unseen[split])

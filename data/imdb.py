@@ -1,8 +1,8 @@
 """Reviews from files: Kaggle's TSVs, Stanford's aclImdb/, and any TSV or CSV with a text and a label column.
 
-The Large Movie Review Dataset: Maas et al. 2011, ACL (P11-1015): 25,000 labelled, 25,000 test, 50,000 unlabelled reviews.
-Kaggle's "Bag of Words Meets Bags of Popcorn" is the same set; its ids end in the star rating (1–10), so its test labels are
-known: positive from 5 up (there are no 5s and 6s).
+The Large Movie Review Dataset: Maas et al. 2011, ACL (P11-1015): 25,000 labelled, 25,000 test, 50,000 unlabelled
+reviews. Kaggle's "Bag of Words Meets Bags of Popcorn" is the same set; its ids end in the star rating (1–10), so its
+test labels are known: positive from 5 up (there are no 5s and 6s).
 
 A review becomes one row of a DataFrame: id (str), review (str, cleaned), sentiment (1, 0, or -1 where unknown).
 """
@@ -21,14 +21,16 @@ from typing import NamedTuple
 import pandas as pd
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
-from nn.checkpoint import replacing
+from nn.files import replacing
 
 TEXT_NAMES = ("review", "text", "sentence", "content", "comment")
 LABEL_NAMES = ("sentiment", "label", "polarity", "target")
 LABELS = {"0": 0, "1": 1, "negative": 0, "positive": 1, "neg": 0, "pos": 1}
 UNKNOWN = -1
-BREAKS = ("br", "p", "div", "li", "tr", "hr", "h1", "h2", "h3", "h4", "blockquote")
+BREAKS = re.compile(r"</?(?:br|p|div|li|tr|td|hr|h[1-6]|ul|ol|blockquote)\b[^<>]*>", re.IGNORECASE)
+NO_TAG = re.compile(r"<(?!/?[a-zA-Z][^<>]*>)")  # a "<" that opens no tag: `a < b`, `<3`, `<!--`
 CLEANING = 1  # raise when `clean` changes: cached text is keyed by it
+NO_ENTITY = re.compile(r"&(?!#?\w+;)")  # an "&" that opens no entity: `AT&T`
 
 
 class Row(NamedTuple):
@@ -39,15 +41,13 @@ class Row(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """HTML to plain text: tags dropped, line and paragraph breaks a space, entities decoded, runs of blanks one space."""
+    """HTML to plain text: breaks and block tags become a space, other tags vanish, entities are decoded, and runs of
+    blanks are one space."""
+    text = NO_TAG.sub("&lt;", NO_ENTITY.sub("&amp;", BREAKS.sub(" ", text)))
     if "<" in text or "&" in text:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a review may look like a file name
-            soup = BeautifulSoup(text, "html.parser")
-        for tag in soup.find_all(BREAKS):
-            tag.insert_before(" ")
-            tag.insert_after(" ")
-        text = soup.get_text()
+            text = BeautifulSoup(text, "html.parser").get_text()
     return re.sub(r"[ \t\r\n]+", " ", text).strip(" ")
 
 
@@ -60,8 +60,8 @@ def open_text(path: Path):
 
 
 def read_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields). `.csv` is RFC 4180; in anything else a line is a record, tabs part its fields, and quotes are
-    literal but for one pair around a field (Kaggle's quoting=3 files)."""
+    """(line number, fields). `.csv` is RFC 4180; in anything else a line is a record, tabs part its fields, and quotes
+    are literal but for one pair around a field (Kaggle's quoting=3 files)."""
     with open_text(path) as file:
         if ".csv" in path.suffixes:
             limit = csv.field_size_limit(sys.maxsize)
@@ -126,7 +126,8 @@ def read_acl(folder: Path) -> Iterator[Row]:
 
 
 def rating_label(key: str) -> int:
-    """`12311_10` -> 1: the label that a Kaggle id tells; UNKNOWN where it tells none (rating 0, or another kind of id)."""
+    """`12311_10` -> 1: the label that a Kaggle id tells; UNKNOWN where it tells none (rating 0, or another kind of
+    id)."""
     match = re.fullmatch(r"\d+_(\d+)", key)
     rating = int(match[1]) if match else 0
     return UNKNOWN if rating == 0 else int(rating >= 5)
@@ -141,8 +142,8 @@ def load_reviews(
 ) -> pd.DataFrame:
     """A file, or a folder of aclImdb, as a DataFrame id, review, sentiment, in the order of the file.
 
-    Raises FileNotFoundError, or ValueError that lists the broken rows by number, unless skip_bad_rows. With `cache`, the
-    result is kept in that folder under the hash of the file, and read from there next time.
+    Raises FileNotFoundError, or ValueError that lists the broken rows by number, unless skip_bad_rows. With `cache`,
+    the result is kept in that folder under the hash of the file, and read from there next time.
     """
     path = Path(path)
     if not path.exists():
@@ -194,10 +195,15 @@ def as_frame(records: list) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------------- split
 
 
+def hash_rank(ids: pd.Series, salt: str) -> pd.Series:
+    """A number for each id that looks random and is the same on every machine."""
+    return ids.map(lambda key: int(hashlib.sha256(f"{salt}:{key}".encode()).hexdigest()[:15], 16))
+
+
 def split_train(frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(training, validation), stratified by sentiment, decided by the hash of seed and id: the same on every machine,
     whatever the order of the file. Raises ValueError where a part would be empty or a class is missing."""
-    rank = frame["id"].map(lambda key: hashlib.sha256(f"{seed}:{key}".encode()).hexdigest())
+    rank = hash_rank(frame["id"], str(seed))
     validation = pd.Series(False, index=frame.index)
     for _, group in rank.groupby(frame["sentiment"]):
         validation[group.sort_values().index[: round(len(group) * fraction)]] = True
@@ -208,3 +214,15 @@ def split_train(frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42) -> t
             f"cannot split {len(frame)} reviews with labels {counts}: both labels are needed, five of each"
         )
     return train.reset_index(drop=True), held_out.reset_index(drop=True)
+
+
+def subset(frame: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """`count` rows, as many of each label as possible alike, chosen by the hash of seed and id; a larger subset
+    contains a smaller one. Raises ValueError where there are not that many."""
+    labels = sorted(frame["sentiment"].unique())
+    if not len(labels) <= count <= len(frame):
+        raise ValueError(f"--train-reviews {count} is outside {len(labels)} … {len(frame)}")
+    rank = hash_rank(frame["id"], f"subset {seed}")
+    place = rank.groupby(frame["sentiment"]).rank(method="first")  # 1, 2, … within a label
+    chosen = pd.DataFrame({"place": place, "label": frame["sentiment"]}).sort_values(["place", "label"]).index[:count]
+    return frame.loc[sorted(chosen)].reset_index(drop=True)

@@ -1,4 +1,5 @@
-"""What surrounds an experiment: flags with the origin of each value, the run folder, its log, and the published results.
+"""What surrounds an experiment: flags with the origin of each value, the run folder, its log, and the published
+results.
 
 runs/<name>/config.json   options, origins, command, commit, versions, device
             log.jsonl     one event a line; `epoch` events carry train_acc and val_acc
@@ -17,13 +18,15 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from nn.checkpoint import open_tensors, read_json, write_json, write_tensors, write_text
+from data.batches import Batch
+from nn.files import open_tensors, read_json, write_json, write_tensors, write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data" / "results"
@@ -159,6 +162,55 @@ class Run:
         with self.log_file.open("a") as log:
             log.truncate(progress["log_bytes"])
         return tensors, progress
+
+
+class Meter:
+    """Totals of an epoch (`sums`: all that resuming needs), the time spent, and when to save next."""
+
+    def __init__(self, sums: dict[str, float] | None, seconds: float, save_minutes: float) -> None:
+        self.sums = sums or self.zero()
+        self.begin, self.before = time.perf_counter(), seconds
+        self.mark = self.saved = self.begin
+        self.save_seconds = 60 * save_minutes
+
+    @staticmethod
+    def zero() -> dict[str, float]:
+        return {"loss": 0.0, "correct": 0, "count": 0, "tokens": 0, "seconds": 0.0}
+
+    def add(self, batch: Batch, loss: Tensor, logits: Tensor) -> None:
+        """loss: a mean over examples. Logits may hold the batch twice (two dropout passes): the first rows count."""
+        size = len(batch.labels)
+        self.sums["loss"] += loss.item() * size
+        self.sums["correct"] += int((logits[:size].argmax(-1) == batch.labels).sum())
+        self.sums["count"] += size
+        self.sums["tokens"] += int(batch.mask.sum())  # real ones, not padding
+
+    def tick(self) -> None:
+        """Ends a step."""
+        now = time.perf_counter()
+        self.sums["seconds"] += now - self.mark
+        self.mark = now
+
+    def reset(self) -> None:
+        """Ends an epoch."""
+        self.sums, self.mark = self.zero(), time.perf_counter()
+
+    def total(self) -> float:
+        """Seconds of the whole run, over all sittings."""
+        return self.before + time.perf_counter() - self.begin
+
+    def record(self) -> dict[str, float]:
+        s = self.sums
+        means = {"train_loss": s["loss"] / s["count"], "train_acc": s["correct"] / s["count"]}
+        return means | {"tokens_per_second": round(s["tokens"] / max(s["seconds"], 1e-9))}
+
+    def shown(self) -> dict[str, float]:
+        return {name: float(f"{value:.5g}") for name, value in self.record().items()}
+
+    def save_is_due(self) -> bool:
+        due = time.perf_counter() - self.saved >= self.save_seconds
+        self.saved = time.perf_counter() if due else self.saved
+        return due
 
 
 # -------------------------------------------------------------------------------------------------------- results

@@ -4,12 +4,14 @@ Reads tokenizer.json, vocab.txt (WordPiece, BERT) and spm.model (Unigram, Senten
 Unigram on a corpus where no published one is used. Segmentation itself is done by the `tokenizers` package.
 
 WordPiece: Wu et al. 2016, arXiv 1609.08144, §4.1.  Unigram: Kudo 2018, arXiv 1804.10959, §3.2.
-Differs from SentencePiece: normalisation goes grapheme by grapheme and ties between segmentations may fall the other way;
-1 of 5,000 IMDB reviews is cut differently.
+Differs from SentencePiece: normalisation goes grapheme by grapheme and ties between segmentations may fall the other
+way; 1 of 5,000 IMDB reviews is cut differently.
 """
 
 import json
+import math
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from nn.checkpoint import find_pretrained, read_json, replacing, write_json, write_text
+from nn.files import read_json, write_json, write_text
+from nn.hub import find_pretrained
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 BATCH = 2_000  # reviews handed to the parallel encoder at a time
@@ -142,7 +145,8 @@ def finish(backend: Backend) -> Backend:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """(field number, value) of a protobuf message: varints as int, the rest as bytes. Raises ValueError if cut short."""
+    """(field number, value) of a protobuf message: varints as int, the rest as bytes. Raises ValueError if cut
+    short."""
     place = 0
 
     def varint() -> int:
@@ -206,33 +210,42 @@ def unigram(pieces: list[tuple[str, float]], unknown: int, charsmap: bytes) -> B
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A new tokenizer of at most `vocab_size` pieces from `texts`. kind: wordpiece or unigram. Deterministic."""
+    """A new tokenizer of about `vocab_size` pieces from `texts`. kind: wordpiece or unigram.
+
+    The package's own WordPiece and Unigram trainers give other pieces at every call, because they iterate over randomly
+    seeded hash maps. Its BPE trainer (Sennrich et al. 2016, arXiv 1508.07909) does not, so its merges choose the
+    pieces, and for Unigram the logarithm of their relative frequency is their score: the same texts give the same
+    tokenizer.
+    """
+    texts = list(texts)
     if kind == "wordpiece":
-        draft = wordpiece({"[UNK]": 0}, lowercase=True)
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(SPECIAL),
-            continuing_subword_prefix="##",
-            show_progress=False,
-        )
-        draft.train_from_iterator(sorted(texts), trainer)
-        vocab = dict(sorted(draft.get_vocab().items(), key=lambda item: item[1]))
+        frame = wordpiece({"[UNK]": 0}, lowercase=True)
+        words = pre_tokenizers.Sequence([frame.pre_tokenizer, pre_tokenizers.Metaspace("▁", prepend_scheme="always")])
+        counts = count_pieces(frame.normalizer, words, texts, vocab_size)
+        starts, others = (sorted(p for p in counts if p.startswith("▁") is start) for start in (True, False))
+        pieces = [*SPECIAL, *(piece[1:] for piece in starts if piece != "▁"), *(f"##{piece}" for piece in others)]
+        vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
         return Tokenizer(wordpiece(vocab, lowercase=True), kind, vocab["[PAD]"], lowercase=True)
     if kind == "unigram":
-        draft = unigram([("[UNK]", 0.0)], 0, b"")
-        trainer = trainers.UnigramTrainer(vocab_size=vocab_size, unk_token="[UNK]", show_progress=False)
-        draft.train_from_iterator(sorted(texts), trainer)
-        return Tokenizer(unigram(*with_bytes(json.loads(draft.to_str())["model"]["vocab"]), b""), kind, 0)
+        frame = unigram([("[UNK]", 0.0)], 0, b"")
+        words = pre_tokenizers.Sequence([frame.pre_tokenizer, pre_tokenizers.Punctuation("isolated")])
+        counts = count_pieces(frame.normalizer, words, texts, vocab_size)
+        total = sum(counts.values())
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        scores = [(piece, math.log(count / total)) for piece, count in ranked]
+        fixed = [*SPECIAL[:4], *(f"<0x{byte:02X}>" for byte in range(256))]  # the order of DeBERTa-v3's spm.model
+        backend = unigram([(piece, 0.0) for piece in fixed] + scores, fixed.index("[UNK]"), b"")
+        return Tokenizer(backend, kind, fixed.index("[PAD]"))
     raise ValueError(f"unknown tokenizer kind {kind!r}; known: wordpiece, unigram")
 
 
-def with_bytes(trained: list[list]) -> tuple[list[tuple[str, float]], int]:
-    """Trained pieces in DeBERTa's order: special tokens, the 256 byte pieces, then the rest; and [UNK]'s id."""
-    fixed = [*SPECIAL[:4], *(f"<0x{byte:02X}>" for byte in range(256))]
-    rest = [(piece, score) for piece, score in trained if piece not in SPECIAL]
-    return [(piece, 0.0) for piece in fixed] + rest, fixed.index("[UNK]")
-
-
-def copy_tokenizer_file(source: Path, target: Path) -> None:
-    with replacing(target) as temporary:
-        temporary.write_bytes(source.read_bytes())
+def count_pieces(normalizer, pre_tokenizer, texts: list[str], vocab_size: int) -> Counter[str]:
+    """How often each BPE piece occurs in the texts, cut by the merges that were learned from them; single characters,
+    of which any text is made, count at least once."""
+    draft = Backend(models.BPE())
+    draft.normalizer, draft.pre_tokenizer = normalizer, pre_tokenizer
+    draft.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
+    counts = Counter(dict.fromkeys(draft.get_vocab(), 1))
+    for encoding in draft.encode_batch_fast(texts):
+        counts.update(encoding.tokens)
+    return counts

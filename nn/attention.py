@@ -38,8 +38,8 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last axis among the places where `mask` is True.
 
-    scores: [..., S];  mask: bool, broadcasts to scores. Returns scores' dtype; the kernel sums in fp32 or wider whatever
-    that is. Masked places get exactly 0; a row with no place at all becomes uniform rather than NaN.
+    scores: [..., S];  mask: bool, broadcasts to scores. Returns scores' dtype; the kernel sums in fp32 or wider
+    whatever that is. Masked places get exactly 0; a row with no place at all becomes uniform rather than NaN.
     """
     return (scores + mask_bias(mask, scores.dtype)).softmax(-1).to(scores.dtype)
 

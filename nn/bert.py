@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019, arXiv 1810.04805) as a sequence classifier (§3.2 and Fig. 4b).
 
-    e⁰ = LN(word + type + position);   eˡ = EncoderBlock(eˡ⁻¹), l = 1 … L;   f = tanh(W e^L_[CLS] + b);   logits = W_c f + b_c
+    e⁰ = LN(word + type + position);   eˡ = EncoderBlock(eˡ⁻¹), l = 1 … L
+    f = tanh(W eᴸ[CLS] + b);   logits = W_c f + b_c
 
 Differs from the published code: nothing; logits equal it to rounding (tests/golden).
 """

@@ -12,9 +12,9 @@ embedding table for the distance q - k, and R = LN(table) shared by all layers:
 
 s -> position_buckets, M -> max_relative_positions. xlarge and xxlarge add a convolution beside the first layer.
 
-Differs from the paper: position → content uses δ(q,k), where the paper writes δ(k,q), because the published weights were
-trained that way; with share_att_key the biases of W_q and W_k act on R too. Differs from the published code: nothing
-(tests/golden); distances beyond 512 follow transformers where Microsoft's code clamps one row earlier.
+Differs from the paper: position → content uses δ(q,k), where the paper writes δ(k,q), because the published weights
+were trained that way; with share_att_key the biases of W_q and W_k act on R too. Differs from the published code:
+nothing (tests/golden); distances beyond 512 follow transformers where Microsoft's code clamps one row earlier.
 """
 
 import math
@@ -109,9 +109,11 @@ class DebertaConfig:
     pooler_hidden_size: int | None = None  # None: hidden_size
 
     def __post_init__(self) -> None:
+        if not self.relative_attention:
+            raise ValueError("config: relative_attention = False is not supported; supported: True")
         kinds = self.pos_att_type
         kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds or ()
-        object.__setattr__(self, "pos_att_type", tuple(kind.strip() for kind in kinds))
+        object.__setattr__(self, "pos_att_type", tuple(kind.strip() for kind in kinds if kind.strip()))
         unknown = set(self.pos_att_type) - {"c2p", "p2c"}
         if unknown:
             raise ValueError(f"pos_att_type {', '.join(sorted(unknown))} is not supported; supported: c2p, p2c")
@@ -141,8 +143,8 @@ def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def relative_index(length: int, buckets: int, max_position: int, device: torch.device) -> tuple[Tensor, int, int]:
-    """δ for a sequence of `length` tokens: (index [T, T] counted from `first`, first, last), where the rows first … last
-    of the table are all that occur."""
+    """δ for a sequence of `length` tokens: (index [T, T] counted from `first`, first, last), where the rows first …
+    last of the table are all that occur."""
     with torch.inference_mode(False):  # what is cached while scoring must serve training too
         place = torch.arange(length)
         distance = place[:, None] - place[None, :]  # [T, T]: q - k

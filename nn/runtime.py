@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,9 +65,24 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Matrix products in `dtype`; weights, norms, softmax and losses stay fp32."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+class Machine(NamedTuple):
+    """Where a run computes, and in which precision its matrix products are."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Matrix products in `dtype`; weights, norms, softmax and losses stay fp32."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def __str__(self) -> str:
+        return f"{describe_device(self.device)}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def choose_machine(device: str, precision: str) -> Machine:
+    """Raises ValueError for a device or precision that is not known or not here."""
+    found = choose_device(device)
+    return Machine(found, choose_precision(precision, found))
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -131,7 +147,8 @@ class Stopped(Exception):
 
 
 class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at between steps; the second one stops at once."""
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at between steps; the second one stops at
+    once."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -1,10 +1,11 @@
 """Parameter-efficient fine-tuning: METHODS, one line each, and how an adapter is put on, saved, loaded and merged.
 
-`apply` freezes what the checkpoint brought, puts the method on, and leaves trainable: the method's own parameters, the head
-(pooler and classifier), and whatever was initialised at random (`model.fresh`), since random layers that stay frozen are
-only noise (DeBERTa's pooler is in no published backbone: huggingface/peft#2171).
+`apply` freezes what the checkpoint brought, puts the method on, and leaves trainable: the method's own parameters, the
+head (pooler and classifier), and whatever was initialised at random (`model.fresh`), since random layers that stay
+frozen are only noise (DeBERTa's pooler is in no published backbone: huggingface/peft#2171).
 
-An adapter directory is huggingface/peft's: adapter_config.json beside adapter_model.safetensors, published module names.
+An adapter directory is huggingface/peft's: adapter_config.json beside adapter_model.safetensors, published module
+names.
 """
 
 from collections.abc import Callable
@@ -15,16 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from nn.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    open_tensors,
-    read_json,
-    translate,
-    write_config,
-    write_json,
-    write_tensors,
-)
+from nn.checkpoint import translate, write_config
+from nn.files import open_tensors, read_json, write_json, write_tensors
+from nn.hub import CONFIG, WEIGHTS
 from peft import lora
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -41,7 +35,7 @@ class MethodEntry(NamedTuple):
 # fmt: off
 METHODS: dict[str, MethodEntry] = {
     "none": MethodEntry(None, None, (), {}),
-    "lora": MethodEntry(lora.apply, lora.merge, ("rank", "alpha", "lora_dropout", "targets"), {"learning_rate": 5e-4, "head_learning_rate": 1e-3}),
+    "lora": MethodEntry(lora.apply, lora.merge, lora.OPTIONS, {"learning_rate": 5e-4, "head_learning_rate": 1e-3}),
 }
 # fmt: on
 
@@ -84,7 +78,8 @@ def backbone_name(name: str) -> str | None:
 
 
 def trains_backbone(model: Module) -> bool:
-    """Whether anything but adapter and head is trained, so that an adapter file alone would not bring the model back."""
+    """Whether anything but adapter and head is trained, so that an adapter file alone would not bring the model
+    back."""
     names = (backbone_name(name) for name, p in model.named_parameters() if p.requires_grad)
     return any(name is not None and name.split(".")[0] not in model.HEAD for name in names)
 
@@ -169,8 +164,8 @@ def published_head(model: Module, name: str) -> str:
 def load_adapter(model: Module, directory: str | Path) -> Module:
     """Puts the adapter of a directory on a plain model, strictly.
 
-    Raises FileNotFoundError, or ValueError for an adapter of another kind or shape, listing every tensor that is missing,
-    surplus or misshaped.
+    Raises FileNotFoundError, or ValueError for an adapter of another kind or shape, listing every tensor that is
+    missing, surplus or misshaped.
     """
     directory = Path(directory)
     config = read_json(directory / ADAPTER_CONFIG)

@@ -18,6 +18,8 @@ from torch.nn import Linear, Module, Parameter
 
 from nn.dropout import Dropout
 
+OPTIONS = ("rank", "alpha", "lora_dropout", "targets")
+
 
 class LoRALinear(Module):
     """y = base(x) + s·B(A dropout(x));   s = alpha / rank."""
@@ -48,8 +50,9 @@ class LoRALinear(Module):
 
 
 def choose_targets(model: Module, targets: str) -> list[str]:
-    """Names of the linear layers that `targets` means: `all-linear` (all but the head), or layer names with commas between
-    them (`query,value`), each matching the end of a module's name. Raises ValueError where one matches nothing."""
+    """Names of the linear layers that `targets` means: `all-linear` (all but the head), or layer names with commas
+    between them (`query,value`), each matching the end of a module's name. Raises ValueError where one matches
+    nothing."""
     layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
     inner = [name for name in layers if name.split(".")[0] not in model.HEAD]
     if targets == "all-linear":
