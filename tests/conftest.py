@@ -1,0 +1,101 @@
+"""Fixtures: small checkpoints, and the folders that slow tests need."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from nn import MODELS
+from nn.checkpoint import save_pretrained
+from peft import METHODS
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+TINY = {"vocab_size": 61, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "feed_forward_size": 17}
+
+
+def tiny(name: str, seed: int = 0, **changes) -> torch.nn.Module:
+    """A model of the table with its own kind of settings and very small sizes, with weights of ordinary size."""
+    entry = MODELS[name]
+    torch.manual_seed(seed)
+    values = {key: value for key, value in (entry.shape | TINY | changes).items() if key in fields(entry.build.Config)}
+    model = entry.build(entry.build.Config(**values))
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.15)
+    model.fresh = frozenset()
+    return model
+
+
+def fields(config: type) -> set[str]:
+    return set(config.__dataclass_fields__)
+
+
+def token_batch(lengths: list[int], vocab: int = 61, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids [B, T], mask [B, T]) of rows with these lengths; padding is 0."""
+    stream = torch.Generator().manual_seed(seed)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return torch.randint(1, vocab, mask.shape, generator=stream) * mask, mask
+
+
+def adapt(model: torch.nn.Module, method: str) -> torch.nn.Module:
+    """`method` on a tiny model, its zero-initialised part moved off zero so that it changes the output."""
+    import peft
+
+    options = {"rank": 2, "alpha": 6.0} if "rank" in METHODS[method].options else {}
+    peft.apply(model, method, **options)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".B"):
+            parameter.data.normal_(0, 0.3)
+    return model
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A tiny BERT checkpoint directory."""
+    save_pretrained(tiny("bert"), tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def folder_from(variable: str) -> Path:
+    value = os.environ.get(variable, "")
+    if not value or not Path(value).is_dir():
+        pytest.skip(f"{variable} names no folder")
+    return Path(value)
+
+
+@pytest.fixture
+def imdb() -> Path:
+    return folder_from("IMDB_DIR")
+
+
+@pytest.fixture
+def minilm() -> Path:
+    return folder_from("MINILM_DIR")
+
+
+@pytest.fixture
+def spm() -> Path:
+    """The directory of DeBERTa-v3's published spm.model."""
+    return folder_from("TOKENIZERS_DIR") / "deberta-v3"
+
+
+def tiny_weights(folder: Path, name: str = "bert") -> Path:
+    """A tiny checkpoint with a tokenizer beside it, both made for the built-in reviews."""
+    from data.demo import reviews
+    from data.tokenization import train_tokenizer
+
+    tokenizer = train_tokenizer(MODELS[name].tokenizer, [text for _, text, _ in reviews("train")[:300]], 300)
+    model = tiny(name, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+    save_pretrained(model, folder)
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture
+def small_run(tmp_path: Path, monkeypatch) -> list[str]:
+    """Arguments of a run of a few seconds: a tiny BERT with LoRA on 64 of the built-in reviews, five steps an epoch."""
+    monkeypatch.chdir(tmp_path)
+    weights = tiny_weights(tmp_path / "weights")
+    text = f"--model bert --weights {weights} --peft lora --data demo --train-reviews 64 --batch-size 13 --epochs 2"
+    return [*text.split(), "--precision", "fp32", "--runs", str(tmp_path / "runs"), "--name", "small"]

@@ -1,0 +1,114 @@
+"""Makes the golden files beside it: tiny random checkpoints saved by transformers, with its logits and gradients, and
+ids that sentencepiece gives.
+
+    python tests/golden/make_golden.py [SPM_MODEL]
+
+in an environment of its own, with torch 2.13.0, transformers 5.23.0 and sentencepiece 0.2.3.
+
+Each folder holds config.json, model.safetensors and expected.safetensors:
+    input_ids, mask [B, T], labels [B];  logits [B, C] of the padded batch;  single [B, C], each row alone, without
+    padding; grad.<published name>: gradients of the mean cross-entropy.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertForSequenceClassification, DebertaV2Config, DebertaV2ForSequenceClassification
+
+HERE = Path(__file__).parent
+SIZES = {"vocab_size": 61, "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 23}
+V3 = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "max_relative_positions": -1,
+    "max_position_embeddings": 64,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "pad_token_id": 0,
+}
+CONV = {"conv_kernel_size": 3, "conv_act": "gelu"}
+CONFIGS = {
+    "bert": (BertConfig, {"max_position_embeddings": 24}),
+    "bert_3_labels": (BertConfig, {"max_position_embeddings": 24, "num_labels": 3, "hidden_act": "gelu_new"}),
+    "deberta_v3": (DebertaV2Config, V3),
+    "deberta_v3_long": (DebertaV2Config, V3 | {"position_buckets": 4, "max_position_embeddings": 12}),
+    "deberta_v2_conv": (DebertaV2Config, V3 | CONV | {"attention_head_size": 10}),
+    "deberta_v2_grouped_conv": (DebertaV2Config, V3 | {"conv_kernel_size": 5, "conv_groups": 2, "conv_act": "tanh"}),
+    "deberta_unshared": (DebertaV2Config, V3 | {"share_att_key": False}),
+    "deberta_c2p": (DebertaV2Config, V3 | {"pos_att_type": "c2p"}),
+    "deberta_p2c_no_buckets": (
+        DebertaV2Config,
+        V3 | {"pos_att_type": "p2c", "position_buckets": -1, "max_relative_positions": 9, "norm_rel_ebd": "none"},
+    ),
+    "deberta_biased_input": (
+        DebertaV2Config,
+        V3 | {"position_biased_input": True, "type_vocab_size": 2, "embedding_size": 14},
+    ),
+}
+CLASSES = {BertConfig: BertForSequenceClassification, DebertaV2Config: DebertaV2ForSequenceClassification}
+
+
+def make(name: str, config_class: type, values: dict, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = CLASSES[config_class](config_class(**SIZES, **values)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    lengths = [19, 3, 11]
+    input_ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    for row, length in zip(input_ids, lengths, strict=True):
+        row[:length] = torch.randint(1, SIZES["vocab_size"], (length,))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    labels = torch.tensor([1, 0, 1])
+    out = model(input_ids=input_ids, attention_mask=mask.long(), labels=labels)
+    out.loss.backward()
+    rows = zip(input_ids, lengths, strict=True)
+    single = [model(input_ids=row[None, :n], attention_mask=torch.ones(1, n).long()).logits for row, n in rows]
+    tensors = {
+        "input_ids": input_ids,
+        "mask": mask,
+        "labels": labels,
+        "logits": out.logits,
+        "single": torch.cat(single),
+    }
+    tensors |= {f"grad.{key}": p.grad for key, p in model.named_parameters() if p.grad is not None}
+    save_file({key: t.detach().contiguous() for key, t in tensors.items()}, folder / "expected.safetensors")
+
+
+TEXTS = [
+    "A wonderful little production.",
+    "I can't wait... it's 100% GREAT!!! (really?)",
+    "Full-width ＡＢＣ, ligature ﬁ, ellipsis …, ① and ½",
+    "naïve café — “quotes” and ‘more’",
+    "tabs\tand\nlines  and   runs of spaces ",
+    "no-break\u00a0space and zero\u200bwidth",
+    "emoji 😀 and ☕ and ᚠᛇ",
+    "C1 controls \x85 \x96 stay",
+    "unbelievably antidisestablishmentarianism",
+]
+
+
+def make_ids(model_file: str) -> None:
+    """SentencePiece's ids of TEXTS -> spm.json."""
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=model_file)
+    text = json.dumps({text: model.encode(text) for text in TEXTS}, ensure_ascii=True, indent=1)
+    (HERE / "spm.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        make_ids(sys.argv[1])
+    for seed, (name, (config_class, values)) in enumerate(CONFIGS.items()):
+        make(name, config_class, values, seed)
+        print(name)

@@ -1,0 +1,227 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, tiny, token_batch
+from safetensors.torch import load_file, save_file
+
+from nn import MODELS
+from nn.checkpoint import load_pretrained, save_pretrained, translate
+from nn.files import read_json, write_json
+from nn.hub import CONFIG, INDEX, WEIGHTS, find_pretrained
+
+ENCODERS = [name for name, entry in MODELS.items() if hasattr(entry.build, "KEYS")]
+
+
+def rewrite(folder, change):
+    """Saves the tensors of a checkpoint again after change(dict)."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file(change(tensors), folder / WEIGHTS, {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_round_trip_is_exact(name, tmp_path):
+    model = tiny(name)
+    save_pretrained(model, tmp_path)
+    again = load_pretrained(tmp_path)
+    assert again.config == model.config
+    assert again.fresh == frozenset()
+    for (key, ours), (other, theirs) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert key == other
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in GOLDEN.glob("*/config.json")), ids=lambda p: p.name)
+def test_published_to_ours_to_published_is_exact(folder, tmp_path):
+    theirs = load_file(folder / WEIGHTS)
+    labels = len(read_json(folder / CONFIG).get("id2label", "01"))
+    save_pretrained(load_pretrained(folder, labels), tmp_path)
+    ours = load_file(tmp_path / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_every_parameter_has_a_published_name_of_its_own():
+    for name in ENCODERS:
+        names = [translate(key, MODELS[name].build.KEYS) for key, _ in tiny(name).named_parameters()]
+        assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("prefix", ["", "roberta."])
+def test_a_missing_or_foreign_prefix_loads(checkpoint, prefix):
+    before = load_pretrained(checkpoint).eval()(*token_batch([5]))
+    rewrite(checkpoint, lambda tensors: {key.replace("bert.", prefix, 1): t for key, t in tensors.items()})
+    assert torch.equal(load_pretrained(checkpoint).eval()(*token_batch([5])), before)
+
+
+def test_legacy_names_and_pretraining_extras_load(checkpoint):
+    before = load_pretrained(checkpoint).eval()(*token_batch([5]))
+
+    def age(tensors):
+        old = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+               for k, t in tensors.items()}  # fmt: skip
+        return old | {"cls.predictions.bias": torch.zeros(61), "bert.embeddings.position_ids": torch.arange(512)[None]}
+
+    rewrite(checkpoint, age)
+    assert torch.equal(load_pretrained(checkpoint).eval()(*token_batch([5])), before)
+
+
+def test_fp16_files_become_fp32(checkpoint):
+    rewrite(checkpoint, lambda tensors: {key: t.half() for key, t in tensors.items()})
+    assert {p.dtype for p in load_pretrained(checkpoint).parameters()} == {torch.float32}
+    assert {p.dtype for p in load_pretrained(checkpoint, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_a_missing_head_is_initialised_and_named(checkpoint):
+    gone = ("classifier", "bert.pooler")
+    rewrite(checkpoint, lambda tensors: {k: t for k, t in tensors.items() if not k.startswith(gone)})
+    model = load_pretrained(checkpoint, num_labels=3)
+    head = {"classifier.weight", "classifier.bias", "pooler.dense.weight", "pooler.dense.bias"}
+    assert model.fresh == head
+    assert model.classifier.weight.shape == (3, 12)
+    assert 0 < model.pooler.dense.weight.std() < 0.04
+    assert torch.equal(model.classifier.bias, torch.zeros(3))
+
+
+def test_shards_load_like_one_file(checkpoint):
+    tensors = load_file(checkpoint / WEIGHTS)
+    before, keys = load_pretrained(checkpoint), sorted(tensors)
+    where = {}
+    for number in range(3):
+        name = f"model-0000{number + 1}-of-00003.safetensors"
+        save_file({key: tensors[key] for key in keys[number::3]}, checkpoint / name)
+        where |= dict.fromkeys(keys[number::3], name)
+    write_json(checkpoint / INDEX, {"weight_map": where})
+    (checkpoint / WEIGHTS).unlink()
+    after = load_pretrained(checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    (checkpoint / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks model-00002-of-00003"):
+        load_pretrained(checkpoint)
+
+
+def test_pytorch_model_bin_is_converted_once(checkpoint):
+    before = load_pretrained(checkpoint)
+    torch.save(load_file(checkpoint / WEIGHTS), checkpoint / "pytorch_model.bin")
+    (checkpoint / WEIGHTS).unlink()
+    after = load_pretrained(checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert (checkpoint / WEIGHTS).exists()
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(checkpoint, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'owned'}",)
+
+    (checkpoint / WEIGHTS).unlink()
+    torch.save({"bert.embeddings.LayerNorm.weight": Payload()}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="was refused"):
+        load_pretrained(checkpoint)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_everything_wrong_is_listed_at_once(checkpoint):
+    def spoil(tensors):
+        del tensors["bert.encoder.layer.1.output.dense.bias"]
+        tensors["bert.encoder.layer.0.output.dense.weight"] = torch.zeros(3, 5)
+        tensors["bert.embeddings.LayerNorm.weight"][0] = float("nan")
+        tensors["bert.embeddings.LayerNorm.bias"] = torch.zeros(12, dtype=torch.int64)
+        return tensors | {"bert.something": torch.zeros(2)}
+
+    rewrite(checkpoint, spoil)
+    with pytest.raises(ValueError, match="5 problems") as caught:
+        load_pretrained(checkpoint)
+    for part in (
+        "missing bert.encoder.layer.1.output.dense.bias",
+        "misshaped bert.encoder.layer.0.output.dense.weight: [3, 5], the config asks for [12, 17]",
+        "bert.embeddings.LayerNorm.weight holds NaN",
+        "bert.embeddings.LayerNorm.bias holds torch.int64",
+        "surplus bert.something",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_file_cut_short(checkpoint):
+    data = (checkpoint / WEIGHTS).read_bytes()
+    for size in (0, 5, 100, len(data) - 1):
+        (checkpoint / WEIGHTS).write_bytes(data[:size])
+        with pytest.raises(ValueError, match="cut short or damaged"):
+            load_pretrained(checkpoint)
+
+
+def test_a_head_of_another_size(checkpoint):
+    with pytest.raises(ValueError, match="--num-labels 2 keeps"):
+        load_pretrained(checkpoint, num_labels=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: bert"),
+        ({"hidden_act": "swish"}, "unknown activation 'swish'"),
+        ({"hidden_size": 15}, "misshaped"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key' is not supported"),
+        ({"num_hidden_layers": 3}, "missing bert.encoder.layer.2"),
+        ({"num_hidden_layers": 1}, "surplus bert.encoder.layer.1"),
+    ],
+)
+def test_a_config_that_does_not_fit(checkpoint, change, message):
+    write_json(checkpoint / CONFIG, read_json(checkpoint / CONFIG) | change)
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        load_pretrained(checkpoint)
+
+
+def test_deberta_without_relative_attention_is_refused(tmp_path):
+    save_pretrained(tiny("deberta"), tmp_path)
+    config = read_json(tmp_path / CONFIG)
+    for value in (
+        config | {"relative_attention": False},
+        {k: v for k, v in config.items() if k != "relative_attention"},
+    ):
+        write_json(tmp_path / CONFIG, value)
+        with pytest.raises(ValueError, match="relative_attention = False is not supported"):
+            load_pretrained(tmp_path)
+
+
+def test_label_names_are_kept(checkpoint):
+    config = read_json(checkpoint / CONFIG)
+    write_json(checkpoint / CONFIG, config | {"id2label": {"0": "bad", "1": "good"}})
+    assert load_pretrained(checkpoint).config.labels == ("bad", "good")
+    write_json(checkpoint / CONFIG, config | {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}})
+    assert load_pretrained(checkpoint).config.labels == ("negative", "positive")
+
+
+def test_where_weights_may_come_from(tmp_path, checkpoint):
+    assert find_pretrained(checkpoint) == checkpoint
+    with pytest.raises(FileNotFoundError, match="is a file"):
+        find_pretrained(checkpoint / WEIGHTS)
+    for name in ("./nothing/here", "/nowhere", "a b", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="not a directory and does not look like a hub id"):
+            find_pretrained(name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        load_pretrained(tmp_path / "empty")
+
+
+def test_offline_and_not_cached_is_one_line(tmp_path):
+    program = (
+        "from nn.hub import find_pretrained\n"
+        "try: find_pretrained('some/model')\n"
+        "except FileNotFoundError as error: print(error)"
+    )
+    settings = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("'some/model' is neither a directory here nor in the hub cache")
+    assert done.stdout.count("\n") == 1
+
+
+def test_what_is_saved_is_plain_json_and_pt(checkpoint):
+    config = json.loads((checkpoint / CONFIG).read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["num_hidden_layers"] == 2
+    assert config["id2label"] == {"0": "negative", "1": "positive"}

@@ -1,0 +1,55 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+from data.batches import Corpus
+from eval import auc, metrics, score
+from nn.runtime import Machine
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+
+
+def test_metrics_against_hand_numbers():
+    logits = np.array([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0], [0.0, 3.0], [0.0, 2.0]], np.float32)
+    labels = np.array([0, 1, 1, 1, 0])
+    found = metrics(logits, labels)
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["confusion"] == [[1, 1], [1, 2]]
+    assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert found["auc"] == pytest.approx(4 / 6)  # of 3 · 2 pairs, positives 1, -0.5, 3 against -2, 2
+    torch_loss = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item()
+    assert found["loss"] == pytest.approx(torch_loss, rel=1e-6)
+
+
+def test_auc_counts_pairs_and_ties_half():
+    stream = np.random.default_rng(0)
+    scores, labels = stream.integers(0, 5, 60).astype(float), stream.integers(0, 2, 60)
+    pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels == 1] for n in scores[labels == 0]]
+    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
+    assert math.isnan(auc(scores[labels == 1], labels[labels == 1]))
+
+
+def test_three_classes_have_no_auc():
+    assert metrics(np.eye(3, dtype=np.float32), np.array([0, 1, 1])).keys() == {"accuracy", "loss", "count"}
+
+
+def test_scores_come_in_the_order_of_the_corpus_and_the_mode_is_put_back():
+    rows = [np.random.default_rng(n).integers(1, 61, n).tolist() for n in (5, 2, 9, 3)]
+    corpus, model = Corpus.from_rows(rows, [0, 1, 1, 0], 0), tiny("bert").train()
+    together = score(model, corpus, CPU)
+    assert model.training
+    assert together.shape == (4, 2)
+    for i in range(4):
+        alone = score(model, Corpus.from_rows([rows[i]], [0], 0), CPU)
+        np.testing.assert_allclose(together[i], alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_training_goes_on_after_scoring():
+    """What scoring caches (relative positions) must still serve a backward pass."""
+    corpus, model = Corpus.from_rows([[1, 2, 3, 4, 5, 6, 7]], [0], 0), tiny("deberta")
+    score(model, corpus, CPU)
+    batch = corpus.batch(np.array([0]))
+    model(batch.input_ids, batch.mask).sum().backward()

@@ -1,0 +1,69 @@
+import errno
+import resource
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nn.files import open_tensors, read_json, replacing, write_json, write_tensors, write_text
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    write_text(path, "one")
+    write_text(path, "two")
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "one")
+
+    def fail():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path):
+    """A limit on the size of files fails a write in the middle, as a full disk does."""
+    path, old = tmp_path / "model.safetensors", {"x": torch.arange(7.0)}
+    write_tensors(path, old)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+        with pytest.raises(OSError, match=r"cannot write .*untouched"):
+            write_tensors(path, {"x": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.equal(load_file(path)["x"], old["x"])
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_space_is_said_with_the_name(tmp_path):
+    with pytest.raises(OSError, match=r"cannot write .*a\.txt: .*No space left"), replacing(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_readers_name_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a\.json does not exist"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+    with (
+        pytest.raises(FileNotFoundError, match=r"b\.safetensors does not exist"),
+        open_tensors(tmp_path / "b.safetensors"),
+    ):
+        pass
+    write_json(tmp_path / "a.json", {"ü": 1})
+    assert read_json(tmp_path / "a.json") == {"ü": 1}

@@ -1,0 +1,47 @@
+"""Our encoders against transformers 5.23: logits and gradients of tiny random checkpoints (golden/make_golden.py)."""
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+
+from losses.cross_entropy import cross_entropy
+from nn.checkpoint import load_pretrained, translate
+
+CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.safetensors"))
+PARITY = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(params=CHECKPOINTS)
+def golden(request):
+    expected = load_file(GOLDEN / request.param / "expected.safetensors")
+    return load_pretrained(GOLDEN / request.param, expected["logits"].size(1)), expected
+
+
+def test_there_are_several_configurations_of_each_family():
+    assert sum(name.startswith("bert") for name in CHECKPOINTS) >= 2
+    assert sum(name.startswith("deberta") for name in CHECKPOINTS) >= 8
+
+
+def test_logits_with_padding(golden):
+    model, expected = golden
+    torch.testing.assert_close(model.eval()(expected["input_ids"], expected["mask"]), expected["logits"], **PARITY)
+
+
+def test_logits_without_padding(golden):
+    model, expected = golden
+    for row, mask, logits in zip(expected["input_ids"], expected["mask"], expected["single"], strict=True):
+        ours = model.eval()(row[mask][None], mask[mask][None])[0]
+        torch.testing.assert_close(ours, logits, **PARITY)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients(golden, checkpointing):
+    model, expected = golden
+    model.eval().checkpointing = checkpointing
+    cross_entropy(model(expected["input_ids"], expected["mask"]), expected["labels"]).backward()
+    theirs = {key.removeprefix("grad."): value for key, value in expected.items() if key.startswith("grad.")}
+    ours = {translate(name, model.KEYS): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert ours.keys() == theirs.keys()
+    for key, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[key], **PARITY, msg=lambda text, key=key: f"{key}: {text}")

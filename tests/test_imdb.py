@@ -1,0 +1,250 @@
+import gzip
+
+import pytest
+
+import data
+from data import demo, find_source, load_splits, overlap
+from data.imdb import UNKNOWN, as_frame, clean, load_reviews, rating_label, split_train, subset
+
+
+def kaggle(rows: list[str], header: str = "id\tsentiment\treview") -> str:
+    return "\n".join([header, *rows]) + "\n"
+
+
+def write(path, text: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("Plain.", "Plain."),
+        ("one<br /><br />two", "one two"),
+        ("an <i>italic</i>. word", "an italic. word"),
+        ("Tom &amp; Jerry &lt;3 AT&T", "Tom & Jerry <3 AT&T"),
+        ("a < b and 3<5, I <3 it", "a < b and 3<5, I <3 it"),
+        ("  many \t\n blanks  ", "many blanks"),
+        ("<p>one</p><p>two</p>", "one two"),
+        ("<script>", ""),
+        ("NBSP\xa0and\x85C1 stay", "NBSP\xa0and\x85C1 stay"),
+        ("http://example.org/<br />", "http://example.org/"),
+    ],
+)
+def test_cleaning(raw, cleaned):
+    assert clean(raw) == cleaned
+
+
+def test_a_review_of_a_megabyte(tmp_path):
+    huge = "word <br />" * 100_000
+    path = write(tmp_path / "a.csv", f'text,label\n"{huge}",1\nshort,0\n')
+    frame = load_reviews(path)
+    assert len(frame["review"][0]) == len("word ") * 100_000 - 1
+    tsv = write(tmp_path / "a.tsv", kaggle([f'"1_9"\t1\t"{huge}"']))
+    assert load_reviews(tsv)["review"][0] == frame["review"][0]
+
+
+@pytest.mark.parametrize("name", ["labeledTrainData.tsv", "labeledTrainData.tsv.gz"])
+def test_kaggles_file(tmp_path, name):
+    rows = ['"5_8"\t1\t"He said \\"go\\".<br />Fine, \'really\'"', '"7_2"\t0\t"Bad"']
+    frame = load_reviews(write(tmp_path / name, kaggle(rows)))
+    assert frame.to_dict("list") == {
+        "id": ["5_8", "7_2"],
+        "review": ["He said \"go\". Fine, 'really'", "Bad"],
+        "sentiment": [1, 0],
+    }
+
+
+def test_labels_of_the_test_file_come_from_the_rating(tmp_path):
+    rows = [f'"{i}_{rating}"\t"text"' for i, rating in enumerate((1, 4, 5, 10, 0))]
+    frame = load_reviews(write(tmp_path / "testData.tsv", kaggle(rows, "id\treview")))
+    assert frame["sentiment"].tolist() == [0, 0, 1, 1, UNKNOWN]
+    assert rating_label("other") == UNKNOWN
+
+
+BROKEN = [
+    '"1_9"\t1\t"good"',
+    '"2_9"\t1',
+    '"3_9"\t1\t""',
+    '"4_9"\t2\t"x"',
+    '"5_9"\t1\t"a\tb"',
+    '"6_1"\t0\t"<br />"',
+    '"7_1"\t0\t"y"',
+]
+
+
+def test_broken_rows_are_numbered_and_can_be_left_out(tmp_path, capsys):
+    path = write(tmp_path / "labeledTrainData.tsv", kaggle(BROKEN))
+    with pytest.raises(ValueError, match="5 broken rows") as caught:
+        load_reviews(path)
+    for part in ("row 3: 2 fields instead of 3", "row 4: empty review", "row 5: label '2' is not 0 or 1",
+                 "row 6: 4 fields", "row 7: empty review", "--skip-bad-rows goes on"):  # fmt: skip
+        assert part in str(caught.value)
+    assert load_reviews(path, skip_bad_rows=True)["review"].tolist() == ["good", "y"]
+    assert "5 broken rows left out" in capsys.readouterr().out
+
+
+def test_any_csv_with_quotes_commas_and_line_breaks(tmp_path):
+    path = write(tmp_path / "x.csv", 'review,sentiment\n"a, ""b""\nc",positive\nplain,negative\n')
+    assert load_reviews(path)["review"].tolist() == ['a, "b" c', "plain"]
+    assert load_reviews(path)["sentiment"].tolist() == [1, 0]
+    other = write(tmp_path / "y.tsv", "when\tbody\tclass\n1\tgood\tpos\n2\tbad\tneg\n")
+    with pytest.raises(ValueError, match=r"none of its columns \(when, body, class\) looks like text"):
+        load_reviews(other)
+    assert load_reviews(other, "body", "class")["sentiment"].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="has no column 'nope'; it has: when, body, class"):
+        load_reviews(other, "nope")
+    twice = write(tmp_path / "z.csv", "text,review,label\na,b,1\n")
+    with pytest.raises(ValueError, match=r"more than one column could be meant.*--text-column"):
+        load_reviews(twice)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_reviews(tmp_path / "none.tsv")
+    with pytest.raises(ValueError, match="is empty"):
+        load_reviews(write(tmp_path / "empty.tsv", ""))
+    with pytest.raises(ValueError, match="holds no review"):
+        load_reviews(write(tmp_path / "header.tsv", "id\tsentiment\treview\n"))
+    (tmp_path / "latin.tsv").write_bytes("review\tlabel\ncaf\xe9\t1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        load_reviews(tmp_path / "latin.tsv")
+    (tmp_path / "cut.tsv.gz").write_bytes(gzip.compress(b"review\tlabel\n" + b"a\t1\n" * 10_000)[:60])
+    with pytest.raises(ValueError, match="is damaged"):
+        load_reviews(tmp_path / "cut.tsv.gz")
+
+
+def test_cleaned_text_is_cached_by_content(tmp_path):
+    path = write(tmp_path / "labeledTrainData.tsv", kaggle(['"1_9"\t1\t"a<br />b"']))
+    first = load_reviews(path, cache=tmp_path / "cache")
+    (stored,) = (tmp_path / "cache").iterdir()
+    stored.write_text(stored.read_text().replace("a b", "from the cache"))
+    assert load_reviews(path, cache=tmp_path / "cache")["review"][0] == "from the cache"
+    write(path, kaggle(['"1_9"\t1\t"changed"']))
+    assert load_reviews(path, cache=tmp_path / "cache")["review"][0] == "changed"
+    assert first["review"][0] == "a b"
+
+
+def test_split_is_stratified_stable_and_blind_to_order():
+    frame = as_frame([(f"{i}_{i % 10 + 1}", f"text {i}", i % 2) for i in range(500)])
+    train, held_out = split_train(frame)
+    assert (len(train), len(held_out)) == (400, 100)
+    assert held_out["sentiment"].mean() == train["sentiment"].mean() == 0.5
+    again, other = split_train(frame.sample(frac=1, random_state=1))
+    assert set(again["id"]) == set(train["id"])
+    assert set(other["id"]) == set(held_out["id"])
+    assert sorted(held_out["id"])[:4] == ["113_4", "117_8", "123_4", "124_5"]  # for ever
+    with pytest.raises(ValueError, match="both labels are needed"):
+        split_train(frame[frame["sentiment"] == 1])
+
+
+def test_subsets_are_balanced_and_nested():
+    frame = as_frame([(str(i), f"text {i}", i % 2) for i in range(500)])
+    small, large = subset(frame, 30, 42), subset(frame, 101, 42)
+    assert small["sentiment"].sum() == 15
+    assert set(small["id"]) < set(large["id"])
+    assert set(subset(frame, 30, 43)["id"]) != set(small["id"])
+    with pytest.raises(ValueError, match=r"--train-reviews 501 is outside 2 … 500"):
+        subset(frame, 501, 42)
+
+
+def test_stanfords_folder(tmp_path):
+    for split in ("train", "test"):
+        for kind in ("pos", "neg"):
+            for i in range(10):
+                name = f"{i}_{9 if kind == 'pos' else 2}.txt"
+                write(tmp_path / "aclImdb" / split / kind / name, f"{split} {kind} {i}")
+    write(tmp_path / "aclImdb/train/unsup/0_0.txt", "who knows")
+    splits = load_splits(str(tmp_path))
+    assert [len(frame) for frame in splits] == [16, 4, 20, 1]
+    assert splits.test["sentiment"].sum() == 10
+    assert [len(frame) for frame in load_splits(str(tmp_path / "aclImdb"))] == [16, 4, 20, 1]
+
+
+def test_kaggles_folder_and_overlap(tmp_path):
+    rows = [f'"{i}_{9 if i % 2 else 2}"\t{i % 2}\t"review {i % 19}"' for i in range(20)]
+    write(tmp_path / "labeledTrainData.tsv", kaggle(rows))
+    write(tmp_path / "testData.tsv.gz", kaggle(['"9_9"\t"review 3"', '"8_1"\t"new"'], "id\treview"))
+    write(tmp_path / "unlabeledTrainData.tsv", kaggle(['"9_0"\t"x"'], "id\treview"))
+    splits = load_splits(str(tmp_path))
+    assert [len(frame) for frame in splits] == [16, 4, 2, 0]
+    assert len(load_splits(str(tmp_path), with_unlabelled=True).unlabelled) == 1
+    found = overlap(splits)
+    assert found["duplicates among the labelled"] == 1
+    assert found["in labelled and test"] == 1
+
+
+def test_where_data_comes_from(tmp_path, monkeypatch):
+    monkeypatch.delenv("IMDB_DIR", raising=False)
+    monkeypatch.setattr(data, "HERE", tmp_path / "data")
+    assert find_source("") == ("demo", "the built-in reviews; --data DIR or $IMDB_DIR reads IMDB")
+    assert find_source("demo")[0] == "demo"
+    (tmp_path / "data" / "imdb").mkdir(parents=True)
+    assert find_source("") == (str(tmp_path / "data" / "imdb"), "data/imdb/ is there")
+    monkeypatch.setenv("IMDB_DIR", str(tmp_path))
+    assert find_source("") == (str(tmp_path), "$IMDB_DIR")
+    assert find_source(str(tmp_path / "data")) == (str(tmp_path / "data"), "--data")
+    monkeypatch.setenv("IMDB_DIR", "/nowhere")
+    with pytest.raises(FileNotFoundError, match=r"\$IMDB_DIR names /nowhere, which does not exist"):
+        find_source("")
+    with pytest.raises(FileNotFoundError, match="holds neither labeledTrainData"):
+        load_splits(str(tmp_path))
+
+
+def test_the_built_in_reviews():
+    train, test = demo.reviews("train"), demo.reviews("test")
+    assert (len(train), len(test)) == (2500, 600)
+    assert sum(label for *_, label in train) == 1250
+    assert sum(label for *_, label in test) == 300
+    texts = [text for _, text, _ in train + test]
+    assert len(set(texts)) == len(texts)
+    assert train[0][1] == demo.reviews.__wrapped__("train")[0][1]
+
+
+def test_bag_of_words_cannot_solve_the_built_in_reviews():
+    """Logistic regression on word counts stays under .85: order matters."""
+    import re
+
+    import numpy as np
+    import torch
+
+    def count(rows, vocabulary):
+        x = np.zeros((len(rows), len(vocabulary)), np.float32)
+        for line, (_, text, _) in zip(x, rows, strict=True):
+            for word in re.findall(r"\w+", text.lower()):
+                if word in vocabulary:
+                    line[vocabulary[word]] += 1
+        return torch.from_numpy(x)
+
+    train, test = demo.reviews("train"), demo.reviews("test")
+    words = sorted({word for _, text, _ in train for word in re.findall(r"\w+", text.lower())})
+    vocabulary = {word: i for i, word in enumerate(words)}
+    x, y = count(train, vocabulary), torch.tensor([label for *_, label in train]).float()
+    weight = torch.zeros(len(words) + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=100)
+
+    def loss():
+        optimizer.zero_grad()
+        value = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight[1:] + weight[0], y)
+        value = value + 1e-3 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        predicted = count(test, vocabulary) @ weight[1:] + weight[0] > 0
+    accuracy = (predicted == torch.tensor([label for *_, label in test]).bool()).float().mean()
+    assert 0.4 < accuracy < 0.85
+
+
+@pytest.mark.slow
+def test_the_full_dataset(imdb, tmp_path):
+    splits = load_splits(str(imdb), cache=tmp_path, with_unlabelled=True)
+    assert [len(frame) for frame in splits] == [20_000, 5_000, 25_000, 50_000]
+    assert splits.test["sentiment"].sum() == 12_500
+    assert splits.train["sentiment"].sum() == 10_000
+    assert (splits.unlabelled["sentiment"] == UNKNOWN).all()
+    assert not splits.train["review"].str.contains("<br", regex=False).any()

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from conftest import adapt, tiny, token_batch
+from torch.nn import Linear
+
+from nn.dropout import Dropout
+from peft import apply, merge
+from peft.lora import LoRALinear, choose_targets
+
+IN, OUT, R = 7, 11, 3
+
+
+def layer(dropout: float = 0.0) -> LoRALinear:
+    torch.manual_seed(0)
+    made = LoRALinear(Linear(IN, OUT).double(), R, 6.0, dropout)
+    made.B.data.normal_()
+    return made
+
+
+def test_equals_the_equation_with_gradients():
+    lora, x = layer(), torch.randn(2, 5, IN, dtype=torch.float64, requires_grad=True)
+    w, b, a_, b_ = lora.base.weight, lora.base.bias, lora.A, lora.B
+    y = torch.zeros(2, 5, OUT, dtype=torch.float64)
+    for i in range(2):
+        for t in range(5):
+            y[i, t] = w @ x[i, t] + b + (6.0 / R) * (b_ @ (a_ @ x[i, t]))
+    torch.testing.assert_close(lora(x), y)
+    upstream = torch.randn_like(y)
+    mine, theirs = (torch.autograd.grad(out, (x, a_, b_), upstream) for out in (lora(x), y))
+    for ours, plain in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_starts_at_the_base():
+    base = Linear(IN, OUT)
+    lora, x = LoRALinear(base, R, 16.0), torch.randn(5, IN)
+    assert torch.equal(lora(x), base(x))
+    assert lora.A.abs().max() <= IN**-0.5
+    assert torch.equal(lora.B, torch.zeros(OUT, R))
+
+
+def test_merged_equals_unmerged():
+    lora, x = layer(), torch.randn(5, IN, dtype=torch.float64)
+    before = lora(x)
+    torch.testing.assert_close(lora.merged()(x), before, rtol=1e-13, atol=1e-13)
+
+
+def test_dropout_is_on_the_update_alone():
+    lora, x = layer(dropout=0.5).train(), torch.randn(5, IN, dtype=torch.float64)
+    torch.manual_seed(1)
+    got = lora(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(got, lora.base(x) + 2.0 * (Dropout(0.5)(x) @ lora.A.T @ lora.B.T))
+
+
+@pytest.mark.parametrize("rank", [0, IN + 1])
+def test_rank_outside_the_width(rank):
+    with pytest.raises(ValueError, match=f"rank {rank} is outside 1 … {IN}"):
+        LoRALinear(Linear(IN, OUT), rank, 1.0)
+
+
+def test_targets():
+    model = tiny("bert")
+    assert choose_targets(model, "query") == ["layers.0.attention.query", "layers.1.attention.query"]
+    assert len(choose_targets(model, "all-linear")) == 2 * 6
+    assert not [name for name in choose_targets(model, "all-linear") if name.startswith(("pooler", "classifier"))]
+    for targets, message in (
+        ("qery", "'qery' matches no linear layer; known: down, key, output, query, up, value"),
+        ("classifier", "is part of the head"),
+        (" , ", "no LoRA target given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            choose_targets(model, targets)
+
+
+def test_acts_on_both_uses_of_debertas_query():
+    """merged = W₀ + sBA projects words and relative positions; so must the unmerged layer."""
+    model = adapt(tiny("deberta"), "lora").eval()
+    batch = token_batch([9, 5])
+    before = model(*batch)
+    torch.testing.assert_close(merge(model)(*batch), before, rtol=1e-5, atol=1e-6)
+
+
+def test_number_of_parameters():
+    model = apply(tiny("bert"), "lora", rank=R, targets="query,up")
+    added = sum(p.numel() for name, p in model.named_parameters() if name.endswith((".A", ".B")))
+    assert added == 2 * (R * (12 + 12) + R * (12 + 17))

@@ -1,0 +1,131 @@
+"""What holds for every entry of the three tables."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import adapt, tiny, token_batch
+
+from data.batches import Batch
+from losses import OBJECTIVES
+from nn import MODELS
+from peft import METHODS
+from train import Options
+
+models = pytest.mark.parametrize("name", MODELS)
+
+
+def objective_options(name: str):
+    return dataclasses.replace(Options(), **OBJECTIVES[name].training)
+
+
+def test_names_that_must_stay():
+    assert {"bert", "deberta"} <= MODELS.keys()
+    assert {"none", "lora"} <= METHODS.keys()
+    assert {"ce"} <= OBJECTIVES.keys()
+
+
+@pytest.mark.parametrize("table", [MODELS, METHODS, OBJECTIVES], ids=["models", "methods", "objectives"])
+def test_training_defaults_are_options_of_train(table):
+    for entry in table.values():
+        assert entry.training.keys() <= Options.__dataclass_fields__.keys()
+    for entry in METHODS.values():
+        assert set(entry.options) <= Options.__dataclass_fields__.keys()
+
+
+@models
+def test_logits_are_the_classifier_on_the_features(name):
+    model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
+    features = model.features(ids, mask)
+    assert features.shape == (2, model.classifier.in_features)
+    assert torch.equal(model.classifier(features), model(ids, mask))
+
+
+@models
+def test_encoders_are_embed_encode_pool(name):
+    model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
+    h = model.encode(model.embed(ids, mask), mask)
+    assert h.shape == (2, 7, 12)
+    assert torch.equal(model.pool(h, mask), model.features(ids, mask))
+
+
+@models
+def test_a_prefix_is_one_pair_a_layer(name):
+    model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
+    x = model.embed(ids, mask)
+    empty = [(torch.zeros(1, 3, 0, 4),) * 2] * 2
+    torch.testing.assert_close(model.encode(x, mask, empty), model.encode(x, mask))
+    prefix = [(torch.randn(1, 3, 5, 4), torch.randn(1, 3, 5, 4)) for _ in range(2)]
+    assert not torch.allclose(model.encode(x, mask, prefix), model.encode(x, mask))
+
+
+@models
+def test_eval_is_deterministic_and_training_drops(name):
+    model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
+    assert torch.equal(model(ids, mask), model(ids, mask))
+    model.train()
+    assert not torch.equal(model(ids, mask), model(ids, mask))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("method", METHODS)
+@models
+def test_no_dead_operation(name, method, objective):
+    """Every trainable parameter gets a gradient, and no frozen one does."""
+    model = tiny(name) if method == "none" else adapt(tiny(name), method)
+    ids, mask = token_batch([9, 7, 5, 3])
+    batch = Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
+    loss, _ = OBJECTIVES[objective].objective(model.train(), batch, objective_options(objective))
+    loss.backward()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, key
+            if "key.bias" not in key:  # a shift of all keys cancels in the softmax
+                assert parameter.grad.abs().sum() > 0, key
+        else:
+            assert parameter.grad is None, key
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@models
+def test_loss_falls(name, objective):
+    """Four examples are learned by heart."""
+    model = tiny(name, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ids, mask = token_batch([9, 7, 5, 3])
+    batch = Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss, _ = OBJECTIVES[objective].objective(model.train(), batch, objective_options(objective))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@models
+def test_checkpointing_changes_no_gradient(name):
+    model, (ids, mask) = tiny(name).train(), token_batch([7, 4])
+    gradients = []
+    for model.checkpointing in (False, True):
+        torch.manual_seed(0)
+        gradients.append(torch.autograd.grad(model(ids, mask).square().sum(), list(model.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@models
+def test_bf16_stays_close_to_fp32(name):
+    model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(ids, mask)
+    torch.testing.assert_close(half.float(), model(ids, mask), rtol=0.05, atol=0.05)
+
+
+@models
+def test_nothing_by_hand_is_from_torch(name):
+    banned = ("LSTM", "GRU", "RNN", "Transformer", "MultiheadAttention")
+    own = ("nn.", "peft.")
+    for module in tiny(name).modules():
+        kind = type(module)
+        assert kind.__module__.startswith(own) or not kind.__name__.startswith(banned)

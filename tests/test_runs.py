@@ -1,0 +1,86 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from data.runs import Meter, Run, known, layer, option, parse_flags, results_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    rate: float = option(0.1, "one", "50% of it")
+    size: int = option(3, "one", "a size")
+    name: str = option("", "two", "a name")
+    fast: bool = option(False, "two", "a switch")
+
+
+def test_flags_are_the_fields():
+    assert parse_flags(Options, [], "") == {}
+    given = parse_flags(Options, ["--rate", "2", "--name", "x", "--fast"], "")
+    assert given == {"rate": 2.0, "name": "x", "fast": True}
+    assert parse_flags(Options, ["--no-fast"], "") == {"fast": False}
+    for wrong in (["--rat", "1"], ["--size", "1.5"], ["--size"]):
+        with pytest.raises(SystemExit) as stop:
+            parse_flags(Options, wrong, "")
+        assert stop.value.code == 2
+
+
+def test_later_layers_win_and_are_remembered():
+    options, origins = layer(Options, [("model", {"rate": 1.0, "size": 5}), ("command line", {"rate": 2.0})])
+    assert options == Options(rate=2.0, size=5)
+    assert origins == {"rate": "command line", "size": "model", "name": "default", "fast": "default"}
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="unknown colour 'blue'; known: red, green"):
+        known("colour", "blue", {"red": 1, "green": 2})
+
+
+def test_state_and_log_go_back_together(tmp_path):
+    run = Run.create(tmp_path / "r", {"options": {}})
+    run.log("step", step=1)
+    run.save_state({"x": torch.arange(3.0)}, {"step": 1, "sums": {"loss": 0.1 + 0.2}})
+    run.log("step", step=2)
+    with run.log_file.open("a") as file:
+        file.write('{"event": "st')  # killed in the middle of a line
+    tensors, progress = Run.open(tmp_path / "r").load_state()
+    assert torch.equal(tensors["x"], torch.arange(3.0))
+    assert progress["sums"]["loss"] == 0.1 + 0.2
+    assert [json.loads(line)["step"] for line in run.log_file.read_text().splitlines()] == [1]
+
+
+def test_without_a_state_the_log_starts_anew(tmp_path):
+    run = Run.create(tmp_path / "r", {})
+    run.log("step", step=1)
+    assert run.load_state() is None
+    assert run.log_file.read_text() == ""
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    run = Run.create(tmp_path / "r", {})
+    run.save_state({"x": torch.zeros(100)}, {})
+    run.state_file.write_bytes(run.state_file.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"state\.safetensors is cut short or damaged"):
+        run.load_state()
+
+
+def test_meter_resumes_from_its_sums():
+    meter = Meter({"loss": 3.0, "correct": 4, "count": 5, "tokens": 60, "seconds": 2.0}, 100.0, 0.0)
+    assert meter.record() == {"train_loss": 3 / 5, "train_acc": 4 / 5, "tokens_per_second": 30}
+    assert meter.total() >= 100
+    assert meter.save_is_due()
+    assert not Meter(None, 0.0, 10.0).save_is_due()
+
+
+def test_every_published_row_has_its_command_seed_versions_and_log():
+    from data.runs import RESULTS
+
+    table = results_table()
+    for path in RESULTS.glob("*.json"):
+        row = json.loads(path.read_text())
+        assert row["command"].startswith("python train.py ")
+        assert {"seed"} <= row["options"].keys()
+        assert row["versions"]["torch"]
+        assert path.with_suffix(".log.jsonl").exists()
+        assert f"| {row['row']} |" in table

@@ -1,0 +1,87 @@
+import os
+import signal
+
+import pytest
+import torch
+
+from nn.runtime import (
+    Interrupt,
+    Stopped,
+    choose_machine,
+    clean_exit,
+    derive_seed,
+    peak_memory,
+    random_state,
+    set_random_state,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_seeds_of_different_purposes_differ_for_ever():
+    seeds = {derive_seed(seed, purpose) for seed in range(50) for purpose in ("dropout", "order 0", "order 1")}
+    assert len(seeds) == 150
+    assert derive_seed(42, "dropout") == 8314730153327713313
+
+
+def test_random_state_goes_back():
+    state = random_state(CPU)
+    first = torch.rand(5)
+    set_random_state(state, CPU)
+    assert torch.equal(torch.rand(5), first)
+
+
+def test_precision():
+    assert choose_machine("cpu", "fp32").dtype == torch.float32
+    assert choose_machine("cpu", "bf16").dtype == torch.bfloat16
+    assert choose_machine("cpu", "auto").dtype in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="unknown precision"):
+        choose_machine("cpu", "double")
+    with pytest.raises(ValueError, match="device 'gpu' is not available"):
+        choose_machine("gpu", "fp32")
+
+
+def test_matrix_products_alone_are_lowered():
+    machine = choose_machine("cpu", "bf16")
+    x = torch.randn(3, 3)
+    with machine.autocast():
+        assert (x @ x).dtype == torch.bfloat16
+        assert torch.nn.functional.layer_norm(x, (3,)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("bad\nvalue"), "error: bad value\n"),
+        (FileNotFoundError("x does not exist"), "error: x does not exist\n"),
+        (MemoryError(), "error: out of memory; lower --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory; lower --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "error: out of memory"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, message, capsys):
+    with pytest.raises(SystemExit) as stop, clean_exit():
+        raise error
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_defects_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shapes"), clean_exit():
+        raise RuntimeError("shapes do not match")
+
+
+def test_the_first_signal_asks_and_the_second_stops():
+    with Interrupt() as interrupt:
+        interrupt.check()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(Stopped):
+            interrupt.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_peak_memory_is_in_bytes():
+    assert 10 * 2**20 < peak_memory(CPU) < 2**40

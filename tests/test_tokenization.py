@@ -1,0 +1,119 @@
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN
+from tokenizers import Tokenizer as Backend
+
+from data.demo import reviews
+from data.tokenization import fields, load_tokenizer, train_tokenizer
+
+TEXTS = ["A wonderful little film!", "", "Naïve  café — ☕ 😀", "x" * 300, "don't, won't"]
+CORPUS = [text for _, text, _ in reviews("train")[:500]]
+
+
+@pytest.fixture(params=["wordpiece", "unigram"])
+def tokenizer(request):
+    return train_tokenizer(request.param, CORPUS, 500)
+
+
+def test_special_tokens_stand_at_the_ends_and_survive_truncation(tokenizer):
+    cls, sep = (tokenizer.backend.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    for max_length in (3, 8, 100):
+        for row in tokenizer.encode(TEXTS, max_length):
+            assert (row[0], row[-1]) == (cls, sep)
+            assert len(row) <= max_length
+    assert list(tokenizer.encode([""], 9)) == [[cls, sep]]
+    with pytest.raises(ValueError, match="max_length 2 leaves no room"):
+        list(tokenizer.encode(["a"], 2))
+
+
+def test_a_batch_is_padded_on_the_right(tokenizer):
+    ids, mask = tokenizer.encode_batch(TEXTS, 50)
+    rows = list(tokenizer.encode(TEXTS, 50))
+    assert ids.shape == mask.shape == (5, max(map(len, rows)))
+    for row, line, seen in zip(rows, ids, mask, strict=True):
+        assert line[: len(row)].tolist() == row
+        assert (line[len(row) :] == tokenizer.pad_id).all()
+        assert seen.sum() == len(row)
+    assert (ids.dtype, mask.dtype) == (torch.int64, torch.bool)
+
+
+def test_training_is_deterministic_and_blind_to_order(tokenizer):
+    for corpus in (CORPUS, CORPUS, list(reversed(CORPUS))):
+        assert train_tokenizer(tokenizer.kind, corpus, 500).backend.to_str() == tokenizer.backend.to_str()
+    assert 400 < tokenizer.vocab_size <= 500 + 300  # and special tokens, bytes, single characters
+
+
+def test_pieces_are_whole_words_where_they_are_frequent(tokenizer):
+    ids = next(tokenizer.encode(["I watched this with my family."], 50))
+    assert len(ids) < 12
+    assert tokenizer.backend.decode(ids).lower().replace(" .", ".") == "i watched this with my family."
+
+
+def test_saved_and_loaded(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.kind, again.pad_id, again.lowercase) == (tokenizer.kind, tokenizer.pad_id, tokenizer.lowercase)
+    assert list(again.encode(TEXTS, 50)) == list(tokenizer.encode(TEXTS, 50))
+
+
+def test_unknown_characters_become_bytes_in_unigram():
+    tokenizer = train_tokenizer("unigram", CORPUS, 500)
+    assert "<0xE2>" in tokenizer.backend.encode("☕").tokens
+    assert tokenizer.backend.decode(tokenizer.backend.encode("good ☕").ids) == "good ☕"
+
+
+def test_vocab_txt(tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "##ness", "cafe", "Good", "!", "1"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    uncased = load_tokenizer(tmp_path)
+    assert list(uncased.encode(["Goodness! Café", "zzz"], 20)) == [[2, 5, 6, 9, 7, 3], [2, 1, 3]]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    assert list(load_tokenizer(tmp_path).encode(["Good good"], 20)) == [[2, 8, 5, 3]]
+    (tmp_path / "vocab.txt").write_text("good\nbad\n")
+    with pytest.raises(ValueError, match=r"not a WordPiece vocabulary: \[PAD\], \[UNK\]"):
+        load_tokenizer(tmp_path)
+
+
+def test_files_that_are_no_tokenizer(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "spm.model").write_bytes(b"\x0a\xff\xff")
+    with pytest.raises(ValueError, match=r"spm\.model cannot be read as a Unigram model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
+    with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_protobuf_fields():
+    message = bytes([0x08, 0x96, 0x01, 0x12, 0x02]) + b"hi" + bytes([0x1D, 0, 0, 0x80, 0x3F])
+    assert list(fields(message)) == [(1, 150), (2, b"hi"), (3, bytes([0, 0, 0x80, 0x3F]))]
+    for size in (1, 2, 4, 6, len(message) - 1):
+        with pytest.raises(ValueError, match="cut short"):
+            list(fields(message[:size]))
+
+
+@pytest.mark.slow
+def test_debertas_published_model(spm, tmp_path):
+    tokenizer = load_tokenizer(spm)
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.pad_id) == ("unigram", 128001, 0)
+    golden = json.loads((GOLDEN / "spm.json").read_text(encoding="utf-8"))
+    for text, pieces in golden.items():
+        assert list(tokenizer.encode([text], 500)) == [[1, *pieces, 2]], text
+    data = (spm / "spm.model").read_bytes()
+    (tmp_path / "spm.model").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="cut short"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.slow
+def test_vocab_txt_equals_tokenizer_json_of_a_published_bert(minilm, tmp_path):
+    (tmp_path / "vocab.txt").write_bytes((minilm / "vocab.txt").read_bytes())
+    theirs = Backend.from_file(str(minilm / "tokenizer.json"))
+    theirs.no_truncation()
+    theirs.no_padding()
+    ours = load_tokenizer(tmp_path)
+    texts = CORPUS + TEXTS
+    assert list(ours.encode(texts, 512)) == [encoding.ids for encoding in theirs.encode_batch(texts)]

@@ -1,0 +1,294 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, tiny_weights
+from safetensors.torch import load_file
+
+import train
+from data.runs import Run
+from data.tokenization import load_tokenizer
+from eval import load_run
+from eval import main as evaluate
+from nn.files import read_json
+from nn.runtime import Stopped, clean_exit
+
+
+def program(*arguments: str, script: str = "train.py", **settings) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **settings
+    )
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as `program` has: sums in another order would differ in the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def final_weights(folder) -> dict[str, torch.Tensor]:
+    """Everything that was trained, and what was kept as best."""
+    return load_file(folder / "state/state.safetensors") | load_file(folder / "best/adapter_model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def fail_at(call: int, monkeypatch, error: type = Stopped) -> None:
+    """Makes the `call`-th optimizer step raise instead."""
+    step, count = torch.optim.AdamW.step, iter(range(1, 10_000))
+
+    def counted(self, *args, **kwargs):
+        if next(count) == call:
+            raise error
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+
+
+def test_a_run_leaves_what_design_says(small_run, tmp_path, capsys):
+    train.main(small_run)
+    folder = tmp_path / "runs" / "small"
+    shown = capsys.readouterr().out
+    assert "trained: 950 of" in shown
+    assert "test: accuracy" in shown
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "log.jsonl", "tokenizer", "best", "state", "result.json",
+    }  # fmt: skip
+    config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
+    assert config["origins"]["batch_size"] == "command line"
+    assert config["origins"]["learning_rate"] == "method"
+    assert config["origins"]["seed"] == "default"
+    assert config["versions"]["torch"] == torch.__version__
+    assert {"command", "commit", "dirty", "machine", "started"} < config.keys()
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [1, 2]
+    assert {"train_loss", "train_acc", "val_loss", "val_acc", "tokens_per_second"} < epochs[0].keys()
+    assert result["validation"]["count"] == 500
+    assert result["test"]["count"] == 600
+    assert result["validation"]["accuracy"] == max(event["val_acc"] for event in epochs)
+    assert sorted(path.name for path in (folder / "best").iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        train.main([*small_run, "--epochs", "1", "--name", name, "--seed", seed])
+    a, b, c = (final_weights(tmp_path / "runs" / name) for name in "abc")
+    assert same(a, b)
+    assert not same(a, c)
+
+
+@pytest.mark.parametrize("extra", [[], ["--accumulation", "2"], ["--checkpointing"], ["--precision", "bf16"]])
+def test_ten_steps_equal_five_and_a_resumed_five(small_run, tmp_path, monkeypatch, extra):
+    train.main([*small_run, *extra, "--name", "whole"])
+    with monkeypatch.context() as patch:
+        fail_at(3, patch)
+        with pytest.raises(SystemExit):
+            train.main([*small_run, *extra, "--save-minutes", "0"])
+    assert not (tmp_path / "runs/small/result.json").exists()
+    train.main(["--resume", "runs/small"])
+    assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
+    logs = [(tmp_path / "runs" / name / "log.jsonl").read_text().splitlines() for name in ("small", "whole")]
+    accuracy = [[json.loads(line)["val_acc"] for line in lines] for lines in logs]
+    assert accuracy[0] == accuracy[1]
+
+
+def test_random_weights_are_trained_and_saved_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    entry = train.MODELS["deberta"]
+    shape = entry.shape | {"hidden_size": 12, "num_layers": 1, "feed_forward_size": 17}
+    monkeypatch.setitem(train.MODELS, "deberta", entry._replace(shape=shape))
+    arguments = "--weights none --peft lora --data demo --train-reviews 64 --epochs 1 --vocab-size 300 --name r"
+    train.main(arguments.split())
+    assert "warning: random weights are trained, all of them" in capsys.readouterr().out
+    run = Run.open("runs/r")
+    assert read_json(run.best / "adapter_config.json")["base_model_name_or_path"] == "base"
+    model, _ = load_run(run, torch.device("cpu"))
+    state = load_file(run.state_file)
+    assert torch.equal(model.embeddings.word.weight, state["model.embeddings.word.weight"])
+    assert torch.equal(model.layers[0].attention.query.A, state["model.layers.0.attention.query.A"])
+
+
+def test_full_fine_tuning_saves_a_model_directory(small_run, tmp_path, capsys):
+    train.main([*small_run, "--peft", "none", "--epochs", "1"])
+    assert sorted(path.name for path in (tmp_path / "runs/small/best").iterdir()) == [
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_eval_scores_predicts_and_answers(small_run, tmp_path, capsys):
+    train.main(small_run)
+    result = read_json(tmp_path / "runs/small/result.json")
+    capsys.readouterr()
+    evaluate(["--run", "runs/small", "--precision", "fp32"])
+    assert f"test: accuracy {result['test']['accuracy']:.4f} on 600 reviews" in capsys.readouterr().out
+    rows = [f'"{i}_{rating}"\t"review number {i}"' for i, rating in enumerate((9, 2, 10, 1))]
+    (tmp_path / "testData.tsv").write_text("\n".join(["id\treview", *rows]) + "\n")
+    evaluate(["--run", "runs/small", "--predict", "testData.tsv", "--out", "out/submission.csv"])
+    lines = (tmp_path / "out/submission.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["id", "0_9", "1_2", "2_10", "3_1"]
+    assert {line.split(",")[1] for line in lines[1:]} <= {"0", "1"}
+    assert "testData.tsv: accuracy" in capsys.readouterr().out
+    evaluate(["--run", "runs/small", "--text", "A wonderful <b>little</b> film."])
+    assert capsys.readouterr().out.startswith(("positive {", "negative {", "positive (", "negative ("))
+
+
+def test_patience_stops_early(small_run, tmp_path):
+    train.main(
+        [*small_run, "--epochs", "9", "--patience", "1", "--learning-rate", "1e-9", "--head-learning-rate", "1e-9"]
+    )
+    assert len(read_json(tmp_path / "runs/small/result.json")["history"]) == 2
+
+
+def test_rates_groups_and_schedule(small_run):
+    options, origins, _ = train.resolve([*small_run, "--head-learning-rate", "7e-3"])
+    model = train.build_model(options, load_tokenizer(options.weights))
+    groups = train.parameter_groups(model, options)
+    assert {(group["peak"], group["weight_decay"]) for group in groups} == {(5e-4, 0.01), (7e-3, 0.01), (7e-3, 0.0)}
+    assert origins["head_learning_rate"] == "command line"
+    factors = [train.schedule(step, 10, 0.2) for step in range(10)]
+    assert factors == [0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    assert train.schedule(0, 1, 0.0) == 1.0
+
+
+def test_no_decay_on_biases_and_norms(small_run):
+    options, *_ = train.resolve([*small_run, "--peft", "none"])
+    model = train.build_model(options, load_tokenizer(options.weights))
+    plain = {
+        id(p) for group in train.parameter_groups(model, options) if not group["weight_decay"] for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in plain) == (name.endswith("bias") or "norm" in name), name
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(small_run, tmp_path, monkeypatch):
+    loss = train.OBJECTIVES["ce"].objective
+
+    def poisoned(model, batch, options, calls=iter(range(99))):  # noqa: B008
+        value, logits = loss(model, batch, options)
+        return value * (float("nan") if next(calls) == 3 else 1), logits
+
+    monkeypatch.setitem(train.OBJECTIVES, "ce", train.OBJECTIVES["ce"]._replace(objective=poisoned))
+    with pytest.raises(ValueError, match=r"the loss is nan at epoch 1/2, step 4; saved before it; batch: train_\d{4}"):
+        train.main(small_run)
+    assert (tmp_path / "runs/small/state/state.safetensors").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", "runs/small"])
+    assert (tmp_path / "runs/small/result.json").exists()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(small_run, tmp_path, one_thread):
+    small_run += ["--epochs", "6", "--batch-size", "1"]
+    train.main([*small_run, "--name", "whole"])
+    process = program(*small_run, cwd=tmp_path)
+    log = tmp_path / "runs/small/log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped and saved; go on with: python train.py --resume" in out
+    assert "Traceback" not in err
+    train.main(["--resume", "runs/small"])
+    assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(small_run, tmp_path, one_thread):
+    """One run dies twelve times, at moments of every kind (tests/crash.py), saving included, and goes on."""
+    small_run += ["--save-minutes", "0"]
+    train.main([*small_run, "--name", "whole"])
+    kills = 0
+    for moment in (1, 2, 3, 5, 8, 4, 9, 6, 11, 7, 10, 12):
+        resume = ["--resume", "runs/small"] if (tmp_path / "runs/small/config.json").exists() else small_run
+        process = program(str(moment), *resume, script="tests/crash.py", cwd=tmp_path)
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == -signal.SIGKILL, err
+        kills += 1
+    assert kills == 12
+    train.main(["--resume", "runs/small"])
+    assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
+
+
+WRONG = {
+    "unknown model 'debert'; known: bert, deberta": ["--model", "debert"],
+    "unknown method 'lorra'; known: none, lora": ["--peft", "lorra"],
+    "unknown objective 'mse'; known: ce": ["--loss", "mse"],
+    "LoRA target 'qurey' matches no linear layer": ["--targets", "qurey"],
+    "LoRA rank 99 is outside": ["--rank", "99"],
+    "--data names /nowhere, which does not exist": ["--data", "/nowhere"],
+    "holds neither labeledTrainData.tsv": ["--data", "."],
+    "is not a directory and does not look like a hub id": ["--weights", "/nowhere"],
+    "unknown precision 'fp8'; known: auto, fp32": ["--precision", "fp8"],
+    "device 'cuda:7' is not available": ["--device", "cuda:7"],
+    "--epochs 0 must be at least 1": ["--epochs", "0"],
+    "--train-reviews 9999 is outside": ["--train-reviews", "9999"],
+    "max_length 2 leaves no room": ["--max-length", "2"],
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_a_user_can_get_wrong_is_one_line_and_exit_code_2(small_run, message, capsys):
+    with pytest.raises(SystemExit) as stop, clean_exit():
+        train.main([*small_run, *WRONG[message]])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_unknown_flags_and_values(capsys):
+    for arguments, message in (
+        (["--modle", "bert"], "unrecognized arguments: --modle"),
+        (["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            train.main(arguments)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_folder_that_exists_is_not_overwritten(small_run, tmp_path):
+    train.main([*small_run, "--epochs", "1"])
+    before = (tmp_path / "runs/small/result.json").read_bytes()
+    with pytest.raises(ValueError, match="small exists; go on with --resume"):
+        train.main(small_run)
+    with pytest.raises(ValueError, match=r"is finished; python eval\.py --run"):
+        train.main(["--resume", "runs/small"])
+    with pytest.raises(ValueError, match="leave out --epochs"):
+        train.main(["--resume", "runs/small", "--epochs", "3"])
+    with pytest.raises(FileNotFoundError, match="nothing is no run folder"):
+        train.main(["--resume", "runs/nothing"])
+    assert (tmp_path / "runs/small/result.json").read_bytes() == before
+
+
+def test_another_architecture_is_named(small_run, tmp_path):
+    tiny_weights(tmp_path / "deberta", "deberta")
+    with pytest.raises(ValueError, match="holds a deberta-v2 model, not what --model bert is"):
+        train.main([*small_run, "--weights", str(tmp_path / "deberta")])
+
+
+def test_help_groups_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for field in train.Options.__dataclass_fields__:
+        assert "--" + field.replace("_", "-") in shown
+    for group in ("what:", "data:", "training:", "LoRA:", "machine:", "run:"):
+        assert f"\n{group}" in shown
