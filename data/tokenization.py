@@ -1,16 +1,19 @@
 """Subword tokenizers: published files in, token ids out.
 
-Reads tokenizer.json, vocab.txt (WordPiece, BERT) and spm.model (Unigram, SentencePiece: DeBERTa); trains WordPiece or
-Unigram on a corpus where no published one is used. Segmentation itself is done by the `tokenizers` package.
+Reads spm.model (Unigram, SentencePiece: DeBERTa), tokenizer.json, vocab.txt (WordPiece: BERT, DistilBERT) and
+vocab.json with merges.txt (byte-level BPE: RoBERTa); trains each kind on a corpus where no published one is used.
+WordPiece, BPE and nearly all of Unigram are cut by the `tokenizers` package; what it cuts unlike SentencePiece is put
+right by data/sentencepiece.py.
 
-WordPiece: Wu et al. 2016, arXiv 1609.08144, §4.1.  Unigram: Kudo 2018, arXiv 1804.10959, §3.2.
-Differs from SentencePiece: normalisation goes grapheme by grapheme and ties between segmentations may fall the other
-way; 1 of 5,000 IMDB reviews is cut differently.
+WordPiece: Wu et al. 2016, arXiv 1609.08144, §4.1.  BPE: Sennrich et al. 2016, arXiv 1508.07909.  Unigram: Kudo 2018,
+arXiv 1804.10959, §3.2.
+Differs from the published code: text that spells a special token ("[SEP]", "<0x41>") is text, never that token.
 """
 
+import hashlib
 import json
 import math
-import struct
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,54 +24,118 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from nn.files import read_json, write_json, write_text
+from data.sentencepiece import UnigramModel
+from nn.files import read_json, replacing, write_json, write_text
 from nn.hub import find_pretrained
 
-SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
-BATCH = 2_000  # reviews handed to the parallel encoder at a time
-CLASSES = {"wordpiece": "BertTokenizer", "unigram": "DebertaV2Tokenizer"}
+SPECIAL = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"}
+SPECIAL_BPE = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+BATCH = 1_000  # reviews handed to the parallel encoder at a time
+TRUNCATE = ("head", "tail", "head+tail")
+HEAD_TOKENS = 128  # of head+tail: Sun et al. 2019, arXiv 1905.05583, §5.3.1
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def special_tokens(kind: str) -> dict[str, str]:
+    return SPECIAL_BPE if kind == "bpe" else SPECIAL
+
+
+def cut(ids: list[int], room: int, truncate: str) -> list[int]:
+    """At most `room` ids: the first, the last, or the first 128 (a quarter, if that is less) and the last."""
+    if len(ids) <= room:
+        return ids
+    if truncate == "head":
+        return ids[:room]
+    first = min(HEAD_TOKENS, room // 4) if truncate == "head+tail" else 0
+    return ids[:first] + ids[len(ids) - (room - first) :]
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text -> [CLS] pieces [SEP]. `kind` is wordpiece, unigram or bpe; `lowercase` matters to wordpiece alone."""
+    """Text -> [CLS] pieces [SEP].
+
+    backend: what is saved. kind: wordpiece, unigram or bpe. lowercase matters to wordpiece alone. spm: the published
+    model, where there is one, with the bytes of its file; its segmentation is then exact.
+    """
 
     backend: Backend
     kind: str
-    pad_id: int
     lowercase: bool = False
+    spm: UnigramModel | None = None
+    spm_file: bytes = b""
+
+    def __post_init__(self) -> None:
+        missing = [
+            token for token in self.special.values() if token != self.special["mask"] and self.id_of(token) is None
+        ]
+        if missing:
+            raise ValueError(f"the tokenizer has no {', '.join(missing)}")
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = True  # a review that spells [SEP] means the letters
+        object.__setattr__(self, "fast", self.backend if self.spm is None else without_normalizer(self.backend))
+
+    @property
+    def special(self) -> dict[str, str]:
+        return special_tokens(self.kind)
+
+    def id_of(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
+
+    @property
+    def pad_id(self) -> int:
+        return self.id_of(self.special["pad"])
 
     @property
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, texts: Iterable[str], max_length: int) -> Iterator[list[int]]:
-        """Ids of each text, at most max_length with [CLS] and [SEP], which truncation keeps. Runs in parallel."""
-        if max_length < 3:
-            raise ValueError(f"max_length {max_length} leaves no room for text between [CLS] and [SEP]")
-        self.backend.no_padding()
-        self.backend.enable_truncation(max_length)
-        texts = list(texts)
-        for start in range(0, len(texts), BATCH):
-            for encoding in self.backend.encode_batch_fast(texts[start : start + BATCH]):
-                yield encoding.ids
+    @property
+    def fingerprint(self) -> str:
+        """The same for tokenizers that give the same ids."""
+        return hashlib.sha256(self.backend.to_str().encode() + self.spm_file).hexdigest()
 
-    def encode_batch(self, texts: Iterable[str], max_length: int) -> tuple[Tensor, Tensor]:
+    def pieces(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Ids of each text, whole and without special tokens. Runs in parallel."""
+        texts = [SURROGATES.sub("\ufffd", text) for text in texts]
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start : start + BATCH]
+            if self.spm is not None:
+                batch = [self.spm.normalize(text) for text in batch]
+            for text, encoding in zip(batch, self.fast.encode_batch_fast(batch, add_special_tokens=False), strict=True):
+                yield encoding.ids if self.spm is None else self.spm.repair(text, encoding.ids)
+
+    def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:
+        """Ids of each text, at most max_length with [CLS] and [SEP]. truncate: head, tail or head+tail."""
+        if max_length < 3:
+            raise ValueError(
+                f"max_length {max_length} leaves no room for text between {self.special['cls']} and the end"
+            )
+        if truncate not in TRUNCATE:
+            raise ValueError(f"unknown truncation {truncate!r}; known: {', '.join(TRUNCATE)}")
+        first, last = self.id_of(self.special["cls"]), self.id_of(self.special["sep"])
+        for ids in self.pieces(texts):
+            yield [first, *cut(ids, max_length - 2, truncate), last]
+
+    def encode_batch(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> tuple[Tensor, Tensor]:
         """(ids int64 [B, T], mask bool [B, T]), padded on the right to the longest text."""
-        return pad(list(self.encode(texts, max_length)), self.pad_id)
+        return pad(list(self.encode(texts, max_length, truncate)), self.pad_id)
 
     def save(self, directory: str | Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which `load_tokenizer` and transformers read."""
+        """Writes tokenizer.json and tokenizer_config.json, which `load_tokenizer` and transformers read, and spm.model
+        where there is one."""
         directory = Path(directory)
-        self.backend.no_padding()
-        self.backend.no_truncation()
+        if self.spm_file:
+            with replacing(directory / "spm.model") as temporary:
+                temporary.write_bytes(self.spm_file)
         write_text(directory / "tokenizer.json", self.backend.to_str(pretty=False))
+        names = {f"{role}_token": token for role, token in self.special.items()}
         config = {
-            "tokenizer_class": CLASSES.get(self.kind, "PreTrainedTokenizerFast"),
+            "tokenizer_class": "PreTrainedTokenizerFast",
             "do_lower_case": self.lowercase,
+            "padding_side": "right",
         }
-        names = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token", "mask_token"), SPECIAL, strict=True))
-        write_json(directory / "tokenizer_config.json", config | names | {"padding_side": "right"})
+        write_json(directory / "tokenizer_config.json", config | names)
 
 
 def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -83,44 +150,71 @@ def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------ published files
 
 
-def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint directory or hub id: tokenizer.json, else spm.model, else vocab.txt.
+def load_tokenizer(source: str | Path, like: str = "published") -> Tokenizer:
+    """The tokenizer of a checkpoint directory or hub id. Where several files are there, spm.model counts before
+    tokenizer.json, that before vocab.txt, that before vocab.json with merges.txt.
 
-    Raises FileNotFoundError where there is none, ValueError where it is damaged.
+    like: `published` cuts as the weights were trained; `hf5` cuts an spm.model as transformers 5 does (its character
+    map dropped, no byte fallback), for comparisons. Raises FileNotFoundError where there is none, ValueError where it
+    is damaged.
     """
+    if like not in ("published", "hf5"):
+        raise ValueError(f"unknown tokenizer {like!r}; known: published, hf5")
     directory = find_pretrained(source)
     config_file = directory / "tokenizer_config.json"
-    lowercase = bool((read_json(config_file) if config_file.is_file() else {}).get("do_lower_case", True))
-    for name, read in (
-        ("tokenizer.json", read_tokenizer_json),
-        ("spm.model", read_spm),
-        ("vocab.txt", read_vocab),
-    ):
-        path = directory / name
-        if path.is_file():
-            backend, kind = read(path, lowercase)
-            pad_id = backend.token_to_id("[PAD]") if kind != "bpe" else backend.token_to_id("<pad>")
-            if pad_id is None:
-                raise ValueError(f"{path} has no padding token")
-            return Tokenizer(backend, kind, pad_id, lowercase)
-    raise FileNotFoundError(f"{directory} holds no tokenizer (tokenizer.json, spm.model or vocab.txt)")
+    config = read_json(config_file) if config_file.is_file() else {}
+    lowercase = bool(config.get("do_lower_case", True))
+    if (directory / "spm.model").is_file():
+        return read_spm(directory / "spm.model", like)
+    if (directory / "tokenizer.json").is_file():
+        return read_tokenizer_json(directory / "tokenizer.json", lowercase)
+    if (directory / "vocab.txt").is_file():
+        return Tokenizer(read_vocab(directory / "vocab.txt", lowercase), "wordpiece", lowercase)
+    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        return Tokenizer(read_merges(directory, bool(config.get("add_prefix_space", False))), "bpe")
+    raise FileNotFoundError(
+        f"{directory} holds no tokenizer (spm.model, tokenizer.json, vocab.txt, or vocab.json with merges.txt)"
+    )
 
 
-def read_tokenizer_json(path: Path, lowercase: bool) -> tuple[Backend, str]:
+def read_tokenizer_json(path: Path, lowercase: bool) -> Tokenizer:
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the package raises a bare Exception
         raise ValueError(f"{path} is not a tokenizer.json ({error})") from error
-    return backend, json.loads(backend.to_str())["model"]["type"].lower()
+    return Tokenizer(backend, json.loads(backend.to_str())["model"]["type"].lower(), lowercase)
 
 
-def read_vocab(path: Path, lowercase: bool) -> tuple[Backend, str]:
+def read_vocab(path: Path, lowercase: bool) -> Backend:
     """vocab.txt, one piece a line, as BERT publishes it."""
     pieces = path.read_text(encoding="utf-8").splitlines()
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in pieces]
     if missing:
         raise ValueError(f"{path} is not a WordPiece vocabulary: {', '.join(missing)} missing")
-    return wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase), "wordpiece"
+    return wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase)
+
+
+def read_merges(directory: Path, prefix_space: bool) -> Backend:
+    """vocab.json with merges.txt, as RoBERTa publishes them."""
+    try:
+        model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+    except Exception as error:  # the package raises a bare Exception
+        raise ValueError(f"{directory}: vocab.json and merges.txt are no BPE model ({error})") from error
+    return bpe(model, prefix_space)
+
+
+def read_spm(path: Path, like: str) -> Tokenizer:
+    data = path.read_bytes()
+    try:
+        spm = UnigramModel.parse(data)
+        if like == "hf5":
+            return Tokenizer(unigram(spm.pieces, spm.unknown, None, byte_fallback=False), "unigram")
+        return Tokenizer(unigram(spm.pieces, spm.unknown, spm.charsmap), "unigram", spm=spm, spm_file=data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as a Unigram model: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------- pipelines of the package
 
 
 def wordpiece(vocab: dict[str, int], lowercase: bool) -> Backend:
@@ -128,89 +222,65 @@ def wordpiece(vocab: dict[str, int], lowercase: bool) -> Backend:
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    return finish(backend)
+    return finish(backend, SPECIAL)
 
 
-def finish(backend: Backend) -> Backend:
-    """Special tokens, and the template [CLS] A [SEP]."""
-    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL])
-    ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ends
-    )
-    return backend
+def bpe(model: models.BPE, prefix_space: bool = False) -> Backend:
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    return finish(backend, SPECIAL_BPE)
 
 
-# ------------------------------------------------------------------------------------------------- SentencePiece
-
-
-def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """(field number, value) of a protobuf message: varints as int, the rest as bytes. Raises ValueError if cut
-    short."""
-    place = 0
-
-    def varint() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = data[place]
-            place += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
-    try:
-        while place < len(data):
-            tag = varint()
-            number, wire = tag >> 3, tag & 7
-            if wire == 0:
-                yield number, varint()
-                continue
-            size = {1: 8, 5: 4}[wire] if wire != 2 else varint()
-            if place + size > len(data):
-                raise IndexError
-            yield number, data[place : place + size]
-            place += size
-    except (IndexError, KeyError):
-        raise ValueError("the file is cut short or no SentencePiece model") from None
-
-
-def read_spm(path: Path, lowercase: bool) -> tuple[Backend, str]:
-    """spm.model (sentencepiece_model.proto): field 1 the pieces {1 text, 2 float32 score}, field 3 the normaliser
-    {2 precompiled character map}."""
-    pieces, charsmap = [], b""
-    try:
-        for number, value in fields(path.read_bytes()):
-            if number == 1:
-                piece = dict(fields(value))
-                pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0]))
-            elif number == 3:
-                charsmap = dict(fields(value)).get(2, b"")
-        names = [piece for piece, _ in pieces]
-        backend = unigram(pieces, names.index("[UNK]"), charsmap)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a Unigram model: {error}") from error
-    return backend, "unigram"
-
-
-def unigram(pieces: list[tuple[str, float]], unknown: int, charsmap: bytes) -> Backend:
-    """Built-in steps that come closest to SentencePiece with nmt_nfkc, byte fallback and a dummy prefix."""
-    backend = Backend(models.Unigram(pieces, unk_id=unknown, byte_fallback=True))
-    steps = [normalizers.Precompiled(charsmap)] if charsmap else [normalizers.NFKC()]
-    steps += [normalizers.Replace(Regex(r"\s+"), " ")] if not charsmap else []
-    steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ | $"), "")]
+def unigram(
+    pieces: list[tuple[str, float]], unknown: int, charsmap: bytes | None, byte_fallback: bool = True
+) -> Backend:
+    """charsmap: SentencePiece's character map; b"" stands for NFKC, None for what transformers 5 puts in its place."""
+    backend = Backend(models.Unigram(pieces, unk_id=unknown, byte_fallback=byte_fallback))
+    if charsmap is None:
+        steps = [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC(), normalizers.Strip(left=False)]
+    else:
+        steps = [normalizers.Precompiled(charsmap)] if charsmap else [normalizers.NFKC()]
+        spaces = " {2,}" if charsmap else r"\s+"
+        steps += [normalizers.Replace(Regex(spaces), " "), normalizers.Replace(Regex("^ | $"), "")]
     backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)
+    words = pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)
+    # no ordinary piece holds "<0x41>" or "[CLS]": cut there, those of these names cannot match text
+    letters = Regex(r"<(?=0x[0-9A-F]{2}>)|\[(?=(?:CLS|SEP|PAD|UNK|MASK)\])")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Split(letters, "merged_with_previous")])
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace("▁", prepend_scheme="always")])
-    return finish(backend)
+    return finish(backend, SPECIAL)
+
+
+def without_normalizer(backend: Backend) -> Backend:
+    """A copy for text that is normalised already."""
+    copy = Backend.from_str(backend.to_str())
+    copy.normalizer = None
+    copy.encode_special_tokens = True
+    return copy
+
+
+def finish(backend: Backend, special: dict[str, str]) -> Backend:
+    """Special tokens, and the template [CLS] A [SEP]."""
+    lstrip = special is SPECIAL_BPE  # RoBERTa's mask takes the space before it
+    backend.add_special_tokens(
+        [AddedToken(t, normalized=False, special=True, lstrip=lstrip and t == "<mask>") for t in special.values()]
+    )
+    cls, sep = ((special[role], backend.token_to_id(special[role])) for role in ("cls", "sep"))
+    if special is SPECIAL_BPE:
+        backend.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
+    else:
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=[cls, sep]
+        )
+    return backend
 
 
 # ------------------------------------------------------------------------------------------------------ training
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A new tokenizer of about `vocab_size` pieces from `texts`. kind: wordpiece or unigram.
+    """A new tokenizer of about `vocab_size` pieces from `texts`. kind: wordpiece, unigram or bpe.
 
     The package's own WordPiece and Unigram trainers give other pieces at every call, because they iterate over randomly
     seeded hash maps. Its BPE trainer (Sennrich et al. 2016, arXiv 1508.07909) does not, so its merges choose the
@@ -223,9 +293,13 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
         words = pre_tokenizers.Sequence([frame.pre_tokenizer, pre_tokenizers.Metaspace("▁", prepend_scheme="always")])
         counts = count_pieces(frame.normalizer, words, texts, vocab_size)
         starts, others = (sorted(p for p in counts if p.startswith("▁") is start) for start in (True, False))
-        pieces = [*SPECIAL, *(piece[1:] for piece in starts if piece != "▁"), *(f"##{piece}" for piece in others)]
+        pieces = [
+            *SPECIAL.values(),
+            *(piece[1:] for piece in starts if piece != "▁"),
+            *(f"##{piece}" for piece in others),
+        ]
         vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-        return Tokenizer(wordpiece(vocab, lowercase=True), kind, vocab["[PAD]"], lowercase=True)
+        return Tokenizer(wordpiece(vocab, lowercase=True), kind, lowercase=True)
     if kind == "unigram":
         frame = unigram([("[UNK]", 0.0)], 0, b"")
         words = pre_tokenizers.Sequence([frame.pre_tokenizer, pre_tokenizers.Punctuation("isolated")])
@@ -233,10 +307,21 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
         total = sum(counts.values())
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         scores = [(piece, math.log(count / total)) for piece, count in ranked]
-        fixed = [*SPECIAL[:4], *(f"<0x{byte:02X}>" for byte in range(256))]  # the order of DeBERTa-v3's spm.model
+        fixed = [
+            *list(SPECIAL.values())[:4],
+            *(f"<0x{byte:02X}>" for byte in range(256)),
+        ]  # the order of DeBERTa-v3's spm.model
         backend = unigram([(piece, 0.0) for piece in fixed] + scores, fixed.index("[UNK]"), b"")
-        return Tokenizer(backend, kind, fixed.index("[PAD]"))
-    raise ValueError(f"unknown tokenizer kind {kind!r}; known: wordpiece, unigram")
+        return Tokenizer(backend, kind)
+    if kind == "bpe":
+        backend = bpe(models.BPE())
+        alphabet, special = pre_tokenizers.ByteLevel.alphabet(), list(SPECIAL_BPE.values())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        return Tokenizer(bpe(backend.model), kind)
+    raise ValueError(f"unknown tokenizer kind {kind!r}; known: wordpiece, unigram, bpe")
 
 
 def count_pieces(normalizer, pre_tokenizer, texts: list[str], vocab_size: int) -> Counter[str]:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from nn.bert import Bert
 from nn.deberta import Deberta
+from nn.distilbert import DistilBert
+from nn.roberta import Roberta
 
 
 class ModelEntry(NamedTuple):
@@ -28,6 +30,7 @@ class ModelEntry(NamedTuple):
 
 
 SMALL = {"hidden_size": 256, "num_layers": 6, "num_heads": 4, "feed_forward_size": 1024}
+SMALL_ROBERTA = SMALL | {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 SMALL_V3 = SMALL | {
     "relative_attention": True,
     "position_buckets": 256,
@@ -36,10 +39,16 @@ SMALL_V3 = SMALL | {
     "pos_att_type": ("p2c", "c2p"),
     "position_biased_input": False,
 }
+# Sun et al. 2019 for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa experiments/glue
+TUNING = {"learning_rate": 2e-5}
+TUNING_ROBERTA = {"learning_rate": 2e-5, "weight_decay": 0.1}
+TUNING_DEBERTA = {"learning_rate": 2e-5}
 
 # fmt: off
 MODELS: dict[str, ModelEntry] = {
-    "bert":    ModelEntry(Bert,    SMALL,    "wordpiece", "google-bert/bert-base-uncased", {"learning_rate": 3e-5}),
-    "deberta": ModelEntry(Deberta, SMALL_V3, "unigram",   "builtin",                       {"learning_rate": 3e-5}),
+    "bert":       ModelEntry(Bert, SMALL, "wordpiece", "google-bert/bert-base-uncased", TUNING),
+    "distilbert": ModelEntry(DistilBert, SMALL, "wordpiece", "distilbert/distilbert-base-uncased", TUNING),
+    "roberta":    ModelEntry(Roberta, SMALL_ROBERTA, "bpe", "FacebookAI/roberta-base", TUNING_ROBERTA),
+    "deberta":    ModelEntry(Deberta, SMALL_V3, "unigram", "builtin", TUNING_DEBERTA),
 }
 # fmt: on

@@ -75,6 +75,7 @@ class Bert(Module):
     model_type, architecture = "bert", "BertForSequenceClassification"
     Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = BertConfig, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED
     HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
+    HEAD_MODULES = HEAD  # what huggingface/peft calls it
     LORA_TARGETS = ("query", "value")
 
     def __init__(self, config: BertConfig) -> None:

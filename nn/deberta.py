@@ -240,6 +240,7 @@ class Deberta(Module):
     model_type, architecture = "deberta-v2", "DebertaV2ForSequenceClassification"
     Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = DebertaConfig, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED
     HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
+    HEAD_MODULES = HEAD  # what huggingface/peft calls it
     LORA_TARGETS = ("query", "value")
 
     def __init__(self, config: DebertaConfig) -> None:

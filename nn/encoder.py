@@ -79,24 +79,26 @@ class Embeddings(Module):
         self.norm = LayerNorm(hidden_size, eps=eps)
         self.dropout = Dropout(dropout)
 
-    def combine(self, words: Tensor, mask: Tensor) -> Tensor:
-        """words: [B, T, E];  mask: bool [B, T] -> [B, T, D]. Raises ValueError when T exceeds the position table."""
+    def combine(self, words: Tensor, mask: Tensor, first_position: int = 0) -> Tensor:
+        """words: [B, T, E];  mask: bool [B, T] -> [B, T, D]. Raises ValueError when T exceeds the position table.
+
+        first_position: the row of the position table for the first token.
+        """
         x, length = words, words.size(1)
         if self.token_type is not None:
             x = x + self.token_type.weight[0]
         if self.position is not None:
-            if length > self.position.num_embeddings:
-                raise ValueError(
-                    f"{length} tokens, but the model has {self.position.num_embeddings} positions; lower --max-length"
-                )
-            x = x + self.position.weight[:length]
+            room = self.position.num_embeddings - first_position
+            if length > room:
+                raise ValueError(f"{length} tokens, but the model has {room} positions; lower --max-length")
+            x = x + self.position.weight[first_position : first_position + length]
         if self.project is not None:
             x = self.project(x)  # [B, T, D]
         return self.dropout(self.norm(x).masked_fill(~mask[..., None], 0))
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, mask: Tensor, first_position: int = 0) -> Tensor:
         """input_ids: [B, T];  mask: bool [B, T] -> [B, T, D]"""
-        return self.combine(self.word(input_ids), mask)
+        return self.combine(self.word(input_ids), mask, first_position)
 
 
 class FeedForward(Module):
@@ -115,7 +117,8 @@ class FeedForward(Module):
 class EncoderBlock(Module):
     """a = LN(x + dropout(attention(x, …)));   y = LN(a + dropout(feed_forward(a)))
 
-    attention: a module (x, mask, *context) -> [B, T, D];  context is handed through to it.
+    attention: a module (x, mask, *context) -> [B, T, D];  context is handed through to it. attention_dropout: the first
+    dropout, where it differs from the second.
     """
 
     def __init__(
@@ -126,17 +129,19 @@ class EncoderBlock(Module):
         act: str,
         eps: float,
         dropout: float,
+        attention_dropout: float | None = None,
     ) -> None:
         super().__init__()
         self.attention = attention
         self.attention_norm = LayerNorm(hidden_size, eps=eps)
         self.feed_forward = FeedForward(hidden_size, feed_forward_size, act)
         self.feed_forward_norm = LayerNorm(hidden_size, eps=eps)
+        self.attention_dropout = Dropout(dropout if attention_dropout is None else attention_dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, *context) -> Tensor:
         """x: [B, T, D];  mask: bool [B, T] -> [B, T, D]"""
-        a = self.attention_norm(x + self.dropout(self.attention(x, mask, *context)))
+        a = self.attention_norm(x + self.attention_dropout(self.attention(x, mask, *context)))
         return self.feed_forward_norm(a + self.dropout(self.feed_forward(a)))
 
 

@@ -126,7 +126,7 @@ def save_adapter(model: Module, directory: str | Path, base: str) -> None:
         "lora_alpha": adapter["alpha"],
         "lora_dropout": adapter["lora_dropout"],
         "target_modules": short_targets(model, adapter["names"]),
-        "modules_to_save": sorted({published_head(model, name) for name in model.HEAD}),
+        "modules_to_save": sorted(model.HEAD_MODULES),
         "bias": "none",
         "inference_mode": True,
     }
@@ -153,12 +153,6 @@ def short_targets(model: Module, names: list[str]) -> list[str]:
 def matches(module: str, targets: list[str]) -> bool:
     """huggingface/peft's rule for a list of targets."""
     return any(module == target or module.endswith(f".{target}") for target in targets)
-
-
-def published_head(model: Module, name: str) -> str:
-    """`pooler` -> the part of its published name that huggingface/peft matches in modules_to_save."""
-    ours = next(key for key in model.KEYS if key.split(".")[0] == name)
-    return model.KEYS[ours].removesuffix(ours.removeprefix(name)).rpartition(".")[2]
 
 
 def load_adapter(model: Module, directory: str | Path) -> Module:

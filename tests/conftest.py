@@ -19,7 +19,8 @@ def tiny(name: str, seed: int = 0, **changes) -> torch.nn.Module:
     """A model of the table with its own kind of settings and very small sizes, with weights of ordinary size."""
     entry = MODELS[name]
     torch.manual_seed(seed)
-    values = {key: value for key, value in (entry.shape | TINY | changes).items() if key in fields(entry.build.Config)}
+    values = entry.shape | TINY | {"pad_token_id": 0} | changes
+    values = {key: value for key, value in values.items() if key in fields(entry.build.Config)}
     model = entry.build(entry.build.Config(**values))
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.15)

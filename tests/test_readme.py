@@ -85,9 +85,8 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
     name = arguments[arguments.index("--model") + 1] if "--model" in arguments else "bert"
     weights = str(tiny_weights(tmp_path / "weights", name))
     places = {"DIR": "demo", "FOLDER": weights, "runs/NAME": "runs/made"}
-    places |= {
-        argument: weights for before, argument in zip(arguments, arguments[1:], strict=False) if before == "--weights"
-    }
+    named = (argument for flag, argument in itertools.pairwise(arguments) if flag == "--weights")
+    places |= dict.fromkeys(named, weights)
     arguments = [places.get(argument, argument) for argument in arguments]
     short = ["--epochs", "1", "--train-reviews", "40"]
     if script == "train.py" and "--help" in arguments:

@@ -90,12 +90,13 @@ def test_no_dead_operation(name, method, objective):
 @models
 def test_loss_falls(name, objective):
     """Four examples are learned by heart."""
-    model = tiny(name, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    still = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "cls_dropout")
+    model = tiny(name, **dict.fromkeys(still, 0.0))
     ids, mask = token_batch([9, 7, 5, 3])
     batch = Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(120):
         loss, _ = OBJECTIVES[objective].objective(model.train(), batch, objective_options(objective))
         loss.backward()
         optimizer.step()

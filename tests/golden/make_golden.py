@@ -17,7 +17,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForSequenceClassification, DebertaV2Config, DebertaV2ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 HERE = Path(__file__).parent
 SIZES = {"vocab_size": 61, "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 23}
@@ -34,9 +43,15 @@ V3 = {
     "pad_token_id": 0,
 }
 CONV = {"conv_kernel_size": 3, "conv_act": "gelu"}
+DISTIL = {"dim": 20, "n_layers": 2, "n_heads": 2, "hidden_dim": 23, "max_position_embeddings": 24}
 CONFIGS = {
     "bert": (BertConfig, {"max_position_embeddings": 24}),
     "bert_3_labels": (BertConfig, {"max_position_embeddings": 24, "num_labels": 3, "hidden_act": "gelu_new"}),
+    "bert_no_types": (BertConfig, {"max_position_embeddings": 24, "type_vocab_size": 1, "hidden_act": "relu"}),
+    "distilbert": (DistilBertConfig, DISTIL),
+    "distilbert_sinusoidal": (DistilBertConfig, DISTIL | {"sinusoidal_pos_embds": True, "num_labels": 3}),
+    "roberta": (RobertaConfig, {"max_position_embeddings": 26, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "roberta_3_labels": (RobertaConfig, {"max_position_embeddings": 30, "num_labels": 3, "classifier_dropout": 0.3}),
     "deberta_v3": (DebertaV2Config, V3),
     "deberta_v3_long": (DebertaV2Config, V3 | {"position_buckets": 4, "max_position_embeddings": 12}),
     "deberta_v2_conv": (DebertaV2Config, V3 | CONV | {"attention_head_size": 10}),
@@ -52,21 +67,29 @@ CONFIGS = {
         V3 | {"position_biased_input": True, "type_vocab_size": 2, "embedding_size": 14},
     ),
 }
-CLASSES = {BertConfig: BertForSequenceClassification, DebertaV2Config: DebertaV2ForSequenceClassification}
+CLASSES = {
+    BertConfig: BertForSequenceClassification,
+    DistilBertConfig: DistilBertForSequenceClassification,
+    RobertaConfig: RobertaForSequenceClassification,
+    DebertaV2Config: DebertaV2ForSequenceClassification,
+}
 
 
 def make(name: str, config_class: type, values: dict, seed: int) -> None:
     torch.manual_seed(seed)
-    model = CLASSES[config_class](config_class(**SIZES, **values)).eval()
+    sizes = {"vocab_size": SIZES["vocab_size"]} if config_class is DistilBertConfig else SIZES
+    config = config_class(**sizes, **values)
+    pad = config.pad_token_id
+    model = CLASSES[config_class](config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     lengths = [19, 3, 11]
-    input_ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    input_ids = torch.full((len(lengths), max(lengths)), pad)
     for row, length in zip(input_ids, lengths, strict=True):
-        row[:length] = torch.randint(1, SIZES["vocab_size"], (length,))
+        row[:length] = torch.randint(pad + 1, SIZES["vocab_size"], (length,))
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     labels = torch.tensor([1, 0, 1])
     out = model(input_ids=input_ids, attention_mask=mask.long(), labels=labels)
@@ -109,6 +132,6 @@ def make_ids(model_file: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1:]:
         make_ids(sys.argv[1])
-    for seed, (name, (config_class, values)) in enumerate(CONFIGS.items()):
-        make(name, config_class, values, seed)
+    for name, (config_class, values) in CONFIGS.items():
+        make(name, config_class, values, seed=len(name))
         print(name)

@@ -1,0 +1,134 @@
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692) as a sequence classifier: BERT's encoder, trained longer, with another
+head.
+
+    e⁰ = LN(word + type + position[t + pad_id + 1]);   eˡ = EncoderBlock(eˡ⁻¹), l = 1 … L
+    f = tanh(W dropout(eᴸ[<s>]) + b);   logits = W_c dropout(f) + b_c
+
+Positions begin behind the padding's own row: the first token has pad_id + 1 = 2, so 514 rows serve 512 tokens.
+
+Differs from the published code: nothing; logits equal it to rounding (tests/golden).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import Linear, Module, ModuleList
+
+from nn.attention import MultiHeadAttention, Prefix
+from nn.dropout import Dropout
+from nn.encoder import Embeddings, EncoderBlock, Pooler, init_weights, run_layer
+
+# our module -> its published name; {} is the layer's number
+KEYS = {
+    "embeddings.word": "roberta.embeddings.word_embeddings",
+    "embeddings.position": "roberta.embeddings.position_embeddings",
+    "embeddings.token_type": "roberta.embeddings.token_type_embeddings",
+    "embeddings.norm": "roberta.embeddings.LayerNorm",
+    "layers.{}.attention.query": "roberta.encoder.layer.{}.attention.self.query",
+    "layers.{}.attention.key": "roberta.encoder.layer.{}.attention.self.key",
+    "layers.{}.attention.value": "roberta.encoder.layer.{}.attention.self.value",
+    "layers.{}.attention.output": "roberta.encoder.layer.{}.attention.output.dense",
+    "layers.{}.attention_norm": "roberta.encoder.layer.{}.attention.output.LayerNorm",
+    "layers.{}.feed_forward.up": "roberta.encoder.layer.{}.intermediate.dense",
+    "layers.{}.feed_forward.down": "roberta.encoder.layer.{}.output.dense",
+    "layers.{}.feed_forward_norm": "roberta.encoder.layer.{}.output.LayerNorm",
+    "pooler.dense": "classifier.dense",
+    "classifier": "classifier.out_proj",
+}
+# tensors of published files that a classifier does not use: the pretraining head, an old buffer, BERT's pooler
+EXTRAS = (r"lm_head\..*", r"embeddings\.position_ids", r"pooler\.dense\..*")
+# our config field -> its published name, where they differ
+CONFIG_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "feed_forward_size": "intermediate_size",
+}
+# published config fields that would change the math, with the values implemented here
+SUPPORTED = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+@dataclass(frozen=True)
+class RobertaConfig:
+    """Defaults are what a published config.json means where it leaves a field out: not those of roberta-base."""
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    feed_forward_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None  # None: hidden_dropout_prob
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int = 1
+    labels: tuple[str, ...] = ("negative", "positive")
+
+
+class Roberta(Module):
+    """[B, T] token ids -> [B, C] logits."""
+
+    model_type, architecture = "roberta", "RobertaForSequenceClassification"
+    Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = RobertaConfig, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED
+    HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
+    HEAD_MODULES = ("classifier",)  # what huggingface/peft calls it
+    LORA_TARGETS = ("query", "value")
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embeddings = Embeddings(
+            c.vocab_size,
+            c.hidden_size,
+            c.max_position_embeddings,
+            c.type_vocab_size,
+            c.pad_token_id,
+            c.layer_norm_eps,
+            c.hidden_dropout_prob,
+        )
+        self.layers = ModuleList(
+            EncoderBlock(
+                MultiHeadAttention(c.hidden_size, c.num_heads, c.attention_probs_dropout_prob),
+                c.hidden_size,
+                c.feed_forward_size,
+                c.hidden_act,
+                c.layer_norm_eps,
+                c.hidden_dropout_prob,
+            )
+            for _ in range(c.num_layers)
+        )
+        dropout = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
+        self.pooler = Pooler(c.hidden_size, "tanh", dropout)
+        self.dropout = Dropout(dropout)
+        self.classifier = Linear(c.hidden_size, len(c.labels))
+        self.checkpointing = False
+        init_weights(self, c.initializer_range)
+
+    def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T] -> [B, T, D]"""
+        return self.embeddings(input_ids, mask, first_position=self.config.pad_token_id + 1)
+
+    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None) -> Tensor:
+        """x: [B, T, D] -> [B, T, D];  prefix: keys and values for each layer."""
+        for number, layer in enumerate(self.layers):
+            x = run_layer(layer, self.checkpointing, x, mask, prefix[number] if prefix else None)
+        return x
+
+    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
+        """h: [B, T, D] -> [B, D], from the first token."""
+        return self.dropout(self.pooler(h))
+
+    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """What the classifier sees: [B, D]"""
+        return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""
+        return self.classifier(self.features(input_ids, mask))
