@@ -7,6 +7,7 @@ python eval.py --run runs/NAME --text "A wonderful little film."
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.nn import Module
 from tqdm import tqdm
@@ -21,7 +23,7 @@ from tqdm import tqdm
 import peft
 from data import find_source, load_splits
 from data.batches import Corpus, batches, sorted_order
-from data.imdb import UNKNOWN, clean, load_reviews
+from data.imdb import UNKNOWN, as_frame, clean, load_reviews
 from data.runs import Run, option, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer
 from nn.checkpoint import load_pretrained
@@ -118,9 +120,16 @@ def load_run(run: Run, device: torch.device) -> tuple[Module, Tokenizer]:
     return model.to(device).eval(), load_tokenizer(run.tokenizer)
 
 
-def build_corpus(tokenizer: Tokenizer, frame, max_length: int) -> Corpus:
-    rows = tokenizer.encode(frame["review"], max_length)
-    return Corpus.from_rows(rows, frame["sentiment"], tokenizer.pad_id)
+def build_corpus(tokenizer: Tokenizer, frame: pd.DataFrame, options: dict[str, Any], cache: Path | None) -> Corpus:
+    """Token ids of the reviews, as the run's options say; with `cache`, kept there under the hash of all they depend
+    on."""
+    length, truncate, labels = options["max_length"], options["truncate"], frame["sentiment"]
+    if cache is None:
+        return Corpus.from_rows(tokenizer.encode(frame["review"], length, truncate), labels, tokenizer.pad_id)
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {length} {truncate} ".encode())
+    digest.update("\0".join(frame["review"]).encode("utf-8", "surrogatepass"))
+    path = cache / f"{digest.hexdigest()[:24]}.npy"
+    return Corpus.cached(path, lambda: tokenizer.encode(frame["review"], length, truncate), labels, tokenizer.pad_id)
 
 
 def print_metrics(name: str, values: dict[str, Any]) -> None:
@@ -149,7 +158,7 @@ def evaluate(options: Options, run: Run, machine: Machine) -> None:
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
-            corpus = build_corpus(tokenizer, frame, trained["max_length"])
+            corpus = build_corpus(tokenizer, frame, trained, run.cache)
             print_metrics(name, metrics(score(model, corpus, machine), corpus.labels))
         else:
             print(f"{name}: no labelled reviews")
@@ -160,7 +169,7 @@ def predict(options: Options, run: Run, machine: Machine) -> None:
     trained = run.config["options"]
     frame = load_reviews(options.predict, trained["text_column"], trained["label_column"], options.skip_bad_rows)
     model, tokenizer = load_run(run, machine.device)
-    corpus = build_corpus(tokenizer, frame, trained["max_length"])
+    corpus = build_corpus(tokenizer, frame, trained, None)
     logits = score(model, corpus, machine)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -177,8 +186,8 @@ def answer(text: str, run: Run, machine: Machine) -> None:
     cleaned = clean(text)
     if not cleaned:
         raise ValueError("--text is empty")
-    rows = tokenizer.encode([cleaned], run.config["options"]["max_length"])
-    logits = score(model, Corpus.from_rows(rows, [UNKNOWN], tokenizer.pad_id), machine, bar=False)
+    corpus = build_corpus(tokenizer, as_frame([("text", cleaned, UNKNOWN)]), run.config["options"], None)
+    logits = score(model, corpus, machine, bar=False)
     chances = torch.from_numpy(logits[0]).softmax(0).tolist()
     best = max(range(len(chances)), key=chances.__getitem__)
     labels = model.config.labels

@@ -30,6 +30,8 @@ from eval import build_corpus, load_run, metrics, print_metrics, score
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import default_labels, load_pretrained, restore_training_state, save_pretrained, training_state
+from nn.dropout import Dropout
+from nn.encoder import init_weights
 from nn.files import write_json
 from nn.hub import BUILTIN
 from nn.runtime import (
@@ -54,7 +56,9 @@ class Options:
     peft: str = option("none", "what", f"what is trained of it: {', '.join(METHODS)} (none: everything)")
     loss: str = option("ce", "what", f"objective: {', '.join(OBJECTIVES)}")
     weights: str = option("", "what", "none (random), a checkpoint directory, or a hub id; default: the model's own")
-    num_labels: int = option(2, "what", "classes of the head")
+    num_labels: int = option(2, "what", "classes of the head; 0: as many as the checkpoint's")
+    classifier_dropout: float = option(-1.0, "what", "before the last layer; negative: the checkpoint's own")
+    reinit_layers: int = option(0, "what", "start this many of the top layers from random weights")
 
     data: str = option("", "data", "IMDB folder, aclImdb, a TSV or CSV, or demo; default: $IMDB_DIR, data/imdb/, demo")
     text_column: str = option("", "data", "column of a TSV or CSV that holds the text")
@@ -62,6 +66,10 @@ class Options:
     skip_bad_rows: bool = option(False, "data", "leave broken rows out instead of stopping")
     train_reviews: int = option(0, "data", "train on this many reviews of the training split only; 0: on all")
     max_length: int = option(256, "data", "tokens a review is cut to, [CLS] and [SEP] included")
+    truncate: str = option(
+        "head", "data", "which part of a longer review is kept: head, tail or head+tail (128 + rest)"
+    )
+    tokenizer: str = option("published", "data", "published: as the weights were trained; hf5: as transformers 5 cuts")
     vocab_size: int = option(4000, "data", "pieces of a tokenizer that is trained here")
 
     epochs: int = option(3, "training", "passes over the training split")
@@ -69,6 +77,8 @@ class Options:
     accumulation: int = option(1, "training", "forward passes in an optimizer step")
     learning_rate: float = option(3e-5, "training", "peak rate of AdamW")
     head_learning_rate: float = option(0.0, "training", "rate of the head; 0: the learning rate")
+    layer_decay: float = option(1.0, "training", "factor of the rate from each layer to the one below it")
+    adam_epsilon: float = option(1e-6, "training", "ε of AdamW")
     weight_decay: float = option(0.01, "training", "of everything but biases and norms")
     warmup: float = option(
         0.06, "training", "part of all steps in which the rate rises; then it falls to 0, both linearly"
@@ -117,7 +127,7 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     layers += [("objective", objective.training)]
     layers += [("random weights", FROM_NOTHING)] if weights == "none" else []
     options, origins = layer(Options, [*layers, ("command line", given)])
-    for name in ("epochs", "batch_size", "accumulation", "max_length", "num_labels"):
+    for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
     return options, origins, None
@@ -136,7 +146,7 @@ def start_run(options: Options, origins: dict[str, str], machine: Machine) -> Ru
 def prepare_data(options: Options, run: Run) -> tuple[Splits, Tokenizer]:
     """The reviews, and the tokenizer of the weights; for random weights a new one, trained on the training split."""
     columns = (options.text_column, options.label_column)
-    splits = load_splits(options.data, *columns, options.skip_bad_rows, run.folder.parent / ".cache")
+    splits = load_splits(options.data, *columns, options.skip_bad_rows, run.cache)
     if options.train_reviews:
         splits = splits._replace(train=subset(splits.train, options.train_reviews, options.seed))
     print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in splits._asdict().items() if len(frame)))
@@ -147,7 +157,7 @@ def prepare_data(options: Options, run: Run) -> tuple[Splits, Tokenizer]:
     if options.weights == "none":
         tokenizer = train_tokenizer(MODELS[options.model].tokenizer, splits.train["review"], options.vocab_size)
     else:
-        tokenizer = load_tokenizer(options.weights)
+        tokenizer = load_tokenizer(options.weights, options.tokenizer)
     tokenizer.save(run.tokenizer)
     return splits, tokenizer
 
@@ -172,23 +182,49 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
         print(f"weights: {options.weights}; new and random: {', '.join(sorted(model.fresh)) or 'nothing'}")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {model.config.vocab_size}")
+    if options.classifier_dropout >= 0:
+        model.dropout = Dropout(options.classifier_dropout)
+    reinitialise(model, options.reinit_layers)
     peft.apply(model, options.peft, **{name: getattr(options, name) for name in METHODS[options.peft].options})
     model.checkpointing = options.checkpointing
     return model
 
 
+def reinitialise(model: Module, count: int) -> None:
+    """Random weights for the top `count` layers (Zhang et al. 2021, arXiv 2006.05987, §4)."""
+    if not 0 <= count <= len(model.layers):
+        raise ValueError(f"--reinit-layers {count} is outside 0 … {len(model.layers)}")
+    top = range(len(model.layers) - count, len(model.layers))
+    for number in top:
+        init_weights(model.layers[number], model.config.initializer_range)
+    names = (name for name, _ in model.named_parameters() if depth(model, name) - 1 in top)
+    model.fresh |= frozenset(names)
+
+
+def depth(model: Module, name: str) -> int:
+    """0 for what stands below the layers, 1 … L for the layers, L + 1 for the head."""
+    part, _, rest = name.partition(".")
+    if part in model.HEAD:
+        return len(model.layers) + 1
+    return int(rest.split(".")[0]) + 1 if part == "layers" else 0
+
+
 def parameter_groups(model: Module, options: Options) -> list[dict[str, Any]]:
-    """AdamW's groups, {body, head} × {decay, no decay}: biases and norms do not decay, the head has its own rate."""
+    """AdamW's groups, {depth} × {decay, no decay}: biases and norms do not decay; the head has its own rate; each
+    layer's rate is layer_decay times that of the one above (Howard & Ruder 2018, arXiv 1801.06146, §3.2; Sun et al.
+    2019, Eq. 2)."""
     norms = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in module.parameters()}
-    groups: dict[tuple[bool, bool], list[Parameter]] = {}
+    groups: dict[tuple[int, bool], list[Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = not name.endswith("bias") and id(parameter) not in norms
-            groups.setdefault((name.split(".")[0] in model.HEAD, decays), []).append(parameter)
-    rates = {False: options.learning_rate, True: options.head_learning_rate or options.learning_rate}
+            groups.setdefault((depth(model, name), decays), []).append(parameter)
+    top = len(model.layers)
+    rates = {level: options.learning_rate * options.layer_decay ** (top - level) for level in range(top + 1)}
+    rates[top + 1] = options.head_learning_rate or options.learning_rate
     return [
-        {"params": members, "peak": rates[head], "lr": rates[head], "weight_decay": options.weight_decay * decays}
-        for (head, decays), members in groups.items()
+        {"params": members, "peak": rates[level], "lr": rates[level], "weight_decay": options.weight_decay * decays}
+        for (level, decays), members in groups.items()
     ]
 
 
@@ -220,10 +256,10 @@ def train(
 ) -> dict[str, Any]:
     """Trains, and keeps the best epoch by validation accuracy in best/. Returns what result.json says of it."""
     device = machine.device
-    corpus, held_out = (build_corpus(tokenizer, frame, options.max_length) for frame in splits[:2])
+    corpus, held_out = (build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache) for frame in splits[:2])
     model = build_model(options, tokenizer).to(device).train()
     objective = OBJECTIVES[options.loss].objective
-    optimizer = torch.optim.AdamW(parameter_groups(model, options), betas=(0.9, 0.999), eps=1e-6, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, options), eps=options.adam_epsilon, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     trainable = [p for p in model.parameters() if p.requires_grad]
     counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
@@ -312,7 +348,7 @@ def finish(trained: dict[str, Any], options: Options, run: Run, splits: Splits, 
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
-            corpus = build_corpus(tokenizer, frame, options.max_length)
+            corpus = build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache)
             trained[name] = metrics(score(model, corpus, machine, interrupt), corpus.labels)
             print_metrics(name, trained[name])
     write_json(run.folder / "result.json", run.config | trained | {"peak_memory_bytes": peak_memory(machine.device)})

@@ -4,14 +4,16 @@ Padding to the longest review of a random batch nearly doubles the work at 512 t
 of shuffled reviews, then shuffling the batches, leaves about 3 % of padding and still a random order.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nn.files import replacing
 from nn.runtime import derive_seed
 
 WINDOW = 50  # batches that are sorted together
@@ -44,6 +46,23 @@ class Corpus:
         offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
         ids = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
         return cls(ids, offsets, np.asarray(list(labels), dtype=np.int64), pad_id)
+
+    @classmethod
+    def cached(
+        cls, path: Path, make: Callable[[], Iterable[list[int]]], labels: Iterable[int], pad_id: int
+    ) -> "Corpus":
+        """The ids in `path`, mapped into memory; `make` gives them, once, where the file is not there yet.
+
+        The file is one int32 array, .npy: the number of examples, their lengths, their ids.
+        """
+        if not path.exists():
+            made = cls.from_rows(make(), labels, pad_id)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, np.concatenate([[len(made)], made.lengths, made.ids]).astype(np.int32))
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        count = int(stored[0])
+        offsets = np.concatenate([[0], np.cumsum(stored[1 : count + 1], dtype=np.int64)])
+        return cls(stored[count + 1 :], offsets, np.asarray(list(labels), dtype=np.int64), pad_id)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -112,6 +112,7 @@ class Run:
         self.best, self.tokenizer = self.folder / "best", self.folder / "tokenizer"
         self.state_file = self.folder / "state" / "state.safetensors"
         self.log_file = self.folder / "log.jsonl"
+        self.cache = self.folder.parent / ".cache"  # cleaned text and token ids, shared by all runs beside this one
 
     @classmethod
     def create(cls, folder: str | Path, config: dict[str, Any]) -> "Run":

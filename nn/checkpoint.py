@@ -15,8 +15,8 @@ from torch.nn import Module, Parameter
 
 from nn import MODELS
 from nn.encoder import init_weights
-from nn.files import open_tensors, read_json, write_json, write_tensors
-from nn.hub import CONFIG, WEIGHTS, find_pretrained, weight_files
+from nn.files import read_json, write_json, write_tensors
+from nn.hub import CONFIG, WEIGHTS, WeightFile, find_pretrained, weight_files
 from nn.runtime import random_state, set_random_state
 
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta)\.")
@@ -92,62 +92,76 @@ def write_config(model: Module) -> dict[str, Any]:
 
 def load_pretrained(source: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32) -> Module:
     """A checkpoint directory or hub id -> model, in `dtype`, with `model.fresh`: the parameters that the file leaves
-    out and that were initialised at random (only head layers may be).
+    out and that were initialised at random (only head layers may be). num_labels 0: as many as the file's head has.
 
+    Memory peaks at the model's size and one tensor: tensors are read, converted and let go one by one.
     Raises FileNotFoundError, or ValueError listing every missing, surplus, misshaped or unusable tensor at once.
     """
     directory = find_pretrained(source)
     published = read_json(directory / CONFIG)
     cls = model_class(published, directory / CONFIG)
-    config = read_config(cls, published, num_labels)
-    with torch.device("meta"):  # shapes only: memory is taken tensor by tensor below
+    config = read_config(cls, published, num_labels or len(published.get("id2label", ())) or 2)
+    with torch.device("meta"):  # shapes only
         model = cls(config)
-    state, problems = {}, []
+    files = [WeightFile(path) for path in weight_files(directory)]
+    fresh = check_tensors(model, files, directory)
     expected = {strip_backbone(translate(name, cls.KEYS)): name for name, _ in model.named_parameters()}
-    for path in weight_files(directory):
-        with open_tensors(path) as file:
-            for key in file.keys():  # noqa: SIM118  (a safetensors file is no dict)
-                read_tensor(file, key, expected, model, dtype, state, problems)
-    missing = [name for name in expected.values() if name not in state]
-    fresh = [name for name in missing if name.split(".")[0] in cls.HEAD]
-    problems += [f"missing {translate(name, cls.KEYS)}" for name in missing if name not in fresh]
+    problems = []
+    for file in files:
+        for key in (key for key in file.shapes if strip_backbone(key) in expected):
+            tensor = file.read(key)
+            if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+                problems.append(f"{key} holds NaN or infinity")
+            put_parameter(model, expected[strip_backbone(key)], tensor.to(dtype, copy=True))
     if problems:
-        shown = "; ".join(problems[:20]) + ("; …" if len(problems) > 20 else "")
-        raise ValueError(f"{directory} does not fit its {CONFIG} ({len(problems)} problems): {shown}")
+        raise ValueError(f"{directory} cannot be used: {'; '.join(problems[:20])}")
     for name in fresh:
-        state[name] = torch.empty_like(model.get_parameter(name), device="cpu", dtype=dtype)
-    for name, tensor in state.items():
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner).register_parameter(leaf, Parameter(tensor))
+        put_parameter(model, name, torch.empty_like(model.get_parameter(name), device="cpu", dtype=dtype))
     for owner in {name.rpartition(".")[0] for name in fresh}:
         init_weights(model.get_submodule(owner), config.initializer_range)
+    for file in files:
+        file.keep_converted()
     model.fresh = frozenset(fresh)
     return model
 
 
-def read_tensor(file, key: str, expected: dict[str, str], model: Module, dtype: torch.dtype, state, problems) -> None:
-    """Adds the tensor called `key` in a checkpoint to `state` under our name, or what is wrong with it to
-    `problems`."""
-    stripped = strip_backbone(key)
-    if stripped not in expected:
-        if not any(re.fullmatch(extra, stripped) for extra in model.EXTRAS):
-            problems.append(f"surplus {key}")
-        return
-    name, shape = expected[stripped], list(file.get_slice(key).get_shape())
-    wanted = list(model.get_parameter(name).shape)
-    if name in state:
-        problems.append(f"{key} comes twice")
-    elif shape != wanted:
-        state[name] = None  # not missing as well
-        hint = f" (--num-labels {shape[0]} keeps the file's)" if name.startswith("classifier") else ""
-        problems.append(f"misshaped {key}: {shape}, the config asks for {wanted}{hint}")
-    else:
-        tensor = file.get_tensor(key)
-        if not tensor.is_floating_point():
-            problems.append(f"{key} holds {tensor.dtype}, not floating point")
-        elif not torch.isfinite(tensor.sum(dtype=torch.float64)):
-            problems.append(f"{key} holds NaN or infinity")
-        state[name] = tensor.to(dtype, copy=True)
+def put_parameter(model: Module, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    model.get_submodule(owner).register_parameter(leaf, Parameter(tensor))
+
+
+def check_tensors(model: Module, files: list[WeightFile], directory: Path) -> list[str]:
+    """Names of the parameters that the files leave out and may. Raises ValueError with all that does not fit."""
+    expected = {
+        strip_backbone(translate(name, model.KEYS)): (name, list(p.shape)) for name, p in model.named_parameters()
+    }
+    found, problems = set(), []
+    for file in files:
+        for key, (shape, floating) in file.shapes.items():
+            stripped = strip_backbone(key)
+            if stripped not in expected:
+                if not any(re.fullmatch(extra, stripped) for extra in model.EXTRAS):
+                    problems.append(f"surplus {key}")
+                continue
+            if stripped in found:
+                problems.append(f"{key} comes twice")
+            elif shape != expected[stripped][1]:
+                hint = (
+                    f" (--num-labels {shape[0]} keeps the file's)"
+                    if expected[stripped][0] == "classifier.weight"
+                    else ""
+                )
+                problems.append(f"misshaped {key}: {shape}, the config asks for {expected[stripped][1]}{hint}")
+            elif not floating:
+                problems.append(f"{key} does not hold floating point numbers")
+            found.add(stripped)
+    missing = [name for stripped, (name, _) in expected.items() if stripped not in found]
+    fresh = [name for name in missing if name.split(".")[0] in model.HEAD]
+    problems += [f"missing {translate(name, model.KEYS)}" for name in missing if name not in fresh]
+    if problems:
+        shown = "; ".join(problems[:20]) + ("; …" if len(problems) > 20 else "")
+        raise ValueError(f"{directory} does not fit its {CONFIG} ({len(problems)} problems): {shown}")
+    return fresh
 
 
 def published_state(model: Module) -> dict[str, Tensor]:

@@ -84,3 +84,15 @@ def test_a_fully_padded_row_stays_finite(name):
     logits.sum().backward()
     assert torch.isfinite(logits).all()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_cached_corpus_is_mapped_and_equal(tmp_path):
+    c = corpus()
+    rows = [c.ids[c.offsets[i] : c.offsets[i + 1]].tolist() for i in range(len(c))]
+    for made in (lambda: rows, lambda: pytest.fail("made twice")):
+        again = Corpus.cached(tmp_path / "ids.npy", made, c.labels, 0)
+        assert isinstance(again.ids, np.memmap)
+        assert again.ids.tolist() == c.ids.tolist()
+        assert again.offsets.tolist() == c.offsets.tolist()
+    batch = again.batch(np.array([0, 2]))
+    assert torch.equal(batch.input_ids, c.batch(np.array([0, 2])).input_ids)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from nn import MODELS
 from nn.checkpoint import load_pretrained, save_pretrained, translate
 from nn.files import read_json, write_json
-from nn.hub import CONFIG, INDEX, WEIGHTS, find_pretrained
+from nn.hub import CONFIG, INDEX, WEIGHTS, find_pretrained, weight_files
 
 ENCODERS = [name for name, entry in MODELS.items() if hasattr(entry.build, "KEYS")]
 
@@ -103,13 +103,28 @@ def test_shards_load_like_one_file(checkpoint):
         load_pretrained(checkpoint)
 
 
-def test_pytorch_model_bin_is_converted_once(checkpoint):
+def test_pytorch_model_bin_is_converted_once_into_our_cache(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = load_pretrained(checkpoint)
-    torch.save(load_file(checkpoint / WEIGHTS), checkpoint / "pytorch_model.bin")
+    torch.save({key: t.half() for key, t in load_file(checkpoint / WEIGHTS).items()}, checkpoint / "pytorch_model.bin")
     (checkpoint / WEIGHTS).unlink()
-    after = load_pretrained(checkpoint)
-    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
-    assert (checkpoint / WEIGHTS).exists()
+    for _ in range(2):
+        after = load_pretrained(checkpoint)
+        for a, b in zip(before.parameters(), after.parameters(), strict=True):
+            assert b.dtype == torch.float32
+            assert torch.equal(a.half().float(), b)
+    (converted,) = (tmp_path / "cache").rglob(WEIGHTS)
+    assert weight_files(checkpoint) == [converted]
+    assert sorted(path.name for path in checkpoint.iterdir()) == [CONFIG, "pytorch_model.bin"]
+
+
+def test_a_pickle_that_does_not_fit_is_not_converted(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (checkpoint / WEIGHTS).unlink()
+    torch.save({"bert.something": torch.zeros(2)}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"surplus bert\.something; missing"):
+        load_pretrained(checkpoint)
+    assert not list((tmp_path / "cache").rglob("*"))
 
 
 def test_a_malicious_pickle_is_refused_and_not_run(checkpoint, tmp_path):
@@ -128,21 +143,30 @@ def test_everything_wrong_is_listed_at_once(checkpoint):
     def spoil(tensors):
         del tensors["bert.encoder.layer.1.output.dense.bias"]
         tensors["bert.encoder.layer.0.output.dense.weight"] = torch.zeros(3, 5)
-        tensors["bert.embeddings.LayerNorm.weight"][0] = float("nan")
         tensors["bert.embeddings.LayerNorm.bias"] = torch.zeros(12, dtype=torch.int64)
         return tensors | {"bert.something": torch.zeros(2)}
 
     rewrite(checkpoint, spoil)
-    with pytest.raises(ValueError, match="5 problems") as caught:
+    with pytest.raises(ValueError, match="4 problems") as caught:
         load_pretrained(checkpoint)
     for part in (
         "missing bert.encoder.layer.1.output.dense.bias",
         "misshaped bert.encoder.layer.0.output.dense.weight: [3, 5], the config asks for [12, 17]",
-        "bert.embeddings.LayerNorm.weight holds NaN",
-        "bert.embeddings.LayerNorm.bias holds torch.int64",
+        "bert.embeddings.LayerNorm.bias does not hold floating point numbers",
         "surplus bert.something",
     ):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(checkpoint, value):
+    def spoil(tensors):
+        tensors["bert.embeddings.LayerNorm.weight"][3] = value
+        return tensors
+
+    rewrite(checkpoint, spoil)
+    with pytest.raises(ValueError, match=r"bert\.embeddings\.LayerNorm\.weight holds NaN or infinity"):
+        load_pretrained(checkpoint)
 
 
 def test_a_file_cut_short(checkpoint):
@@ -154,6 +178,7 @@ def test_a_file_cut_short(checkpoint):
 
 
 def test_a_head_of_another_size(checkpoint):
+    assert len(load_pretrained(checkpoint, num_labels=0).config.labels) == 2
     with pytest.raises(ValueError, match="--num-labels 2 keeps"):
         load_pretrained(checkpoint, num_labels=3)
 
@@ -216,7 +241,7 @@ def test_offline_and_not_cached_is_one_line(tmp_path):
     settings = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("'some/model' is neither a directory here nor in the hub cache")
+    assert done.stdout.startswith("'some/model' is neither a directory here nor complete in the hub cache")
     assert done.stdout.count("\n") == 1
 
 

@@ -1,13 +1,17 @@
+import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, tiny_weights
 from tokenizers import Tokenizer as Backend
 
+import train
 from data.demo import reviews
+from data.imdb import load_reviews
 from data.sentencepiece import fields
-from data.tokenization import load_tokenizer, train_tokenizer
+from data.tokenization import cut, load_tokenizer, train_tokenizer
 
 TEXTS = ["A wonderful little film!", "", "Naïve  café — ☕ 😀", "x" * 300, "don't, won't"]
 CORPUS = [text for _, text, _ in reviews("train")[:500]]
@@ -119,3 +123,81 @@ def test_vocab_txt_equals_tokenizer_json_of_a_published_bert(minilm, tmp_path):
     ours = load_tokenizer(tmp_path)
     texts = CORPUS + TEXTS
     assert list(ours.encode(texts, 512)) == [encoding.ids for encoding in theirs.encode_batch(texts)]
+
+
+def test_truncation_keeps_head_tail_or_both():
+    ids = list(range(1000))
+    assert cut(ids, 1000, "tail") is ids
+    assert cut(ids, 10, "head") == ids[:10]
+    assert cut(ids, 10, "tail") == ids[990:]
+    assert cut(ids, 510, "head+tail") == ids[:127] + ids[1000 - 383 :]
+    assert cut(ids, 900, "head+tail") == ids[:128] + ids[1000 - 772 :]
+    assert cut(ids, 1, "tail") == [999]
+
+
+def test_text_that_spells_a_special_token_is_text(tokenizer):
+    special = {tokenizer.id_of(token) for token in tokenizer.special.values()}
+    for text in ("[SEP]", "a [CLS] b", "<s></s><pad>", "[MASK][PAD]", "<0x41>"):
+        (ids,) = tokenizer.pieces([text])
+        unknown = tokenizer.id_of(tokenizer.special["unk"])
+        assert not set(ids) & (special - {unknown}), text
+        assert len(ids) > 1
+
+
+NASTY = [
+    "a\x00b",
+    "lone \ud800 surrogate",
+    "\ud83d\ude00"[:1],
+    "x" * 1_000_000,
+    " " * 10_000,
+    "é" * 50_000,
+    "\u200b\ufeff",
+]
+
+
+def test_nasty_text_neither_fails_nor_hangs(tokenizer):
+    for row in tokenizer.encode(NASTY, 64):
+        assert 2 <= len(row) <= 64
+
+
+def test_a_vocabulary_must_fit_the_embedding(tmp_path):
+    tiny_weights(tmp_path / "weights")
+    options, *_ = train.resolve(["--model", "bert", "--weights", str(tmp_path / "weights")])
+    large = train_tokenizer("wordpiece", CORPUS, 900)
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ pieces, the model \d+"):
+        train.build_model(options, large)
+
+
+def test_byte_level_bpe_files(tmp_path):
+    tokenizer = train_tokenizer("bpe", CORPUS, 500)
+    tokenizer.backend.model.save(str(tmp_path))
+    again = load_tokenizer(tmp_path)
+    assert again.kind == "bpe"
+    assert list(again.encode(TEXTS + CORPUS, 60)) == list(tokenizer.encode(TEXTS + CORPUS, 60))
+    assert tokenizer.backend.decode(next(tokenizer.pieces(["naïve ☕ café"]))) == "naïve ☕ café"
+    (tmp_path / "merges.txt").write_text("a b c d\n")
+    with pytest.raises(ValueError, match="are no BPE model"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_published_model_is_saved_with_a_run(spm, tmp_path):
+    tokenizer = load_tokenizer(spm)
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert list(again.encode(CORPUS, 60)) == list(tokenizer.encode(CORPUS, 60))
+    theirs = load_tokenizer(spm, "hf5")
+    assert list(theirs.pieces(["ＡＢＣ"])) != list(tokenizer.pieces(["ＡＢＣ"]))
+    assert list(theirs.pieces(["plain words"])) == list(tokenizer.pieces(["plain words"]))
+
+
+@pytest.mark.slow
+def test_agrees_with_sentencepiece_on_reviews(spm, imdb):
+    """ids of the first 5,000 test reviews as sentencepiece 0.2.3 gives them (golden/make_golden.py), by hash."""
+    golden = json.loads((GOLDEN / "spm_reviews.json").read_text())
+    reviews_there = load_reviews(imdb / "testData.tsv.gz")["review"][: golden["reviews"]]
+    digest = hashlib.sha256()
+    for ids in load_tokenizer(spm).pieces(reviews_there):
+        digest.update(np.asarray(ids, "<i4").tobytes() + b"\xff\xff\xff\xff")
+    assert digest.hexdigest() == golden["sha256"]

@@ -225,7 +225,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(small_run,
 
 
 WRONG = {
-    "unknown model 'debert'; known: bert, deberta": ["--model", "debert"],
+    "unknown model 'debert'; known: bert, distilbert, roberta, deberta": ["--model", "debert"],
     "unknown method 'lorra'; known: none, lora": ["--peft", "lorra"],
     "unknown objective 'mse'; known: ce": ["--loss", "mse"],
     "LoRA target 'qurey' matches no linear layer": ["--targets", "qurey"],
@@ -238,6 +238,8 @@ WRONG = {
     "--epochs 0 must be at least 1": ["--epochs", "0"],
     "--train-reviews 9999 is outside": ["--train-reviews", "9999"],
     "max_length 2 leaves no room": ["--max-length", "2"],
+    "unknown truncation 'middle'; known: head, tail, head+tail": ["--truncate", "middle"],
+    "unknown tokenizer 'hf4'; known: published, hf5": ["--tokenizer", "hf4"],
 }
 
 
@@ -292,3 +294,34 @@ def test_help_groups_every_flag(capsys):
         assert "--" + field.replace("_", "-") in shown
     for group in ("what:", "data:", "training:", "LoRA:", "machine:", "run:"):
         assert f"\n{group}" in shown
+
+
+def test_layer_decay_dropout_and_reinitialised_layers(small_run):
+    extra = ["--peft", "none", "--layer-decay", "0.5", "--learning-rate", "1e-3", "--classifier-dropout", "0.4"]
+    options, *_ = train.resolve([*small_run, *extra, "--reinit-layers", "1"])
+    tokenizer, before = load_tokenizer(options.weights), train.load_pretrained(options.weights)
+    model = train.build_model(options, tokenizer)
+    assert model.dropout.p == 0.4
+    assert torch.equal(model.layers[0].attention.query.weight, before.layers[0].attention.query.weight)
+    assert not torch.equal(model.layers[1].attention.query.weight, before.layers[1].attention.query.weight)
+    assert all(name.startswith("layers.1.") for name in model.fresh)
+    rate = {id(p): group["peak"] for group in train.parameter_groups(model, options) for p in group["params"]}
+    assert rate[id(model.classifier.weight)] == 1e-3
+    assert rate[id(model.layers[1].feed_forward.up.weight)] == 1e-3
+    assert rate[id(model.layers[0].feed_forward.up.weight)] == 5e-4
+    assert rate[id(model.embeddings.word.weight)] == 2.5e-4
+    assert train.parameter_groups(model, options)[0]["params"]
+    with pytest.raises(ValueError, match=r"--reinit-layers 3 is outside 0 … 2"):
+        train.build_model(train.dataclasses.replace(options, reinit_layers=3), tokenizer)
+
+
+def test_token_ids_are_cached_and_belong_to_their_settings(small_run, tmp_path):
+    train.main([*small_run, "--epochs", "1", "--max-length", "20", "--name", "a"])
+    first = {path.name for path in (tmp_path / "runs/.cache").glob("*.npy")}
+    assert len(first) == 3  # training, validation, test
+    train.main([*small_run, "--epochs", "1", "--max-length", "20", "--name", "b"])
+    assert {path.name for path in (tmp_path / "runs/.cache").glob("*.npy")} == first
+    train.main([*small_run, "--epochs", "1", "--max-length", "20", "--truncate", "tail", "--name", "c"])
+    assert len(list((tmp_path / "runs/.cache").glob("*.npy"))) == 6
+    a, b = (final_weights(tmp_path / "runs" / name) for name in "ab")
+    assert same(a, b)

@@ -1,7 +1,7 @@
 """Makes the golden files beside it: tiny random checkpoints saved by transformers, with its logits and gradients, and
 ids that sentencepiece gives.
 
-    python tests/golden/make_golden.py [SPM_MODEL]
+    python tests/golden/make_golden.py [SPM_MODEL [TEST_REVIEWS_TSV]]
 
 in an environment of its own, with torch 2.13.0, transformers 5.23.0 and sentencepiece 0.2.3.
 
@@ -10,11 +10,13 @@ Each folder holds config.json, model.safetensors and expected.safetensors:
     padding; grad.<published name>: gradients of the mean cross-entropy.
 """
 
+import hashlib
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import (
@@ -129,9 +131,25 @@ def make_ids(model_file: str) -> None:
     (HERE / "spm.json").write_text(text + "\n")
 
 
+def make_review_ids(model_file: str, reviews_file: str, count: int = 5000) -> None:
+    """SHA-256 of SentencePiece's ids of the first test reviews, cleaned by the project, -> spm_reviews.json."""
+    import sentencepiece
+
+    sys.path.insert(0, str(HERE.parent.parent))
+    from data.imdb import load_reviews
+
+    model, digest = sentencepiece.SentencePieceProcessor(model_file=model_file), hashlib.sha256()
+    for ids in model.encode(load_reviews(reviews_file)["review"][:count].tolist()):
+        digest.update(np.asarray(ids, "<i4").tobytes() + b"\xff\xff\xff\xff")
+    text = json.dumps({"reviews": count, "sentencepiece": sentencepiece.__version__, "sha256": digest.hexdigest()})
+    (HERE / "spm_reviews.json").write_text(text + "\n")
+
+
 if __name__ == "__main__":
     if sys.argv[1:]:
         make_ids(sys.argv[1])
+    if sys.argv[2:]:
+        make_review_ids(*sys.argv[1:3])
     for name, (config_class, values) in CONFIGS.items():
         make(name, config_class, values, seed=len(name))
         print(name)
