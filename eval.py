@@ -26,7 +26,7 @@ from data.batches import Corpus, batches, sorted_order
 from data.imdb import UNKNOWN, as_frame, clean, load_reviews
 from data.runs import Run, option, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer
-from nn.checkpoint import load_pretrained
+from nn.checkpoint import load_pretrained, save_pretrained
 from nn.files import read_json, write_text
 from nn.runtime import Interrupt, Machine, choose_machine, clean_exit, keep_freed_memory
 
@@ -40,6 +40,7 @@ class Options:
     predict: str = option("", "what", "a TSV or CSV of reviews to label")
     out: str = option("submission.csv", "what", "where --predict writes id,sentiment")
     text: str = option("", "what", "one review to label")
+    merge: str = option("", "what", "folder for a plain checkpoint with the adapter inside its weights")
     skip_bad_rows: bool = option(False, "what", "leave broken rows of a file out instead of stopping")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
     precision: str = option("auto", "machine", "fp32, bf16, fp16 or auto")
@@ -194,6 +195,18 @@ def answer(text: str, run: Run, machine: Machine) -> None:
     print(f"{labels[best]} ({json.dumps({label: round(p, 4) for label, p in zip(labels, chances, strict=True)})})")
 
 
+def export(folder: str, run: Run, machine: Machine) -> None:
+    """A folder that transformers loads: config.json, model.safetensors, the tokenizer."""
+    if (Path(folder) / "config.json").exists():
+        raise ValueError(f"{folder} holds a checkpoint already; name another folder")
+    model, tokenizer = load_run(run, machine.device)
+    if getattr(model, "adapter", None):
+        peft.merge(model)
+    save_pretrained(model, folder)
+    tokenizer.save(folder)
+    print(f"{folder}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     given = parse_flags(Options, argv, __doc__.splitlines()[0])
@@ -203,6 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     run, machine = Run.open(options.run), choose_machine(options.device, options.precision)
     if "text" in given:
         answer(options.text, run, machine)
+    elif options.merge:
+        export(options.merge, run, machine)
     elif options.predict:
         predict(options, run, machine)
     else:

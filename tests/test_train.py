@@ -147,6 +147,22 @@ def test_eval_scores_predicts_and_answers(small_run, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(("positive {", "negative {", "positive (", "negative ("))
 
 
+def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsys):
+    train.main([*small_run, "--epochs", "1"])
+    evaluate(["--run", "runs/small", "--merge", "plain"])
+    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == [
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    ids = torch.arange(1, 9)[None]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    adapted, _ = load_run(Run.open("runs/small"), torch.device("cpu"))
+    torch.testing.assert_close(
+        train.load_pretrained("plain").eval()(ids, mask), adapted(ids, mask), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="holds a checkpoint already"):
+        evaluate(["--run", "runs/small", "--merge", "plain"])
+
+
 def test_patience_stops_early(small_run, tmp_path):
     train.main(
         [*small_run, "--epochs", "9", "--patience", "1", "--learning-rate", "1e-9", "--head-learning-rate", "1e-9"]

@@ -84,7 +84,10 @@ def make(name: str, config_class: type, values: dict, seed: int) -> None:
     pad = config.pad_token_id
     model = CLASSES[config_class](config).eval()
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
+        torch.nn.init.normal_(parameter, std=0.3)  # large: attention must be far from uniform for its terms to show
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.normal_(module.weight, mean=1.0, std=0.15)
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
