@@ -66,9 +66,7 @@ class Options:
     skip_bad_rows: bool = option(False, "data", "leave broken rows out instead of stopping")
     train_reviews: int = option(0, "data", "train on this many reviews of the training split only; 0: on all")
     max_length: int = option(256, "data", "tokens a review is cut to, [CLS] and [SEP] included")
-    truncate: str = option(
-        "head", "data", "which part of a longer review is kept: head, tail or head+tail (128 + rest)"
-    )
+    truncate: str = option("head", "data", "what is kept of a longer review: head, tail or head+tail (128 + rest)")
     tokenizer: str = option("published", "data", "published: as the weights were trained; hf5: as transformers 5 cuts")
     vocab_size: int = option(4000, "data", "pieces of a tokenizer that is trained here")
 
@@ -80,9 +78,7 @@ class Options:
     layer_decay: float = option(1.0, "training", "factor of the rate from each layer to the one below it")
     adam_epsilon: float = option(1e-6, "training", "ε of AdamW")
     weight_decay: float = option(0.01, "training", "of everything but biases and norms")
-    warmup: float = option(
-        0.06, "training", "part of all steps in which the rate rises; then it falls to 0, both linearly"
-    )
+    warmup: float = option(0.06, "training", "part of all steps in which the rate rises, before it falls to 0")
     clip: float = option(1.0, "training", "largest norm of the gradient; 0: no limit")
     label_smoothing: float = option(0.0, "training", "ε of the cross-entropy")
     patience: int = option(0, "training", "stop after this many epochs without a better validation accuracy; 0: never")
@@ -91,16 +87,12 @@ class Options:
     rank: int = option(8, "LoRA", "R")
     alpha: float = option(16.0, "LoRA", "the update is scaled by alpha / R")
     lora_dropout: float = option(0.0, "LoRA", "dropout on the input of the update")
-    targets: str = option(
-        "", "LoRA", "layers, with commas between (query,value), or all-linear; default: the model's own"
-    )
+    targets: str = option("", "LoRA", "layers (query,value) or all-linear; default: the model's own")
 
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
     precision: str = option("auto", "machine", "fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it")
     checkpointing: bool = option(False, "machine", "recompute each layer in the backward pass: less memory, more time")
-    save_minutes: float = option(
-        5.0, "machine", "how often the state to resume from is saved, beside every epoch's end"
-    )
+    save_minutes: float = option(5.0, "machine", "how often the state to resume from is saved within an epoch")
 
     name: str = option("", "run", "folder below --runs; default: made from model, method, data and time")
     runs: str = option("runs", "run", "where run folders are made")
@@ -108,8 +100,7 @@ class Options:
 
 
 def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None]:
-    """default < model < method < objective < random weights < command line. Returns the run too where one is
-    resumed."""
+    """default < model < method < objective < random weights < command line. Returns a run where one is resumed."""
     given = parse_flags(Options, argv, __doc__.splitlines()[0])
     if given.get("resume"):
         others = [f"--{name.replace('_', '-')}" for name in given if name != "resume"]
@@ -168,11 +159,9 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
     torch.manual_seed(derive_seed(options.seed, "initialisation"))
     if options.weights == "none":
         own = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
-        model = entry.build(entry.build.Config(**entry.shape, **own, labels=default_labels(options.num_labels)))
+        model = entry.build(entry.build.Config(**entry.shape, **own, labels=default_labels(options.num_labels or 2)))
         model.fresh = frozenset(name for name, _ in model.named_parameters())
-        print(
-            f"weights: none; {options.model} starts from random weights and a tokenizer trained on the training split"
-        )
+        print(f"weights: none; {options.model} starts at random, with a tokenizer trained on the training split")
         if options.peft != "none":
             print(f"warning: random weights are trained, all of them, whatever --peft {options.peft} would freeze")
     else:
@@ -235,8 +224,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 def save_best(model: Module, run: Run, options: Options, tokenizer: Tokenizer) -> None:
-    """best/: a model directory, or an adapter that names its backbone; a backbone that was trained lies in
-    best/base."""
+    """best/: a model directory, or an adapter that names its backbone. A backbone that was trained is in best/base."""
     tokenizer.save(run.best)
     if options.peft == "none":
         save_pretrained(model, run.best)
@@ -263,9 +251,8 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     trainable = [p for p in model.parameters() if p.requires_grad]
     counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
-    print(
-        f"trained: {counts['trained']:,} of {counts['total']:,} parameters ({counts['trained'] / counts['total']:.2%})"
-    )
+    share = counts["trained"] / counts["total"]
+    print(f"trained: {counts['trained']:,} of {counts['total']:,} parameters ({share:.2%})")
 
     steps = math.ceil(math.ceil(len(corpus) / options.batch_size) / options.accumulation)  # in an epoch
     progress = {"epoch": 0, "step": 0, "best": -1.0, "best_epoch": 0, "history": [], "seconds": 0.0}
@@ -298,9 +285,8 @@ def train(
                 if not torch.isfinite(loss):
                     save()
                     ids = ", ".join(splits.train["id"].iloc[rows])
-                    raise ValueError(
-                        f"the loss is {loss.item()} at {name}, step {step + 1}; saved before it; batch: {ids}"
-                    )
+                    where = f"{name}, step {step + 1}"
+                    raise ValueError(f"the loss is {loss.item()} at {where}; saved before it; batch: {ids}")
                 scaler.scale(loss * (len(rows) / size)).backward()  # the mean over the examples of the whole step
                 meter.add(batch, loss, logits)
             scaler.unscale_(optimizer)

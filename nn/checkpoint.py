@@ -45,10 +45,8 @@ def model_class(published: dict[str, Any], where: Path | str) -> type:
     for entry in MODELS.values():
         if getattr(entry.build, "model_type", None) == kind:
             return entry.build
-    known = ", ".join(
-        sorted({entry.build.model_type for entry in MODELS.values() if hasattr(entry.build, "model_type")})
-    )
-    raise ValueError(f"{where}: model_type {kind!r} is not supported; supported: {known}")
+    known = sorted(entry.build.model_type for entry in MODELS.values() if hasattr(entry.build, "model_type"))
+    raise ValueError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(known)}")
 
 
 def default_labels(count: int) -> tuple[str, ...]:
@@ -132,30 +130,25 @@ def put_parameter(model: Module, name: str, tensor: Tensor) -> None:
 
 def check_tensors(model: Module, files: list[WeightFile], directory: Path) -> list[str]:
     """Names of the parameters that the files leave out and may. Raises ValueError with all that does not fit."""
-    expected = {
-        strip_backbone(translate(name, model.KEYS)): (name, list(p.shape)) for name, p in model.named_parameters()
-    }
+    names = {strip_backbone(translate(name, model.KEYS)): name for name, _ in model.named_parameters()}
     found, problems = set(), []
     for file in files:
         for key, (shape, floating) in file.shapes.items():
             stripped = strip_backbone(key)
-            if stripped not in expected:
+            if stripped not in names:
                 if not any(re.fullmatch(extra, stripped) for extra in model.EXTRAS):
                     problems.append(f"surplus {key}")
                 continue
+            wanted = list(model.get_parameter(names[stripped]).shape)
             if stripped in found:
                 problems.append(f"{key} comes twice")
-            elif shape != expected[stripped][1]:
-                hint = (
-                    f" (--num-labels {shape[0]} keeps the file's)"
-                    if expected[stripped][0] == "classifier.weight"
-                    else ""
-                )
-                problems.append(f"misshaped {key}: {shape}, the config asks for {expected[stripped][1]}{hint}")
+            elif shape != wanted:
+                hint = f" (--num-labels {shape[0]} keeps the file's)" if names[stripped] == "classifier.weight" else ""
+                problems.append(f"misshaped {key}: {shape}, the config asks for {wanted}{hint}")
             elif not floating:
                 problems.append(f"{key} does not hold floating point numbers")
             found.add(stripped)
-    missing = [name for stripped, (name, _) in expected.items() if stripped not in found]
+    missing = [name for stripped, name in names.items() if stripped not in found]
     fresh = [name for name in missing if name.split(".")[0] in model.HEAD]
     problems += [f"missing {translate(name, model.KEYS)}" for name in missing if name not in fresh]
     if problems:

@@ -4,6 +4,7 @@ Nothing is unpickled, except by `load_pickled`, through torch.load(weights_only=
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -55,6 +56,8 @@ def fetch(hub_id: str) -> Path:
     except errors.HFValidationError as error:
         raise FileNotFoundError(f"{hub_id!r} is neither a directory nor a valid hub id") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         raise FileNotFoundError(
             f"{name!r} is neither a directory here nor complete in the hub cache, and the hub cannot be reached; "
             "give --weights a directory, or go online once"

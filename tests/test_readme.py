@@ -84,7 +84,7 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
     script, arguments = arguments[0], arguments[1:]
     name = arguments[arguments.index("--model") + 1] if "--model" in arguments else "bert"
     weights = str(tiny_weights(tmp_path / "weights", name))
-    places = {"DIR": "demo", "FOLDER": weights, "runs/NAME": "runs/made"}
+    places = {"DIR": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made"}
     named = (argument for flag, argument in itertools.pairwise(arguments) if flag == "--weights")
     places |= dict.fromkeys(named, weights)
     arguments = [places.get(argument, argument) for argument in arguments]

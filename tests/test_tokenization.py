@@ -1,5 +1,6 @@
 import hashlib
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 import train
 from data.demo import reviews
 from data.imdb import load_reviews
-from data.sentencepiece import fields
+from data.sentencepiece import UnigramModel, fields
 from data.tokenization import cut, load_tokenizer, train_tokenizer
 
 TEXTS = ["A wonderful little film!", "", "Naïve  café — ☕ 😀", "x" * 300, "don't, won't"]
@@ -201,3 +202,60 @@ def test_agrees_with_sentencepiece_on_reviews(spm, imdb):
     for ids in load_tokenizer(spm).pieces(reviews_there):
         digest.update(np.asarray(ids, "<i4").tobytes() + b"\xff\xff\xff\xff")
     assert digest.hexdigest() == golden["sha256"]
+
+
+def spm_bytes(pieces: list[tuple[str, float, int]]) -> bytes:
+    """A small spm.model: field 1 pieces {1 text, 2 score, 3 type}, field 2 trainer {3 model type, 35 byte fallback}."""
+
+    def part(number: int, data: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    out = b""
+    for text, score, kind in pieces:
+        out += part(1, part(1, text.encode()) + bytes([0x15]) + struct.pack("<f", score) + bytes([0x18, kind]))
+    return out + part(2, bytes([0x18, 1, 0x98, 0x02, 1]))
+
+
+@pytest.fixture
+def toy() -> UnigramModel:
+    pieces = [("[PAD]", 0.0, 3), ("[CLS]", 0.0, 3), ("[SEP]", 0.0, 3), ("[UNK]", 0.0, 2)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    words = ["▁", "a", "b", "▁a", "ab", "ba", "aba", "▁ab", "bb", "▁abb"]
+    stream = np.random.default_rng(0)
+    return UnigramModel.parse(
+        spm_bytes(pieces + [(w, float(-s), 1) for w, s in zip(words, stream.uniform(1, 6, 10), strict=True)])
+    )
+
+
+def test_viterbi_equals_trying_every_segmentation(toy):
+    """Unigram's best path against all ways to cut, with unknown characters as one node each."""
+
+    def every(text: str):
+        if not text:
+            yield []
+        for end in range(1, len(text) + 1):
+            if text[:end] in toy.normal or (end == 1 and text[0] not in toy.normal):
+                yield from ([text[:end], *rest] for rest in every(text[end:]))
+
+    def total(cut: list[str]) -> float:
+        return sum(float(toy.scores[toy.normal[p]]) if p in toy.normal else float(toy.unknown_score) for p in cut)
+
+    for word in ("▁abab", "▁", "▁bbabba", "▁axb", "▁é", "▁aaaaaa", "▁abbabbabb"):
+        best = max(every(word), key=total)
+        ids = [i for p in best for i in ([toy.normal[p]] if p in toy.normal else [toy.bytes[b] for b in p.encode()])]
+        assert toy.viterbi(word) == ids, word
+
+
+def test_repair_changes_nothing_but_repeating_words(toy):
+    assert toy.repair("ab ba", [1, 2, 3]) == [1, 2, 3]
+    before, word = toy.viterbi("▁ab"), toy.viterbi("▁aaaa")
+    wrong = [toy.normal["▁a"]] + [toy.normal["a"]] * 3
+    assert toy.repair("ab aaaa ab", before + wrong + before) == before + word + before
+
+
+def test_models_that_are_not_unigram_with_bytes_are_refused():
+    one = [("[UNK]", 0.0, 2), ("a", -1.0, 1)]
+    data = spm_bytes(one)
+    for changed, message in ((data[:-1] + b"\x00", "byte fallback"), (spm_bytes(one[:1]), "it has no pieces")):
+        with pytest.raises(ValueError, match=message):
+            UnigramModel.parse(changed)
