@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from nn.lstm import LSTM, LSTMLayer, Scan, last_states, plain_scan, reverse
+
+B, T, IN, D = 3, 7, 5, 4
+LENGTHS = torch.tensor([7, 4, 1])
+MASK = torch.arange(T) < LENGTHS[:, None]
+
+
+def loop(layer: LSTMLayer, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The equations, one review, one direction, one step and one gate at a time."""
+    out = x.new_zeros(B, T, len(layer.weight) * D)
+    rows = []
+    for b in range(B):
+        sides = []
+        for n in range(len(layer.weight)):
+            gates = [slice(k * D, (k + 1) * D) for k in range(4)]
+            w, u, bias = layer.weight[n], layer.recurrent[n], layer.bias[n]
+            h, c = x.new_zeros(D), x.new_zeros(D)
+            steps = range(int(lengths[b])) if n == 0 else range(int(lengths[b]) - 1, -1, -1)
+            states = [x.new_zeros(D)] * T
+            for t in steps:
+                i, f, g, o = (w[k] @ x[b, t] + u[k] @ h + bias[k] for k in gates)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                states[t] = h
+            sides.append(torch.stack(states))
+        rows.append(torch.cat(sides, -1))
+    return out + torch.stack(rows)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_equals_the_loop_with_gradients(bidirectional):
+    torch.manual_seed(0)
+    layer = LSTMLayer(IN, D, bidirectional).double()
+    x = torch.randn(B, T, IN, dtype=torch.float64, requires_grad=True)
+    ours, plain = layer(x, MASK), loop(layer, x, LENGTHS)
+    torch.testing.assert_close(ours, plain)
+    upstream = torch.randn_like(ours)
+    wanted = [x, *layer.parameters()]
+    for mine, theirs in zip(*(torch.autograd.grad(y, wanted, upstream) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_hand_derived_backward():
+    torch.manual_seed(0)
+    a = torch.randn(4, 2, 3, 4 * D, dtype=torch.float64, requires_grad=True)
+    u = torch.randn(2, 4 * D, D, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Scan.apply, (a, u))
+    torch.testing.assert_close(Scan.apply(a, u), plain_scan(a, u))
+
+
+def test_equals_torch_with_copied_weights():
+    torch.manual_seed(0)
+    ours, theirs = LSTM(IN, D, num_layers=2), torch.nn.LSTM(IN, D, 2, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for number, layer in enumerate(ours.layers):
+            for n, side in enumerate(("", "_reverse")):
+                getattr(theirs, f"weight_ih_l{number}{side}").copy_(layer.weight[n])
+                getattr(theirs, f"weight_hh_l{number}{side}").copy_(layer.recurrent[n])
+                getattr(theirs, f"bias_ih_l{number}{side}").copy_(layer.bias[n])
+                getattr(theirs, f"bias_hh_l{number}{side}").zero_()
+    x = torch.randn(B, T, IN)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, LENGTHS, batch_first=True)
+    out, (h, _) = theirs(packed)
+    expected = torch.nn.utils.rnn.pad_packed_sequence(out, batch_first=True)[0]
+    mine = ours(x, MASK)
+    torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(last_states(mine, MASK), torch.cat([h[2], h[3]], -1), rtol=1e-5, atol=1e-6)
+
+
+def test_padding_changes_nothing():
+    torch.manual_seed(0)
+    lstm, x = LSTM(IN, D, num_layers=2), torch.randn(B, T, IN)
+    noise = torch.where(MASK[..., None], x, torch.randn_like(x))
+    assert torch.equal(lstm(x, MASK), lstm(noise, MASK))
+    torch.testing.assert_close(lstm(x, MASK)[1:2, :4], lstm(x[1:2, :4], MASK[1:2, :4]), rtol=1e-5, atol=1e-6)
+    assert (lstm(x, MASK)[~MASK] == 0).all()
+
+
+def test_reverse_is_its_own_inverse_and_keeps_padding():
+    x = torch.arange(B * T).view(B, T, 1).float()
+    turned = reverse(x, LENGTHS)
+    assert turned[1, :, 0].tolist() == [10, 9, 8, 7, 11, 12, 13]
+    assert torch.equal(reverse(turned, LENGTHS), x)
+
+
+def test_initialisation():
+    layer = LSTMLayer(IN, D)
+    assert torch.equal(layer.bias[:, D : 2 * D], torch.ones(2, D))
+    assert layer.bias.sum() == 2 * D
+    u = layer.recurrent[1, 2 * D : 3 * D]
+    torch.testing.assert_close(u @ u.T, torch.eye(D), rtol=0, atol=1e-5)
+
+
+def test_one_direction_takes_the_last_real_step():
+    lstm, x = LSTM(IN, D, bidirectional=False), torch.randn(B, T, IN)
+    h = lstm(x, MASK)
+    assert torch.equal(last_states(h, MASK, bidirectional=False), torch.stack([h[0, 6], h[1, 3], h[2, 0]]))
