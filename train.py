@@ -43,11 +43,13 @@ from nn.runtime import (
     derive_seed,
     keep_freed_memory,
     peak_memory,
+    release_freed_memory,
 )
 from peft import METHODS
 
 LOG_STEPS = 50
-FROM_NOTHING = {"learning_rate": 5e-4, "epochs": 6}  # training defaults where the weights are random
+# training defaults where the weights are random
+FROM_NOTHING = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "batch_size": 32, "epochs": 5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +303,7 @@ def train(
             bar.set_postfix(meter.shown(), refresh=False)
             bar.update()
             if progress["step"] % LOG_STEPS == 0:
+                release_freed_memory()
                 run.log("step", epoch=epoch + 1, step=step + 1, rate_factor=factor, loss=loss.item(), **meter.shown())
             if progress["step"] == steps or meter.save_is_due() or interrupt.asked:
                 save()

@@ -47,6 +47,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def release_freed_memory() -> None:
+    """Gives the pages of freed blocks back to the system: now and then, or batches of many lengths leave ever more
+    holes."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def native_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 itself."""
     if device.type == "cuda":
