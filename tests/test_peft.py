@@ -49,20 +49,31 @@ def test_what_is_random_is_trained(name, method):
     assert not peft.trains_backbone(peft.apply(tiny(name), method))
 
 
-@both
-def test_saved_and_loaded_in_a_new_process(name, method, tmp_path):
-    save_pretrained(tiny(name), tmp_path / "base")
-    model = adapt(load_pretrained(tmp_path / "base"), method)
-    train_steps(model)
-    save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"))
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_saved_and_loaded_in_a_new_process(method, tmp_path):
+    """Every encoder, in one other process."""
     ids, mask = token_batch([7, 4])
-    program = (
-        "import sys, torch, peft\nfrom nn.checkpoint import load_pretrained\n"
-        f"m = peft.load_adapter(load_pretrained({str(tmp_path / 'base')!r}), {str(tmp_path / 'adapter')!r}).eval()\n"
-        f"torch.save(m(torch.tensor({ids.tolist()}), torch.tensor({mask.tolist()})), {str(tmp_path / 'out.pt')!r})"
-    )
+    expected = {}
+    for name in MODELS:
+        folder = tmp_path / name
+        save_pretrained(tiny(name), folder / "base")
+        model = adapt(load_pretrained(folder / "base"), method)
+        train_steps(model)
+        save_adapter(model, folder / "adapter", str(folder / "base"))
+        expected[name] = model.eval()(ids, mask)
+    program = f"""
+import torch, peft
+from nn.checkpoint import load_pretrained
+
+ids, mask, out = torch.tensor({ids.tolist()}), torch.tensor({mask.tolist()}), {{}}
+for name in {list(MODELS)}:
+    folder = {str(tmp_path)!r} + "/" + name
+    out[name] = peft.load_adapter(load_pretrained(folder + "/base"), folder + "/adapter").eval()(ids, mask)
+torch.save(out, {str(tmp_path / "out.pt")!r})
+"""
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
-    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), model.eval()(ids, mask))
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert all(torch.equal(found[name], expected[name]) for name in MODELS)
 
 
 @both

@@ -1,7 +1,6 @@
 """README tells the truth: its commands run, its paths and equations exist, its table is what the results make."""
 
 import ast
-import itertools
 import re
 import shlex
 
@@ -84,9 +83,7 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
     script, arguments = arguments[0], arguments[1:]
     name = arguments[arguments.index("--model") + 1] if "--model" in arguments else "bert"
     weights = str(tiny_weights(tmp_path / "weights", name))
-    places = {"DIR": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made"}
-    named = (argument for flag, argument in itertools.pairwise(arguments) if flag == "--weights")
-    places |= dict.fromkeys(named, weights)
+    places = {"DIR": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made", "imdb": "demo"}
     arguments = [places.get(argument, argument) for argument in arguments]
     short = ["--epochs", "1", "--train-reviews", "40"]
     if script == "train.py" and "--help" in arguments:
@@ -95,7 +92,7 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
         assert stop.value.code == 0
         return
     if script == "train.py" and "--resume" not in arguments:
-        train.main([*arguments, *short])
+        train.main([*arguments, "--weights", weights, *short])
         return
     train.main(["--model", name, "--weights", weights, "--data", "demo", "--name", "made", *short])
     (tmp_path / "testData.tsv").write_text('id\treview\n"1_9"\t"good"\n')
