@@ -124,7 +124,7 @@ class Run:
         origin = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
         head = {"command": command_line(), "started": now, **origin, "versions": versions()}
         write_json(run.folder / "config.json", head | config)
-        write_text(run.log_file, "") if not run.log_file.exists() else run.log_file.write_text("")
+        write_text(run.log_file, "")
         return run
 
     @classmethod

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of pieces
+NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6  # types of pieces that matter here; 3 control, 5 unused
 REPEATS = re.compile(r"(\S{1,6}?)\1\1")  # a unit three times: only there can two segmentations tie
 BEYOND_ASCII = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")  # with the letter that a combining mark would change
 UNKNOWN_PENALTY = 10.0  # an unknown character scores the lowest piece's score less this

@@ -42,13 +42,12 @@ SMALL_V3 = SMALL | {
 # Sun et al. 2019 for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa experiments/glue
 TUNING = {"learning_rate": 2e-5}
 TUNING_ROBERTA = {"learning_rate": 2e-5, "weight_decay": 0.1}
-TUNING_DEBERTA = {"learning_rate": 2e-5}
 
 # fmt: off
 MODELS: dict[str, ModelEntry] = {
     "bert":       ModelEntry(Bert, SMALL, "wordpiece", "google-bert/bert-base-uncased", TUNING),
     "distilbert": ModelEntry(DistilBert, SMALL, "wordpiece", "distilbert/distilbert-base-uncased", TUNING),
     "roberta":    ModelEntry(Roberta, SMALL_ROBERTA, "bpe", "FacebookAI/roberta-base", TUNING_ROBERTA),
-    "deberta":    ModelEntry(Deberta, SMALL_V3, "unigram", "builtin", TUNING_DEBERTA),
+    "deberta":    ModelEntry(Deberta, SMALL_V3, "unigram", "builtin", TUNING),
 }
 # fmt: on

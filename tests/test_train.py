@@ -228,14 +228,11 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(small_run,
     """One run dies twelve times, at moments of every kind (tests/crash.py), saving included, and goes on."""
     small_run += ["--save-minutes", "0"]
     train.main([*small_run, "--name", "whole"])
-    kills = 0
     for moment in (1, 2, 3, 5, 8, 4, 9, 6, 11, 7, 10, 12):
         resume = ["--resume", "runs/small"] if (tmp_path / "runs/small/config.json").exists() else small_run
         process = program(str(moment), *resume, script="tests/crash.py", cwd=tmp_path)
         _, err = process.communicate(timeout=100)
         assert process.returncode == -signal.SIGKILL, err
-        kills += 1
-    assert kills == 12
     train.main(["--resume", "runs/small"])
     assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
 
@@ -326,7 +323,6 @@ def test_layer_decay_dropout_and_reinitialised_layers(small_run):
     assert rate[id(model.layers[1].feed_forward.up.weight)] == 1e-3
     assert rate[id(model.layers[0].feed_forward.up.weight)] == 5e-4
     assert rate[id(model.embeddings.word.weight)] == 2.5e-4
-    assert train.parameter_groups(model, options)[0]["params"]
     with pytest.raises(ValueError, match=r"--reinit-layers 3 is outside 0 … 2"):
         train.build_model(train.dataclasses.replace(options, reinit_layers=3), tokenizer)
 
