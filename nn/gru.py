@@ -22,64 +22,65 @@ from torch import Tensor
 from torch.nn import Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
-from nn.lstm import reverse
+from nn.lstm import SHUT, both_ways, join_ways, project, sigmoid_backward, steps, tanh_backward
 
 
 def plain_scan(a: Tensor, u: Tensor, d: Tensor) -> Tensor:
-    """The equations step by step, differentiated by autograd. a: W x + b, [T, N, B, 3D];  u: [N, 3D, D];  d: d_n, [N,
-    D]; gates in the order r, z, n -> h of every step, [T, N, B, D]."""
-    h = a.new_zeros(*a.shape[1:3], u.size(-1))
+    """The equations step by step, differentiated by autograd. a: W x + b, [N, T, B, 3D];  u: [N, 3D, D];  d: d_n,
+    [N, D]; gates in the order r, z, n -> h of every step, [N, T, B, D]."""
+    h = a.new_zeros(len(a), a.size(2), u.size(-1))
     out = []
-    for a_t in a:
+    for a_t in a.unbind(1):
         a_r, a_z, a_n = a_t.chunk(3, -1)  # [N, B, D] each
         s_r, s_z, s_n = (h @ u.transpose(1, 2)).chunk(3, -1)
         r, z = (a_r + s_r).sigmoid(), (a_z + s_z).sigmoid()
         n = (a_n + r * (s_n + d[:, None])).tanh()
         h = (1 - z) * n + z * h
         out.append(h)
-    return torch.stack(out)
+    return torch.stack(out, 1)
 
 
 class Scan(torch.autograd.Function):
-    """`plain_scan` with the backward pass above: fewer and larger operations, and all of δU in one product."""
+    """`plain_scan` with the backward pass above, in place and step by step while the numbers are in the cache; all of
+    δU in one product."""
 
     @staticmethod
     def forward(ctx, a: Tensor, u: Tensor, d: Tensor) -> Tensor:
-        steps, directions, batch, width = *a.shape[:3], u.size(-1)
+        directions, length, batch, width = *a.shape[:3], u.size(-1)
         gates = a.clone()  # r, z, n behind their nonlinearities
-        m = a.new_empty(steps, directions, batch, width)
-        h = a.new_zeros(steps + 1, directions, batch, width)  # place 0: the start
-        u_t, shift = u.transpose(1, 2), torch.zeros_like(u[..., 0])
-        shift[:, 2 * width :] = d
-        for t in range(steps):
-            s = torch.baddbmm(shift[:, None], h[t], u_t)  # [N, B, 3D]
-            gates[t][..., : 2 * width].add_(s[..., : 2 * width]).sigmoid_()
-            r, z, n = gates[t].chunk(3, -1)
-            m[t] = s[..., 2 * width :]
-            n.addcmul_(r, m[t]).tanh_()
-            torch.lerp(n, h[t], z, out=h[t + 1])
-        ctx.save_for_backward(gates, m, h, u)
-        return h[1:].clone()
+        s = torch.empty_like(a)  # U h₋ + (0, 0, d_n); its last third is m
+        h = a.new_zeros(directions, length + 1, batch, width)  # place 0: the start
+        u_t, shift = u.transpose(1, 2), torch.cat([torch.zeros_like(d), torch.zeros_like(d), d], -1)[:, None]
+        two = slice(0, 2 * width)
+        now = (s, s[..., two], s[..., 2 * width :], gates[..., two], *gates.chunk(3, -1), h[:, :-1], h[:, 1:])
+        for s_t, s_r_z, m, r_z, r, z, n, h_before, h_t in steps(*now):
+            torch.baddbmm(shift, h_before, u_t, out=s_t)  # [N, B, 3D]
+            r_z.add_(s_r_z).sigmoid_()
+            n.addcmul_(r, m).tanh_()
+            torch.lerp(n, h_before, z, out=h_t)
+        ctx.save_for_backward(gates, s[..., 2 * width :], h, u)
+        return h[:, 1:]
 
     @staticmethod
     def backward(ctx, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gates, m, h, u = ctx.saved_tensors
-        r, z, n = gates.chunk(3, -1)
-        # what δh is multiplied with to give δa_r, δa_z, δn, and δn ⊙ r, for all steps at once
-        to_n = (1 - z) * (1 - n * n)
-        to_gates = torch.stack(
-            [to_n * m * r * (1 - r), (h[:-1] - n) * z * (1 - z), to_n * r, to_n], -2
-        )  # [T, N, B, 4, D]
-        ds, dn = torch.empty_like(gates), torch.empty_like(n)
-        width, dh_after = u.size(-1), torch.zeros_like(dh[0])
-        for t in range(len(dh) - 1, -1, -1):
-            dh_t = dh[t] + dh_after
-            torch.mul(to_gates[t][..., :3, :], dh_t[..., None, :], out=ds[t].unflatten(-1, (3, width)))
-            torch.mul(to_gates[t][..., 3, :], dh_t, out=dn[t])
-            dh_after = torch.baddbmm(dh_t * z[t], ds[t], u)  # [N, B, D]
-        da = torch.cat([ds[..., : 2 * width], dn], -1)
-        flat = (ds.transpose(0, 1).flatten(1, 2), h[:-1].transpose(0, 1).flatten(1, 2))  # [N, T·B, 3D], [N, T·B, D]
-        return da, torch.bmm(flat[0].transpose(1, 2), flat[1]), ds[..., 2 * width :].sum((0, 2))
+        da, ds = torch.empty_like(gates), torch.empty_like(gates)
+        through, ds_after, part = None, None, torch.empty_like(h[:, 0])
+        width = u.size(-1)
+        now = (dh, *gates.chunk(3, -1), m, h[:, :-1], ds, da[..., : 2 * width], *da.chunk(3, -1))
+        now += (ds[..., : 2 * width], ds[..., 2 * width :])
+        for dh_t, r, z, n, m_t, h_before, ds_t, da_r_z, da_r, da_z, da_n, ds_r_z, ds_n in reversed([*steps(*now)]):
+            if ds_after is not None:
+                dh_t = torch.baddbmm(dh_t, ds_after, u).add_(through)  # [N, B, D]
+            through = dh_t * z
+            tanh_backward(torch.sub(dh_t, through, out=part), n, grad_input=da_n)
+            sigmoid_backward(torch.mul(da_n, m_t, out=part), r, grad_input=da_r)
+            sigmoid_backward(torch.sub(h_before, n, out=part).mul_(dh_t), z, grad_input=da_z)
+            ds_r_z.copy_(da_r_z)
+            torch.mul(da_n, r, out=ds_n)
+            ds_after = ds_t
+        du = torch.bmm(ds.flatten(1, 2).transpose(1, 2), h[:, :-1].flatten(1, 2))  # Σ over T·B
+        return da, du, ds[..., 2 * width :].sum((1, 2))
 
 
 class GRULayer(Module):
@@ -101,16 +102,18 @@ class GRULayer(Module):
                 torch.nn.init.orthogonal_(self.recurrent.data[n, rows])
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, in];  mask: bool [B, T], padding on the right -> [B, T, N·D], 0 at padding."""
-        lengths = mask.sum(1)
-        inputs = [x, reverse(x, lengths)][: len(self.weight)]
-        projected = [
-            torch.nn.functional.linear(y, w, b) for y, w, b in zip(inputs, self.weight, self.bias, strict=True)
-        ]
-        a = torch.stack(projected).permute(2, 0, 1, 3).contiguous()  # [T, N, B, 3D]
-        h = Scan.apply(a, self.recurrent.to(a.dtype), self.recurrent_bias.to(a.dtype)).permute(1, 2, 0, 3)
-        outputs = [h[0]] if len(h) == 1 else [h[0], reverse(h[1], lengths)]  # [B, T, D] each
-        return torch.cat(outputs, -1).masked_fill(~mask[..., None], 0)  # [B, T, N·D]
+        """x: [B, T, in];  mask: bool [B, T], padding on the right -> [B, T, N·D], 0 at padding.
+
+        At padding z is 1, so that the backward direction, which meets padding first, keeps its zero state until the
+        review begins.
+        """
+        directions, _, width = self.recurrent.shape[0], *self.recurrent.shape[1:]
+        a = project(both_ways(x, directions), self.weight, self.bias)  # [N, T, B, 3D]
+        padding = ~both_ways(mask[..., None], directions)  # [N, T, B, 1]
+        a[..., width : 2 * width].masked_fill_(padding, -SHUT)
+        with torch.autocast(x.device.type, enabled=False):
+            h = Scan.apply(a, self.recurrent, self.recurrent_bias)  # [N, T, B, D]
+        return join_ways(h.masked_fill(padding, 0))  # [B, T, N·D]
 
 
 class GRU(Module):

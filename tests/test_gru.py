@@ -50,7 +50,7 @@ def test_equals_the_loop_with_gradients(bidirectional):
 
 def test_hand_derived_backward():
     torch.manual_seed(0)
-    a = torch.randn(4, 2, 3, 3 * D, dtype=torch.float64, requires_grad=True)
+    a = torch.randn(2, 4, 3, 3 * D, dtype=torch.float64, requires_grad=True)
     u = torch.randn(2, 3 * D, D, dtype=torch.float64, requires_grad=True)
     d = torch.randn(2, D, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(Scan.apply, (a, u, d))

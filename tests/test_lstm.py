@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nn.lstm import LSTM, LSTMLayer, Scan, last_states, plain_scan, reverse
+from nn.lstm import LSTM, LSTMLayer, Scan, both_ways, join_ways, last_states, plain_scan
 
 B, T, IN, D = 3, 7, 5, 4
 LENGTHS = torch.tensor([7, 4, 1])
@@ -45,7 +45,7 @@ def test_equals_the_loop_with_gradients(bidirectional):
 
 def test_hand_derived_backward():
     torch.manual_seed(0)
-    a = torch.randn(4, 2, 3, 4 * D, dtype=torch.float64, requires_grad=True)
+    a = torch.randn(2, 4, 3, 4 * D, dtype=torch.float64, requires_grad=True)
     u = torch.randn(2, 4 * D, D, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(Scan.apply, (a, u))
     torch.testing.assert_close(Scan.apply(a, u), plain_scan(a, u))
@@ -79,11 +79,12 @@ def test_padding_changes_nothing():
     assert (lstm(x, MASK)[~MASK] == 0).all()
 
 
-def test_reverse_is_its_own_inverse_and_keeps_padding():
+def test_the_second_direction_reads_from_the_last_step():
     x = torch.arange(B * T).view(B, T, 1).float()
-    turned = reverse(x, LENGTHS)
-    assert turned[1, :, 0].tolist() == [10, 9, 8, 7, 11, 12, 13]
-    assert torch.equal(reverse(turned, LENGTHS), x)
+    read = both_ways(x, 2)  # [N, T, B, 1]
+    assert read[0, :, 1, 0].tolist() == [7, 8, 9, 10, 11, 12, 13]
+    assert read[1, :, 1, 0].tolist() == [13, 12, 11, 10, 9, 8, 7]
+    assert torch.equal(join_ways(read), torch.cat([x, x], -1))
 
 
 def test_initialisation():
