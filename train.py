@@ -24,8 +24,9 @@ import peft
 from data import Splits, find_source, load_splits, overlap
 from data.batches import shuffled_order
 from data.imdb import UNKNOWN, subset
-from data.runs import Meter, Run, known, layer, option, parse_flags
+from data.runs import Meter, Run, known, layer, option, parse_fields, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
+from data.word_vectors import put_vectors, read_vectors, trained_vectors
 from eval import build_corpus, load_run, metrics, print_metrics, score
 from losses import OBJECTIVES
 from nn import MODELS
@@ -58,6 +59,9 @@ class Options:
     peft: str = option("none", "what", f"what is trained of it: {', '.join(METHODS)} (none: everything)")
     loss: str = option("ce", "what", f"objective: {', '.join(OBJECTIVES)}")
     weights: str = option("", "what", "none (random), a checkpoint directory, or a hub id; default: the model's own")
+    shape: str = option(
+        "", "what", "fields of a new model's config: hidden_size=64 pooling=max+mean; needs random weights"
+    )
     num_labels: int = option(2, "what", "classes of the head; 0: as many as the checkpoint's")
     classifier_dropout: float = option(-1.0, "what", "before the last layer; negative: the checkpoint's own")
     reinit_layers: int = option(0, "what", "start this many of the top layers from random weights")
@@ -70,7 +74,10 @@ class Options:
     max_length: int = option(256, "data", "tokens a review is cut to, [CLS] and [SEP] included")
     truncate: str = option("head", "data", "what is kept of a longer review: head, tail or head+tail (128 + rest)")
     tokenizer: str = option("published", "data", "published: as the weights were trained; hf5: as transformers 5 cuts")
-    vocab_size: int = option(4000, "data", "pieces of a tokenizer that is trained here")
+    vocab_size: int = option(4000, "data", "pieces or words of a tokenizer that is trained here")
+    min_count: int = option(1, "data", "a word of the vocabulary occurs at least so often")
+    word_vectors: str = option("none", "data", "none (random), train (GloVe, on all reviews but the test's), or a file")
+    train_vectors: bool = option(True, "data", "go on training the word vectors")
 
     epochs: int = option(3, "training", "passes over the training split")
     batch_size: int = option(16, "training", "reviews in a forward pass")
@@ -118,11 +125,15 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
         weights = str(BUILTIN) if BUILTIN.is_dir() else "none"
     layers = [("model", model.training | {"weights": weights}), ("method", method.training)]
     layers += [("objective", objective.training)]
-    layers += [("random weights", FROM_NOTHING)] if weights == "none" else []
+    layers += [("random weights", FROM_NOTHING)] if weights == "none" != model.weights else []
     options, origins = layer(Options, [*layers, ("command line", given)])
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    if options.shape and options.weights != "none":
+        raise ValueError(f"--shape is for --weights none; {options.weights} brings its own config")
+    if options.word_vectors != "none" and model.tokenizer != "wordlevel":
+        raise ValueError(f"--word-vectors are for networks over words; {options.model} reads pieces")
     return options, origins, None
 
 
@@ -138,8 +149,8 @@ def start_run(options: Options, origins: dict[str, str], machine: Machine) -> Ru
 
 def prepare_data(options: Options, run: Run) -> tuple[Splits, Tokenizer]:
     """The reviews, and the tokenizer of the weights; for random weights a new one, trained on the training split."""
-    columns = (options.text_column, options.label_column)
-    splits = load_splits(options.data, *columns, options.skip_bad_rows, run.cache)
+    columns, unlabelled = (options.text_column, options.label_column), options.word_vectors == "train"
+    splits = load_splits(options.data, *columns, options.skip_bad_rows, run.cache, unlabelled)
     if options.train_reviews:
         splits = splits._replace(train=subset(splits.train, options.train_reviews, options.seed))
     print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in splits._asdict().items() if len(frame)))
@@ -148,7 +159,8 @@ def prepare_data(options: Options, run: Run) -> tuple[Splits, Tokenizer]:
     if (run.tokenizer / "tokenizer_config.json").is_file():  # the last file that saving one writes
         return splits, load_tokenizer(run.tokenizer)
     if options.weights == "none":
-        tokenizer = train_tokenizer(MODELS[options.model].tokenizer, splits.train["review"], options.vocab_size)
+        kind, texts = MODELS[options.model].tokenizer, splits.train["review"]
+        tokenizer = train_tokenizer(kind, texts, options.vocab_size, options.min_count)
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer)
     tokenizer.save(run.tokenizer)
@@ -160,10 +172,12 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
     entry = MODELS[options.model]
     torch.manual_seed(derive_seed(options.seed, "initialisation"))
     if options.weights == "none":
-        own = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
-        model = entry.build(entry.build.Config(**entry.shape, **own, labels=default_labels(options.num_labels or 2)))
+        values = entry.shape | parse_fields(entry.build.Config, options.shape)
+        values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+        values |= {"unk_token_id": tokenizer.unk_id} if entry.tokenizer == "wordlevel" else {}
+        model = entry.build(entry.build.Config(**values, labels=default_labels(options.num_labels or 2)))
         model.fresh = frozenset(name for name, _ in model.named_parameters())
-        print(f"weights: none; {options.model} starts at random, with a tokenizer trained on the training split")
+        print(f"weights: none; {options.model} starts at random, with a vocabulary from the training split")
         if options.peft != "none":
             print(f"warning: random weights are trained, all of them, whatever --peft {options.peft} would freeze")
     else:
@@ -175,14 +189,34 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {model.config.vocab_size}")
     if options.classifier_dropout >= 0:
         model.dropout = Dropout(options.classifier_dropout)
+    if options.checkpointing and not hasattr(model, "checkpointing"):
+        raise ValueError(f"--checkpointing recomputes layers of the encoders; {options.model} has none")
     reinitialise(model, options.reinit_layers)
     peft.apply(model, options.peft, **{name: getattr(options, name) for name in METHODS[options.peft].options})
     model.checkpointing = options.checkpointing
     return model
 
 
+def start_from_vectors(
+    model: Module, options: Options, splits: Splits, tokenizer: Tokenizer, run: Run, interrupt
+) -> None:
+    """--word-vectors into the model's table, and, unless they are to be trained, frozen there."""
+    table = model.embeddings.word.weight
+    if options.word_vectors == "train":
+        texts = [text for frame in (splits.train, splits.validation, splits.unlabelled) for text in frame["review"]]
+        vectors = trained_vectors(tokenizer, texts, table.size(1), run.cache, interrupt.check)
+    else:
+        vectors = read_vectors(options.word_vectors, tokenizer.words)
+    count = put_vectors(table.data, {word: number for number, word in enumerate(tokenizer.words)}, vectors)
+    print(f"word vectors: {options.word_vectors}, for {count:,} of {tokenizer.vocab_size:,} words")
+
+
 def reinitialise(model: Module, count: int) -> None:
     """Random weights for the top `count` layers (Zhang et al. 2021, arXiv 2006.05987, §4)."""
+    if count == 0:
+        return
+    if not hasattr(model, "layers"):
+        raise ValueError(f"--reinit-layers is for models with a stack of layers; {model.model_type} has none")
     if not 0 <= count <= len(model.layers):
         raise ValueError(f"--reinit-layers {count} is outside 0 … {len(model.layers)}")
     top = range(len(model.layers) - count, len(model.layers))
@@ -192,11 +226,15 @@ def reinitialise(model: Module, count: int) -> None:
     model.fresh |= frozenset(names)
 
 
+def num_layers(model: Module) -> int:
+    return len(getattr(model, "layers", ()))
+
+
 def depth(model: Module, name: str) -> int:
     """0 for what stands below the layers, 1 … L for the layers, L + 1 for the head."""
     part, _, rest = name.partition(".")
     if part in model.HEAD:
-        return len(model.layers) + 1
+        return num_layers(model) + 1
     return int(rest.split(".")[0]) + 1 if part == "layers" else 0
 
 
@@ -210,7 +248,7 @@ def parameter_groups(model: Module, options: Options) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             decays = not name.endswith("bias") and id(parameter) not in norms
             groups.setdefault((depth(model, name), decays), []).append(parameter)
-    top = len(model.layers)
+    top = num_layers(model)
     rates = {level: options.learning_rate * options.layer_decay ** (top - level) for level in range(top + 1)}
     rates[top + 1] = options.head_learning_rate or options.learning_rate
     return [
@@ -247,7 +285,12 @@ def train(
     """Trains, and keeps the best epoch by validation accuracy in best/. Returns what result.json says of it."""
     device = machine.device
     corpus, held_out = (build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache) for frame in splits[:2])
-    model = build_model(options, tokenizer).to(device).train()
+    model = build_model(options, tokenizer)
+    if options.word_vectors != "none" and options.weights == "none":
+        start_from_vectors(model, options, splits, tokenizer, run, interrupt)
+    if not options.train_vectors:
+        model.embeddings.word.weight.requires_grad_(False)
+    model = model.to(device).train()
     objective = OBJECTIVES[options.loss].objective
     optimizer = torch.optim.AdamW(parameter_groups(model, options), eps=options.adam_epsilon, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)

@@ -66,6 +66,27 @@ def parse_flags(cls: type, argv: list[str] | None, description: str) -> dict[str
     return vars(parser.parse_args(argv))
 
 
+def parse_fields(cls: type, text: str) -> dict[str, Any]:
+    """`hidden_size=64 pooling=max+mean` -> values for fields of the dataclass `cls`. Raises ValueError for an unknown
+    field or a value of another type."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls) if field.name != "labels"}
+    values = {}
+    for part in text.split():
+        name, _, value = part.partition("=")
+        default = known("field of --shape", name, defaults)
+        if isinstance(default, bool):
+            if value.lower() not in ("true", "false"):
+                raise ValueError(f"--shape {part}: {value!r} is neither true nor false")
+            values[name] = value.lower() == "true"
+            continue
+        kind = float if default is None else type(default)
+        try:
+            values[name] = kind(value)
+        except ValueError:
+            raise ValueError(f"--shape {part}: {value!r} is no {kind.__name__}") from None
+    return values
+
+
 def known(kind: str, name: str, table: dict[str, Any]) -> Any:
     """table[name]. Raises ValueError that lists what is known."""
     if name not in table:

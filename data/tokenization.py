@@ -1,4 +1,4 @@
-"""Subword tokenizers: published files in, token ids out.
+"""Tokenizers: published files in, token ids out; subwords for the encoders, words for the classical networks.
 
 Reads spm.model (Unigram, SentencePiece: DeBERTa), tokenizer.json, vocab.txt (WordPiece: BERT, DistilBERT) and
 vocab.json with merges.txt (byte-level BPE: RoBERTa); trains each kind on a corpus where no published one is used.
@@ -29,6 +29,7 @@ from nn.files import read_json, replacing, write_json, write_text
 from nn.hub import find_pretrained
 
 SPECIAL = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "mask": "[MASK]"}
+SPECIAL_WORDS = {"pad": "<pad>", "unk": "<unk>"}
 SPECIAL_BPE = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 BATCH = 1_000  # reviews handed to the parallel encoder at a time
 TRUNCATE = ("head", "tail", "head+tail")
@@ -36,8 +37,12 @@ HEAD_TOKENS = 128  # of head+tail: Sun et al. 2019, arXiv 1905.05583, §5.3.1
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
+# a word of the classical networks; what matters for sentiment stays: ratings, the n't of don't, smileys, ! ? … and stops
+WORD = r"\d+(?:\.\d+)?/\d+|\w+(?=n't)|n't|'(?:s|m|re|ve|ll|d)\b|\w+|[:;=]-?[()dp](?!\w)|\.{2,}|[!?.]"
+
+
 def special_tokens(kind: str) -> dict[str, str]:
-    return SPECIAL_BPE if kind == "bpe" else SPECIAL
+    return {"bpe": SPECIAL_BPE, "wordlevel": SPECIAL_WORDS}.get(kind, SPECIAL)
 
 
 def cut(ids: list[int], room: int, truncate: str) -> list[int]:
@@ -52,9 +57,9 @@ def cut(ids: list[int], room: int, truncate: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text -> [CLS] pieces [SEP].
+    """Text -> [CLS] pieces [SEP], or words alone.
 
-    backend: what is saved. kind: wordpiece, unigram or bpe. lowercase matters to wordpiece alone. spm: the published
+    backend: what is saved. kind: wordpiece, unigram, bpe or wordlevel (words). lowercase matters to wordpiece alone. spm: the published
     model, where there is one, with the bytes of its file; its segmentation is then exact.
     """
 
@@ -65,9 +70,8 @@ class Tokenizer:
     spm_file: bytes = b""
 
     def __post_init__(self) -> None:
-        missing = [
-            token for token in self.special.values() if token != self.special["mask"] and self.id_of(token) is None
-        ]
+        needed = (token for role, token in self.special.items() if role != "mask")
+        missing = [token for token in needed if self.id_of(token) is None]
         if missing:
             raise ValueError(f"the tokenizer has no {', '.join(missing)}")
         self.backend.no_padding()
@@ -87,8 +91,18 @@ class Tokenizer:
         return self.id_of(self.special["pad"])
 
     @property
+    def unk_id(self) -> int:
+        return self.id_of(self.special["unk"])
+
+    @property
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def words(self) -> list[str]:
+        """The vocabulary in the order of ids."""
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        return sorted(vocabulary, key=vocabulary.__getitem__)
 
     @property
     def fingerprint(self) -> str:
@@ -106,13 +120,14 @@ class Tokenizer:
                 yield encoding.ids if self.spm is None else self.spm.repair(text, encoding.ids)
 
     def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:
-        """Ids of each text, at most max_length with [CLS] and [SEP]. truncate: head, tail or head+tail."""
+        """Ids of each text, at most max_length with [CLS] and [SEP], at least one. truncate: head, tail or head+tail."""
         if max_length < 3:
-            raise ValueError(
-                f"max_length {max_length} leaves no room for text between {self.special['cls']} and the end"
-            )
+            raise ValueError(f"max_length {max_length} leaves no room for text; it must be at least 3")
         if truncate not in TRUNCATE:
             raise ValueError(f"unknown truncation {truncate!r}; known: {', '.join(TRUNCATE)}")
+        if self.kind == "wordlevel":
+            yield from (cut(ids, max_length, truncate) or [self.id_of("<unk>")] for ids in self.pieces(texts))
+            return
         first, last = self.id_of(self.special["cls"]), self.id_of(self.special["sep"])
         for ids in self.pieces(texts):
             yield [first, *cut(ids, max_length - 2, truncate), last]
@@ -279,8 +294,24 @@ def finish(backend: Backend, special: dict[str, str]) -> Backend:
 # ------------------------------------------------------------------------------------------------------ training
 
 
-def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A new tokenizer of about `vocab_size` pieces from `texts`. kind: wordpiece, unigram or bpe.
+def train_words(texts: Iterable[str], vocab_size: int, min_count: int) -> Tokenizer:
+    """The vocabulary of the networks over words: <pad>, <unk>, then at most vocab_size - 2 words that occur at least
+    min_count times, the most frequent first."""
+    backend = Backend(models.WordLevel(unk_token="<unk>"))
+    plain = normalizers.Replace(Regex("[’`´]"), "'")
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), plain])
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "removed", invert=True)
+    special = list(SPECIAL_WORDS.values())
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, min_frequency=min_count, special_tokens=special, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend, "wordlevel")
+
+
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, min_count: int = 1) -> Tokenizer:
+    """A new tokenizer of about `vocab_size` pieces from `texts`. kind: wordpiece, unigram, bpe or wordlevel, whose words
+    occur at least min_count times.
 
     The package's own WordPiece and Unigram trainers give other pieces at every call, because they iterate over randomly
     seeded hash maps. Its BPE trainer (Sennrich et al. 2016, arXiv 1508.07909) does not, so its merges choose the
@@ -288,6 +319,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     tokenizer.
     """
     texts = list(texts)
+    if kind == "wordlevel":
+        return train_words(texts, vocab_size, min_count)
     if kind == "wordpiece":
         frame = wordpiece({"[UNK]": 0}, lowercase=True)
         words = pre_tokenizers.Sequence([frame.pre_tokenizer, pre_tokenizers.Metaspace("▁", prepend_scheme="always")])
@@ -321,7 +354,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
         )
         backend.train_from_iterator(texts, trainer)
         return Tokenizer(bpe(backend.model), kind)
-    raise ValueError(f"unknown tokenizer kind {kind!r}; known: wordpiece, unigram, bpe")
+    raise ValueError(f"unknown tokenizer kind {kind!r}; known: wordpiece, unigram, bpe, wordlevel")
 
 
 def count_pieces(normalizer, pre_tokenizer, texts: list[str], vocab_size: int) -> Counter[str]:

@@ -7,7 +7,7 @@ Every loss is a mean over examples, computed in fp32, so that its strength does 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from losses import cross_entropy
+from losses import cross_entropy, margin
 
 
 class ObjectiveEntry(NamedTuple):
@@ -17,6 +17,7 @@ class ObjectiveEntry(NamedTuple):
 
 # fmt: off
 OBJECTIVES: dict[str, ObjectiveEntry] = {
-    "ce": ObjectiveEntry(cross_entropy.objective, {}),
+    "ce":     ObjectiveEntry(cross_entropy.objective, {}),
+    "margin": ObjectiveEntry(margin.objective, {"shape": "head=capsules"}),
 }
 # fmt: on

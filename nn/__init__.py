@@ -3,22 +3,30 @@
     B  batch                      K  width per head          C  classes
     T  tokens (queries)           F  feed-forward width      R  LoRA rank
     S  tokens (keys)              V  vocabulary              P  virtual tokens
-    D  model width                H  heads
+    D  model width                H  heads                   E  width of word vectors
+    N  directions of an RNN       J  capsules
 
 Batch comes first, padding stands on the right and never changes a result. Every model has
 
     logits   = model(input_ids, mask)             # int64 [B, T], bool [B, T] -> [B, C]
     features = model.features(input_ids, mask)    # [B, D]; logits = model.classifier(features)
 
-and every encoder the three steps in between: embed -> encode -> pool.
+in the three steps embed -> encode -> pool. Tokens are words for the seven classical networks, pieces for the encoders.
 """
 
 from typing import Any, NamedTuple
 
+from nn.attention_lstm import AttentionLSTM
 from nn.bert import Bert
+from nn.capsule_lstm import CapsuleLSTM
+from nn.cnn import CNN
+from nn.cnn_lstm import CNNLSTM
 from nn.deberta import Deberta
 from nn.distilbert import DistilBert
+from nn.gru import GRUClassifier
+from nn.lstm import LSTMClassifier
 from nn.roberta import Roberta
+from nn.transformer import Transformer
 
 
 class ModelEntry(NamedTuple):
@@ -42,12 +50,29 @@ SMALL_V3 = SMALL | {
 # Sun et al. 2019 for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa experiments/glue
 TUNING = {"learning_rate": 2e-5}
 TUNING_ROBERTA = {"learning_rate": 2e-5, "weight_decay": 0.1}
+# found on the validation split
+WORDS = {
+    "word_vectors": "train",
+    "vocab_size": 40_000,
+    "min_count": 3,
+    "max_length": 400,
+    "learning_rate": 1e-3,
+    "batch_size": 32,
+    "epochs": 5,
+}
 
 # fmt: off
 MODELS: dict[str, ModelEntry] = {
-    "bert":       ModelEntry(Bert, SMALL, "wordpiece", "google-bert/bert-base-uncased", TUNING),
-    "distilbert": ModelEntry(DistilBert, SMALL, "wordpiece", "distilbert/distilbert-base-uncased", TUNING),
-    "roberta":    ModelEntry(Roberta, SMALL_ROBERTA, "bpe", "FacebookAI/roberta-base", TUNING_ROBERTA),
-    "deberta":    ModelEntry(Deberta, SMALL_V3, "unigram", "builtin", TUNING),
+    "cnn":            ModelEntry(CNN, {}, "wordlevel", "none", WORDS),
+    "lstm":           ModelEntry(LSTMClassifier, {}, "wordlevel", "none", WORDS),
+    "gru":            ModelEntry(GRUClassifier, {}, "wordlevel", "none", WORDS),
+    "cnn_lstm":       ModelEntry(CNNLSTM, {}, "wordlevel", "none", WORDS),
+    "attention_lstm": ModelEntry(AttentionLSTM, {}, "wordlevel", "none", WORDS),
+    "capsule_lstm":   ModelEntry(CapsuleLSTM, {}, "wordlevel", "none", WORDS),
+    "transformer":    ModelEntry(Transformer, {}, "wordlevel", "none", WORDS),
+    "bert":           ModelEntry(Bert, SMALL, "wordpiece", "google-bert/bert-base-uncased", TUNING),
+    "distilbert":     ModelEntry(DistilBert, SMALL, "wordpiece", "distilbert/distilbert-base-uncased", TUNING),
+    "roberta":        ModelEntry(Roberta, SMALL_ROBERTA, "bpe", "FacebookAI/roberta-base", TUNING_ROBERTA),
+    "deberta":        ModelEntry(Deberta, SMALL_V3, "unigram", "builtin", TUNING),
 }
 # fmt: on

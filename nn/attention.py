@@ -3,6 +3,10 @@
     Attention(Q, K, V) = softmax(Q Kᵀ / √K) V                                    Eq. (1)
     head_h = Attention(x W_q[h], x W_k[h], x W_v[h]),   y = concat(head_1 … head_H) W_o   §3.2.2
 
+    u_t = tanh(W h_t + b),   α_t = softmax_t(u_t·v),   r = Σ_t α_t h_t          additive attention as pooling: Bahdanau
+                                                                                 et al. 2015, arXiv 1409.0473, A.1.2;
+                                                                                 Yang et al. 2016, N16-1174, Eq. (5)–(7)
+
 A prefix is a pair of extra keys and values that every query may look at (Li & Liang 2021, arXiv 2101.00190).
 
 Differs from the paper: dropout on the attention weights, as BERT's code has it.
@@ -96,3 +100,21 @@ class MultiHeadAttention(Module):
         else:
             context = fused_attention(q, k, v, visible)
         return self.output(merge_heads(context))  # [B, T, D]
+
+
+class AdditiveAttention(Module):
+    """r = Σ_t α_t h_t,   α = softmax over real tokens of v·tanh(W h_t + b);   W -> dense [A, D], v -> query [A].
+
+    Returns r and α, for display.
+    """
+
+    def __init__(self, hidden_size: int, attention_size: int) -> None:
+        super().__init__()
+        self.dense = Linear(hidden_size, attention_size)
+        self.query = Linear(attention_size, 1, bias=False)
+
+    def forward(self, h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """h: [B, T, D];  mask: bool [B, T] -> r [B, D], α [B, T], 0 at padding."""
+        scores = self.query(self.dense(h).tanh()).squeeze(-1)  # [B, T]
+        weights = masked_softmax(scores, mask)
+        return (weights[:, None].to(h.dtype) @ h).squeeze(1), weights  # [B, D], [B, T]

@@ -25,7 +25,10 @@ BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta)\.")
 
 
 def translate(name: str, keys: dict[str, str]) -> str:
-    """`layers.3.attention.query.weight` -> its published name by `keys`; the last part (weight, bias, A …) stays."""
+    """`layers.3.attention.query.weight` -> its published name by `keys`; the last part (weight, bias, A …) stays. The
+    networks over words have no published names, and so no keys: theirs stay as they are."""
+    if not keys:
+        return name
     module, _, leaf = name.rpartition(".")
     pattern = re.sub(r"\.(\d+)(?=\.)", ".{}", module)
     if pattern not in keys:

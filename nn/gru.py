@@ -17,12 +17,15 @@ Differs from the paper: r acts behind U_n, not before it, and z keeps the old st
 one, as torch.nn.GRU and cuDNN have it.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from torch.nn import Module, ModuleList, Parameter
+from torch.nn import Linear, Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
 from nn.lstm import SHUT, both_ways, join_ways, project, sigmoid_backward, steps, tanh_backward
+from nn.words import Pooling, WordEmbedding
 
 
 def plain_scan(a: Tensor, u: Tensor, d: Tensor) -> Tensor:
@@ -132,3 +135,58 @@ class GRU(Module):
         for number, layer in enumerate(self.layers):
             x = layer(self.dropout(x) if number else x, mask)
         return x
+
+
+@dataclass(frozen=True)
+class GRUConfig:
+    vocab_size: int = 30000
+    embedding_size: int = 300
+    hidden_size: int = 128
+    num_layers: int = 1
+    bidirectional: bool = True
+    pooling: str = "max"  # last, mean, max, attention, or several: max+mean
+    word_dropout: float = 0.1
+    embedding_dropout: float = 0.3
+    dropout: float = 0.5
+    pad_token_id: int = 0
+    unk_token_id: int = 1
+    labels: tuple[str, ...] = ("negative", "positive")
+
+
+class GRUClassifier(Module):
+    """[B, T] word ids -> [B, C] logits: embedding, GRU, pooling over time."""
+
+    model_type, architecture = "gru", "GRUClassifier"
+    Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = GRUConfig, {}, (), {}, {}
+    HEAD = ("classifier",)
+
+    def __init__(self, config: GRUConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embeddings = WordEmbedding(
+            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
+        )
+        self.gru = GRU(c.embedding_size, c.hidden_size, c.num_layers, c.bidirectional, c.dropout)
+        self.pooling = Pooling(c.pooling, c.hidden_size * (1 + c.bidirectional), c.bidirectional)
+        self.dropout = Dropout(c.dropout)
+        self.classifier = Linear(self.pooling.width, len(c.labels))
+
+    def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T] -> [B, T, E]"""
+        return self.embeddings(input_ids, mask)
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, T, E] -> [B, T, N·D]"""
+        return self.gru(x, mask)
+
+    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
+        """h: [B, T, N·D] -> [B, n·N·D], n poolings side by side."""
+        return self.dropout(self.pooling(h, mask))
+
+    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """What the classifier sees."""
+        return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: int64 [B, T];  mask: bool [B, T], True = real word, padding on the right -> [B, C]"""
+        return self.classifier(self.features(input_ids, mask))

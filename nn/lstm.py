@@ -16,12 +16,14 @@ Differs from the papers: no peepholes (torch.nn.LSTM has none either).
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Module, ModuleList, Parameter
+from torch.nn import Linear, Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
+from nn.words import Pooling, WordEmbedding
 
 SHUT = -1e4  # σ(SHUT) = 0
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (δy, y) -> δy ⊙ y ⊙ (1 - y)
@@ -159,13 +161,56 @@ class LSTM(Module):
         return x
 
 
-def last_states(h: Tensor, mask: Tensor, bidirectional: bool = True) -> Tensor:
-    """The state after each direction's last real step: the forward one at the review's end, the backward one at its
-    start. h: [B, T, N·D] -> [B, N·D]"""
-    end = (mask.sum(1) - 1).clamp(min=0)
-    at_end = h[torch.arange(len(h), device=h.device), end]  # [B, N·D]
-    if not bidirectional:
-        return at_end
-    forward, _ = at_end.chunk(2, -1)
-    _, backward = h[:, 0].chunk(2, -1)
-    return torch.cat([forward, backward], -1)
+@dataclass(frozen=True)
+class LSTMConfig:
+    vocab_size: int = 30000
+    embedding_size: int = 300
+    hidden_size: int = 128
+    num_layers: int = 1
+    bidirectional: bool = True
+    pooling: str = "max"  # last, mean, max, attention, or several: max+mean
+    word_dropout: float = 0.1
+    embedding_dropout: float = 0.3
+    dropout: float = 0.5
+    pad_token_id: int = 0
+    unk_token_id: int = 1
+    labels: tuple[str, ...] = ("negative", "positive")
+
+
+class LSTMClassifier(Module):
+    """[B, T] word ids -> [B, C] logits: embedding, LSTM, pooling over time."""
+
+    model_type, architecture = "lstm", "LSTMClassifier"
+    Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = LSTMConfig, {}, (), {}, {}
+    HEAD = ("classifier",)
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embeddings = WordEmbedding(
+            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
+        )
+        self.lstm = LSTM(c.embedding_size, c.hidden_size, c.num_layers, c.bidirectional, c.dropout)
+        self.pooling = Pooling(c.pooling, c.hidden_size * (1 + c.bidirectional), c.bidirectional)
+        self.dropout = Dropout(c.dropout)
+        self.classifier = Linear(self.pooling.width, len(c.labels))
+
+    def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T] -> [B, T, E]"""
+        return self.embeddings(input_ids, mask)
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, T, E] -> [B, T, N·D]"""
+        return self.lstm(x, mask)
+
+    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
+        """h: [B, T, N·D] -> [B, n·N·D], n poolings side by side."""
+        return self.dropout(self.pooling(h, mask))
+
+    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """What the classifier sees."""
+        return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: int64 [B, T];  mask: bool [B, T], True = real word, padding on the right -> [B, C]"""
+        return self.classifier(self.features(input_ids, mask))
