@@ -192,7 +192,18 @@ def answer(text: str, run: Run, machine: Machine) -> None:
     chances = torch.from_numpy(logits[0]).softmax(0).tolist()
     best = max(range(len(chances)), key=chances.__getitem__)
     labels = model.config.labels
+    if hasattr(model, "attention_weights"):
+        print("looks at: " + ", ".join(heaviest_words(model, tokenizer, corpus, machine)))
     print(f"{labels[best]} ({json.dumps({label: round(p, 4) for label, p in zip(labels, chances, strict=True)})})")
+
+
+@torch.inference_mode()
+def heaviest_words(model: Module, tokenizer: Tokenizer, corpus: Corpus, machine: Machine, count: int = 10) -> list[str]:
+    """The words of the first review that attention weighs most, each with its weight."""
+    batch = corpus.batch(np.array([0])).to(machine.device)
+    weights = model.attention_weights(batch.input_ids, batch.mask)[0]
+    words = tokenizer.words
+    return [f"{words[batch.input_ids[0, t]]} {weights[t]:.2f}" for t in weights.argsort(descending=True)[:count]]
 
 
 def export(folder: str, run: Run, machine: Machine) -> None:

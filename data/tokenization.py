@@ -37,7 +37,7 @@ HEAD_TOKENS = 128  # of head+tail: Sun et al. 2019, arXiv 1905.05583, §5.3.1
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-# a word of the classical networks; what matters for sentiment stays: ratings, the n't of don't, smileys, ! ? … and stops
+# a word of the classical networks; what matters for sentiment stays: ratings, the n't of don't, smileys, ! ? … and .
 WORD = r"\d+(?:\.\d+)?/\d+|\w+(?=n't)|n't|'(?:s|m|re|ve|ll|d)\b|\w+|[:;=]-?[()dp](?!\w)|\.{2,}|[!?.]"
 
 
@@ -59,8 +59,8 @@ def cut(ids: list[int], room: int, truncate: str) -> list[int]:
 class Tokenizer:
     """Text -> [CLS] pieces [SEP], or words alone.
 
-    backend: what is saved. kind: wordpiece, unigram, bpe or wordlevel (words). lowercase matters to wordpiece alone. spm: the published
-    model, where there is one, with the bytes of its file; its segmentation is then exact.
+    backend: what is saved. kind: wordpiece, unigram, bpe or wordlevel (words). lowercase matters to wordpiece alone.
+    spm: the published model, where there is one, with the bytes of its file; its segmentation is then exact.
     """
 
     backend: Backend
@@ -120,7 +120,7 @@ class Tokenizer:
                 yield encoding.ids if self.spm is None else self.spm.repair(text, encoding.ids)
 
     def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:
-        """Ids of each text, at most max_length with [CLS] and [SEP], at least one. truncate: head, tail or head+tail."""
+        """1 to max_length ids of each text, [CLS] and [SEP] included. truncate: head, tail or head+tail."""
         if max_length < 3:
             raise ValueError(f"max_length {max_length} leaves no room for text; it must be at least 3")
         if truncate not in TRUNCATE:
@@ -310,8 +310,8 @@ def train_words(texts: Iterable[str], vocab_size: int, min_count: int) -> Tokeni
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, min_count: int = 1) -> Tokenizer:
-    """A new tokenizer of about `vocab_size` pieces from `texts`. kind: wordpiece, unigram, bpe or wordlevel, whose words
-    occur at least min_count times.
+    """A new tokenizer of about `vocab_size` pieces from `texts`. kind: wordpiece, unigram, bpe or wordlevel, whose
+    words occur at least min_count times.
 
     The package's own WordPiece and Unigram trainers give other pieces at every call, because they iterate over randomly
     seeded hash maps. Its BPE trainer (Sennrich et al. 2016, arXiv 1508.07909) does not, so its merges choose the

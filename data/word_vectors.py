@@ -20,6 +20,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,19 +89,18 @@ def read_text_vectors(path: str | Path, wanted: Iterable[str]) -> WordVectors:
             if not first:
                 raise ValueError(f"{path} is empty")
             width, header = find_width(first, path)
-            for part in (first[header:], lines):
-                for number, line in enumerate(part, number + 1):
-                    fields = line.rstrip(b"\r\n ").rsplit(b" ", width)
-                    if len(fields) <= width:
-                        raise ValueError(f"{path}: line {number + header} has fewer than {width} numbers; is it cut?")
-                    word = wanted.get(fields[0])
-                    if word is not None and word not in found:
-                        found[word] = np.array(fields[1:], dtype=np.float32)
+            for number, line in enumerate(chain(first[header:], lines), 1 + header):
+                fields = line.rstrip(b"\r\n ").rsplit(b" ", width)
+                if len(fields) <= width:
+                    raise ValueError(f"{path}: line {number} has fewer than {width} numbers; is it cut?")
+                word = wanted.get(fields[0])
+                if word is not None and word not in found:
+                    found[word] = np.array(fields[1:], dtype=np.float32)
     except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
     except ValueError as error:
         if "could not convert" in str(error):
-            raise ValueError(f"{path}: line {number + header} holds no vector of {width} numbers") from error
+            raise ValueError(f"{path}: line {number} holds no vector of {width} numbers") from error
         raise
     vectors = np.stack([*found.values()]) if found else np.zeros((0, width), np.float32)
     return WordVectors(list(found), torch.from_numpy(vectors))

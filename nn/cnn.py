@@ -21,7 +21,10 @@ from nn.words import WordEmbedding, masked_max
 
 
 class Conv1d(Module):
-    """y_t = W·[x_t; …; x_{t+k-1}] + b, unfold × weight;   W -> weight [F, k, E], b -> bias [F]. Glorot & Bengio 2010."""
+    """y_t = W·[x_t; …; x_{t+k-1}] + b, unfold × weight;   W -> weight [F, k, E], b -> bias [F].
+
+    W starts as Glorot & Bengio 2010 have it.
+    """
 
     def __init__(self, input_size: int, filters: int, width: int) -> None:
         super().__init__()

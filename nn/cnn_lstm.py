@@ -1,5 +1,4 @@
-"""Convolution, max-pooling, then an LSTM over what is left of time (Zhou et al. 2015, arXiv 1511.08630, with the pooling
-that they leave out).
+"""Convolution, max-pooling, then an LSTM over what is left of time (C-LSTM: Zhou et al. 2015, arXiv 1511.08630).
 
     c_t = ReLU(W·[x_{t-e}; …; x_{t+e}] + b),   e = (k - 1) / 2      one place for each word
     p_s = max(c_{s·q}, …, c_{s·q+q-1})                             q words become one step

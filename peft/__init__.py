@@ -53,6 +53,8 @@ def apply(model: Module, method: str, **options: Any) -> Module:
         raise ValueError(f"{method} has no option {', '.join(sorted(unknown))}; it has: {', '.join(entry.options)}")
     if entry.apply is None:
         return model
+    if not hasattr(model, "LORA_TARGETS"):
+        raise ValueError(f"{method} is for pretrained encoders; {model.model_type} is trained whole: --peft none")
     if getattr(model, "adapter", None):
         raise ValueError(f"the model carries a {model.adapter['method']} adapter already")
     trained = [name for name, _ in model.named_parameters() if is_trained(model, name)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import save_pretrained
 from peft import METHODS
@@ -13,13 +14,15 @@ from peft import METHODS
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 TINY = {"vocab_size": 61, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "feed_forward_size": 17}
+TINY_WORDS = {"embedding_size": 10, "filters": 7, "num_capsules": 5, "capsule_size": 4, "attention_size": 11}
+ENCODERS = [name for name, entry in MODELS.items() if entry.tokenizer != "wordlevel"]
 
 
 def tiny(name: str, seed: int = 0, **changes) -> torch.nn.Module:
     """A model of the table with its own kind of settings and very small sizes, with weights of ordinary size."""
     entry = MODELS[name]
     torch.manual_seed(seed)
-    values = entry.shape | TINY | {"pad_token_id": 0} | changes
+    values = entry.shape | TINY | ({} if name in ENCODERS else TINY_WORDS) | {"pad_token_id": 0} | changes
     values = {key: value for key, value in values.items() if key in fields(entry.build.Config)}
     model = entry.build(entry.build.Config(**values))
     for parameter in model.parameters():
@@ -29,6 +32,11 @@ def tiny(name: str, seed: int = 0, **changes) -> torch.nn.Module:
             module.weight.data.normal_(1, 0.15)
     model.fresh = frozenset()
     return model
+
+
+def wanted_shape(objective: str) -> dict[str, str]:
+    """The shape that an objective asks of a model."""
+    return dict(part.split("=") for part in OBJECTIVES[objective].training.get("shape", "").split())
 
 
 def fields(config: type) -> set[str]:

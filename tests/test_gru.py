@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nn.gru import GRU, GRULayer, Scan, plain_scan
-from nn.lstm import last_states
+from nn.words import last_states
 
 B, T, IN, D = 3, 7, 5, 4
 LENGTHS = torch.tensor([7, 4, 1])

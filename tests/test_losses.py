@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import pytest
 import reference
 import torch
-from conftest import tiny, token_batch
+from conftest import tiny, token_batch, wanted_shape
 
 from data.batches import Batch
 from losses import OBJECTIVES
 from losses.cross_entropy import cross_entropy
+from losses.margin import margin_loss
+from losses.margin import objective as margin_objective
 from train import Options
 
 
@@ -46,7 +48,9 @@ def test_cross_entropy_is_finite_at_the_extremes_and_refuses_nonsense():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_is_a_mean_over_examples(name):
     """Twice the same batch: the same loss. And it returns the logits that accuracy is counted from."""
-    model, (ids, mask), labels = tiny("bert").eval(), token_batch([7, 5, 3]), torch.tensor([0, 1, 1])
+    shape = wanted_shape(name)
+    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
+    (ids, mask), labels = token_batch([7, 5, 3]), torch.tensor([0, 1, 1])
     options = SimpleNamespace(**{field: getattr(Options, field) for field in Options.__dataclass_fields__})
     once = Batch(ids, mask, labels, torch.arange(3))
     twice = Batch(*(torch.cat([part, part]) for part in once))
@@ -54,3 +58,31 @@ def test_an_objective_is_a_mean_over_examples(name):
     torch.testing.assert_close(loss, same)
     assert loss.dtype == torch.float32
     assert logits.shape == (3, 2)
+
+
+def test_margin_loss_against_numbers_by_hand():
+    lengths = torch.tensor([[0.95, 0.3], [0.6, 0.05], [0.2, 0.2]])
+    labels = torch.tensor([0, 0, 1])
+    by_hand = [0 + 0.5 * 0.2**2, 0.3**2 + 0, 0.7**2 + 0.5 * 0.1**2]
+    assert margin_loss(lengths, labels).item() == pytest.approx(sum(by_hand) / 3)
+
+
+def test_margin_loss_equals_the_loop_with_gradients():
+    torch.manual_seed(0)
+    lengths = torch.rand(5, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    plain = torch.zeros((), dtype=torch.float64)
+    for row, label in zip(lengths, labels.tolist(), strict=True):
+        for c, length in enumerate(row):
+            slack = (0.9 - length) if c == label else (length - 0.1)
+            if slack > 0:
+                plain = plain + (1 if c == label else 0.5) * slack**2 / 5
+    ours = margin_loss(lengths, labels)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, lengths)[0] for loss in (ours, plain)))
+
+
+def test_margin_loss_needs_class_capsules():
+    batch = Batch(*token_batch([4, 3]), torch.tensor([0, 1]), torch.arange(2))
+    with pytest.raises(ValueError, match="needs class capsules"):
+        margin_objective(tiny("capsule_lstm"), batch, None)

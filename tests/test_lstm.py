@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from nn.lstm import LSTM, LSTMLayer, Scan, both_ways, join_ways, last_states, plain_scan
+from nn.lstm import LSTM, LSTMLayer, Scan, both_ways, join_ways, plain_scan
+from nn.words import last_states
 
 B, T, IN, D = 3, 7, 5, 4
 LENGTHS = torch.tensor([7, 4, 1])

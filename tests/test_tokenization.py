@@ -259,3 +259,32 @@ def test_models_that_are_not_unigram_with_bytes_are_refused():
     for changed, message in ((data[:-1] + b"\x00", "byte fallback"), (spm_bytes(one[:1]), "it has no pieces")):
         with pytest.raises(ValueError, match=message):
             UnigramModel.parse(changed)
+
+
+# --------------------------------------------------------------------------------------------------------- words
+
+
+def words_of(text: str) -> list[str]:
+    tokenizer = train_tokenizer("wordlevel", [text], 1000)
+    return [tokenizer.words[i] for i in next(tokenizer.encode([text], 400))]
+
+
+def test_words_keep_what_matters_for_sentiment():
+    shown = " ".join(words_of("I DON'T like it!! 3/10… it's well-made?"))
+    assert shown == "i do n't like it ! ! 3/10 ... it 's well made ?"
+    shown = " ".join(words_of("Can’t wait :) but, alas, :-( 7.5/10. Don tone"))
+    assert shown == "ca n't wait :) but alas :-( 7.5/10 . don tone"
+
+
+def test_word_vocabulary_is_by_count_and_reproducible(tmp_path):
+    texts = ["b b b a a c", "a d"]
+    tokenizer = train_tokenizer("wordlevel", texts, 5, min_count=1)
+    assert tokenizer.words == ["<pad>", "<unk>", "a", "b", "c"]  # ties in the order of the alphabet
+    assert train_tokenizer("wordlevel", texts, 9, min_count=2).words == ["<pad>", "<unk>", "a", "b"]
+    assert (tokenizer.pad_id, tokenizer.unk_id) == (0, 1)
+    assert list(tokenizer.encode(["a d b", "", "# %"], 400)) == [[2, 1, 3], [1], [1]]
+    assert list(tokenizer.encode(["a b c a b c"], 4, "head+tail")) == [[2, 2, 3, 4]]
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.kind == "wordlevel"
+    assert again.fingerprint == tokenizer.fingerprint

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from conftest import tiny, token_batch
+
+from nn.attention import AdditiveAttention
+
+B, T, D, A = 2, 5, 3, 7
+MASK = torch.tensor([[True] * 5, [True, True, False, False, False]])
+
+
+def test_additive_attention_equals_the_loop_with_gradients():
+    torch.manual_seed(0)
+    layer = AdditiveAttention(D, A).double()
+    h = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
+    rows = []
+    for b in range(B):
+        real = [h[b, t] for t in range(T) if MASK[b, t]]
+        powers = [(layer.query.weight[0] @ (layer.dense.weight @ h_t + layer.dense.bias).tanh()).exp() for h_t in real]
+        rows.append(sum(p * h_t for p, h_t in zip(powers, real, strict=True)) / sum(powers))  # Eq. (6), (7)
+    ours, plain = layer(h, MASK)[0], torch.stack(rows)
+    torch.testing.assert_close(ours, plain)
+    upstream, wanted = torch.randn_like(ours), [h, *layer.parameters()]
+    for mine, theirs in zip(*(torch.autograd.grad(y, wanted, upstream) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_weights_sum_to_one_over_real_words():
+    model, (ids, mask) = tiny("attention_lstm").eval(), token_batch([7, 4])
+    weights = model.attention_weights(ids, mask)
+    assert (weights[~mask] == 0).all()
+    assert (weights[mask] > 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("with_max", [False, True])
+def test_features_with_and_without_the_maximum(with_max):
+    model, (ids, mask) = tiny("attention_lstm", with_max=with_max).eval(), token_batch([7, 4])
+    h = model.encode(model.embed(ids, mask), mask)
+    r = torch.einsum("bt,btd->bd", model.attention_weights(ids, mask), h)
+    features = model.features(ids, mask)
+    torch.testing.assert_close(features[:, :24], r, rtol=1e-5, atol=1e-6)
+    assert features.shape == (2, 48 if with_max else 24)

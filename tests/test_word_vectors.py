@@ -1,0 +1,262 @@
+import gzip
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import train
+from data import word_vectors
+from data.old_pickle import read_pickle3
+from data.tokenization import train_tokenizer
+from data.word_vectors import (
+    Glove,
+    WordVectors,
+    count_pairs,
+    load_vectors,
+    put_vectors,
+    read_text_vectors,
+    read_vectors,
+    save_vectors,
+    train_glove,
+    trained_vectors,
+    weight,
+)
+from nn.files import read_json
+
+GLOVE = b"the 0.1 0.2 0.3\n. . . 1 2 3\ncaf\xc3\xa9 -1e-3 5 6\n\xff\xfe 7 8 9\nthe 9 9 9\n"
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".gz", ".zip"])
+def test_reads_glove_text(tmp_path, suffix):
+    path = tmp_path / f"glove{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("glove.txt", GLOVE)
+    else:
+        path.write_bytes(gzip.compress(GLOVE) if suffix == ".gz" else GLOVE)
+    found = read_text_vectors(path, ["the", "café", ". . .", "absent"])
+    assert found.words == ["the", ". . .", "café"]  # the order of the file; the first of two counts
+    torch.testing.assert_close(found.vectors, torch.tensor([[0.1, 0.2, 0.3], [1, 2, 3], [-1e-3, 5, 6]]))
+
+
+def test_reads_word2vec_text_as_gensim_writes_it(tmp_path):
+    (tmp_path / "w2v.txt").write_bytes(b"2 3\ngood 1.0 2.0 3.0 \nbad -1.0 0.5 1e-05 \n")
+    found = read_text_vectors(tmp_path / "w2v.txt", ["bad", "2"])
+    assert found.words == ["bad"]
+    assert found.vectors.tolist() == [[-1.0, 0.5, pytest.approx(1e-5)]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "empty"),
+        (b"one\ntwo\n", "no file of word vectors"),
+        (b"4 3\na 1 2 3\nb 1 2\n", "line 3 has fewer than 3 numbers"),
+        (b"a 1 2 3\nb 1 x 3\n", "line 2 holds no vector of 3 numbers"),
+    ],
+)
+def test_odd_text_is_named_by_line(tmp_path, text, message):
+    (tmp_path / "bad.txt").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        read_text_vectors(tmp_path / "bad.txt", ["a", "b"])
+
+
+def test_a_cut_archive_is_refused(tmp_path):
+    (tmp_path / "glove.gz").write_bytes(gzip.compress(GLOVE * 1000)[:-20])
+    with pytest.raises(ValueError, match="cut short or damaged"):
+        read_text_vectors(tmp_path / "glove.gz", ["the"])
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        read_vectors(tmp_path / "absent", [])
+
+
+def test_our_own_file_keeps_words_and_numbers(tmp_path):
+    vectors = WordVectors(["a b", "é", "c"], torch.randn(3, 5))
+    save_vectors(tmp_path / "v.safetensors", vectors)
+    again = load_vectors(tmp_path / "v.safetensors")
+    assert again.words == vectors.words
+    assert torch.equal(again.vectors, vectors.vectors)
+    (tmp_path / "v.safetensors").write_bytes((tmp_path / "v.safetensors").read_bytes()[:-3])
+    with pytest.raises(ValueError, match="cut short"):
+        read_vectors(tmp_path / "v.safetensors", [])
+
+
+def test_put_vectors_takes_the_spread_of_the_table():
+    torch.manual_seed(0)
+    table = torch.randn(50, 30)
+    before, spread = table.clone(), table.std()
+    vectors = WordVectors([f"w{k}" for k in range(40)] + ["other"], torch.randn(41, 30) * 7)
+    assert put_vectors(table, {f"w{k}": k + 5 for k in range(40)}, vectors) == 40
+    torch.testing.assert_close(table[5:45].std(), spread)
+    assert torch.equal(table[:5], before[:5])
+    assert torch.cosine_similarity(table[5], vectors.vectors[0], dim=0) > 0.9999
+    with pytest.raises(ValueError, match="30 wide, the model 20"):
+        put_vectors(torch.zeros(50, 20), {"w1": 3}, vectors)
+    with pytest.raises(ValueError, match="none of the vocabulary"):
+        put_vectors(table, {"absent": 3}, vectors)
+
+
+# ------------------------------------------------------------------------------------------------ the old project
+
+
+def old_file(path, protocol=3, table=None):
+    features, labels = torch.zeros(2, 4, dtype=torch.int64), torch.tensor([0, 1])
+    table = torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]) if table is None else table
+    words = {"<unk>": 0, "good": 1, "nowhere": 2, "bad": 3}
+    names = {row: word for word, row in words.items()}
+    parts = [features, labels, features, labels, features, table, words, names, {"good", "bad", "nowhere"}]
+    path.write_bytes(pickle.dumps(parts, protocol=protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_reads_the_old_projects_pickle(tmp_path, protocol, kind):
+    table = kind([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [3.0, 4.0]])
+    words, vectors = read_pickle3(old_file(tmp_path / "imdb_glove.pickle3", protocol, table))
+    assert words == ["good", "bad"]
+    assert vectors.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert read_vectors(tmp_path / "imdb_glove.pickle3", []).words == words
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_refuses_a_pickle_that_runs_something(tmp_path):
+    path, touched = tmp_path / "evil.pickle3", tmp_path / "touched"
+    path.write_bytes(pickle.dumps([torch.zeros(2, 2), Payload(touched)]))
+    with pytest.raises(ValueError, match="system, which is no plain data"):
+        read_pickle3(path)
+    assert not touched.exists()
+    for data in (b"", b"garbage", pickle.dumps([1, 2]), pickle.dumps({"a": 1})):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="pickle3"):
+            read_pickle3(path)
+
+
+# --------------------------------------------------------------------------------------------------------- GloVe
+
+
+def dense_counts(reviews, size, window):
+    """X by its definition, one pair of places at a time."""
+    x = np.zeros((size, size))
+    for ids in reviews:
+        for t, i in enumerate(ids):
+            for s, j in enumerate(ids):
+                if 0 < abs(t - s) <= window and i >= 2 and j >= 2:
+                    x[i, j] += 1 / abs(t - s)
+    return x
+
+
+def test_counts_equal_the_definition(monkeypatch):
+    monkeypatch.setattr(word_vectors, "BLOCK", 4)
+    monkeypatch.setattr(word_vectors, "CHUNK", 20)  # several chunks, merged
+    stream = np.random.default_rng(0)
+    reviews = [stream.integers(0, 11, size).tolist() for size in (7, 1, 13, 0, 30, 9)]
+    pairs = count_pairs(reviews, 11, window=3)
+    x = np.zeros((11, 11))
+    for row, column, part in pairs.blocks:
+        x[row * 4 + pairs.rows[part].astype(int), column * 4 + pairs.columns[part].astype(int)] = pairs.count[part]
+    np.testing.assert_allclose(x, dense_counts(reviews, 11, 3), rtol=1e-5)
+
+
+def dense_loss(w, c, b, d, x, x_max, alpha):
+    """Eq. (8) by loops."""
+    total = torch.zeros((), dtype=w.dtype)
+    for i in range(len(x)):
+        for j in range(len(x)):
+            if x[i, j] > 0:
+                f = min(1.0, (float(x[i, j]) / x_max) ** alpha)
+                total = total + f * (w[i] @ c[j] + b[i] + d[j] - np.log(x[i, j])) ** 2
+    return total
+
+
+def test_a_step_is_adagrad_on_the_dense_loss():
+    torch.manual_seed(0)
+    glove = Glove(5, 3, seed=0)
+    for tensor in (*glove.vectors, *glove.biases):
+        tensor.normal_()
+    leaves = [t.double().clone().requires_grad_() for t in (*glove.vectors, *glove.biases)]
+    x = np.random.default_rng(0).integers(0, 9, (5, 5)).astype(float)
+    loss = dense_loss(*leaves, x, 6.0, 0.75)
+    gradients = torch.autograd.grad(loss / 2, leaves)
+    i, j = (torch.from_numpy(place) for place in np.nonzero(x))
+    count = torch.tensor(x[i, j], dtype=torch.float32)
+    found = glove.step(slice(0, 5), slice(0, 5), i, j, count, 0.05, weight(count, 6.0, 0.75))
+    assert found == pytest.approx(loss.item(), rel=1e-4)
+    for before, g, after in zip(leaves, gradients, (*glove.vectors, *glove.biases), strict=True):
+        expected = before - 0.05 * g / (1 + g * g).sqrt()
+        torch.testing.assert_close(after.double(), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_words_of_one_kind_end_up_together(monkeypatch):
+    """Two sets of words that are exchanged for one another in their own set's sentences only."""
+    monkeypatch.setattr(word_vectors, "BLOCK", 8)
+    stream = np.random.default_rng(0)
+    kinds = [range(2, 12), range(12, 22)]
+    reviews = [stream.choice(kinds[k % 2], 12).tolist() for k in range(200)]
+    losses = []
+    vectors = train_glove(
+        count_pairs(reviews, 22, 5), 22, 10, epochs=30, x_max=10, report=lambda epoch, loss: losses.append(loss)
+    )
+    assert losses[-1] < 0.1 * losses[0]
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    near = unit @ unit.T
+    assert near[2:12, 2:12].mean() > near[2:12, 12:22].mean() + 0.3
+
+
+def test_training_is_kept_and_reproducible(tmp_path, capsys):
+    texts = ["a fine film , a fine day", "a bad film", "bad day"] * 5
+    tokenizer = train_tokenizer("wordlevel", texts, 100)
+    first = trained_vectors(tokenizer, texts, 8, tmp_path)
+    assert "GloVe" in capsys.readouterr().out
+    again = trained_vectors(tokenizer, texts, 8, tmp_path)
+    assert capsys.readouterr().out == ""
+    assert first.words == again.words == tokenizer.words
+    other = trained_vectors(tokenizer, texts, 8, tmp_path / "elsewhere")
+    assert torch.equal(first.vectors, other.vectors)
+
+
+# ------------------------------------------------------------------------------------------------------ in a run
+
+
+def run_arguments(tmp_path, *more):
+    common = f"--model cnn --data demo --train-reviews 40 --epochs 1 --runs {tmp_path}/runs --name words"
+    shape = "embedding_size=6 filters=5 widths=2,3"
+    return [*common.split(), "--shape", shape, *more]
+
+
+def test_a_run_with_fixed_vectors_from_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["the", "great", "awful", "movie"]
+    save_vectors(tmp_path / "mine.safetensors", WordVectors(words, torch.randn(4, 6)))
+    train.main(run_arguments(tmp_path, "--word-vectors", "mine.safetensors", "--no-train-vectors"))
+    shown = capsys.readouterr().out
+    assert "word vectors: mine.safetensors, for" in shown
+    counts = read_json(tmp_path / "runs/words/result.json")["parameters"]
+    assert counts["total"] - counts["trained"] == 6 * len(train.load_tokenizer(tmp_path / "runs/words/tokenizer").words)
+
+
+def test_vectors_of_another_width_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_vectors(tmp_path / "wide.safetensors", WordVectors(["the"], torch.randn(1, 7)))
+    with pytest.raises(ValueError, match="7 wide, the model 6; --shape embedding_size=7"):
+        train.main(run_arguments(tmp_path, "--word-vectors", "wide.safetensors"))
+
+
+def test_encoders_take_no_word_vectors(tmp_path):
+    with pytest.raises(ValueError, match="networks over words"):
+        train.main(["--model", "bert", "--weights", "none", "--word-vectors", "train", "--runs", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+    assert (ROOT / "data" / "word_vectors.py").is_file()

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from nn.words import Pooling, WordEmbedding, last_states, masked_max, masked_mean
+
+B, T, D = 3, 7, 10
+LENGTHS = [7, 4, 1]
+MASK = torch.arange(T) < torch.tensor(LENGTHS)[:, None]
+
+
+def test_poolings_equal_the_loop():
+    torch.manual_seed(0)
+    h = torch.randn(B, T, D, dtype=torch.float64)
+    for b, n in enumerate(LENGTHS):
+        real = h[b, :n]
+        torch.testing.assert_close(masked_mean(h, MASK)[b], sum(real) / n)
+        assert torch.equal(masked_max(h, MASK)[b], torch.stack([max(column) for column in real.T]))
+        assert torch.equal(last_states(h, MASK)[b], torch.cat([real[-1, :5], real[0, 5:]]))
+        assert torch.equal(last_states(h, MASK, bidirectional=False)[b], real[-1])
+
+
+def test_several_poolings_stand_side_by_side():
+    h = torch.randn(B, T, D)
+    pooling = Pooling("max+mean+last", D)
+    assert pooling.width == 3 * D
+    expected = torch.cat([masked_max(h, MASK), masked_mean(h, MASK), last_states(h, MASK)], -1)
+    assert torch.equal(pooling(h, MASK), expected)
+    with pytest.raises(ValueError, match="unknown pooling 'sum'; known: last, mean, max, attention"):
+        Pooling("max+sum", D)
+
+
+def test_word_dropout_hits_words_at_its_rate_and_only_while_training():
+    torch.manual_seed(0)
+    layer = WordEmbedding(50, 3, pad_id=0, unk_id=1, word_dropout=0.25, dropout=0.0)
+    ids = torch.full((100, 40), 7)
+    mask = torch.arange(40).expand(100, 40) < 30
+    ids = ids * mask
+    x = layer.train()(ids, mask)
+    became_unk = (x == layer.word.weight[1]).all(-1)
+    assert abs(became_unk[mask].float().mean() - 0.25) < 0.03
+    assert (x[~mask] == 0).all()
+    assert torch.equal(layer.eval()(ids, mask), layer.word(ids))
+
+
+def test_embedding_dropout_drops_columns_of_a_review():
+    torch.manual_seed(0)
+    layer = WordEmbedding(50, 200, pad_id=0, unk_id=1, word_dropout=0.0, dropout=0.5).train()
+    ids = torch.randint(2, 50, (2, 9))
+    dropped = layer(ids, torch.ones_like(ids, dtype=torch.bool)) == 0
+    assert torch.equal(dropped.all(1), dropped.any(1))  # a column is 0 at all places or at none
+    assert 0.4 < dropped.float().mean() < 0.6
+    assert not torch.equal(dropped[0], dropped[1])
+    with pytest.raises(ValueError, match="word_dropout 1"):
+        WordEmbedding(50, 3, 0, 1, 1.0, 0.0)
