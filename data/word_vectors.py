@@ -33,7 +33,7 @@ from nn.files import open_tensors, write_tensors
 
 VECTORS = "vectors"
 CHUNK = 1_000_000  # words whose pairs are counted together
-BLOCK = 1024  # words in a block of GloVe's training
+BLOCK = 256  # words in a block of GloVe's training: with larger ones a word's vector moves too seldom
 
 
 class WordVectors(NamedTuple):
@@ -141,7 +141,7 @@ def trained_vectors(
     tokenizer: Tokenizer, texts: list[str], width: int, cache: Path, check: Callable[[], None] = lambda: None
 ) -> WordVectors:
     """GloVe of the tokenizer's words, trained on `texts`, once: kept in `cache` under the hash of both."""
-    digest = hashlib.sha256(f"glove 1 {tokenizer.fingerprint} {width} ".encode())
+    digest = hashlib.sha256(f"glove 2 {tokenizer.fingerprint} {width} ".encode())
     digest.update("\0".join(texts).encode("utf-8", "surrogatepass"))
     path = cache / f"{digest.hexdigest()[:24]}.glove.safetensors"
     if not path.exists():
@@ -290,7 +290,7 @@ def train_glove(
     vocab_size: int,
     width: int = 300,
     epochs: int = 25,
-    rate: float = 0.05,
+    rate: float = 0.07,
     x_max: float = 100.0,
     alpha: float = 0.75,
     seed: int = 42,

@@ -25,6 +25,7 @@ from nn.words import WordEmbedding, masked_max
 class AttentionLSTMConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
+    embedding_range: float = 0.1
     hidden_size: int = 128
     num_layers: int = 1
     attention_size: int = 128
@@ -47,9 +48,9 @@ class AttentionLSTM(Module):
     def __init__(self, config: AttentionLSTMConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embeddings = WordEmbedding(
-            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
-        )
+        special = (c.pad_token_id, c.unk_token_id)
+        dropouts = (c.word_dropout, c.embedding_dropout)
+        self.embeddings = WordEmbedding(c.vocab_size, c.embedding_size, c.embedding_range, *special, *dropouts)
         self.lstm = LSTM(c.embedding_size, c.hidden_size, c.num_layers, dropout=c.dropout)
         self.attention = AdditiveAttention(2 * c.hidden_size, c.attention_size)
         self.dropout = Dropout(c.dropout)

@@ -76,6 +76,7 @@ class CapsuleLengths(Module):
 class CapsuleLSTMConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
+    embedding_range: float = 0.1
     hidden_size: int = 128
     num_layers: int = 1
     num_capsules: int = 16  # J
@@ -102,9 +103,9 @@ class CapsuleLSTM(Module):
         c = self.config = config
         if c.head not in HEADS:
             raise ValueError(f"unknown head {c.head!r}; known: {', '.join(HEADS)}")
-        self.embeddings = WordEmbedding(
-            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
-        )
+        special = (c.pad_token_id, c.unk_token_id)
+        dropouts = (c.word_dropout, c.embedding_dropout)
+        self.embeddings = WordEmbedding(c.vocab_size, c.embedding_size, c.embedding_range, *special, *dropouts)
         self.lstm = LSTM(c.embedding_size, c.hidden_size, c.num_layers, dropout=c.dropout)
         self.capsules = CapsuleLayer(2 * c.hidden_size, c.num_capsules, c.capsule_size, c.iterations)
         self.dropout = Dropout(c.dropout)

@@ -52,6 +52,7 @@ def parse_widths(widths: str) -> list[int]:
 class CNNConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
+    embedding_range: float = 0.1
     filters: int = 100  # F of each width
     widths: str = "3,4,5"
     word_dropout: float = 0.1
@@ -72,9 +73,9 @@ class CNN(Module):
     def __init__(self, config: CNNConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embeddings = WordEmbedding(
-            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
-        )
+        special = (c.pad_token_id, c.unk_token_id)
+        dropouts = (c.word_dropout, c.embedding_dropout)
+        self.embeddings = WordEmbedding(c.vocab_size, c.embedding_size, c.embedding_range, *special, *dropouts)
         widths = parse_widths(c.widths)
         self.widest = max(widths)
         self.convolutions = ModuleList(Conv1d(c.embedding_size, c.filters, width) for width in widths)

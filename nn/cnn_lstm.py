@@ -25,6 +25,7 @@ from nn.words import Pooling, WordEmbedding
 class CNNLSTMConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
+    embedding_range: float = 0.1
     filters: int = 128
     width: int = 3  # k, odd
     window: int = 2  # q
@@ -51,9 +52,9 @@ class CNNLSTM(Module):
         c = self.config = config
         if c.width % 2 == 0:
             raise ValueError(f"width {c.width} must be odd, so that each window has a word in its middle")
-        self.embeddings = WordEmbedding(
-            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
-        )
+        special = (c.pad_token_id, c.unk_token_id)
+        dropouts = (c.word_dropout, c.embedding_dropout)
+        self.embeddings = WordEmbedding(c.vocab_size, c.embedding_size, c.embedding_range, *special, *dropouts)
         self.convolution = Conv1d(c.embedding_size, c.filters, c.width)
         self.lstm = LSTM(c.filters, c.hidden_size, c.num_layers, dropout=c.dropout)
         self.pooling = Pooling(c.pooling, 2 * c.hidden_size)

@@ -141,6 +141,7 @@ class GRU(Module):
 class GRUConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
+    embedding_range: float = 0.1
     hidden_size: int = 128
     num_layers: int = 1
     bidirectional: bool = True
@@ -163,9 +164,9 @@ class GRUClassifier(Module):
     def __init__(self, config: GRUConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embeddings = WordEmbedding(
-            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
-        )
+        special = (c.pad_token_id, c.unk_token_id)
+        dropouts = (c.word_dropout, c.embedding_dropout)
+        self.embeddings = WordEmbedding(c.vocab_size, c.embedding_size, c.embedding_range, *special, *dropouts)
         self.gru = GRU(c.embedding_size, c.hidden_size, c.num_layers, c.bidirectional, c.dropout)
         self.pooling = Pooling(c.pooling, c.hidden_size * (1 + c.bidirectional), c.bidirectional)
         self.dropout = Dropout(c.dropout)

@@ -165,6 +165,7 @@ class LSTM(Module):
 class LSTMConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
+    embedding_range: float = 0.1
     hidden_size: int = 128
     num_layers: int = 1
     bidirectional: bool = True
@@ -187,9 +188,9 @@ class LSTMClassifier(Module):
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embeddings = WordEmbedding(
-            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
-        )
+        special = (c.pad_token_id, c.unk_token_id)
+        dropouts = (c.word_dropout, c.embedding_dropout)
+        self.embeddings = WordEmbedding(c.vocab_size, c.embedding_size, c.embedding_range, *special, *dropouts)
         self.lstm = LSTM(c.embedding_size, c.hidden_size, c.num_layers, c.bidirectional, c.dropout)
         self.pooling = Pooling(c.pooling, c.hidden_size * (1 + c.bidirectional), c.bidirectional)
         self.dropout = Dropout(c.dropout)

@@ -56,6 +56,7 @@ class TransformerBlock(Module):
 class TransformerConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
+    embedding_range: float = 0.1
     hidden_size: int = 128
     num_layers: int = 2
     num_heads: int = 4
@@ -81,9 +82,9 @@ class Transformer(Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embeddings = WordEmbedding(
-            c.vocab_size, c.embedding_size, c.pad_token_id, c.unk_token_id, c.word_dropout, c.embedding_dropout
-        )
+        special = (c.pad_token_id, c.unk_token_id)
+        dropouts = (c.word_dropout, c.embedding_dropout)
+        self.embeddings = WordEmbedding(c.vocab_size, c.embedding_size, c.embedding_range, *special, *dropouts)
         self.project = Linear(c.embedding_size, c.hidden_size)
         self.layers = ModuleList(
             TransformerBlock(c.hidden_size, c.num_heads, c.feed_forward_size, c.pre_norm, c.layer_dropout)

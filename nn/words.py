@@ -23,19 +23,27 @@ POOLINGS = ("last", "mean", "max", "attention")
 
 
 class WordEmbedding(Module):
-    """[B, T] word ids -> [B, T, E], 0 at padding. E starts uniform in (-1/2, 1/2), the spread of GloVe's vectors.
+    """[B, T] word ids -> [B, T, E], 0 at padding. E starts uniform in (-a, a): the smaller a, the more of what a
+    word comes to mean is learned from the labels, at the same learning rate.
 
-    word_dropout -> p;  dropout: of whole columns of a review's [T, E].
+    scale -> a;  word_dropout -> p;  dropout: of whole columns of a review's [T, E].
     """
 
     def __init__(
-        self, vocab_size: int, embedding_size: int, pad_id: int, unk_id: int, word_dropout: float, dropout: float
+        self,
+        vocab_size: int,
+        embedding_size: int,
+        scale: float,
+        pad_id: int,
+        unk_id: int,
+        word_dropout: float,
+        dropout: float,
     ) -> None:
         super().__init__()
         if not 0 <= word_dropout < 1:
             raise ValueError(f"word_dropout {word_dropout} is outside [0, 1)")
         self.word = Embedding(vocab_size, embedding_size, padding_idx=pad_id)
-        self.word.weight.data.uniform_(-0.5, 0.5)[pad_id] = 0
+        self.word.weight.data.uniform_(-scale, scale)[pad_id] = 0
         self.unk_id, self.word_dropout = unk_id, word_dropout
         self.dropout = Dropout(dropout)
 

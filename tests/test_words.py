@@ -31,7 +31,7 @@ def test_several_poolings_stand_side_by_side():
 
 def test_word_dropout_hits_words_at_its_rate_and_only_while_training():
     torch.manual_seed(0)
-    layer = WordEmbedding(50, 3, pad_id=0, unk_id=1, word_dropout=0.25, dropout=0.0)
+    layer = WordEmbedding(50, 3, 0.5, pad_id=0, unk_id=1, word_dropout=0.25, dropout=0.0)
     ids = torch.full((100, 40), 7)
     mask = torch.arange(40).expand(100, 40) < 30
     ids = ids * mask
@@ -44,11 +44,11 @@ def test_word_dropout_hits_words_at_its_rate_and_only_while_training():
 
 def test_embedding_dropout_drops_columns_of_a_review():
     torch.manual_seed(0)
-    layer = WordEmbedding(50, 200, pad_id=0, unk_id=1, word_dropout=0.0, dropout=0.5).train()
+    layer = WordEmbedding(50, 200, 0.5, pad_id=0, unk_id=1, word_dropout=0.0, dropout=0.5).train()
     ids = torch.randint(2, 50, (2, 9))
     dropped = layer(ids, torch.ones_like(ids, dtype=torch.bool)) == 0
     assert torch.equal(dropped.all(1), dropped.any(1))  # a column is 0 at all places or at none
     assert 0.4 < dropped.float().mean() < 0.6
     assert not torch.equal(dropped[0], dropped[1])
     with pytest.raises(ValueError, match="word_dropout 1"):
-        WordEmbedding(50, 3, 0, 1, 1.0, 0.0)
+        WordEmbedding(50, 3, 0.5, 0, 1, 1.0, 0.0)
