@@ -29,6 +29,7 @@ from data.tokenization import Tokenizer, load_tokenizer
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.files import read_json, write_text
 from nn.runtime import Interrupt, Machine, choose_machine, clean_exit, keep_freed_memory
+from peft.files import ADAPTER_CONFIG
 
 SCORING_TOKENS = 16_384  # places in a batch, padding included
 
@@ -110,8 +111,8 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 def load_run(run: Run, device: torch.device) -> tuple[Module, Tokenizer]:
     """The best model of a run, in eval() mode, and its tokenizer. Raises FileNotFoundError where none was saved yet."""
     labels = run.config["options"]["num_labels"]
-    if (run.best / peft.ADAPTER_CONFIG).is_file():
-        base = read_json(run.best / peft.ADAPTER_CONFIG)["base_model_name_or_path"]
+    if (run.best / ADAPTER_CONFIG).is_file():
+        base = read_json(run.best / ADAPTER_CONFIG)["base_model_name_or_path"]
         inside = run.best / base
         model = peft.load_adapter(load_pretrained(inside if inside.is_dir() else base, labels), run.best)
     elif (run.best / "config.json").is_file():

@@ -49,6 +49,7 @@ from nn.runtime import (
 from peft import METHODS
 
 LOG_STEPS = 50
+PROMPT_TEXT = "Is this review of a movie positive or negative? great wonderful excellent, or bad boring awful:"
 # training defaults where the weights are random
 FROM_NOTHING = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "batch_size": 32, "epochs": 5}
 
@@ -96,7 +97,23 @@ class Options:
     rank: int = option(8, "LoRA", "R")
     alpha: float = option(16.0, "LoRA", "the update is scaled by alpha / R")
     lora_dropout: float = option(0.0, "LoRA", "dropout on the input of the update")
-    targets: str = option("", "LoRA", "layers (query,value) or all-linear; default: the model's own")
+    targets: str = option("", "LoRA", "layers (query,value), re:PATTERN or all-linear; default: the model's own")
+    rslora: bool = option(False, "LoRA", "scale by alpha / √R")
+    dora: bool = option(False, "LoRA", "train the length of each row by itself (DoRA)")
+    lora_bias: str = option("none", "LoRA", "biases that are trained too: none, all, or lora_only")
+    rank_pattern: str = option("", "LoRA", "other ranks for some layers: value=16 layers.0=4")
+    alpha_pattern: str = option("", "LoRA", "other alphas for some layers, likewise")
+    lora_plus: float = option(1.0, "LoRA", "factor of B's rate (LoRA+: Hayou et al. 2024, arXiv 2402.12354, §4)")
+
+    virtual_tokens: int = option(20, "virtual tokens", "P, of prompt, p_tuning, prefix and p_tuning_v2")
+    prompt_init: str = option("text", "virtual tokens", "a prompt starts from: text, vocabulary or random")
+    prefix_init: str = option("text", "virtual tokens", "a prefix starts from: text (its keys and values) or random")
+    prompt_text: str = option(PROMPT_TEXT, "virtual tokens", "the text")
+    pool: str = option("cls", "virtual tokens", "a prompt's classifier reads cls, or virtual as huggingface/peft does")
+    prompt_encoder: str = option("mlp", "virtual tokens", "p_tuning: mlp or lstm")
+    prompt_hidden: int = option(128, "virtual tokens", "p_tuning: width of the encoder")
+    prefix_hidden: int = option(512, "virtual tokens", "prefix: width of the MLP")
+    prefix_dropout: float = option(0.0, "virtual tokens", "dropout on keys and values of a prefix")
 
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
     precision: str = option("auto", "machine", "fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it")
@@ -192,7 +209,9 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
     if options.checkpointing and not hasattr(model, "checkpointing"):
         raise ValueError(f"--checkpointing recomputes layers of the encoders; {options.model} has none")
     reinitialise(model, options.reinit_layers)
-    peft.apply(model, options.peft, **{name: getattr(options, name) for name in METHODS[options.peft].options})
+    text = list(*tokenizer.pieces([options.prompt_text])) if peft.takes_text(options.peft) else None
+    peft.apply(model, options.peft, text, **{name: getattr(options, name) for name in METHODS[options.peft].options})
+    peft.check_room(model, options.max_length)
     model.checkpointing = options.checkpointing
     return model
 
@@ -239,22 +258,40 @@ def depth(model: Module, name: str) -> int:
 
 
 def parameter_groups(model: Module, options: Options) -> list[dict[str, Any]]:
-    """AdamW's groups, {depth} × {decay, no decay}: biases and norms do not decay; the head has its own rate; each
-    layer's rate is layer_decay times that of the one above (Howard & Ruder 2018, arXiv 1801.06146, §3.2; Sun et al.
-    2019, Eq. 2)."""
+    """AdamW's groups, {part} × {rate} × {decay, no decay}: biases, norms and virtual tokens do not decay; the head and
+    LoRA's B have rates of their own; each layer's rate is layer_decay times that of the one above (Howard & Ruder 2018,
+    arXiv 1801.06146, §3.2; Sun et al. 2019, Eq. 2)."""
     norms = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in module.parameters()}
-    groups: dict[tuple[int, bool], list[Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = not name.endswith("bias") and id(parameter) not in norms
-            groups.setdefault((depth(model, name), decays), []).append(parameter)
+    groups: dict[tuple[str, float, bool], list[Parameter]] = {}
     top = num_layers(model)
-    rates = {level: options.learning_rate * options.layer_decay ** (top - level) for level in range(top + 1)}
-    rates[top + 1] = options.head_learning_rate or options.learning_rate
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        level, own = depth(model, name), peft.backbone_name(name) is None
+        part = "adapter" if own else "head" if level > top else "backbone"
+        rate = options.learning_rate * options.layer_decay ** max(0, top - level)
+        if part == "head" and options.head_learning_rate:
+            rate = options.head_learning_rate
+        rate *= options.lora_plus if name.endswith(".B") else 1.0
+        decays = not (name.endswith("bias") or name.startswith("virtual.") or id(parameter) in norms)
+        groups.setdefault((part, rate, decays), []).append(parameter)
     return [
-        {"params": members, "peak": rates[level], "lr": rates[level], "weight_decay": options.weight_decay * decays}
-        for (level, decays), members in groups.items()
+        {"params": members, "part": part, "peak": rate, "lr": rate, "weight_decay": options.weight_decay * decays}
+        for (part, rate, decays), members in groups.items()
     ]
+
+
+def describe(groups: list[dict[str, Any]], total: int) -> str:
+    """What is trained, by part, with the rates."""
+    counts: dict[str, int] = {}
+    rates: dict[str, set[float]] = {}
+    for group in groups:
+        counts[group["part"]] = counts.get(group["part"], 0) + sum(p.numel() for p in group["params"])
+        rates.setdefault(group["part"], set()).add(group["peak"])
+    spans = {part: f"{min(r):.3g}" if len(r) == 1 else f"{min(r):.3g} … {max(r):.3g}" for part, r in rates.items()}
+    trained = sum(counts.values())
+    parts = ", ".join(f"{part} {count:,} at {spans[part]}" for part, count in counts.items())
+    return f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%}): {parts}"
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
@@ -292,12 +329,12 @@ def train(
         model.embeddings.word.weight.requires_grad_(False)
     model = model.to(device).train()
     objective = OBJECTIVES[options.loss].objective
-    optimizer = torch.optim.AdamW(parameter_groups(model, options), eps=options.adam_epsilon, fused=True)
+    groups = parameter_groups(model, options)
+    optimizer = torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     trainable = [p for p in model.parameters() if p.requires_grad]
     counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
-    share = counts["trained"] / counts["total"]
-    print(f"trained: {counts['trained']:,} of {counts['total']:,} parameters ({share:.2%})")
+    print(describe(groups, counts["total"]))
 
     steps = math.ceil(math.ceil(len(corpus) / options.batch_size) / options.accumulation)  # in an epoch
     progress = {"epoch": 0, "step": 0, "best": -1.0, "best_epoch": 0, "history": [], "seconds": 0.0}

@@ -77,6 +77,7 @@ class Bert(Module):
     HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
     HEAD_MODULES = HEAD  # what huggingface/peft calls it
     LORA_TARGETS = ("query", "value")
+    PREFIX_SHIFTS = True  # whether positions begin behind a prefix
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -105,11 +106,16 @@ class Bert(Module):
         self.dropout = Dropout(c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))
         self.checkpointing = False
+        self.virtual = None  # a prompt or prefix that peft.apply puts here
         init_weights(self, c.initializer_range)
 
-    def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids: [B, T];  mask: bool [B, T] -> [B, T, D]"""
-        return self.embeddings(input_ids, mask)
+    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T];  shift: positions that a prefix takes -> [B, T, D]"""
+        return self.embed_words(self.embeddings.word(input_ids), mask, shift)
+
+    def embed_words(self, words: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
+        return self.embeddings.combine(words, mask, shift)
 
     def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None) -> Tensor:
         """x: [B, T, D] -> [B, T, D];  prefix: keys and values for each layer."""
@@ -123,6 +129,8 @@ class Bert(Module):
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """What the classifier sees: [B, D]"""
+        if self.virtual is not None:
+            return self.virtual(self, input_ids, mask)
         return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ class DistilBert(Module):
     HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
     HEAD_MODULES = ("pre_classifier", "classifier")  # what huggingface/peft calls it
     LORA_TARGETS = ("query", "value")
+    PREFIX_SHIFTS = False  # whether positions begin behind a prefix
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
@@ -107,11 +108,16 @@ class DistilBert(Module):
         self.dropout = Dropout(c.classifier_dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))
         self.checkpointing = False
+        self.virtual = None  # a prompt or prefix that peft.apply puts here
         init_weights(self, c.initializer_range)
 
-    def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids: [B, T];  mask: bool [B, T] -> [B, T, D]"""
-        return self.embeddings(input_ids, mask)
+    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T];  shift: positions that a prefix takes -> [B, T, D]"""
+        return self.embed_words(self.embeddings.word(input_ids), mask, shift)
+
+    def embed_words(self, words: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
+        return self.embeddings.combine(words, mask, shift)
 
     def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None) -> Tensor:
         """x: [B, T, D] -> [B, T, D];  prefix: keys and values for each layer."""
@@ -125,6 +131,8 @@ class DistilBert(Module):
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """What the classifier sees: [B, D]"""
+        if self.virtual is not None:
+            return self.virtual(self, input_ids, mask)
         return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:

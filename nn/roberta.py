@@ -80,6 +80,7 @@ class Roberta(Module):
     HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
     HEAD_MODULES = ("classifier",)  # what huggingface/peft calls it
     LORA_TARGETS = ("query", "value")
+    PREFIX_SHIFTS = True  # whether positions begin behind a prefix
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()
@@ -109,11 +110,16 @@ class Roberta(Module):
         self.dropout = Dropout(dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))
         self.checkpointing = False
+        self.virtual = None  # a prompt or prefix that peft.apply puts here
         init_weights(self, c.initializer_range)
 
-    def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids: [B, T];  mask: bool [B, T] -> [B, T, D]"""
-        return self.embeddings(input_ids, mask, first_position=self.config.pad_token_id + 1)
+    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T];  shift: positions that a prefix takes -> [B, T, D]"""
+        return self.embed_words(self.embeddings.word(input_ids), mask, shift)
+
+    def embed_words(self, words: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
+        return self.embeddings.combine(words, mask, self.config.pad_token_id + 1 + shift)
 
     def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None) -> Tensor:
         """x: [B, T, D] -> [B, T, D];  prefix: keys and values for each layer."""
@@ -127,6 +133,8 @@ class Roberta(Module):
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """What the classifier sees: [B, D]"""
+        if self.virtual is not None:
+            return self.virtual(self, input_ids, mask)
         return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:

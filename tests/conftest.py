@@ -50,15 +50,19 @@ def token_batch(lengths: list[int], vocab: int = 61, seed: int = 0) -> tuple[tor
     return torch.randint(1, vocab, mask.shape, generator=stream) * mask, mask
 
 
-def adapt(model: torch.nn.Module, method: str) -> torch.nn.Module:
-    """`method` on a tiny model, its zero-initialised part moved off zero so that it changes the output."""
+INIT_IDS = [3, 14, 15, 9, 26]
+SMALL_OPTIONS = {"rank": 2, "alpha": 6.0, "virtual_tokens": 4, "prompt_hidden": 6, "prefix_hidden": 7}
+
+
+def adapt(model: torch.nn.Module, method: str, **options) -> torch.nn.Module:
+    """`method` on a tiny model, its zero-initialised parts moved off zero so that they change the output."""
     import peft
 
-    options = {"rank": 2, "alpha": 6.0} if "rank" in METHODS[method].options else {}
-    peft.apply(model, method, **options)
+    small = {name: value for name, value in SMALL_OPTIONS.items() if name in METHODS[method].options}
+    peft.apply(model, method, INIT_IDS, **small | options)
     for name, parameter in model.named_parameters():
-        if name.endswith(".B"):
-            parameter.data.normal_(0, 0.3)
+        if name.endswith((".B", ".magnitude")) or name.startswith("virtual."):
+            parameter.data += 0.3 * torch.randn_like(parameter)
     return model
 
 

@@ -5,7 +5,7 @@ from torch.nn import Linear
 
 from nn.dropout import Dropout
 from peft import apply, merge
-from peft.lora import LoRALinear, choose_targets
+from peft.lora import DoRALinear, LoRALinear, choose_targets, wrapped
 
 IN, OUT, R = 7, 11, 3
 
@@ -59,8 +59,63 @@ def test_rank_outside_the_width(rank):
         LoRALinear(Linear(IN, OUT), rank, 1.0)
 
 
+def test_dora_equals_the_equation_with_gradients():
+    """The norm is a constant for the gradient (§4.3)."""
+    torch.manual_seed(0)
+    dora = DoRALinear(Linear(IN, OUT).double(), R, 6.0)
+    x = torch.randn(5, IN, dtype=torch.float64)
+    torch.testing.assert_close(dora(x), dora.base(x))
+    dora.B.data.normal_()
+    dora.magnitude.data.normal_()
+    norms = (dora.base.weight + 2.0 * (dora.B @ dora.A)).detach().norm(dim=1)
+    rows = [dora.magnitude[k] * (dora.base.weight[k] + 2.0 * (dora.B @ dora.A)[k]) / norms[k] for k in range(OUT)]
+    plain = torch.stack([sum(row[i] * x[:, i] for i in range(IN)) for row in rows], 1) + dora.base.bias
+    torch.testing.assert_close(dora(x), plain)
+    wanted, upstream = (dora.A, dora.B, dora.magnitude), torch.randn_like(plain)
+    for ours, theirs in zip(*(torch.autograd.grad(y, wanted, upstream) for y in (dora(x), plain)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", [LoRALinear, DoRALinear])
+def test_merge_and_unmerge(kind):
+    torch.manual_seed(0)
+    layer = kind(Linear(IN, OUT), R, 6.0)
+    layer.B.data.normal_()
+    x, weight, before = torch.randn(5, IN), layer.base.weight.detach().clone(), None
+    before = layer(x)
+    torch.testing.assert_close(layer.merged()(x), before, rtol=1e-5, atol=1e-6)
+    layer.unmerge()
+    torch.testing.assert_close(layer.base.weight, weight, rtol=0, atol=1e-6)
+
+
+def test_scales():
+    base = Linear(IN, OUT)
+    assert LoRALinear(base, 4, 6.0).scale == 1.5
+    assert LoRALinear(base, 4, 6.0, rslora=True).scale == 3.0
+
+
+def test_patterns():
+    model = apply(tiny("bert"), "lora", rank=2, alpha=4.0, rank_pattern="value=3 layers.0=1", alpha_pattern="value=12")
+    found = {name: (layer.rank, layer.alpha) for name, layer in wrapped(model)}
+    assert found == {
+        "layers.0.attention.query": (1, 4.0),
+        "layers.0.attention.value": (3, 12.0),  # the first pattern that fits
+        "layers.1.attention.query": (2, 4.0),
+        "layers.1.attention.value": (3, 12.0),
+    }
+    for pattern, message in (("up=3", "no LoRA target matches the pattern up"), ("value", "'value' is not NAME=int")):
+        with pytest.raises(ValueError, match=message):
+            apply(tiny("bert"), "lora", rank=2, rank_pattern=pattern)
+    with pytest.raises(ValueError, match="unknown lora_bias 'some'; known: none, all, lora_only"):
+        apply(tiny("bert"), "lora", lora_bias="some")
+
+
 def test_targets():
     model = tiny("bert")
+    assert choose_targets(model, r"re:layers\.\d\.feed_forward\.up") == [
+        "layers.0.feed_forward.up",
+        "layers.1.feed_forward.up",
+    ]
     assert choose_targets(model, "query") == ["layers.0.attention.query", "layers.1.attention.query"]
     assert len(choose_targets(model, "all-linear")) == 2 * 6
     assert not [name for name in choose_targets(model, "all-linear") if name.startswith(("pooler", "classifier"))]
