@@ -26,6 +26,7 @@ from peft.prefix import DeepPrefix, PrefixEncoder
 from peft.prompt import SoftPrompt, Table
 
 ADAPTER, ADAPTER_CONFIG, ENCODER = "adapter_model.safetensors", "adapter_config.json", "prompt_encoder.safetensors"
+COPY = re.compile(r"\.(original_module|modules_to_save)\.")  # beside bias="all" peft saves the head's biases thrice
 LEAVES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 PEFT_TYPES = {
     "lora": "LORA",
@@ -38,7 +39,8 @@ PEFT_TYPES = {
 # fields of huggingface/peft that change nothing, or that are honoured
 READ = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping",
-    "modules_to_save", "r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "bias",
+    "modules_to_save", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern",
+    "alpha_pattern", "bias",
     "use_rslora", "use_dora", "init_lora_weights", "megatron_core", "qalora_group_size", "num_virtual_tokens",
     "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules", "prompt_tuning_init",
     "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type",
@@ -190,8 +192,9 @@ def check_config(config: dict[str, Any], where: Path) -> None:
 
 def put_lora(model: Module, config: dict[str, Any], where: Path) -> None:
     layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
-    targets = config.get("target_modules") or []
+    targets, excluded = config.get("target_modules") or [], config.get("exclude_modules") or []
     names = [name for name in layers if matches(module_name(model, name), targets)]
+    names = [name for name in names if not matches(module_name(model, name), excluded)]
     if not names:
         shown = targets if isinstance(targets, str) else ", ".join(targets)
         raise ValueError(f"{where}: none of its target_modules ({shown}) is in this model")
@@ -262,7 +265,7 @@ def load_adapter(model: Module, directory: str | Path, trainable: bool = False) 
         put_virtual(model, config, directory, trainable)
     expected, problems = adapter_parameters(model), []
     with open_tensors(directory / ADAPTER) as file:
-        found = set(file.keys()) - {"prompt_embeddings"}
+        found = {name for name in file.keys() if name != "prompt_embeddings" and not COPY.search(name)}  # noqa: SIM118
         missing = sorted(expected.keys() - found)
         poolers = [name for name in missing if ".pooler." in name]
         problems += [f"missing {name}" for name in missing if name not in poolers]

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from losses.cross_entropy import cross_entropy
 from nn.checkpoint import load_pretrained, translate
+from peft import load_adapter
 
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.safetensors"))
 PARITY = {"rtol": 1e-5, "atol": 1e-5}
@@ -45,3 +46,20 @@ def test_gradients(golden, checkpointing):
     assert ours.keys() == theirs.keys()
     for key, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[key], **PARITY, msg=lambda text, key=key: f"{key}: {text}")
+
+
+ADAPTERS = sorted(path.name for path in (GOLDEN / "adapters").iterdir())
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_written_by_huggingface_peft(name):
+    """Every method that peft 0.21 can run, on every family (golden/peft_interop.py)."""
+    base = GOLDEN / name.split("-")[0]
+    batch = load_file(base / "expected.safetensors")
+    model = load_adapter(load_pretrained(base), GOLDEN / "adapters" / name).eval()
+    expected = load_file(GOLDEN / "adapters" / name / "expected.safetensors")["logits"]
+    torch.testing.assert_close(model(batch["input_ids"], batch["mask"]), expected, **PARITY)
+
+
+def test_there_is_an_adapter_of_each_method_and_family():
+    assert len(ADAPTERS) == 8 * 4 - 2

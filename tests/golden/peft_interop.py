@@ -1,0 +1,183 @@
+"""Adapters across two programs: what huggingface/peft writes loads here with equal logits, and what we write, there.
+
+    python tests/golden/peft_interop.py theirs          with transformers 5.23.0, peft 0.21.2: writes adapters/
+    python tests/golden/peft_interop.py ours FOLDER     with this project: reads adapters/, writes our own into FOLDER
+    python tests/golden/peft_interop.py back FOLDER     with transformers and peft: reads FOLDER
+
+Two environments, since both packages are called peft. Each step prints a row a method, a column a family, and the
+largest difference of logits, or the error of the program that cannot run the method. Bases: the tiny checkpoints beside
+this file. Prompts are read at their first virtual token, as huggingface/peft does.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+HERE = Path(__file__).parent
+ADAPTERS = HERE / "adapters"
+FAMILIES = {"bert": "query", "distilbert": "q_lin", "roberta": "query", "deberta_v3": "query_proj"}
+METHODS = ("lora", "lora_all", "dora", "rslora", "prompt", "p_tuning_mlp", "p_tuning_lstm", "prefix")
+P, SCALE = 4, 0.15
+
+
+def batch(family: str) -> tuple[torch.Tensor, torch.Tensor]:
+    expected = load_file(HERE / family / "expected.safetensors")
+    return expected["input_ids"], expected["mask"]
+
+
+def show(rows: dict[str, dict[str, str]]) -> None:
+    print(f"{'':14}" + "".join(f"{family:14}" for family in FAMILIES))
+    for method, cells in rows.items():
+        print(f"{method:14}" + "".join(f"{cells[family][:13]:14}" for family in FAMILIES))
+    for text in sorted({cell for cells in rows.values() for cell in cells.values() if not cell[0].isdigit()}):
+        print(f"  {text}")
+
+
+# ------------------------------------------------------------------------------------------ with huggingface/peft
+
+
+def their_config(method: str, family: str):
+    from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    sizes = json.loads((HERE / family / "config.json").read_text())
+    virtual = {"task_type": "SEQ_CLS", "num_virtual_tokens": P}
+    if family == "distilbert":  # peft cannot tell these from its config
+        virtual |= {"token_dim": sizes["dim"], "num_layers": sizes["n_layers"], "num_attention_heads": sizes["n_heads"]}
+    query = FAMILIES[family]
+    targets = [query, "v_lin" if query == "q_lin" else query.replace("query", "value")]
+    lora = {"task_type": "SEQ_CLS", "r": 3, "lora_alpha": 7, "target_modules": targets}
+    match method:
+        case "lora":
+            return LoraConfig(**lora, modules_to_save=["pooler"], bias="all", rank_pattern={query: 2})
+        case "lora_all":
+            everything = (
+                "all-linear" if family in ("distilbert", "roberta") else r".*encoder\.layer.*(query|key|value|dense).*"
+            )
+            return LoraConfig(
+                **(lora | {"target_modules": everything}),
+                exclude_modules=["pre_classifier", "classifier.dense", "classifier.out_proj"],
+            )
+        case "dora":
+            return LoraConfig(**lora, use_dora=True)
+        case "rslora":
+            return LoraConfig(**lora, use_rslora=True, alpha_pattern={query: 5}, bias="lora_only")
+        case "prompt":
+            return PromptTuningConfig(**virtual)
+        case "p_tuning_mlp":
+            return PromptEncoderConfig(**virtual, encoder_hidden_size=9)
+        case "p_tuning_lstm":
+            return PromptEncoderConfig(**virtual, encoder_hidden_size=9, encoder_reparameterization_type="LSTM")
+    return PrefixTuningConfig(**virtual)
+
+
+def their_adapter(method: str, family: str) -> str:
+    from transformers import AutoModelForSequenceClassification
+
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_pretrained(HERE / family)
+    model = get_peft_model(base, their_config(method, family)).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += SCALE * torch.randn_like(parameter)
+    ids, mask = batch(family)
+    folder = ADAPTERS / f"{family}-{method}"
+    try:
+        logits = model(input_ids=ids, attention_mask=mask.long()).logits
+    except ValueError as error:
+        return f"peft: {error}"
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    save_file({"logits": logits.detach()}, folder / "expected.safetensors")
+    return "0 (written)"
+
+
+def theirs() -> None:
+    shutil.rmtree(ADAPTERS, ignore_errors=True)
+    show({method: {family: their_adapter(method, family) for family in FAMILIES} for method in METHODS})
+
+
+def back(folder: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from peft import PeftModel
+
+    rows: dict[str, dict[str, str]] = {}
+    for path in sorted(folder.glob("*-*")):
+        family, method = path.name.split("-")
+        base = AutoModelForSequenceClassification.from_pretrained(HERE / family)
+        ids, mask = batch(family)
+        try:
+            model = PeftModel.from_pretrained(base, path).eval()
+            logits = model(input_ids=ids, attention_mask=mask.long()).logits
+            cell = f"{(logits - load_file(path / 'expected.safetensors')['logits']).abs().max():.1e}"
+        except (ValueError, KeyError, RuntimeError) as error:
+            cell = f"peft: {error}"
+        rows.setdefault(method, {})[family] = cell
+    show(rows)
+
+
+# -------------------------------------------------------------------------------------------------------- with us
+
+
+def ours(folder: Path) -> None:
+    sys.path.insert(0, str(HERE.parent.parent))
+    import peft
+    from nn.checkpoint import load_pretrained
+
+    rows: dict[str, dict[str, str]] = {method: {} for method in METHODS}
+    for method in METHODS:
+        for family in FAMILIES:
+            path = ADAPTERS / f"{family}-{method}"
+            if not path.is_dir():
+                rows[method][family] = "- (peft cannot run it)"
+                continue
+            model = peft.load_adapter(load_pretrained(HERE / family), path).eval()
+            expected = load_file(path / "expected.safetensors")["logits"]
+            rows[method][family] = f"{(model(*batch(family)) - expected).abs().max():.1e}"
+    print("written by peft, read by us")
+    show(rows)
+    options = {
+        "lora": {"rank": 3, "lora_bias": "all", "rank_pattern": "value=2"},
+        "lora_all": {"rank": 3, "targets": "all-linear"},
+        "dora": {"rank": 3, "dora": True},
+        "rslora": {"rank": 3, "rslora": True, "lora_bias": "lora_only", "alpha_pattern": "layers.0=5"},
+        "prompt": {"virtual_tokens": P, "pool": "virtual"},
+        "p_tuning_mlp": {"virtual_tokens": P, "pool": "virtual", "prompt_hidden": 9},
+        "p_tuning_lstm": {"virtual_tokens": P, "pool": "virtual", "prompt_hidden": 9, "prompt_encoder": "lstm"},
+        "prefix": {"virtual_tokens": P},
+    }
+    kinds = {
+        "lora_all": "lora",
+        "dora": "lora",
+        "rslora": "lora",
+        "p_tuning_mlp": "p_tuning",
+        "p_tuning_lstm": "p_tuning",
+    }
+    for method, given in options.items():
+        for family in FAMILIES:
+            torch.manual_seed(0)
+            model = peft.apply(load_pretrained(HERE / family), kinds.get(method, method), [3, 5, 7, 11], **given).eval()
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data += SCALE * torch.randn_like(parameter)
+            path = folder / f"{family}-{method}"
+            peft.save_adapter(model, path, str(HERE / family))
+            save_file({"logits": model(*batch(family)).detach()}, path / "expected.safetensors")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["theirs"]:
+            theirs()
+        case ["ours", folder]:
+            ours(Path(folder))
+        case ["back", folder]:
+            back(Path(folder))
+        case _:
+            sys.exit(__doc__)
