@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import peft
 from data import Splits, find_source, load_splits, overlap
-from data.batches import shuffled_order
+from data.batches import Stream, shuffled_order
 from data.imdb import UNKNOWN, subset
 from data.runs import Meter, Run, known, layer, option, parse_fields, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
@@ -30,7 +30,14 @@ from data.word_vectors import put_vectors, read_vectors, trained_vectors
 from eval import build_corpus, load_run, metrics, print_metrics, score
 from losses import OBJECTIVES
 from nn import MODELS
-from nn.checkpoint import default_labels, load_pretrained, restore_training_state, save_pretrained, training_state
+from nn.checkpoint import (
+    ASIDE,
+    default_labels,
+    load_pretrained,
+    restore_training_state,
+    save_pretrained,
+    training_state,
+)
 from nn.dropout import Dropout
 from nn.encoder import init_weights
 from nn.files import write_json
@@ -91,6 +98,16 @@ class Options:
     warmup: float = option(0.06, "training", "part of all steps in which the rate rises, before it falls to 0")
     clip: float = option(1.0, "training", "largest norm of the gradient; 0: no limit")
     label_smoothing: float = option(0.0, "training", "ε of the cross-entropy")
+    rdrop_alpha: float = option(0.5, "objective", "R-Drop: weight of the KL; half of the paper's α")
+    supcon_weight: float = option(0.1, "objective", "SupCon: λ in (1 - λ)·CE + λ·SupCon")
+    temperature: float = option(0.3, "objective", "SupCon: τ")
+    projection: int = option(0, "objective", "SupCon: width of a projection head that is dropped afterwards; 0: none")
+    radius: float = option(5.0, "objective", "mixed: ε, how far embeddings are moved, in their own spread")
+    adversarial_weight: float = option(1.0, "objective", "mixed: of adversarial training")
+    vat_weight: float = option(1.0, "objective", "mixed: of virtual adversarial training")
+    entropy_weight: float = option(1.0, "objective", "mixed: of entropy minimisation")
+    unlabelled_batch: int = option(0, "objective", "mixed: unlabelled reviews in a pass; 0: as many as labelled")
+
     patience: int = option(0, "training", "stop after this many epochs without a better validation accuracy; 0: never")
     seed: int = option(42, "training", "feeds initialisation, order and dropout, each by a stream of its own")
 
@@ -166,7 +183,8 @@ def start_run(options: Options, origins: dict[str, str], machine: Machine) -> Ru
 
 def prepare_data(options: Options, run: Run) -> tuple[Splits, Tokenizer]:
     """The reviews, and the tokenizer of the weights; for random weights a new one, trained on the training split."""
-    columns, unlabelled = (options.text_column, options.label_column), options.word_vectors == "train"
+    columns = (options.text_column, options.label_column)
+    unlabelled = options.word_vectors == "train" or OBJECTIVES[options.loss].unlabelled
     splits = load_splits(options.data, *columns, options.skip_bad_rows, run.cache, unlabelled)
     if options.train_reviews:
         splits = splits._replace(train=subset(splits.train, options.train_reviews, options.seed))
@@ -212,6 +230,7 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
     text = list(*tokenizer.pieces([options.prompt_text])) if peft.takes_text(options.peft) else None
     peft.apply(model, options.peft, text, **{name: getattr(options, name) for name in METHODS[options.peft].options})
     peft.check_room(model, options.max_length)
+    OBJECTIVES[options.loss].prepare(model, options)
     model.checkpointing = options.checkpointing
     return model
 
@@ -252,7 +271,7 @@ def num_layers(model: Module) -> int:
 def depth(model: Module, name: str) -> int:
     """0 for what stands below the layers, 1 … L for the layers, L + 1 for the head."""
     part, _, rest = name.partition(".")
-    if part in model.HEAD:
+    if part in model.HEAD or name.startswith(ASIDE):
         return num_layers(model) + 1
     return int(rest.split(".")[0]) + 1 if part == "layers" else 0
 
@@ -329,6 +348,7 @@ def train(
         model.embeddings.word.weight.requires_grad_(False)
     model = model.to(device).train()
     objective = OBJECTIVES[options.loss].objective
+    stream = unlabelled_stream(options, splits, tokenizer, run) if OBJECTIVES[options.loss].unlabelled else None
     groups = parameter_groups(model, options)
     optimizer = torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
@@ -360,8 +380,10 @@ def train(
             factor = schedule(epoch * steps + step, options.epochs * steps, options.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            for rows in micro_batches:
+            for number, rows in enumerate(micro_batches, (epoch * steps + step) * options.accumulation):
                 batch = corpus.batch(rows).to(device)
+                if stream is not None:
+                    batch = batch._replace(unlabelled=stream.batch(number).to(device))
                 with machine.autocast():
                     loss, logits = objective(model, batch, options)
                 if not torch.isfinite(loss):
@@ -405,6 +427,15 @@ def train(
         save()
 
     return {"parameters": counts, "seconds": meter.total(), **{key: progress[key] for key in ("best_epoch", "history")}}
+
+
+def unlabelled_stream(options: Options, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
+    if not len(splits.unlabelled):
+        raise ValueError(
+            f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or aclImdb/train/unsup"
+        )
+    corpus = build_corpus(tokenizer, splits.unlabelled, dataclasses.asdict(options), run.cache)
+    return Stream(corpus, options.unlabelled_batch or options.batch_size, options.seed)
 
 
 def out_of_patience(progress: dict[str, Any], options: Options) -> bool:

@@ -26,9 +26,10 @@ class Batch(NamedTuple):
     mask: Tensor  # bool [B, T]
     labels: Tensor  # int64 [B], -1 where unknown
     rows: Tensor  # int64 [B], which examples of the corpus these are
+    unlabelled: "Batch | None" = None  # reviews without labels beside these
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Batch(*(part.to(device, non_blocking=True) for part in self[:4]), self.unlabelled)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,22 @@ def shuffled_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
         window = window[np.argsort(lengths[window], kind="stable")]
         batches += [window[at : at + batch_size] for at in range(0, len(window), batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+class Stream:
+    """Endless batches of a corpus, epoch after epoch: batch `number` is a pure function of number and seed."""
+
+    def __init__(self, corpus: Corpus, batch_size: int, seed: int) -> None:
+        self.corpus, self.batch_size, self.seed = corpus, batch_size, derive_seed(seed, "unlabelled")
+        self.count = -(-len(corpus) // batch_size)  # in an epoch
+        self.epoch, self.order = -1, []
+
+    def batch(self, number: int) -> Batch:
+        epoch, place = divmod(number, self.count)
+        if epoch != self.epoch:
+            self.order = shuffled_order(self.corpus.lengths, self.batch_size, self.seed, epoch)
+            self.epoch = epoch
+        return self.corpus.batch(self.order[place])
 
 
 def sorted_order(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from nn.files import read_json, write_json, write_tensors
 from nn.hub import CONFIG, WEIGHTS, WeightFile, find_pretrained, weight_files
 from nn.runtime import random_state, set_random_state
 
+ASIDE = "projection."  # parameters that serve training alone and are saved nowhere but in its state
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta)\.")
 
 # ------------------------------------------------------------------------------------------------------- names
@@ -161,7 +162,7 @@ def check_tensors(model: Module, files: list[WeightFile], directory: Path) -> li
 
 
 def published_state(model: Module) -> dict[str, Tensor]:
-    return {translate(name, model.KEYS): p for name, p in model.named_parameters()}
+    return {translate(name, model.KEYS): p for name, p in model.named_parameters() if not name.startswith(ASIDE)}
 
 
 def save_pretrained(model: Module, directory: str | Path) -> None:

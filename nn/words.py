@@ -62,8 +62,9 @@ def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_max(h: Tensor, mask: Tensor) -> Tensor:
-    """h: [B, T, D];  mask: bool [B, T] -> [B, D]"""
-    return h.masked_fill(~mask[..., None], torch.finfo(h.dtype).min).amax(1)
+    """h: [B, T, D];  mask: bool [B, T] -> [B, D]; 0 for a row without any word."""
+    largest = h.masked_fill(~mask[..., None], torch.finfo(h.dtype).min).amax(1)
+    return largest.masked_fill(~mask.any(1, keepdim=True), 0)
 
 
 def last_states(h: Tensor, mask: Tensor, bidirectional: bool = True) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from nn.checkpoint import ASIDE
 from peft import lora, p_tuning, prefix, prompt
 
 
@@ -101,7 +102,10 @@ def in_adapter_file(model: Module, name: str) -> bool:
 
 def trains_backbone(model: Module) -> bool:
     """Whether more than the adapter is trained, so that an adapter file alone would not bring the model back."""
-    return any(p.requires_grad and not in_adapter_file(model, name) for name, p in model.named_parameters())
+    return any(
+        p.requires_grad and not name.startswith(ASIDE) and not in_adapter_file(model, name)
+        for name, p in model.named_parameters()
+    )
 
 
 # ------------------------------------------------------------------------------- several adapters on one backbone

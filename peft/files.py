@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
 import peft
-from nn.checkpoint import translate, write_config
+from nn.checkpoint import ASIDE, translate, write_config
 from nn.files import open_tensors, read_json, write_json, write_tensors
 from nn.hub import CONFIG, WEIGHTS
 from peft import lora
@@ -108,7 +108,7 @@ def from_pattern(module: str, patterns: dict[str, Any] | None, default: Any) -> 
 
 def save_base(model: Module, directory: str | Path) -> None:
     """The plain model inside an adapted one, as a checkpoint directory: for backbones that were trained too."""
-    plain = ((peft.backbone_name(name), p) for name, p in model.named_parameters())
+    plain = ((peft.backbone_name(name), p) for name, p in model.named_parameters() if not name.startswith(ASIDE))
     state = {translate(name, model.KEYS): p for name, p in plain if name is not None}
     write_json(Path(directory) / CONFIG, write_config(model))
     write_tensors(Path(directory) / WEIGHTS, state)
