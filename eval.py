@@ -3,6 +3,7 @@
 python eval.py --run runs/NAME                                     validation and, where labels are known, test
 python eval.py --run runs/NAME --predict testData.tsv.gz --out submission.csv
 python eval.py --run runs/NAME --text "A wonderful little film."
+python eval.py --compare "runs/ONE runs/TWO"
 """
 
 import csv
@@ -41,6 +42,7 @@ class Options:
     predict: str = option("", "what", "a TSV or CSV of reviews to label")
     out: str = option("submission.csv", "what", "where --predict writes id,sentiment")
     text: str = option("", "what", "one review to label")
+    compare: str = option("", "what", "run folders with spaces between them: a table, and their learning curves")
     merge: str = option("", "what", "folder for a plain checkpoint with the adapter inside its weights")
     skip_bad_rows: bool = option(False, "what", "leave broken rows of a file out instead of stopping")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
@@ -219,10 +221,38 @@ def export(folder: str, run: Run, machine: Machine) -> None:
     print(f"{folder}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
+def compare(folders: list[str]) -> None:
+    """A line a run: what it was, what it reached; and validation accuracy epoch by epoch. Works for unfinished runs."""
+    rows = [("run", "model", "peft", "loss", "trained", "best val", "test", "minutes", "val by epoch")]
+    for run in map(Run.open, folders):
+        options, result = run.config["options"], run.result or {}
+        events = [json.loads(line) for line in run.log_file.read_text(encoding="utf-8").splitlines()]
+        epochs = [event for event in events if event["event"] == "epoch"]
+        curve = [event["val_acc"] for event in epochs]
+        test = result.get("test", {}).get("accuracy")
+        rows.append(
+            (
+                run.folder.name,
+                *(options[name] for name in ("model", "peft", "loss")),
+                f"{result['parameters']['trained']:,}" if result else "?",
+                f"{max(curve):.4f}" if curve else "-",
+                f"{test:.4f}" if test is not None else "-",
+                f"{epochs[-1]['seconds'] / 60:.0f}" if epochs else "-",
+                " ".join(f"{value:.4f}" for value in curve),
+            )
+        )
+    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     given = parse_flags(Options, argv, __doc__.splitlines()[0])
     options = Options(**given)
+    if options.compare:
+        compare(options.compare.split())
+        return
     if not options.run:
         raise ValueError("--run RUN_FOLDER says which run to use")
     run, machine = Run.open(options.run), choose_machine(options.device, options.precision)

@@ -95,7 +95,8 @@ class Options:
     layer_decay: float = option(1.0, "training", "factor of the rate from each layer to the one below it")
     adam_epsilon: float = option(1e-6, "training", "ε of AdamW")
     weight_decay: float = option(0.01, "training", "of everything but biases and norms")
-    warmup: float = option(0.06, "training", "part of all steps in which the rate rises, before it falls to 0")
+    warmup: float = option(0.06, "training", "part of all steps in which the rate rises; from 1 on: so many steps")
+    schedule: str = option("linear", "training", "behind the warm-up the rate falls to 0 (linear), or stays (constant)")
     clip: float = option(1.0, "training", "largest norm of the gradient; 0: no limit")
     label_smoothing: float = option(0.0, "training", "ε of the cross-entropy")
     rdrop_alpha: float = option(0.5, "objective", "R-Drop: weight of the KL; half of the paper's α")
@@ -164,6 +165,7 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    known("schedule", options.schedule, {"linear": None, "constant": None})
     if options.shape and options.weights != "none":
         raise ValueError(f"--shape is for --weights none; {options.weights} brings its own config")
     if options.word_vectors != "none" and model.tokenizer != "wordlevel":
@@ -313,10 +315,13 @@ def describe(groups: list[dict[str, Any]], total: int) -> str:
     return f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%}): {parts}"
 
 
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Factor of the peak rate at step 0 … total - 1: up linearly over warmup·total steps, then down linearly to 0."""
-    rise = math.ceil(warmup * total)
-    return (step + 1) / rise if step < rise else (total - step) / max(1, total - rise)
+def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> float:
+    """Factor of the peak rate at step 0 … total - 1: up linearly over warmup·total steps (warmup >= 1: over so many),
+    then down linearly to 0, or constant."""
+    rise = math.ceil(warmup * total) if warmup < 1 else min(total, int(warmup))
+    if step < rise:
+        return (step + 1) / rise
+    return (total - step) / max(1, total - rise) if kind == "linear" else 1.0
 
 
 def save_best(model: Module, run: Run, options: Options, tokenizer: Tokenizer) -> None:
@@ -377,7 +382,7 @@ def train(
             step = progress["step"]
             micro_batches = order[step * options.accumulation : (step + 1) * options.accumulation]
             size = sum(len(rows) for rows in micro_batches)
-            factor = schedule(epoch * steps + step, options.epochs * steps, options.warmup)
+            factor = schedule(epoch * steps + step, options.epochs * steps, options.warmup, options.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             for number, rows in enumerate(micro_batches, (epoch * steps + step) * options.accumulation):

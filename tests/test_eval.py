@@ -5,8 +5,11 @@ import pytest
 import torch
 from conftest import tiny
 
+import train
 from data.batches import Corpus
 from eval import auc, metrics, score
+from eval import main as evaluate
+from nn.files import read_json
 from nn.runtime import Machine
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -53,3 +56,15 @@ def test_training_goes_on_after_scoring():
     score(model, corpus, CPU)
     batch = corpus.batch(np.array([0]))
     model(batch.input_ids, batch.mask).sum().backward()
+
+
+def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, capsys):
+    train.main(small_run)
+    train.main([*small_run[:-1], "other", "--loss", "rdrop", "--epochs", "1"])
+    capsys.readouterr()
+    evaluate(["--compare", f"{tmp_path}/runs/small {tmp_path}/runs/other"])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["run", "model", "peft", "loss"]
+    assert [row.split()[:4] for row in rows] == [["small", "bert", "lora", "ce"], ["other", "bert", "lora", "rdrop"]]
+    curve = [event["val_acc"] for event in read_json(tmp_path / "runs/small/result.json")["history"]]
+    assert rows[0].split()[-2:] == [f"{value:.4f}" for value in curve]
