@@ -29,8 +29,8 @@ class AttentionLSTMConfig:
     hidden_size: int = 128
     num_layers: int = 1
     attention_size: int = 128
-    with_max: bool = False  # max over time beside r
-    word_dropout: float = 0.1
+    with_max: bool = True  # max over time beside r
+    word_dropout: float = 0.3
     embedding_dropout: float = 0.3
     dropout: float = 0.5
     pad_token_id: int = 0

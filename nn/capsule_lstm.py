@@ -83,7 +83,7 @@ class CapsuleLSTMConfig:
     capsule_size: int = 16  # K
     iterations: int = 3
     head: str = "linear"  # or capsules: one for each class, for the margin loss
-    word_dropout: float = 0.1
+    word_dropout: float = 0.3
     embedding_dropout: float = 0.3
     dropout: float = 0.5
     pad_token_id: int = 0

@@ -55,7 +55,7 @@ class CNNConfig:
     embedding_range: float = 0.1
     filters: int = 100  # F of each width
     widths: str = "3,4,5"
-    word_dropout: float = 0.1
+    word_dropout: float = 0.3
     embedding_dropout: float = 0.3
     dropout: float = 0.5
     pad_token_id: int = 0

@@ -169,8 +169,8 @@ class LSTMConfig:
     hidden_size: int = 128
     num_layers: int = 1
     bidirectional: bool = True
-    pooling: str = "max"  # last, mean, max, attention, or several: max+mean
-    word_dropout: float = 0.1
+    pooling: str = "max+mean"  # last, mean, max, attention, or several: max+mean
+    word_dropout: float = 0.3
     embedding_dropout: float = 0.3
     dropout: float = 0.5
     pad_token_id: int = 0

@@ -64,7 +64,7 @@ class TransformerConfig:
     pre_norm: bool = True
     pooling: str = "mean"  # mean, max, attention, or several: max+mean
     layer_dropout: float = 0.1  # on attention weights and the output of sublayers
-    word_dropout: float = 0.1
+    word_dropout: float = 0.3
     embedding_dropout: float = 0.3
     dropout: float = 0.5
     pad_token_id: int = 0
