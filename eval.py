@@ -25,7 +25,7 @@ import peft
 from data import find_source, load_splits
 from data.batches import Corpus, batches, sorted_order
 from data.imdb import UNKNOWN, as_frame, clean, load_reviews
-from data.runs import Run, option, parse_flags
+from data.runs import Run, known, option, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.files import read_json, write_text
@@ -45,6 +45,7 @@ class Options:
     compare: str = option("", "what", "run folders with spaces between them: a table, and their learning curves")
     merge: str = option("", "what", "folder for a plain checkpoint with the adapter inside its weights")
     skip_bad_rows: bool = option(False, "what", "leave broken rows of a file out instead of stopping")
+    quantize: str = option("none", "machine", "int8: the run's weights in 8 bits")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
     precision: str = option("auto", "machine", "fp32, bf16, fp16 or auto")
 
@@ -110,15 +111,18 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- a finished run
 
 
-def load_run(run: Run, device: torch.device) -> tuple[Module, Tokenizer]:
-    """The best model of a run, in eval() mode, and its tokenizer. Raises FileNotFoundError where none was saved yet."""
-    labels = run.config["options"]["num_labels"]
+def load_run(run: Run, device: torch.device, quantize: str = "none") -> tuple[Module, Tokenizer]:
+    """The best model of a run, in eval() mode, and its tokenizer. A run on 8-bit weights gets them again; quantize
+    `int8` asks it of any. Raises FileNotFoundError where none was saved yet."""
+    known("quantize", quantize, {"none": None, "int8": None})
+    labels, int8 = run.config["options"]["num_labels"], "int8" in (quantize, run.config["options"].get("quantize"))
     if (run.best / ADAPTER_CONFIG).is_file():
         base = read_json(run.best / ADAPTER_CONFIG)["base_model_name_or_path"]
         inside = run.best / base
-        model = peft.load_adapter(load_pretrained(inside if inside.is_dir() else base, labels), run.best)
+        model = load_pretrained(inside if inside.is_dir() else base, labels, int8=int8)
+        model = peft.load_adapter(model, run.best)
     elif (run.best / "config.json").is_file():
-        model = load_pretrained(run.best, labels)
+        model = load_pretrained(run.best, labels, int8=int8)
     else:
         raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
     return model.to(device).eval(), load_tokenizer(run.tokenizer)
@@ -158,7 +162,7 @@ def evaluate(options: Options, run: Run, machine: Machine) -> None:
     splits = load_splits(
         source, *columns, options.skip_bad_rows or trained["skip_bad_rows"], run.folder.parent / ".cache"
     )
-    model, tokenizer = load_run(run, machine.device)
+    model, tokenizer = load_run(run, machine.device, options.quantize)
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
@@ -172,7 +176,7 @@ def predict(options: Options, run: Run, machine: Machine) -> None:
     """Kaggle's submission: id,sentiment, in the order of the file; a score beside it where the file has labels."""
     trained = run.config["options"]
     frame = load_reviews(options.predict, trained["text_column"], trained["label_column"], options.skip_bad_rows)
-    model, tokenizer = load_run(run, machine.device)
+    model, tokenizer = load_run(run, machine.device, options.quantize)
     corpus = build_corpus(tokenizer, frame, trained, None)
     logits = score(model, corpus, machine)
     text = io.StringIO()

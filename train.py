@@ -135,6 +135,7 @@ class Options:
 
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
     precision: str = option("auto", "machine", "fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it")
+    quantize: str = option("none", "machine", "int8: frozen weights in 8 bits, beside --peft (not for none)")
     checkpointing: bool = option(False, "machine", "recompute each layer in the backward pass: less memory, more time")
     save_minutes: float = option(5.0, "machine", "how often the state to resume from is saved within an epoch")
 
@@ -166,6 +167,9 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
     known("schedule", options.schedule, {"linear": None, "constant": None})
+    known("quantize", options.quantize, {"none": None, "int8": None})
+    if options.quantize == "int8" and (options.peft == "none" or options.weights == "none"):
+        raise ValueError("--quantize int8 is for frozen weights: it needs --weights and a --peft method")
     if options.shape and options.weights != "none":
         raise ValueError(f"--shape is for --weights none; {options.weights} brings its own config")
     if options.word_vectors != "none" and model.tokenizer != "wordlevel":
@@ -218,7 +222,7 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
         if options.peft != "none":
             print(f"warning: random weights are trained, all of them, whatever --peft {options.peft} would freeze")
     else:
-        model = load_pretrained(options.weights, options.num_labels)
+        model = load_pretrained(options.weights, options.num_labels, int8=options.quantize == "int8")
         if not isinstance(model, entry.build):
             raise ValueError(f"{options.weights} holds a {model.model_type} model, not what --model {options.model} is")
         print(f"weights: {options.weights}; new and random: {', '.join(sorted(model.fresh)) or 'nothing'}")

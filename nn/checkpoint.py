@@ -17,8 +17,10 @@ from nn import MODELS
 from nn.encoder import init_weights
 from nn.files import read_json, write_json, write_tensors
 from nn.hub import CONFIG, WEIGHTS, WeightFile, find_pretrained, weight_files
+from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
 from nn.runtime import random_state, set_random_state
 
+QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; s beside a weight's name
 ASIDE = "projection."  # parameters that serve training alone and are saved nowhere but in its state
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta)\.")
 
@@ -92,9 +94,12 @@ def write_config(model: Module) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ load and save
 
 
-def load_pretrained(source: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32) -> Module:
+def load_pretrained(
+    source: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32, int8: bool = False
+) -> Module:
     """A checkpoint directory or hub id -> model, in `dtype`, with `model.fresh`: the parameters that the file leaves
     out and that were initialised at random (only head layers may be). num_labels 0: as many as the file's head has.
+    int8: what nn/quant.py quantizes becomes 8-bit on the way, tensor by tensor; a quantized checkpoint stays so.
 
     Memory peaks at the model's size and one tensor: tensors are read, converted and let go one by one.
     Raises FileNotFoundError, or ValueError listing every missing, surplus, misshaped or unusable tensor at once.
@@ -106,15 +111,21 @@ def load_pretrained(source: str | Path, num_labels: int = 2, dtype: torch.dtype 
     with torch.device("meta"):  # shapes only
         model = cls(config)
     files = [WeightFile(path) for path in weight_files(directory)]
-    fresh = check_tensors(model, files, directory)
+    fresh = check_tensors(model, files, directory, published.get(QUANTIZATION) == QUANTIZED)
     expected = {strip_backbone(translate(name, cls.KEYS)): name for name, _ in model.named_parameters()}
+    stored = published.get(QUANTIZATION) == QUANTIZED
+    small = {f"{name}.weight" for name in quantizable(model)} if int8 or stored else set()
     problems = []
     for file in files:
         for key in (key for key in file.shapes if strip_backbone(key) in expected):
-            tensor = file.read(key)
+            tensor, name = file.read(key), expected[strip_backbone(key)]
+            if name in small:
+                scale = file.read(f"{key}{SCALE}") if stored else None
+                put_quantized(model, name.removesuffix(".weight"), tensor, scale)
+                continue
             if not torch.isfinite(tensor.sum(dtype=torch.float64)):
                 problems.append(f"{key} holds NaN or infinity")
-            put_parameter(model, expected[strip_backbone(key)], tensor.to(dtype, copy=True))
+            put_parameter(model, name, tensor.to(dtype, copy=True))
     if problems:
         raise ValueError(f"{directory} cannot be used: {'; '.join(problems[:20])}")
     for name in fresh:
@@ -132,13 +143,16 @@ def put_parameter(model: Module, name: str, tensor: Tensor) -> None:
     model.get_submodule(owner).register_parameter(leaf, Parameter(tensor))
 
 
-def check_tensors(model: Module, files: list[WeightFile], directory: Path) -> list[str]:
+def check_tensors(model: Module, files: list[WeightFile], directory: Path, quantized: bool) -> list[str]:
     """Names of the parameters that the files leave out and may. Raises ValueError with all that does not fit."""
+    small = {f"{name}.weight" for name in quantizable(model)} if quantized else set()
     names = {strip_backbone(translate(name, model.KEYS)): name for name, _ in model.named_parameters()}
     found, problems = set(), []
     for file in files:
         for key, (shape, floating) in file.shapes.items():
             stripped = strip_backbone(key)
+            if names.get(stripped.removesuffix(SCALE)) in small and stripped.endswith(SCALE):
+                continue
             if stripped not in names:
                 if not any(re.fullmatch(extra, stripped) for extra in model.EXTRAS):
                     problems.append(f"surplus {key}")
@@ -149,8 +163,12 @@ def check_tensors(model: Module, files: list[WeightFile], directory: Path) -> li
             elif shape != wanted:
                 hint = f" (--num-labels {shape[0]} keeps the file's)" if names[stripped] == "classifier.weight" else ""
                 problems.append(f"misshaped {key}: {shape}, the config asks for {wanted}{hint}")
-            elif not floating:
-                problems.append(f"{key} does not hold floating point numbers")
+            elif names[stripped] in small and key + SCALE not in file.shapes:
+                problems.append(f"missing {key}{SCALE}")
+            elif floating == (names[stripped] in small):
+                problems.append(
+                    f"{key} does not hold {'8-bit' if names[stripped] in small else 'floating point'} numbers"
+                )
             found.add(stripped)
     missing = [name for stripped, name in names.items() if stripped not in found]
     fresh = [name for name in missing if name.split(".")[0] in model.HEAD]
@@ -162,13 +180,21 @@ def check_tensors(model: Module, files: list[WeightFile], directory: Path) -> li
 
 
 def published_state(model: Module) -> dict[str, Tensor]:
-    return {translate(name, model.KEYS): p for name, p in model.named_parameters() if not name.startswith(ASIDE)}
+    """Parameters, and 8-bit weights with their scales, by published name."""
+    state = {translate(name, model.KEYS): p for name, p in model.named_parameters() if not name.startswith(ASIDE)}
+    for name, module in model.named_modules():
+        if isinstance(module, Int8Linear | Int8Embedding):
+            published = translate(f"{name}.weight", model.KEYS)
+            state |= {published: module.weight, f"{published}{SCALE}": module.scale}
+    return state
 
 
 def save_pretrained(model: Module, directory: str | Path) -> None:
-    """Writes config.json and model.safetensors with the published names: a directory that transformers loads."""
+    """Writes config.json and model.safetensors with the published names: a directory that transformers loads, unless
+    the model is quantized, which only this project reads."""
     directory = Path(directory)
-    write_json(directory / CONFIG, write_config(model))
+    quantized = {QUANTIZATION: QUANTIZED} if is_quantized(model) else {}
+    write_json(directory / CONFIG, write_config(model) | quantized)
     write_tensors(directory / WEIGHTS, published_state(model))
 
 

@@ -20,6 +20,7 @@ import peft
 from nn.checkpoint import ASIDE, translate, write_config
 from nn.files import open_tensors, read_json, write_json, write_tensors
 from nn.hub import CONFIG, WEIGHTS
+from nn.quant import Int8Linear
 from peft import lora
 from peft.p_tuning import PromptEncoder
 from peft.prefix import DeepPrefix, PrefixEncoder
@@ -79,7 +80,7 @@ def adapter_parameters(model: Module) -> dict[str, Parameter]:
 
 def short_targets(model: Module, names: list[str]) -> list[str]:
     """The shortest ends of published names that mean exactly the layers `names` (peft matches a name's end)."""
-    layers = [n.removesuffix(".base") for n, module in model.named_modules() if isinstance(module, Linear)]
+    layers = [n.removesuffix(".base") for n, module in model.named_modules() if isinstance(module, Linear | Int8Linear)]
     known, chosen = [module_name(model, n) for n in layers], {module_name(model, n) for n in names}
     for depth in range(1, 20):
         ends = sorted({".".join(name.split(".")[-depth:]) for name in chosen})
@@ -191,7 +192,7 @@ def check_config(config: dict[str, Any], where: Path) -> None:
 
 
 def put_lora(model: Module, config: dict[str, Any], where: Path) -> None:
-    layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, Linear | Int8Linear)]
     targets, excluded = config.get("target_modules") or [], config.get("exclude_modules") or []
     names = [name for name in layers if matches(module_name(model, name), targets)]
     names = [name for name in names if not matches(module_name(model, name), excluded)]

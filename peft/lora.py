@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
 from nn.dropout import Dropout
+from nn.quant import Int8Linear
 
 OPTIONS = ("rank", "alpha", "lora_dropout", "targets", "rslora", "dora", "lora_bias", "rank_pattern", "alpha_pattern")
 BIASES = ("none", "all", "lora_only")
@@ -32,7 +33,9 @@ BIASES = ("none", "all", "lora_only")
 class LoRALinear(Module):
     """y = base(x) + s·B(A dropout(x));   s = alpha / rank, or alpha / √rank with rslora."""
 
-    def __init__(self, base: Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False) -> None:
+    def __init__(
+        self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
+    ) -> None:
         super().__init__()
         if not 1 <= rank <= min(base.in_features, base.out_features):
             raise ValueError(
@@ -41,8 +44,9 @@ class LoRALinear(Module):
         self.base = base
         self.rank, self.alpha = rank, alpha
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
-        self.A = Parameter(base.weight.new_empty(rank, base.in_features))
-        self.B = Parameter(base.weight.new_zeros(base.out_features, rank))
+        like = base.scale if isinstance(base, Int8Linear) else base.weight
+        self.A = Parameter(like.new_empty(rank, base.in_features))
+        self.B = Parameter(like.new_zeros(base.out_features, rank))
         torch.nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # U(-1/√in, 1/√in)
         self.dropout = Dropout(dropout)
 
@@ -57,7 +61,9 @@ class LoRALinear(Module):
 
     @torch.no_grad()
     def merged(self) -> Linear:
-        """The base layer with W₀ + s·B A."""
+        """The base layer with W₀ + s·B A. Raises ValueError for an 8-bit base: rounding would undo most of it."""
+        if isinstance(self.base, Int8Linear):
+            raise ValueError("LoRA is not merged into 8-bit weights, whose rounding undoes it; load without --quantize")
         self.base.weight += self.scale * (self.B @ self.A)
         return self.base
 
@@ -69,18 +75,24 @@ class LoRALinear(Module):
 class DoRALinear(LoRALinear):
     """y = m ⊙ (W₀ x + s·B(A dropout(x))) / ‖W'‖ + b;   m -> magnitude [out]."""
 
-    def __init__(self, base: Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False) -> None:
+    def __init__(
+        self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
+    ) -> None:
         super().__init__(base, rank, alpha, dropout, rslora)
-        self.magnitude = Parameter(base.weight.detach().norm(dim=1))
+        self.magnitude = Parameter(self.frozen_weight().norm(dim=1))
+
+    def frozen_weight(self) -> Tensor:
+        base = self.base
+        return base.dequantized() if isinstance(base, Int8Linear) else base.weight.detach()
 
     def stretch(self) -> Tensor:
         """m / ‖W'‖: [out]; ‖W'‖ gets no gradient (§4.3)."""
-        return self.magnitude / (self.base.weight + self.scale * (self.B @ self.A)).detach().norm(dim=1)
+        return self.magnitude / (self.frozen_weight() + self.scale * (self.B @ self.A)).detach().norm(dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
-        y = self.stretch() * (F.linear(x, self.base.weight) + self.update(x))  # Eq. (5)
-        return y if self.base.bias is None else y + self.base.bias
+        bias = 0.0 if self.base.bias is None else self.base.bias
+        return self.stretch() * (self.base(x) - bias + self.update(x)) + bias  # Eq. (5)
 
     @torch.no_grad()
     def merged(self) -> Linear:
@@ -100,7 +112,7 @@ def choose_targets(model: Module, targets: str) -> list[str]:
     """Names of the linear layers that `targets` means: `all-linear` (all but the head), `re:PATTERN` (whole names), or
     layer names with commas between them (`query,value`), each matching the end of a module's name. Raises ValueError
     where one matches nothing."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, Linear | Int8Linear)]
     inner = [name for name in layers if name.split(".")[0] not in model.HEAD]
     if targets == "all-linear":
         return inner

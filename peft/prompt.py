@@ -61,17 +61,17 @@ def fill(ids: list[int], count: int) -> Tensor:
 @torch.no_grad()
 def first_rows(model: Module, count: int, init: str, init_ids: list[int] | None) -> Tensor:
     """Where the virtual tokens start: [P, E]. Raises ValueError."""
-    table = model.embeddings.word.weight
+    word = model.embeddings.word
     if count < 1:
         raise ValueError(f"{count} virtual tokens; at least 1 is needed")
     if init == "vocabulary":
-        return table[torch.randint(len(table), (count,))]
+        return word(torch.randint(word.num_embeddings, (count,)))
     if init == "text":
         if not init_ids:
             raise ValueError("prompt_init text needs the ids of a text")
-        return table[fill(init_ids, count)]
+        return word(fill(init_ids, count))
     if init == "random":
-        return torch.randn(count, table.size(1)) * table.std()
+        return torch.randn(count, word.embedding_dim) * word(torch.arange(min(1000, word.num_embeddings))).std()
     raise ValueError(f"unknown prompt_init {init!r}; known: {', '.join(INITS)}")
 
 

@@ -186,7 +186,7 @@ def test_a_head_of_another_size(checkpoint):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: bert"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: attention_lstm, bert"),
         ({"hidden_act": "swish"}, "unknown activation 'swish'"),
         ({"hidden_size": 15}, "misshaped"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key' is not supported"),

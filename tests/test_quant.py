@@ -1,0 +1,205 @@
+import pytest
+import torch
+from conftest import ENCODERS, adapt, tiny, token_batch
+from safetensors.torch import load_file, save_file
+from torch.nn import Embedding, LayerNorm, Linear
+
+import peft
+import train
+from eval import main as evaluate
+from nn.checkpoint import load_pretrained, save_pretrained
+from nn.deberta import Deberta
+from nn.files import read_json
+from nn.hub import CONFIG, WEIGHTS
+from nn.quant import (
+    OUTLIER,
+    Int8Embedding,
+    Int8Linear,
+    int8_product,
+    is_quantized,
+    quantizable,
+    quantize_int8,
+    quantize_rows,
+    resident_bytes,
+)
+
+IN, OUT, B, T = 24, 11, 3, 7
+V3_BASE = {
+    "vocab_size": 128100,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ("p2c", "c2p"),
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+
+
+def pair(path: str = "auto") -> tuple[Linear, Int8Linear]:
+    torch.manual_seed(0)
+    layer = Linear(IN, OUT)
+    return layer, Int8Linear.from_linear(layer, path)
+
+
+def test_rounding_is_within_half_a_step():
+    w = torch.randn(OUT, IN) * torch.logspace(-3, 2, OUT)[:, None]
+    w[4] = 0
+    q, s = quantize_rows(w)
+    assert q.dtype == torch.int8
+    assert q[torch.arange(OUT) != 4].abs().amax(1).eq(127).all()
+    assert ((q.float() * s[:, None] - w).abs() <= s[:, None] / 2 * (1 + 1e-5)).all()
+    assert (q[4] == 0).all()
+    assert s[4] == 0
+    exact, _ = quantize_rows(torch.tensor([[127.0, 0.5, 1.5, -2.5]]))
+    assert exact.tolist() == [[127, 0, 2, -2]]  # halves to even
+
+
+@pytest.mark.parametrize("path", ["fp32", "bf16", "int8"])
+def test_each_path_equals_the_dequantized_product(path):
+    """fp32 to rounding, bf16 to 1 %, int8 to the rounding of activations: |x| K s t / 2."""
+    _, small = pair(path)
+    x = torch.randn(B, T, IN, requires_grad=True)
+    y, plain = small(x), torch.nn.functional.linear(x, small.dequantized(), small.bias)
+    bound = {"fp32": 1e-6, "bf16": 0.03, "int8": 0.03}[path]
+    torch.testing.assert_close(y.float(), plain, rtol=bound, atol=bound)
+    g = torch.randn_like(plain)
+    mine, theirs = torch.autograd.grad(y, x, g.to(y.dtype))[0], torch.autograd.grad(plain, x, g)[0]
+    torch.testing.assert_close(mine, theirs, rtol=bound, atol=bound)
+
+
+def test_backward_is_exact_in_double():
+    _, small = pair("fp32")
+    x = torch.randn(4, IN, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: torch.nn.Module.__call__(small, x), x, atol=1e-4)
+
+
+def test_outlier_columns_are_kept_whole():
+    torch.manual_seed(0)
+    layer, small = pair()
+    x = torch.randn(50, IN)
+    x[:, 5] *= 60
+    plain = x @ small.dequantized().T
+    error, without = (
+        (int8_product(x, small.weight, small.scale, threshold) - plain).norm() / plain.norm()
+        for threshold in (OUTLIER, float("inf"))
+    )
+    assert error < 0.01
+    assert error < without / 1.5
+    assert layer.in_features == small.in_features
+
+
+def test_auto_takes_the_path_for_the_occasion():
+    _, small = pair()
+    x = torch.randn(B, IN)
+    assert small.chosen_path(x) == "fp32"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert small.chosen_path(x.requires_grad_()) == "bf16"
+        with torch.no_grad():
+            assert small.chosen_path(x) == "int8"
+    with pytest.raises(ValueError, match="unknown path 'int4'; known: auto, int8, bf16, fp32"):
+        Int8Linear.from_linear(Linear(2, 2), "int4")
+
+
+def test_embedding_rows():
+    table = Embedding(13, 5, padding_idx=0)
+    small = Int8Embedding.from_embedding(table)
+    ids = torch.randint(0, 13, (2, 6))
+    assert ((small(ids) - table(ids)).abs() <= small.scale[ids][..., None] / 2 * (1 + 1e-5)).all()
+    assert (small(torch.tensor([0])) == 0).all()
+    assert (small.num_embeddings, small.embedding_dim, small.padding_idx) == (13, 5, 0)
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, "lstm", "transformer"])
+def test_heads_norms_and_adapters_stay(name):
+    model = quantize_int8(tiny(name))
+    assert is_quantized(model)
+    for key, module in model.named_modules():
+        inside = key.split(".")[0] not in model.HEAD
+        assert not (inside and isinstance(module, Linear)), key
+        assert inside or not isinstance(module, Int8Linear), key
+    assert isinstance(model.embeddings.word, Int8Embedding)
+    assert any(isinstance(module, LayerNorm) for module in model.modules()) == (name != "lstm")
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "p_tuning", "p_tuning_v2", "head"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_method_trains_on_8_bits(name, method):
+    """The adapted 8-bit model is the adapted model of its dequantized weights, in values and gradients."""
+    torch.manual_seed(0)
+    small, plain = quantize_int8(tiny(name)), tiny(name)
+    for key, module in small.named_modules():
+        if isinstance(module, Int8Linear):
+            plain.get_submodule(key).weight.data = module.dequantized()
+    words = small.embeddings.word
+    plain.embeddings.word.weight.data = words.weight.float() * words.scale[:, None]
+    gradients = []
+    for model in (small, plain):
+        torch.manual_seed(1)
+        adapt(model, method).eval()
+        loss = model(*token_batch([7, 4])).square().sum()
+        loss.backward()
+        gradients.append(
+            {key: p.grad for key, p in model.named_parameters() if p.requires_grad} | {"loss": loss.detach()}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(
+            gradient, gradients[1][key], rtol=1e-4, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
+        )
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_saved_and_loaded_and_straight_into_8_bits(name, tmp_path):
+    save_pretrained(tiny(name), tmp_path / "plain")
+    batch = token_batch([7, 4])
+    small = load_pretrained(tmp_path / "plain", int8=True).eval()
+    again = quantize_int8(load_pretrained(tmp_path / "plain")).eval()
+    assert torch.equal(small(*batch), again(*batch))
+    save_pretrained(small, tmp_path / "small")
+    assert read_json(tmp_path / "small" / CONFIG)["quantization"] == "int8-absmax"
+    stored = load_pretrained(tmp_path / "small").eval()
+    assert torch.equal(stored(*batch), small(*batch))
+    plain = load_pretrained(tmp_path / "plain")
+    layers = [plain.get_submodule(key).weight for key in quantizable(plain)]
+    saved = sum(3 * w.numel() - 4 * len(w) for w in layers)  # int8 for fp32, and a scale a row
+    assert resident_bytes(stored) == resident_bytes(small) == resident_bytes(plain) - saved
+
+
+def test_deberta_v3_base_takes_a_quarter():
+    with torch.device("meta"):
+        model = Deberta(Deberta.Config(**V3_BASE))
+    before = resident_bytes(model) / 2**20
+    after = resident_bytes(quantize_int8(model)) / 2**20
+    assert 700 < before < 710
+    assert after < 190
+
+
+def test_a_quantized_file_that_does_not_fit(tmp_path):
+    save_pretrained(quantize_int8(tiny("bert")), tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    key = "bert.encoder.layer.0.attention.self.query.weight"
+    save_file({k: t for k, t in tensors.items() if k != f"{key}_scale"}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=f"missing {key}_scale"):
+        load_pretrained(tmp_path)
+    save_file(tensors | {key: tensors[key].float()}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=f"{key} does not hold 8-bit numbers"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_lora_is_not_merged_into_8_bits(dora):
+    model = peft.apply(quantize_int8(tiny("bert")), "lora", rank=2, dora=dora)
+    with pytest.raises(ValueError, match="not merged into 8-bit weights"):
+        peft.merge(model)
+
+
+def test_a_run_on_8_bits(small_run, tmp_path, capsys):
+    train.main([*small_run, "--quantize", "int8"])
+    with pytest.raises(ValueError, match="for frozen weights"):
+        train.main(["--model", "bert", "--weights", "none", "--quantize", "int8"])
+    evaluate(["--run", str(tmp_path / "runs/small"), "--text", "good"])
+    capsys.readouterr()
+    evaluate(["--run", str(tmp_path / "runs/small"), "--quantize", "int8"])
+    accuracy = read_json(tmp_path / "runs/small/result.json")["validation"]["accuracy"]
+    assert f"validation: accuracy {accuracy:.4f}" in capsys.readouterr().out
