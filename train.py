@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import LayerNorm, Module, Parameter
 from torch.nn.utils import clip_grad_norm_
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 import peft
 from data import Splits, find_source, load_splits, overlap
-from data.batches import Stream, shuffled_order
+from data.batches import Batch, Corpus, Stream, shuffled_order
 from data.imdb import UNKNOWN, subset
 from data.runs import Meter, Run, known, layer, option, parse_fields, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
@@ -50,6 +51,7 @@ from nn.runtime import (
     clean_exit,
     derive_seed,
     keep_freed_memory,
+    out_of_memory,
     peak_memory,
     release_freed_memory,
 )
@@ -89,6 +91,7 @@ class Options:
 
     epochs: int = option(3, "training", "passes over the training split")
     batch_size: int = option(16, "training", "reviews in a forward pass")
+    tokens_per_batch: int = option(0, "training", "instead of batch_size: places in a forward pass, padding included")
     accumulation: int = option(1, "training", "forward passes in an optimizer step")
     learning_rate: float = option(3e-5, "training", "peak rate of AdamW")
     head_learning_rate: float = option(0.0, "training", "rate of the head; 0: the learning rate")
@@ -137,6 +140,7 @@ class Options:
     precision: str = option("auto", "machine", "fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it")
     quantize: str = option("none", "machine", "int8: frozen weights in 8 bits, beside --peft (not for none)")
     checkpointing: bool = option(False, "machine", "recompute each layer in the backward pass: less memory, more time")
+    out_of_memory: str = option("halve", "machine", "what then: halve each forward pass and go on, or stop")
     save_minutes: float = option(5.0, "machine", "how often the state to resume from is saved within an epoch")
 
     name: str = option("", "run", "folder below --runs; default: made from model, method, data and time")
@@ -166,6 +170,7 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    known("out_of_memory", options.out_of_memory, {"halve": None, "stop": None})
     known("schedule", options.schedule, {"linear": None, "constant": None})
     known("quantize", options.quantize, {"none": None, "int8": None})
     if options.quantize == "int8" and (options.peft == "none" or options.weights == "none"):
@@ -365,8 +370,9 @@ def train(
     counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
     print(describe(groups, counts["total"]))
 
-    steps = math.ceil(math.ceil(len(corpus) / options.batch_size) / options.accumulation)  # in an epoch
-    progress = {"epoch": 0, "step": 0, "best": -1.0, "best_epoch": 0, "history": [], "seconds": 0.0}
+    orders = [epoch_order(corpus, options, epoch) for epoch in range(options.epochs)]
+    counts_of_steps = [math.ceil(len(order) / options.accumulation) for order in orders]
+    progress = {"epoch": 0, "step": 0, "best": -1.0, "best_epoch": 0, "history": [], "seconds": 0.0, "pieces": 1}
     torch.manual_seed(derive_seed(options.seed, "dropout"))
     if (saved := run.load_state()) is not None:
         tensors, progress = saved
@@ -380,27 +386,32 @@ def train(
 
     while progress["epoch"] < options.epochs and not out_of_patience(progress, options):
         epoch, name = progress["epoch"], f"epoch {progress['epoch'] + 1}/{options.epochs}"
-        order = shuffled_order(corpus.lengths, options.batch_size, options.seed, epoch)
+        order, steps, before = orders[epoch], counts_of_steps[epoch], sum(counts_of_steps[:epoch])
         bar = tqdm(total=steps, initial=progress["step"], desc=name, leave=False, disable=None)
         while progress["step"] < steps:
             step = progress["step"]
             micro_batches = order[step * options.accumulation : (step + 1) * options.accumulation]
-            size = sum(len(rows) for rows in micro_batches)
-            factor = schedule(epoch * steps + step, options.epochs * steps, options.warmup, options.schedule)
+            factor = schedule(before + step, sum(counts_of_steps), options.warmup, options.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            for number, rows in enumerate(micro_batches, (epoch * steps + step) * options.accumulation):
-                batch = corpus.batch(rows).to(device)
-                if stream is not None:
-                    batch = batch._replace(unlabelled=stream.batch(number).to(device))
-                with machine.autocast():
-                    loss, logits = objective(model, batch, options)
-                if not torch.isfinite(loss):
-                    save()
-                    ids = ", ".join(splits.train["id"].iloc[rows])
-                    where = f"{name}, step {step + 1}"
-                    raise ValueError(f"the loss is {loss.item()} at {where}; saved before it; batch: {ids}")
-                scaler.scale(loss * (len(rows) / size)).backward()  # the mean over the examples of the whole step
+
+            number = (before + step) * options.accumulation
+            batches = list(step_batches(corpus, stream, micro_batches, number, progress["pieces"]))
+            try:
+                passes = gradient(model, objective, batches, scaler, machine, options)
+            except NotFinite as error:
+                save()
+                ids, where = ", ".join(splits.train["id"].iloc[error.rows]), f"{name}, step {step + 1}"
+                raise ValueError(f"the loss is {error.loss} at {where}; saved before it; batch: {ids}") from error
+            except (RuntimeError, MemoryError) as error:
+                alone = max(len(batch.labels) for batch in batches) == 1
+                if not out_of_memory(error) or alone or options.out_of_memory == "stop":
+                    raise
+                progress["pieces"] *= 2
+                optimizer.zero_grad(set_to_none=True)
+                print(f"warning: out of memory; from here on each forward pass is cut into {progress['pieces']} pieces")
+                continue
+            for batch, loss, logits in passes:
                 meter.add(batch, loss, logits)
             scaler.unscale_(optimizer)
             if options.clip:
@@ -436,6 +447,37 @@ def train(
         save()
 
     return {"parameters": counts, "seconds": meter.total(), **{key: progress[key] for key in ("best_epoch", "history")}}
+
+
+class NotFinite(Exception):
+    def __init__(self, loss: float, rows: np.ndarray) -> None:
+        self.loss, self.rows = loss, rows
+
+
+def step_batches(corpus: Corpus, stream: Stream | None, micro_batches: list[np.ndarray], number: int, pieces: int):
+    """The batches of one optimizer step, each cut into `pieces`; number: of the first, counted over the whole run."""
+    for place, rows in enumerate(micro_batches, number):
+        for part in np.array_split(rows, min(pieces, len(rows))):
+            batch = corpus.batch(part)
+            yield batch if stream is None else batch._replace(unlabelled=stream.batch(place))
+
+
+def gradient(model: Module, objective, batches: list[Batch], scaler, machine: Machine, options: Options):
+    """Adds the gradient of the mean over all examples of a step. Returns (batch, loss, logits) of each pass. Raises
+    NotFinite."""
+    size, passes = sum(len(batch.labels) for batch in batches), []
+    for batch in (batch.to(machine.device) for batch in batches):
+        with machine.autocast():
+            loss, logits = objective(model, batch, options)
+        if not torch.isfinite(loss):
+            raise NotFinite(loss.item(), batch.rows.cpu().numpy())
+        scaler.scale(loss * (len(batch.labels) / size)).backward()
+        passes.append((batch, loss.detach(), logits.detach()))
+    return passes
+
+
+def epoch_order(corpus: Corpus, options: Options, epoch: int) -> list[np.ndarray]:
+    return shuffled_order(corpus.lengths, options.batch_size, options.seed, epoch, options.tokens_per_batch)
 
 
 def unlabelled_stream(options: Options, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:

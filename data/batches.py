@@ -29,7 +29,8 @@ class Batch(NamedTuple):
     unlabelled: "Batch | None" = None  # reviews without labels beside these
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(part.to(device, non_blocking=True) for part in self[:4]), self.unlabelled)
+        unlabelled = self.unlabelled if self.unlabelled is None else self.unlabelled.to(device)
+        return Batch(*(part.to(device, non_blocking=True) for part in self[:4]), unlabelled)
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,37 @@ class Corpus:
         return Batch(*(torch.from_numpy(array) for array in (ids, mask, self.labels[rows], np.asarray(rows))))
 
 
-def shuffled_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One epoch: every example once, in batches of similar length, in random order.
+def cut_by_count(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    return [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
 
-    A pure function of (lengths, batch_size, seed, epoch): to resume in mid-epoch, its number and the place in it are
+
+def cut_by_tokens(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """Runs of `rows`, whose lengths do not fall, with at most `tokens` places each, padding included; one row at
+    least."""
+    batches, start = [], 0
+    for at in range(len(rows)):
+        if at > start and (at + 1 - start) * lengths[rows[at]] > tokens:
+            batches.append(rows[start:at])
+            start = at
+    return [*batches, rows[start:]]
+
+
+def shuffled_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, tokens: int = 0) -> list[np.ndarray]:
+    """One epoch: every example once, in batches of similar length, in random order. tokens: batches of at most so many
+    places instead of batch_size examples.
+
+    A pure function of its arguments: to resume in mid-epoch, its number and the place in it are
     all the state there is.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, f"order {epoch}"))
     shuffled = torch.randperm(len(lengths), generator=generator).numpy()
-    batches = []
-    for start in range(0, len(shuffled), batch_size * WINDOW):
-        window = shuffled[start : start + batch_size * WINDOW]
+    batches, size = [], batch_size * WINDOW
+    if tokens:
+        size = max(1, int(tokens * WINDOW / lengths.mean()))
+    for start in range(0, len(shuffled), size):
+        window = shuffled[start : start + size]
         window = window[np.argsort(lengths[window], kind="stable")]
-        batches += [window[at : at + batch_size] for at in range(0, len(window), batch_size)]
+        batches += cut_by_tokens(window, lengths, tokens) if tokens else cut_by_count(window, batch_size)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 

@@ -137,10 +137,14 @@ def clean_exit() -> Iterator[None]:
         sys.exit(2)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
 def explain(error: BaseException) -> str | None:
     """One line for an error that a user can mend; None for a defect of this program."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in text:
+    if out_of_memory(error):
         return (
             "out of memory; lower --batch-size (and raise --accumulation), lower --max-length, or add --checkpointing"
         )

@@ -96,3 +96,16 @@ def test_a_cached_corpus_is_mapped_and_equal(tmp_path):
         assert again.offsets.tolist() == c.offsets.tolist()
     batch = again.batch(np.array([0, 2]))
     assert torch.equal(batch.input_ids, c.batch(np.array([0, 2])).input_ids)
+
+
+def test_batches_by_token_budget():
+    lengths = np.random.default_rng(0).integers(1, 60, 500)
+    lengths[7] = 999  # more than the budget: a batch of its own
+    order = shuffled_order(lengths, 16, seed=1, epoch=0, tokens=256)
+    assert sorted(np.concatenate(order).tolist()) == list(range(500))
+    places = [len(rows) * lengths[rows].max() for rows in order if 7 not in rows]
+    assert max(places) <= 256
+    assert np.mean(places) > 0.8 * 256
+    again = shuffled_order(lengths, 16, seed=1, epoch=0, tokens=256)
+    assert all(np.array_equal(a, b) for a, b in zip(order, again, strict=True))
+    assert not np.array_equal(order[0], shuffled_order(lengths, 16, seed=1, epoch=1, tokens=256)[0])

@@ -26,6 +26,10 @@ from nn.quant import (
 IN, OUT, B, T = 24, 11, 3, 7
 V3_BASE = {
     "vocab_size": 128100,
+    "hidden_size": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "feed_forward_size": 3072,
     "relative_attention": True,
     "position_buckets": 256,
     "norm_rel_ebd": "layer_norm",

@@ -5,18 +5,21 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_weights
+from conftest import ROOT, tiny, tiny_weights
 from safetensors.torch import load_file
 
 import train
+from data.batches import Corpus
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import load_run
 from eval import main as evaluate
+from nn.bert import Bert
 from nn.files import read_json
-from nn.runtime import Stopped, clean_exit
+from nn.runtime import Machine, Stopped, clean_exit
 
 
 def program(*arguments: str, script: str = "train.py", **settings) -> subprocess.Popen:
@@ -337,3 +340,51 @@ def test_token_ids_are_cached_and_belong_to_their_settings(small_run, tmp_path):
     assert len(list((tmp_path / "runs/.cache").glob("*.npy"))) == 6
     a, b = (final_weights(tmp_path / "runs" / name) for name in "ab")
     assert same(a, b)
+
+
+def test_batches_by_tokens_train_and_resume(small_run, tmp_path, monkeypatch):
+    arguments = [*small_run[:-1], "tokens", "--tokens-per-batch", "2048"]
+    with monkeypatch.context() as patch:
+        fail_at(3, patch)
+        with pytest.raises(SystemExit):
+            train.main(arguments)
+    train.main(["--resume", str(tmp_path / "runs/tokens")])
+    assert len(read_json(tmp_path / "runs/tokens/result.json")["history"]) == 2
+
+
+@pytest.mark.parametrize("way", ["halve", "stop"])
+def test_out_of_memory(way, small_run, tmp_path, monkeypatch, capsys):
+    """A pass of more than four reviews fails: with `halve` the run goes on in pieces, to the same gradient."""
+    forward = Bert.forward
+
+    def small_memory(self, input_ids, mask):
+        if self.training and len(input_ids) > 4:
+            raise torch.OutOfMemoryError("pretended")
+        return forward(self, input_ids, mask)
+
+    monkeypatch.setattr(Bert, "forward", small_memory)
+    arguments = [*small_run, "--epochs", "1", "--out-of-memory", way]
+    if way == "stop":
+        with pytest.raises(torch.OutOfMemoryError):
+            train.main(arguments)
+        return
+    train.main(arguments)
+    assert "cut into 4 pieces" in capsys.readouterr().out
+    assert read_json(tmp_path / "runs/small/result.json")["test"]["count"] == 600
+
+
+def test_pieces_give_the_gradient_of_the_whole():
+    torch.manual_seed(0)
+    corpus = Corpus.from_rows([[k + 1] * (k % 5 + 2) for k in range(13)], [k % 2 for k in range(13)], 0)
+    machine, options = Machine(torch.device("cpu"), torch.float32), train.Options()
+    gradients = []
+    for pieces in (1, 2, 13):
+        model = tiny("bert").eval()
+        batches = list(train.step_batches(corpus, None, [np.arange(7), np.arange(7, 13)], 0, pieces))
+        assert len(batches) == min(2 * pieces, 13)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        train.gradient(model, train.OBJECTIVES["ce"].objective, batches, scaler, machine, options)
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for other in gradients[1:]:
+        for a, b in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
