@@ -68,3 +68,20 @@ def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, capsys):
     assert [row.split()[:4] for row in rows] == [["small", "bert", "lora", "ce"], ["other", "bert", "lora", "rdrop"]]
     curve = [event["val_acc"] for event in read_json(tmp_path / "runs/small/result.json")["history"]]
     assert rows[0].split()[-2:] == [f"{value:.4f}" for value in curve]
+
+
+def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shape = "embedding_size=6 hidden_size=5 attention_size=4"
+    train.main(
+        ["--model", "attention_lstm", "--data", "demo", "--train-reviews", "40", "--epochs", "1", "--name", "words"]
+        + ["--shape", shape, "--word-vectors", "none"]
+    )
+    capsys.readouterr()
+    evaluate(["--run", "runs/words", "--text", "A wonderful film, I didn't sleep!"])
+    shown = capsys.readouterr().out
+    assert "looks at: " in shown
+    assert "wonderful" in shown
+    (tmp_path / "test.tsv").write_text('id\treview\n"3_9"\t"good!"\n"1_2"\t"***"\n')
+    evaluate(["--run", "runs/words", "--predict", "test.tsv", "--out", "out.csv"])
+    assert [line.split(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()] == ["id", "3_9", "1_2"]
