@@ -179,7 +179,7 @@ def test_a_transfer_that_breaks_off_is_resumed(hub):
     [
         ("some/nothing", "hub id 'some/nothing' does not exist, or is private and needs HF_TOKEN"),
         ("some/gated", "hub id 'some/gated' is gated: ask for access"),
-        ("some/foreign", "model_type 'gpt2' is not supported; supported: bert, deberta-v2, distilbert, roberta"),
+        ("some/foreign", "model_type 'gpt2' is not supported; supported: attention_lstm, bert, capsule_lstm, cnn"),
         ("some/damaged", "is cut short or damaged"),
     ],
 )

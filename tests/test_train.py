@@ -241,8 +241,8 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(small_run,
 
 
 WRONG = {
-    "unknown model 'debert'; known: bert, distilbert, roberta, deberta": ["--model", "debert"],
-    "unknown method 'lorra'; known: none, lora": ["--peft", "lorra"],
+    "unknown model 'debert'; known: cnn, lstm, gru, cnn_lstm": ["--model", "debert"],
+    "unknown method 'lorra'; known: none, head, lora": ["--peft", "lorra"],
     "unknown objective 'mse'; known: ce": ["--loss", "mse"],
     "LoRA target 'qurey' matches no linear layer": ["--targets", "qurey"],
     "LoRA rank 99 is outside": ["--rank", "99"],
