@@ -62,7 +62,7 @@ def plain_scan(a: Tensor, u: Tensor) -> Tensor:
 
 
 def steps(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of the tensors at each step. [N, T, ...] each; made at once, which costs a tenth of indexing."""
+    """Views of the tensors at each step, all made before the loop. [N, T, ...] each."""
     return zip(*(x.unbind(1) for x in tensors), strict=True)
 
 
