@@ -127,7 +127,7 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
 def start_from_vectors(
     model: Module, options: Options, splits: Splits, tokenizer: Tokenizer, run: Run, interrupt
 ) -> None:
-    """--word-vectors into the model's table, and, unless they are to be trained, frozen there."""
+    """--word-vectors into the model's table."""
     table = model.embeddings.word.weight
     if options.word_vectors == "train":
         texts = [text for frame in (splits.train, splits.validation, splits.unlabelled) for text in frame["review"]]

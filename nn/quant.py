@@ -59,8 +59,7 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor, None, None, None]:
         q, s = ctx.saved_tensors
-        wide = torch.float32 if ctx.path == "fp32" and g.dtype != torch.float64 else g.dtype
-        wide = wide if ctx.path == "fp32" else torch.bfloat16
+        wide = g.dtype if ctx.path == "fp32" else torch.bfloat16
         return ((g * s).to(wide) @ q.to(wide)).to(ctx.dtype), None, None, None
 
 

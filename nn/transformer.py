@@ -5,8 +5,8 @@
     pre-norm:   x ← x + attention(LN(x)),    x ← x + ffn(LN(x)),   LN at the end  Xiong et al. 2020, arXiv 2002.04745
     features = dropout(Σ_t m_t x_t / Σ_t m_t)
 
-Differs from the paper: encoder only; embeddings are projected to D where their width differs, and are not scaled by √D:
-they start with the spread of PE.
+Differs from the paper: encoder only; embeddings are projected to D instead of scaled by √D, so that word vectors of any
+width fit.
 """
 
 from dataclasses import dataclass

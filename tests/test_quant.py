@@ -15,6 +15,7 @@ from nn.quant import (
     OUTLIER,
     Int8Embedding,
     Int8Linear,
+    Int8Matmul,
     int8_product,
     is_quantized,
     quantizable,
@@ -61,7 +62,7 @@ def test_rounding_is_within_half_a_step():
 
 @pytest.mark.parametrize("path", ["fp32", "bf16", "int8"])
 def test_each_path_equals_the_dequantized_product(path):
-    """fp32 to rounding, bf16 to 1 %, int8 to the rounding of activations: |x| K s t / 2."""
+    """Within the rounding of fp32, and within 3 % of it by the two short paths."""
     _, small = pair(path)
     x = torch.randn(B, T, IN, requires_grad=True)
     y, plain = small(x), torch.nn.functional.linear(x, small.dequantized(), small.bias)
@@ -75,7 +76,7 @@ def test_each_path_equals_the_dequantized_product(path):
 def test_backward_is_exact_in_double():
     _, small = pair("fp32")
     x = torch.randn(4, IN, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: torch.nn.Module.__call__(small, x), x, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda x: Int8Matmul.apply(x, small.weight, small.scale, "fp32"), x)
 
 
 def test_outlier_columns_are_kept_whole():

@@ -6,7 +6,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import train
 from data import word_vectors
@@ -259,4 +258,3 @@ def test_encoders_take_no_word_vectors(tmp_path):
     with pytest.raises(ValueError, match="networks over words"):
         train.main(["--model", "bert", "--weights", "none", "--word-vectors", "train", "--runs", str(tmp_path)])
     assert not list(tmp_path.iterdir())
-    assert (ROOT / "data" / "word_vectors.py").is_file()
