@@ -25,11 +25,20 @@ import peft
 from data import find_source, load_splits
 from data.batches import Corpus, batches, sorted_order
 from data.imdb import UNKNOWN, as_frame, clean, load_reviews
-from data.runs import Run, known, option, parse_flags
+from data.runs import Meter, Run, known, option, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.files import read_json, write_text
-from nn.runtime import Interrupt, Machine, choose_machine, clean_exit, keep_freed_memory
+from nn.runtime import (
+    Interrupt,
+    Machine,
+    choose_machine,
+    clean_exit,
+    derive_seed,
+    keep_freed_memory,
+    random_state,
+    set_random_state,
+)
 from peft.files import ADAPTER_CONFIG
 
 SCORING_TOKENS = 16_384  # places in a batch, padding included
@@ -51,6 +60,23 @@ class Options:
 
 
 # ------------------------------------------------------------------------------------------------------- scoring
+
+
+@torch.no_grad()
+def held_out_loss(model: Module, corpus: Corpus, objective, machine: Machine, options, interrupt) -> dict[str, float]:
+    """What pretraining reaches on texts it does not train on: {"loss", "acc", …}, means over the texts, in eval() mode,
+    with the same masks each time. The model's mode and the random state are put back afterwards."""
+    meter, state = Meter(None, 0.0, 0.0), random_state(machine.device)
+    model.eval()
+    torch.manual_seed(derive_seed(options.seed, "held out"))
+    for batch in batches(corpus, sorted_order(corpus.lengths, SCORING_TOKENS), machine.device):
+        with machine.autocast():
+            loss, hits = objective(model, batch, options)
+        meter.add(batch, loss, hits)
+        interrupt.check()
+    set_random_state(state, machine.device)
+    model.train()
+    return meter.means()
 
 
 @torch.inference_mode()
@@ -131,7 +157,8 @@ def load_run(run: Run, device: torch.device, quantize: str = "none") -> tuple[Mo
 def build_corpus(tokenizer: Tokenizer, frame: pd.DataFrame, options: dict[str, Any], cache: Path | None) -> Corpus:
     """Token ids of the reviews, as the run's options say; with `cache`, kept there under the hash of all they depend
     on."""
-    length, truncate, labels = options["max_length"], options["truncate"], frame["sentiment"]
+    length, truncate = options["max_length"], options["truncate"]
+    labels = [] if truncate == "chunks" else frame["sentiment"]  # chunks are more than reviews
     if cache is None:
         return Corpus.from_rows(tokenizer.encode(frame["review"], length, truncate), labels, tokenizer.pad_id)
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {length} {truncate} ".encode())

@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import LayerNorm, Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import peft
-from data import Splits, find_source, load_splits, overlap
+from data import Splits, find_source, load_splits, load_texts, overlap
 from data.batches import Batch, Corpus, Stream, shuffled_order
 from data.imdb import UNKNOWN, subset
 from data.options import Options, resolve
 from data.runs import Meter, Run, parse_fields
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from data.word_vectors import put_vectors, read_vectors, trained_vectors
-from eval import build_corpus, load_run, metrics, print_metrics, score
+from eval import build_corpus, held_out_loss, load_run, metrics, print_metrics, score
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import (
@@ -72,9 +73,12 @@ def start_run(options: Options, origins: dict[str, str], machine: Machine) -> Ru
 
 def prepare_data(options: Options, run: Run) -> tuple[Splits, Tokenizer]:
     """The reviews, and the tokenizer of the weights; for random weights a new one, trained on the training split."""
-    columns = (options.text_column, options.label_column)
-    unlabelled = options.word_vectors == "train" or OBJECTIVES[options.loss].unlabelled
-    splits = load_splits(options.data, *columns, options.skip_bad_rows, run.cache, unlabelled)
+    how = (options.text_column, options.label_column, options.skip_bad_rows, run.cache)
+    if OBJECTIVES[options.loss].pretraining:
+        splits = load_texts(options.data, *how)
+    else:
+        unlabelled = options.word_vectors == "train" or OBJECTIVES[options.loss].unlabelled
+        splits = load_splits(options.data, *how, unlabelled)
     if options.train_reviews:
         splits = splits._replace(train=subset(splits.train, options.train_reviews, options.seed))
     print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in splits._asdict().items() if len(frame)))
@@ -119,13 +123,13 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
     text = list(*tokenizer.pieces([options.prompt_text])) if peft.takes_text(options.peft) else None
     peft.apply(model, options.peft, text, **{name: getattr(options, name) for name in METHODS[options.peft].options})
     peft.check_room(model, options.max_length)
-    OBJECTIVES[options.loss].prepare(model, options)
+    OBJECTIVES[options.loss].prepare(model, options, tokenizer)
     model.checkpointing = options.checkpointing
     return model
 
 
 def start_from_vectors(
-    model: Module, options: Options, splits: Splits, tokenizer: Tokenizer, run: Run, interrupt
+    model: Module, options: Options, splits: Splits, corpus: Corpus, tokenizer: Tokenizer, run: Run, interrupt
 ) -> None:
     """--word-vectors into the model's table."""
     table = model.embeddings.word.weight
@@ -134,7 +138,8 @@ def start_from_vectors(
         vectors = trained_vectors(tokenizer, texts, table.size(1), run.cache, interrupt.check)
     else:
         vectors = read_vectors(options.word_vectors, tokenizer.words)
-    count = put_vectors(table.data, {word: number for number, word in enumerate(tokenizer.words)}, vectors)
+    counts = np.bincount(corpus.ids, minlength=len(table)) if options.whiten_vectors else None
+    count = put_vectors(table.data, {word: number for number, word in enumerate(tokenizer.words)}, vectors, counts)
     print(f"word vectors: {options.word_vectors}, for {count:,} of {tokenizer.vocab_size:,} words")
 
 
@@ -212,10 +217,11 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
 
 
 def save_best(model: Module, run: Run, options: Options, tokenizer: Tokenizer) -> None:
-    """best/: a model directory, or an adapter that names its backbone. A backbone that was trained is in best/base."""
+    """best/: a model directory, or an adapter that names its backbone. A backbone that was trained is in best/base.
+    Pretraining leaves no classifier."""
     tokenizer.save(run.best)
     if options.peft == "none":
-        save_pretrained(model, run.best)
+        save_pretrained(model, run.best, heads=not OBJECTIVES[options.loss].pretraining)
     elif peft.trains_backbone(model):
         peft.save_base(model, run.best / "base")
         peft.save_adapter(model, run.best, "base")
@@ -230,17 +236,17 @@ def save_best(model: Module, run: Run, options: Options, tokenizer: Tokenizer) -
 def train(
     options: Options, run: Run, splits: Splits, tokenizer: Tokenizer, machine: Machine, interrupt: Interrupt
 ) -> dict[str, Any]:
-    """Trains, and keeps the best epoch by validation accuracy in best/. Returns what result.json says of it."""
-    device = machine.device
+    """Trains, and keeps the best epoch by validation accuracy in best/ (of pretraining: the last). Returns what
+    result.json says of it."""
+    device, entry = machine.device, OBJECTIVES[options.loss]
     corpus, held_out = (build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache) for frame in splits[:2])
     model = build_model(options, tokenizer)
     if options.word_vectors != "none" and options.weights == "none":
-        start_from_vectors(model, options, splits, tokenizer, run, interrupt)
+        start_from_vectors(model, options, splits, corpus, tokenizer, run, interrupt)
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
     model = model.to(device).train()
-    objective = OBJECTIVES[options.loss].objective
-    stream = unlabelled_stream(options, splits, tokenizer, run) if OBJECTIVES[options.loss].unlabelled else None
+    stream = unlabelled_stream(options, splits, tokenizer, run) if entry.unlabelled else None
     groups = parameter_groups(model, options)
     optimizer = torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
@@ -276,10 +282,11 @@ def train(
             number = (before + step) * options.accumulation
             batches = list(step_batches(corpus, stream, micro_batches, number, progress["pieces"]))
             try:
-                passes = gradient(model, objective, batches, scaler, machine, options)
+                passes = gradient(model, entry.objective, batches, scaler, machine, options)
             except NotFinite as error:
                 save()
-                ids, where = ", ".join(splits.train["id"].iloc[error.rows]), f"{name}, step {step + 1}"
+                ids = ", ".join(splits.train["id"].iloc[error.rows]) if not entry.pretraining else f"{error.rows}"
+                where = f"{name}, step {step + 1}"
                 raise ValueError(f"the loss is {error.loss} at {where}; saved before it; batch: {ids}") from error
             except (RuntimeError, MemoryError) as error:
                 alone = max(len(batch.labels) for batch in batches) == 1
@@ -289,8 +296,8 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 print(f"warning: out of memory; from here on each forward pass is cut into {progress['pieces']} pieces")
                 continue
-            for batch, loss, logits in passes:
-                meter.add(batch, loss, logits)
+            for batch, loss, right in passes:
+                meter.add(batch, loss, right)
             scaler.unscale_(optimizer)
             if options.clip:
                 clip_grad_norm_(trainable, options.clip)
@@ -310,21 +317,30 @@ def train(
                 interrupt.check()
         bar.close()
 
-        found = metrics(score(model, held_out, machine, interrupt), held_out.labels)
-        record = meter.record() | {"val_loss": found["loss"], "val_acc": found["accuracy"]}
+        found = evaluate(model, held_out, options, machine, interrupt)
+        record = meter.record() | {f"val_{key}": value for key, value in found.items()}
         record |= {"seconds": round(meter.total(), 1)}
-        if better := found["accuracy"] > progress["best"]:
+        if better := entry.pretraining or found["acc"] > progress["best"]:
             save_best(model, run, options, tokenizer)
-            progress |= {"best": found["accuracy"], "best_epoch": epoch + 1}
+            progress |= {"best": found["acc"], "best_epoch": epoch + 1}
         run.log("epoch", epoch=epoch + 1, **record)
         print(f"{name}: " + ", ".join(f"{key} {value:,.4g}" for key, value in record.items()) + ", best" * better)
-        if "confusion" in found and 0 in map(sum, zip(*found["confusion"], strict=True)):
-            print("warning: all validation reviews get one label; try another --learning-rate or more --epochs")
         progress |= {"epoch": epoch + 1, "step": 0, "history": [*progress["history"], {"epoch": epoch + 1, **record}]}
         meter.reset()
         save()
 
     return {"parameters": counts, "seconds": meter.total(), **{key: progress[key] for key in ("best_epoch", "history")}}
+
+
+def evaluate(model: Module, held_out: Corpus, options: Options, machine: Machine, interrupt) -> dict[str, float]:
+    """loss and acc on what is held out; of pretraining, what else its objective tells."""
+    entry = OBJECTIVES[options.loss]
+    if entry.pretraining:
+        return held_out_loss(model, held_out, entry.objective, machine, options, interrupt)
+    found = metrics(score(model, held_out, machine, interrupt), held_out.labels)
+    if "confusion" in found and 0 in map(sum, zip(*found["confusion"], strict=True)):
+        print("warning: all validation reviews get one label; try another --learning-rate or more --epochs")
+    return {"loss": found["loss"], "acc": found["accuracy"]}
 
 
 class NotFinite(Exception):
@@ -341,17 +357,23 @@ def step_batches(corpus: Corpus, stream: Stream | None, micro_batches: list[np.n
 
 
 def gradient(model: Module, objective, batches: list[Batch], scaler, machine: Machine, options: Options):
-    """Adds the gradient of the mean over all examples of a step. Returns (batch, loss, logits) of each pass. Raises
+    """Adds the gradient of the mean over all examples of a step. Returns (batch, loss, decisions) of each pass. Raises
     NotFinite."""
     size, passes = sum(len(batch.labels) for batch in batches), []
     for batch in (batch.to(machine.device) for batch in batches):
         with machine.autocast():
-            loss, logits = objective(model, batch, options)
+            loss, found = objective(model, batch, options)
         if not torch.isfinite(loss):
             raise NotFinite(loss.item(), batch.rows.cpu().numpy())
         scaler.scale(loss * (len(batch.labels) / size)).backward()
-        passes.append((batch, loss.detach(), logits.detach()))
+        passes.append((batch, loss.detach(), decisions(found, batch)))
     return passes
+
+
+def decisions(found: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Which decisions of a pass were right, from what an objective returns beside its loss. Logits may hold the batch
+    twice (two dropout passes): the first rows count."""
+    return found if isinstance(found, dict) else {"acc": found[: len(batch.labels)].argmax(-1) == batch.labels}
 
 
 def epoch_order(corpus: Corpus, options: Options, epoch: int) -> list[np.ndarray]:
@@ -372,7 +394,13 @@ def out_of_patience(progress: dict[str, Any], options: Options) -> bool:
 
 
 def finish(trained: dict[str, Any], options: Options, run: Run, splits: Splits, machine: Machine, interrupt) -> None:
-    """Loads what was saved as best, scores it on validation and, once, on test, and writes result.json."""
+    """Loads what was saved as best, scores it on validation and, once, on test, and writes result.json. What was
+    pretrained has no classifier to score."""
+    peak = {"peak_memory_bytes": peak_memory(machine.device)}
+    if OBJECTIVES[options.loss].pretraining:
+        write_json(run.folder / "result.json", run.config | trained | peak)
+        print(f"finished: python train.py --model {options.model} --weights {run.best} starts from it")
+        return
     model, tokenizer = load_run(run, machine.device)
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
@@ -380,7 +408,8 @@ def finish(trained: dict[str, Any], options: Options, run: Run, splits: Splits, 
             corpus = build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache)
             trained[name] = metrics(score(model, corpus, machine, interrupt), corpus.labels)
             print_metrics(name, trained[name])
-    write_json(run.folder / "result.json", run.config | trained | {"peak_memory_bytes": peak_memory(machine.device)})
+    peak = {"peak_memory_bytes": peak_memory(machine.device)}
+    write_json(run.folder / "result.json", run.config | trained | peak)
     print(f'finished: python eval.py --run {run.folder} --text "…" uses it')
 
 

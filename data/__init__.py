@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from data import demo
-from data.imdb import UNKNOWN, as_frame, load_reviews, split_train
+from data.imdb import UNKNOWN, as_frame, hash_rank, load_lines, load_reviews, split_train
 
 HERE = Path(__file__).parent
 LABELED, UNLABELED, TEST = "labeledTrainData.tsv", "unlabeledTrainData.tsv", "testData.tsv"
@@ -80,6 +80,25 @@ def load_splits(
     if (labelled["sentiment"] == UNKNOWN).any():
         raise ValueError(f"{root} has no label column to train on; name it with --label-column")
     return Splits(*split_train(labelled), test, unlabelled)
+
+
+def load_texts(
+    source: str, text_column: str = "", label_column: str = "", skip_bad_rows: bool = False, cache: Path | None = None
+) -> Splits:
+    """Texts to pretrain on: the training reviews and the unlabelled ones, with validation held out, or a file's (a TSV
+    or CSV, or .txt with one text a line), 1 in 20 of them held out. Labels are forgotten, test reviews left out."""
+    columns = (text_column, label_column, skip_bad_rows, cache)
+    root = Path(source)
+    if source == "demo" or root.is_dir():
+        splits = load_splits(source, *columns, with_unlabelled=True)
+        train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
+    else:
+        texts = load_lines(root) if root.suffix == ".txt" else load_reviews(root, *columns)
+        last = hash_rank(texts["id"], "held out").rank(pct=True) > 0.95
+        train, held_out = texts[~last].reset_index(drop=True), texts[last].reset_index(drop=True)
+        if not len(train) or not len(held_out):
+            raise ValueError(f"{source}: {len(texts)} texts are too few to hold one out")
+    return Splits(train.assign(sentiment=UNKNOWN), held_out.assign(sentiment=UNKNOWN), as_frame([]), as_frame([]))
 
 
 def overlap(splits: Splits) -> dict[str, int]:

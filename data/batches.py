@@ -53,18 +53,20 @@ class Corpus:
     def cached(
         cls, path: Path, make: Callable[[], Iterable[list[int]]], labels: Iterable[int], pad_id: int
     ) -> "Corpus":
-        """The ids in `path`, mapped into memory; `make` gives them, once, where the file is not there yet.
+        """The ids in `path`, mapped into memory; `make` gives them, once, where the file is not there yet. Without
+        `labels` they are -1.
 
         The file is one int32 array, .npy: the number of examples, their lengths, their ids.
         """
         if not path.exists():
-            made = cls.from_rows(make(), labels, pad_id)
+            made = cls.from_rows(make(), [], pad_id)
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, np.concatenate([[len(made)], made.lengths, made.ids]).astype(np.int32))
+                np.save(file, np.concatenate([[len(made.lengths)], made.lengths, made.ids]).astype(np.int32))
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         count = int(stored[0])
         offsets = np.concatenate([[0], np.cumsum(stored[1 : count + 1], dtype=np.int64)])
-        return cls(stored[count + 1 :], offsets, np.asarray(list(labels), dtype=np.int64), pad_id)
+        labels = np.asarray(list(labels), dtype=np.int64)
+        return cls(stored[count + 1 :], offsets, labels if len(labels) else np.full(count, -1), pad_id)
 
     def __len__(self) -> int:
         return len(self.labels)

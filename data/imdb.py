@@ -165,6 +165,18 @@ def load_reviews(
     return as_frame(records)
 
 
+def load_lines(path: Path) -> pd.DataFrame:
+    """A text file, one text a line, as load_reviews gives reviews: without labels, ids from 0. Raises ValueError where
+    it holds none or is not UTF-8."""
+    try:
+        texts = [text for line in path.read_text(encoding="utf-8").splitlines() if (text := line.strip())]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    if not texts:
+        raise ValueError(f"{path} holds no text")
+    return as_frame([(str(number), text, UNKNOWN) for number, text in enumerate(texts)])
+
+
 def checked(rows: list[Row | str], path: Path, skip_bad_rows: bool) -> list[tuple[str, str, int]]:
     broken = [row for row in rows if isinstance(row, str)]
     records = []

@@ -33,11 +33,14 @@ class Options:
     skip_bad_rows: bool = option(False, "data", "leave broken rows out instead of stopping")
     train_reviews: int = option(0, "data", "train on this many reviews of the training split only; 0: on all")
     max_length: int = option(256, "data", "tokens a review is cut to, [CLS] and [SEP] included")
-    truncate: str = option("head", "data", "what is kept of a longer review: head, tail or head+tail (128 + rest)")
+    truncate: str = option(
+        "head", "data", "what is kept of a longer review: head, tail, head+tail (128 + rest); chunks"
+    )
     tokenizer: str = option("published", "data", "published: as the weights were trained; hf5: as transformers 5 cuts")
     vocab_size: int = option(4000, "data", "pieces or words of a tokenizer that is trained here")
     min_count: int = option(1, "data", "a word of the vocabulary occurs at least so often")
     word_vectors: str = option("none", "data", "none (random), train (GloVe, on all reviews but the test's), or a file")
+    whiten_vectors: bool = option(True, "data", "give all directions of the word vectors the same variance")
     train_vectors: bool = option(True, "data", "go on training the word vectors")
 
     epochs: int = option(3, "training", "passes over the training split")
@@ -61,6 +64,8 @@ class Options:
     adversarial_weight: float = option(1.0, "objective", "mixed: of adversarial training")
     vat_weight: float = option(1.0, "objective", "mixed: of virtual adversarial training")
     entropy_weight: float = option(1.0, "objective", "mixed: of entropy minimisation")
+    rtd_weight: float = option(50.0, "objective", "rtd: λ, weight of the detection loss")
+    whole_words: bool = option(False, "objective", "mlm, rtd: mask all pieces of a word together")
     unlabelled_batch: int = option(0, "objective", "mixed: unlabelled reviews in a pass; 0: as many as labelled")
 
     patience: int = option(0, "training", "stop after this many epochs without a better validation accuracy; 0: never")
@@ -111,16 +116,19 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     model = known("model", given.get("model", Options.model), MODELS)
     method = known("method", given.get("peft", Options.peft), METHODS)
     objective = known("objective", given.get("loss", Options.loss), OBJECTIVES)
-    weights = given.get("weights", model.weights)
+    weights = given.get("weights", objective.training.get("weights", model.weights))
     if weights == "builtin":
         weights = str(BUILTIN) if BUILTIN.is_dir() else "none"
     layers = [("model", model.training | {"weights": weights}), ("method", method.training)]
     layers += [("objective", objective.training)]
-    layers += [("random weights", FROM_NOTHING)] if weights == "none" != model.weights else []
+    from_nothing = weights == "none" != model.weights and not objective.pretraining
+    layers += [("random weights", FROM_NOTHING)] if from_nothing else []
     options, origins = layer(Options, [*layers, ("command line", given)])
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+    if options.truncate == "chunks" and not objective.pretraining:
+        raise ValueError("--truncate chunks parts a review from its label; it is for --loss mlm and rtd")
     known("out_of_memory", options.out_of_memory, {"halve": None, "stop": None})
     known("schedule", options.schedule, {"linear": None, "constant": None})
     known("quantize", options.quantize, {"none": None, "int8": None})

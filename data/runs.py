@@ -197,14 +197,16 @@ class Meter:
 
     @staticmethod
     def zero() -> dict[str, float]:
-        return {"loss": 0.0, "correct": 0, "count": 0, "tokens": 0, "seconds": 0.0}
+        return {"loss": 0.0, "count": 0, "tokens": 0, "seconds": 0.0}
 
-    def add(self, batch: Batch, loss: Tensor, logits: Tensor) -> None:
-        """loss: a mean over examples. Logits may hold the batch twice (two dropout passes): the first rows count."""
+    def add(self, batch: Batch, loss: Tensor, decisions: dict[str, Tensor]) -> None:
+        """loss: a mean over examples. decisions: by name, which were right (bool, any shape)."""
         size = len(batch.labels)
         self.sums["loss"] += loss.item() * size
-        self.sums["correct"] += int((logits[:size].argmax(-1) == batch.labels).sum())
         self.sums["count"] += size
+        for name, right in decisions.items():
+            self.sums[f"right {name}"] = self.sums.get(f"right {name}", 0) + int(right.sum())
+            self.sums[f"of {name}"] = self.sums.get(f"of {name}", 0) + right.numel()
         self.sums["tokens"] += int(batch.mask.sum())  # real ones, not padding
 
     def tick(self) -> None:
@@ -221,10 +223,14 @@ class Meter:
         """Seconds of the whole run, over all sittings."""
         return self.before + time.perf_counter() - self.begin
 
-    def record(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         s = self.sums
-        means = {"train_loss": s["loss"] / s["count"], "train_acc": s["correct"] / s["count"]}
-        return means | {"tokens_per_second": round(s["tokens"] / max(s["seconds"], 1e-9))}
+        names = [name.removeprefix("of ") for name in s if name.startswith("of ")]
+        return {"loss": s["loss"] / s["count"]} | {name: s[f"right {name}"] / max(1, s[f"of {name}"]) for name in names}
+
+    def record(self) -> dict[str, float]:
+        speed = {"tokens_per_second": round(self.sums["tokens"] / max(self.sums["seconds"], 1e-9))}
+        return {f"train_{name}": value for name, value in self.means().items()} | speed
 
     def shown(self) -> dict[str, float]:
         return {name: float(f"{value:.5g}") for name, value in self.record().items()}

@@ -11,6 +11,7 @@ Differs from the published code: text that spells a special token ("[SEP]", "<0x
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -32,7 +33,7 @@ SPECIAL = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "mask
 SPECIAL_WORDS = {"pad": "<pad>", "unk": "<unk>"}
 SPECIAL_BPE = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 BATCH = 1_000  # reviews handed to the parallel encoder at a time
-TRUNCATE = ("head", "tail", "head+tail")
+TRUNCATE = ("head", "tail", "head+tail", "chunks")
 HEAD_TOKENS = 128  # of head+tail: Sun et al. 2019, arXiv 1905.05583, §5.3.1
 SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -53,6 +54,15 @@ def cut(ids: list[int], room: int, truncate: str) -> list[int]:
         return ids[:room]
     first = min(HEAD_TOKENS, room // 4) if truncate == "head+tail" else 0
     return ids[:first] + ids[len(ids) - (room - first) :]
+
+
+def parts(ids: list[int], room: int, truncate: str) -> list[list[int]]:
+    """The one part of `ids` that is kept, or, for `chunks`, all of it in parts of at most `room`, alike in length."""
+    if truncate != "chunks":
+        return [cut(ids, room, truncate)]
+    count = max(1, -(-len(ids) // room))
+    ends = [len(ids) * number // count for number in range(count + 1)]
+    return [ids[start:end] for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,11 @@ class Tokenizer:
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         return sorted(vocabulary, key=vocabulary.__getitem__)
 
+    def starts_word(self, piece: str) -> bool:
+        """Whether a piece of the vocabulary begins a word."""
+        marks = {"unigram": "▁", "bpe": "Ġ"}
+        return piece.startswith(marks[self.kind]) if self.kind in marks else not piece.startswith("##")
+
     @property
     def fingerprint(self) -> str:
         """The same for tokenizers that give the same ids."""
@@ -120,17 +135,19 @@ class Tokenizer:
                 yield encoding.ids if self.spm is None else self.spm.repair(text, encoding.ids)
 
     def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:
-        """1 to max_length ids of each text, [CLS] and [SEP] included. truncate: head, tail or head+tail."""
+        """1 to max_length ids of each text, [CLS] and [SEP] included. truncate: head, tail, head+tail, or chunks: each
+        text becomes as many examples as it takes, alike in length."""
         if max_length < 3:
             raise ValueError(f"max_length {max_length} leaves no room for text; it must be at least 3")
         if truncate not in TRUNCATE:
             raise ValueError(f"unknown truncation {truncate!r}; known: {', '.join(TRUNCATE)}")
         if self.kind == "wordlevel":
-            yield from (cut(ids, max_length, truncate) or [self.id_of("<unk>")] for ids in self.pieces(texts))
+            for ids in self.pieces(texts):
+                yield from (part or [self.unk_id] for part in parts(ids, max_length, truncate))
             return
         first, last = self.id_of(self.special["cls"]), self.id_of(self.special["sep"])
         for ids in self.pieces(texts):
-            yield [first, *cut(ids, max_length - 2, truncate), last]
+            yield from ([first, *part, last] for part in parts(ids, max_length - 2, truncate))
 
     def encode_batch(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> tuple[Tensor, Tensor]:
         """(ids int64 [B, T], mask bool [B, T]), padded on the right to the longest text."""

@@ -1,20 +1,36 @@
 """The training objectives, one line each: a function (model, batch, options) -> (loss, logits), what it does to a model
 beforehand, whether it reads unlabelled reviews, and the training defaults that it wants.
 
+Pretraining asks for no labels. Its functions return {name: which decisions were right} where others return logits.
+
 Every loss is a mean over examples, computed in fp32, so that its strength does not depend on the batch size.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from losses import cross_entropy, margin, mixed, rdrop, supcon
+from losses import cross_entropy, margin, mixed, mlm, rdrop, rtd, supcon
 
 
 class ObjectiveEntry(NamedTuple):
     objective: Callable
     training: dict[str, Any]
-    prepare: Callable = lambda model, options: None  # checks options; adds what is dropped after training
+    prepare: Callable = lambda model, options, tokenizer: None  # checks options; adds what is dropped after training
     unlabelled: bool = False  # batches come with unlabelled reviews beside them
+    pretraining: bool = False
+
+
+# for small models, from nothing
+PRETRAINING = {
+    "weights": "none",
+    "truncate": "chunks",
+    "max_length": 128,
+    "vocab_size": 16_000,
+    "batch_size": 32,
+    "learning_rate": 5e-4,
+    "warmup": 0.02,
+    "epochs": 10,
+}
 
 
 # fmt: off
@@ -25,5 +41,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
     "supcon":       ObjectiveEntry(supcon.objective, {}, supcon.prepare),
     "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, {}, supcon.prepare),
     "mixed":        ObjectiveEntry(mixed.objective, {}, mixed.prepare, unlabelled=True),
+    "mlm":          ObjectiveEntry(mlm.objective, PRETRAINING, mlm.prepare, pretraining=True),
+    "rtd":          ObjectiveEntry(rtd.objective, PRETRAINING, rtd.prepare, pretraining=True),
 }
 # fmt: on

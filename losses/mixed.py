@@ -102,7 +102,7 @@ def adversarial_loss(reviews: Reviews, loss: Tensor, labels: Tensor, radius: flo
     return cross_entropy(reviews.logits(shift), labels, smoothing)
 
 
-def prepare(model: Module, options) -> None:
+def prepare(model: Module, options, tokenizer) -> None:
     """Raises ValueError for a model or settings that cannot do this."""
     if options.radius <= 0:
         raise ValueError(f"radius {options.radius} must be above 0")

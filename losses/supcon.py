@@ -61,7 +61,7 @@ class Projection(Module):
         return self.second(self.first(features).relu())
 
 
-def prepare(model: Module, options) -> None:
+def prepare(model: Module, options, tokenizer) -> None:
     """Puts the projection head on a model where one is asked for. Raises ValueError for λ outside [0, 1]."""
     if not 0 <= options.supcon_weight <= 1:
         raise ValueError(f"supcon_weight {options.supcon_weight} is outside [0, 1]")

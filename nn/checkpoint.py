@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from nn import MODELS
-from nn.encoder import init_weights
+from nn.encoder import SharedEmbedding, init_weights
 from nn.files import read_json, write_json, write_tensors
 from nn.hub import CONFIG, WEIGHTS, WeightFile, find_pretrained, weight_files
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
 from nn.runtime import random_state, set_random_state
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; s beside a weight's name
-ASIDE = "projection."  # parameters that serve training alone and are saved nowhere but in its state
+ASIDE = ("projection.", "pretraining.")  # serve training alone and are saved nowhere but in its state
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta)\.")
 
 # ------------------------------------------------------------------------------------------------------- names
@@ -179,9 +179,15 @@ def check_tensors(model: Module, files: list[WeightFile], directory: Path, quant
     return fresh
 
 
-def published_state(model: Module) -> dict[str, Tensor]:
-    """Parameters, and 8-bit weights with their scales, by published name."""
-    state = {translate(name, model.KEYS): p for name, p in model.named_parameters() if not name.startswith(ASIDE)}
+def published_state(model: Module, heads: bool = True) -> dict[str, Tensor]:
+    """Parameters, and 8-bit weights with their scales, by published name; heads: those of the classifier, too."""
+    kept = {name: p for name, p in model.named_parameters() if not name.startswith(ASIDE)}
+    if isinstance(model.embeddings.word, SharedEmbedding):
+        del kept["embeddings.word.delta"]
+        kept["embeddings.word.weight"] = model.embeddings.word.weight
+    state = {
+        translate(name, model.KEYS): p for name, p in kept.items() if heads or name.split(".")[0] not in model.HEAD
+    }
     for name, module in model.named_modules():
         if isinstance(module, Int8Linear | Int8Embedding):
             published = translate(f"{name}.weight", model.KEYS)
@@ -189,13 +195,18 @@ def published_state(model: Module) -> dict[str, Tensor]:
     return state
 
 
-def save_pretrained(model: Module, directory: str | Path) -> None:
+def save_pretrained(
+    model: Module, directory: str | Path, dtype: torch.dtype = torch.float32, heads: bool = True
+) -> None:
     """Writes config.json and model.safetensors with the published names: a directory that transformers loads, unless
-    the model is quantized, which only this project reads."""
+    the model is quantized, which only this project reads. heads False leaves the classifier's layers out."""
     directory = Path(directory)
     quantized = {QUANTIZATION: QUANTIZED} if is_quantized(model) else {}
-    write_json(directory / CONFIG, write_config(model) | quantized)
-    write_tensors(directory / WEIGHTS, published_state(model))
+    state = published_state(model, heads)
+    if dtype != torch.float32:
+        state = {name: p.to(dtype) if p.is_floating_point() else p for name, p in state.items()}
+    write_json(directory / CONFIG, write_config(model) | quantized | {"dtype": str(dtype).removeprefix("torch.")})
+    write_tensors(directory / WEIGHTS, state)
 
 
 # -------------------------------------------------------------------------------------------------- resume state

@@ -45,13 +45,22 @@ class Dropout(Module):
     def active(self) -> bool:
         return self.training and self.p > 0
 
+    @property
+    def threshold(self) -> int:
+        return min(LEVELS - 1, max(1, round(self.p * LEVELS)))
+
+    def mask(self, x: Tensor) -> tuple[Tensor, float]:
+        """m as uint8 like x, and p as it is where x lives: for those that apply it themselves."""
+        if x.device.type != "cpu":
+            return torch.empty_like(x, dtype=torch.uint8).bernoulli_(1 - self.p), self.p
+        return keep_mask(x.shape, self.threshold), self.threshold / LEVELS
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        threshold = min(LEVELS - 1, max(1, round(self.p * LEVELS)))
-        return (x * keep_mask(x.shape, threshold)).mul_(LEVELS / (LEVELS - threshold))
+        return (x * keep_mask(x.shape, self.threshold)).mul_(LEVELS / (LEVELS - self.threshold))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -11,7 +11,7 @@ Differs from the published code: nothing.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Embedding, LayerNorm, Linear, Module
+from torch.nn import Embedding, LayerNorm, Linear, Module, Parameter
 from torch.utils.checkpoint import checkpoint
 
 from nn.dropout import Dropout
@@ -50,6 +50,27 @@ def run_layer(layer: Module, checkpointing: bool, *inputs) -> Tensor:
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)
+
+
+class SharedEmbedding(Module):
+    """E_D = sg(E_G) + E_Δ: another table's rows, as constants, plus rows of its own that start at 0
+    (He et al. 2021, arXiv 2111.09543, §3.3). E_G -> base, which belongs to another module;  E_Δ -> delta [V, E].
+    """
+
+    def __init__(self, base: Embedding) -> None:
+        super().__init__()
+        self.base = (base,)  # in a tuple: not a part of this module
+        self.delta = Parameter(torch.zeros_like(base.weight))
+        self.padding_idx = base.padding_idx
+
+    @property
+    def weight(self) -> Tensor:
+        """E_D, [V, E]"""
+        return self.base[0].weight.detach() + self.delta
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[B, T] -> [B, T, E]"""
+        return self.base[0](input_ids).detach() + F.embedding(input_ids, self.delta, self.padding_idx)
 
 
 class Embeddings(Module):

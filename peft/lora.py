@@ -11,6 +11,14 @@ A ~ U(-1/√in, 1/√in), B = 0 and m = ‖W₀‖, so that training starts at t
 its place; `unmerge` takes the change out again, to within rounding (about 1e-8 of W₀ in fp32). A layer of in × out
 gains R·(in + out) parameters, and out more with DoRA.
 
+With u = A (d ⊙ x), d the dropout's mask over 1 - p, and g = ∂L/∂y, the gradients of the update are
+
+    ∂L/∂B = s·Σ g uᵀ,   ∂L/∂A = s·Σ (Bᵀg)(d ⊙ x)ᵀ,   ∂L/∂x = d ⊙ s·Aᵀ(Bᵀg)
+
+`LowRank` keeps for them x itself, u and one byte an element for d. Left to autograd, every adapter would keep a copy of
+d ⊙ x, under mixed precision even without dropout; so all adapters on one x share it. W₀ gets no gradient, nor does
+anything below the first adapter.
+
 Differs from the paper: A is uniform (as loralib and peft have it) where the paper says Gaussian. DeBERTa's query and
 key layers also project the relative positions, and the adapter acts there too: it belongs to the layer.
 """
@@ -19,7 +27,6 @@ import math
 import re
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
@@ -28,6 +35,34 @@ from nn.quant import Int8Linear
 
 OPTIONS = ("rank", "alpha", "lora_dropout", "targets", "rslora", "dora", "lora_bias", "rank_pattern", "alpha_pattern")
 BIASES = ("none", "all", "lora_only")
+
+
+class LowRank(torch.autograd.Function):
+    """s·B(A (d ⊙ x)), and the gradients of the module docstring, in `dtype`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, A: Tensor, B: Tensor, s: float, keep: Tensor | None, p: float, dtype: torch.dtype):
+        """x: [..., in];  A: [R, in];  B: [out, R];  keep: uint8 like x, 0 where dropped with probability p, or None."""
+        ctx.s, ctx.p, ctx.dtype = s, p, dtype
+        u = LowRank.dropped(x, keep, p, dtype) @ A.to(dtype).t()  # [..., R]
+        ctx.save_for_backward(x, A, B, keep, u)
+        return (u * s) @ B.to(dtype).t()  # scaled where it is smallest
+
+    @staticmethod
+    def dropped(x: Tensor, keep: Tensor | None, p: float, dtype: torch.dtype) -> Tensor:
+        """d ⊙ x"""
+        return x.to(dtype) if keep is None else (x.to(dtype) * keep).mul_(1 / (1 - p))
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        x, A, B, keep, u = ctx.saved_tensors
+        below = (g @ B.to(g.dtype)) * ctx.s  # s·Bᵀg, [..., R]
+        d_A = below.flatten(0, -2).t() @ LowRank.dropped(x, keep, ctx.p, ctx.dtype).flatten(0, -2)  # [R, in]
+        d_B = g.flatten(0, -2).t() @ u.flatten(0, -2) * ctx.s  # [out, R]
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = LowRank.dropped(below @ A.to(g.dtype), keep, ctx.p, g.dtype).to(x.dtype)  # [..., in]
+        return d_x, d_A.to(A.dtype), d_B.to(B.dtype), None, None, None, None
 
 
 class LoRALinear(Module):
@@ -52,8 +87,11 @@ class LoRALinear(Module):
 
     def update(self, x: Tensor) -> Tensor:
         """s·B(A dropout(x)): [..., in] -> [..., out]"""
-        low = F.linear(self.dropout(x), self.A) * self.scale  # [..., R]: scaled where it is smallest
-        return F.linear(low, self.B)
+        mixed = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if mixed else x.dtype
+        keep, p = self.dropout.mask(x) if self.dropout.active else (None, 0.0)
+        with torch.autocast(x.device.type, enabled=False):
+            return LowRank.apply(x, self.A, self.B, self.scale, keep, p, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""

@@ -5,7 +5,7 @@ from torch.nn import Linear
 
 from nn.dropout import Dropout
 from peft import apply, merge
-from peft.lora import DoRALinear, LoRALinear, choose_targets, wrapped
+from peft.lora import DoRALinear, LoRALinear, LowRank, choose_targets, wrapped
 
 IN, OUT, R = 7, 11, 3
 
@@ -140,3 +140,45 @@ def test_number_of_parameters():
     model = apply(tiny("bert"), "lora", rank=R, targets="query,up")
     added = sum(p.numel() for name, p in model.named_parameters() if name.endswith((".A", ".B")))
     assert added == 2 * (R * (12 + 12) + R * (12 + 17))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_the_gradients_derived_by_hand(dropped):
+    torch.manual_seed(0)
+    x, a_, b_ = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, IN), (R, IN), (OUT, R))
+    )
+    keep = (torch.rand(2, 3, IN) > 0.4).to(torch.uint8) if dropped else None
+    args = (2.5, keep, 0.4 if dropped else 0.0, torch.float64)
+    assert torch.autograd.gradcheck(LowRank.apply, (x, a_, b_, *args))
+    factor = keep / 0.6 if dropped else 1.0
+    torch.testing.assert_close(LowRank.apply(x, a_, b_, *args), 2.5 * ((x * factor) @ a_.T @ b_.T))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_adapters_share_what_they_keep_of_their_input(mixed):
+    """Beside x, an adapter keeps u, its own parameters and one byte an element for dropout."""
+    x = torch.randn(4, 50, 40, requires_grad=True)
+    layers = [LoRALinear(Linear(40, 40).requires_grad_(False), 2, 4.0, 0.1).train() for _ in range(3)]
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
+        sum(lora.update(x).sum() for lora in layers).backward()
+    large = [tensor for tensor in kept.values() if tensor.numel() == x.numel()]
+    assert sorted(str(tensor.dtype) for tensor in large) == ["torch.float32"] + 3 * ["torch.uint8"]
+
+
+def test_nothing_below_the_first_adapter_and_no_frozen_weight_gets_a_gradient():
+    model, needed = adapt(tiny("bert"), "lora", targets="layers.1.attention.value"), []
+    for layer_ in model.layers:
+        layer_.register_forward_hook(lambda _, __, out: needed.append(out.requires_grad))
+    model(*token_batch([7, 5])).sum().backward()
+    assert needed == [False, True]
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)

@@ -86,7 +86,7 @@ def test_each_part_counts(name):
 
 def test_bad_settings(tmp_path):
     with pytest.raises(ValueError, match="radius 0 must be above 0"):
-        prepare(tiny("lstm"), dataclasses.replace(Options(), radius=0))
+        prepare(tiny("lstm"), dataclasses.replace(Options(), radius=0), None)
     arguments = [
         "--model",
         "cnn",

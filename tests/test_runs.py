@@ -66,7 +66,7 @@ def test_a_damaged_state_is_named(tmp_path):
 
 
 def test_meter_resumes_from_its_sums():
-    meter = Meter({"loss": 3.0, "correct": 4, "count": 5, "tokens": 60, "seconds": 2.0}, 100.0, 0.0)
+    meter = Meter({"loss": 3.0, "right acc": 4, "of acc": 5, "count": 5, "tokens": 60, "seconds": 2.0}, 100.0, 0.0)
     assert meter.record() == {"train_loss": 3 / 5, "train_acc": 4 / 5, "tokens_per_second": 30}
     assert meter.total() >= 100
     assert meter.save_is_due()

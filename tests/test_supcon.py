@@ -110,7 +110,7 @@ def test_two_passes_give_every_anchor_a_positive():
 @pytest.mark.parametrize("name", [ENCODERS[0], "lstm"])
 def test_the_projection_head_is_dropped(name, tmp_path):
     model, options = tiny(name), dataclasses.replace(Options(), supcon_weight=0.5, projection=6)
-    prepare(model, options)
+    prepare(model, options, None)
     loss, _ = objective(model.train(), batch(), options)
     loss.backward()
     assert model.projection.second.weight.shape == (6, model.classifier.in_features)
@@ -125,6 +125,6 @@ def test_bad_settings():
     with pytest.raises(ValueError, match="temperature 0 must be above 0"):
         supcon_loss(torch.randn(3, 5), LABELS[:3], 0)
     with pytest.raises(ValueError, match=r"supcon_weight 1\.5 is outside"):
-        prepare(tiny("bert"), dataclasses.replace(Options(), supcon_weight=1.5))
+        prepare(tiny("bert"), dataclasses.replace(Options(), supcon_weight=1.5), None)
     with pytest.raises(ValueError, match=r"rdrop_alpha -1\.0 is negative"):
         rdrop_objective(tiny("bert"), batch(), dataclasses.replace(Options(), rdrop_alpha=-1.0))

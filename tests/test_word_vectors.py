@@ -23,6 +23,7 @@ from data.word_vectors import (
     train_glove,
     trained_vectors,
     weight,
+    whitened,
 )
 from nn.files import read_json
 
@@ -84,6 +85,26 @@ def test_our_own_file_keeps_words_and_numbers(tmp_path):
     (tmp_path / "v.safetensors").write_bytes((tmp_path / "v.safetensors").read_bytes()[:-3])
     with pytest.raises(ValueError, match="cut short"):
         read_vectors(tmp_path / "v.safetensors", [])
+
+
+def test_whitened_vectors_of_running_words_have_unit_covariance():
+    torch.manual_seed(0)
+    vectors = torch.randn(50, 7) @ torch.diag(10.0 ** torch.arange(-1.5, 2, 0.5)) + 5
+    counts = np.arange(1, 51)
+    out = whitened(vectors, torch.from_numpy(counts)).double()
+    running = out[torch.from_numpy(np.repeat(np.arange(50), counts))]
+    torch.testing.assert_close(running.T.cov(correction=0), torch.eye(7).double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(running.mean(0), torch.zeros(7).double(), atol=1e-5, rtol=0)
+
+
+def test_put_vectors_whitens_where_counts_are_given():
+    torch.manual_seed(0)
+    table, vectors = torch.randn(9, 3), WordVectors(["a", "b", "c", "d", "e", "f"], torch.randn(6, 3))
+    counts = np.arange(9)
+    assert put_vectors(table, {word: 2 + k for k, word in enumerate("abcdef")}, vectors, counts) == 6
+    plain = whitened(vectors.vectors, torch.from_numpy(counts[2:8]))
+    ratio = table[2:8] / plain
+    torch.testing.assert_close(ratio, ratio[0, 0].expand(6, 3))
 
 
 def test_put_vectors_takes_the_spread_of_the_table():
