@@ -27,9 +27,11 @@ from data.batches import Corpus, batches, sorted_order
 from data.imdb import UNKNOWN, as_frame, clean, load_reviews
 from data.runs import Meter, Run, known, option, parse_flags
 from data.tokenization import Tokenizer, load_tokenizer
+from losses import OBJECTIVES
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.files import read_json, write_text
 from nn.runtime import (
+    DTYPES,
     Interrupt,
     Machine,
     choose_machine,
@@ -53,6 +55,7 @@ class Options:
     text: str = option("", "what", "one review to label")
     compare: str = option("", "what", "run folders with spaces between them: a table, and their learning curves")
     merge: str = option("", "what", "folder for a plain checkpoint with the adapter inside its weights")
+    dtype: str = option("fp32", "what", "numbers of the checkpoint that --merge writes: fp32, fp16 or bf16")
     skip_bad_rows: bool = option(False, "what", "leave broken rows of a file out instead of stopping")
     quantize: str = option("none", "machine", "int8: the run's weights in 8 bits")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
@@ -240,14 +243,20 @@ def heaviest_words(model: Module, tokenizer: Tokenizer, corpus: Corpus, machine:
     return [f"{words[batch.input_ids[0, t]]} {weights[t]:.2f}" for t in weights.argsort(descending=True)[:count]]
 
 
-def export(folder: str, run: Run, machine: Machine) -> None:
-    """A folder that transformers loads: config.json, model.safetensors, the tokenizer."""
+def is_pretraining(run: Run) -> bool:
+    return OBJECTIVES[run.config["options"]["loss"]].pretraining
+
+
+def export(folder: str, run: Run, machine: Machine, dtype: str = "fp32") -> None:
+    """A folder that transformers loads: config.json, model.safetensors, the tokenizer. Of a pretraining run it has no
+    classifier."""
+    number = known("dtype", dtype, DTYPES)
     if (Path(folder) / "config.json").exists():
         raise ValueError(f"{folder} holds a checkpoint already; name another folder")
     model, tokenizer = load_run(run, machine.device)
     if getattr(model, "adapter", None):
         peft.merge(model)
-    save_pretrained(model, folder)
+    save_pretrained(model, folder, number, heads=not is_pretraining(run))
     tokenizer.save(folder)
     print(f"{folder}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
@@ -287,10 +296,12 @@ def main(argv: list[str] | None = None) -> None:
     if not options.run:
         raise ValueError("--run RUN_FOLDER says which run to use")
     run, machine = Run.open(options.run), choose_machine(options.device, options.precision)
+    if is_pretraining(run) and not options.merge:
+        raise ValueError(f"{run.folder} was pretrained and has no classifier; train.py --weights {run.best} adds one")
     if "text" in given:
         answer(options.text, run, machine)
     elif options.merge:
-        export(options.merge, run, machine)
+        export(options.merge, run, machine, options.dtype)
     elif options.predict:
         predict(options, run, machine)
     else:

@@ -42,7 +42,7 @@ from nn.checkpoint import (
     training_state,
 )
 from nn.dropout import Dropout
-from nn.encoder import init_weights
+from nn.encoder import SharedEmbedding, init_weights
 from nn.files import write_json
 from nn.runtime import (
     Interrupt,
@@ -132,7 +132,8 @@ def start_from_vectors(
     model: Module, options: Options, splits: Splits, corpus: Corpus, tokenizer: Tokenizer, run: Run, interrupt
 ) -> None:
     """--word-vectors into the model's table."""
-    table = model.embeddings.word.weight
+    word = model.embeddings.word
+    table = word.table if isinstance(word, SharedEmbedding) else word.weight
     if options.word_vectors == "train":
         texts = [text for frame in (splits.train, splits.validation, splits.unlabelled) for text in frame["review"]]
         vectors = trained_vectors(tokenizer, texts, table.size(1), run.cache, interrupt.check)

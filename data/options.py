@@ -136,6 +136,6 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
         raise ValueError("--quantize int8 is for frozen weights: it needs --weights and a --peft method")
     if options.shape and options.weights != "none":
         raise ValueError(f"--shape is for --weights none; {options.weights} brings its own config")
-    if options.word_vectors != "none" and model.tokenizer != "wordlevel":
-        raise ValueError(f"--word-vectors are for networks over words; {options.model} reads pieces")
+    if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
+        raise ValueError(f"--word-vectors are for networks over words, or pretraining; {options.model} reads pieces")
     return options, origins, None

@@ -68,6 +68,11 @@ class SharedEmbedding(Module):
         """E_D, [V, E]"""
         return self.base[0].weight.detach() + self.delta
 
+    @property
+    def table(self) -> Tensor:
+        """E_G, where word vectors go."""
+        return self.base[0].weight
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """[B, T] -> [B, T, E]"""
         return self.base[0](input_ids).detach() + F.embedding(input_ids, self.delta, self.padding_idx)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -69,7 +70,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         raise ValueError(f"unknown precision {name!r}; known: {', '.join(PRECISIONS)}")
     if name == "auto":
         return torch.bfloat16 if native_bf16(device) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return DTYPES[name]
 
 
 class Machine(NamedTuple):

@@ -13,6 +13,8 @@ from data import load_texts
 from data.batches import Batch
 from data.imdb import UNKNOWN
 from data.tokenization import train_tokenizer
+from data.word_vectors import WordVectors, put_vectors
+from eval import main as evaluate
 from losses import OBJECTIVES, mlm, rtd
 from losses.mlm import Pieces, choose, corrupt
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -304,6 +306,27 @@ def test_loss_falls_and_a_classifier_starts_from_it(model, objective, tmp_path, 
     small = f"--model {model} --data demo --train-reviews 20 --epochs 1 --max-length 24 --runs {tmp_path} --name fine"
     train.main([*small.split(), "--weights", str(best)])
     assert "new and random: classifier" in capsys.readouterr().out
+
+
+def test_what_was_pretrained_is_exported_without_a_classifier_and_not_scored(tmp_path):
+    (tmp_path / "toy.txt").write_text("\n".join(f"the cat number {n % 7} sat on the mat again" for n in range(60)))
+    text = f"--model deberta --loss rtd --data {tmp_path / 'toy.txt'} --epochs 1 --word-vectors train"
+    pretrain(tmp_path, "pre", text)
+    run, out = str(tmp_path / "pre"), tmp_path / "out"
+    evaluate(["--run", run, "--merge", str(out), "--dtype", "fp16"])
+    with open_tensors(out / "model.safetensors") as file:
+        names = list(file.keys())
+        assert not [name for name in names if "pooler" in name or "classifier" in name]
+        assert {file.get_tensor(name).dtype for name in names} == {torch.float16}
+    with pytest.raises(ValueError, match="has no classifier"):
+        evaluate(["--run", run, "--text", "good"])
+
+
+def test_word_vectors_go_into_the_generators_table():
+    model, *_ = prepared("deberta", "rtd")
+    put_vectors(model.embeddings.word.table.data, {"a": 7, "b": 9}, WordVectors(["a", "b"], torch.randn(2, 12)))
+    for table in (model.pretraining.generator.embeddings.word.weight, model.embeddings.word.weight):
+        assert torch.equal(table[7], model.embeddings.word.table[7])
 
 
 def test_pretraining_is_reproducible(tmp_path):
