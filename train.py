@@ -32,7 +32,7 @@ from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from data.word_vectors import put_vectors, read_vectors, trained_vectors
 from eval import build_corpus, held_out_loss, load_run, metrics, print_metrics, score
 from losses import OBJECTIVES
-from nn import MODELS
+from nn import MODELS, memory
 from nn.checkpoint import (
     ASIDE,
     default_labels,
@@ -254,6 +254,7 @@ def train(
     trainable = [p for p in model.parameters() if p.requires_grad]
     counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
     print(describe(groups, counts["total"]))
+    print(memory.describe(model))
 
     orders = [epoch_order(corpus, options, epoch) for epoch in range(options.epochs)]
     counts_of_steps = [math.ceil(len(order) / options.accumulation) for order in orders]

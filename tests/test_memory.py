@@ -1,0 +1,77 @@
+"""The account of a training step's memory, against what is measured."""
+
+import functools
+
+import pytest
+import torch
+from conftest import adapt, tiny, token_batch
+
+from nn.memory import Live, account, describe, saved_bytes, standing
+from nn.quant import quantize_int8
+
+
+def test_standing_counts_parameters_by_hand():
+    model = tiny("bert")
+    count = sum(p.numel() for p in model.parameters())
+    assert standing(model) == (4 * count, 4 * count, 8 * count, 0)
+    assert standing(model).total == 16 * count
+    frozen = adapt(quantize_int8(tiny("bert")), "lora")
+    trained = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
+    assert standing(frozen)[1:3] == (4 * trained, 8 * trained)
+    assert standing(frozen).weights < 4 * count
+
+
+def test_the_line_that_a_run_prints():
+    model = tiny("bert", hidden_size=384, feed_forward_size=1536)
+    size = 4 * sum(p.numel() for p in model.parameters()) / 2**20
+    assert describe(model) == f"memory: weights {size:,.0f} MiB, gradients and moments {3 * size:,.0f} MiB"
+    line = describe(adapt(quantize_int8(model), "lora"))
+    assert "(8 bits save 10)" in line
+    assert line.endswith("gradients and moments 2 MiB (frozen weights save 43)"), line
+
+
+def test_each_storage_is_counted_once_and_the_models_own_not_at_all():
+    layer, x = torch.nn.Linear(5, 7), torch.randn(3, 5)
+    assert saved_bytes(layer, lambda: layer(x).sum()) == 4 * 15
+    assert saved_bytes(layer, lambda: (layer(x) + layer(x)).sum()) == 4 * 15
+    assert saved_bytes(layer, lambda: layer(x).exp().sum()) == 4 * (15 + 21)
+
+
+def test_live_bytes():
+    with Live() as live:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        c = b.view(10, 100)
+        assert live.now == 4000
+        del b, c
+    assert (live.now, live.peak) == (0, 8000)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", ["bert", "deberta"])
+def test_the_account_is_what_a_step_takes(name, mixed, checkpointing):
+    """Within 15 %: beside what is kept, the gradients of a layer live for a moment."""
+    sizes = {"hidden_size": 48, "num_layers": 5, "feed_forward_size": 192, "num_heads": 3}
+    model = adapt(tiny(name, **sizes), "lora", targets="all-linear").train()
+    model.checkpointing = checkpointing
+    ids, mask = token_batch([60] * 8)
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=mixed)
+    counted = account(model, ids, mask, autocast)
+    with Live() as live:
+        with autocast():
+            loss = model(ids, mask).float().sum()
+        loss.backward()
+    assert 0.85 < (counted.saved + counted.gradients) / live.peak < 1.05
+    assert model.checkpointing == checkpointing
+    assert len(model.layers) == 5
+
+
+def test_checkpointing_saves_what_it_says():
+    model, batch = tiny("bert", num_layers=6).train(), token_batch([50] * 4)
+    autocast = functools.partial(torch.autocast, "cpu", enabled=False)
+    plain = account(model, *batch, autocast)
+    model.checkpointing = True
+    assert account(model, *batch, autocast).saved < plain.saved / 3
+    assert account(model, *batch, autocast, layers=12).saved > account(model, *batch, autocast).saved
