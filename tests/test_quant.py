@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import ENCODERS, adapt, tiny, token_batch
+from conftest import ENCODERS, GOLDEN, adapt, tiny, token_batch
 from safetensors.torch import load_file, save_file
 from torch.nn import Embedding, LayerNorm, Linear
 
@@ -208,3 +208,11 @@ def test_a_run_on_8_bits(small_run, tmp_path, capsys):
     evaluate(["--run", str(tmp_path / "runs/small"), "--quantize", "int8"])
     accuracy = read_json(tmp_path / "runs/small/result.json")["validation"]["accuracy"]
     assert f"validation: accuracy {accuracy:.4f}" in capsys.readouterr().out
+
+
+def test_rounds_as_bitsandbytes():
+    """tests/golden/make_int8.py: a row of zeros, an outlier, and exact halves among them."""
+    golden = read_json(GOLDEN / "int8.json")
+    q, s = quantize_rows(torch.tensor(golden["W"]))
+    assert torch.equal(q, torch.tensor(golden["Q"], dtype=torch.int8))
+    torch.testing.assert_close(s * 127, torch.tensor(golden["absmax"]))
