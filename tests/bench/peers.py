@@ -1,0 +1,253 @@
+"""Ours against transformers, peft and bitsandbytes, on the lengths that IMDB has. One process, alternating, medians.
+
+    pip install transformers peft bitsandbytes scikit-learn
+    python tests/bench/peers.py IMDB_FOLDER [WORK …] [--repeats N] [--out FILE.json]
+
+WORK: finetune-512, finetune-256 (6-layer BERT, 384 wide), lora-512 (DeBERTa-v3-xsmall's shape, LoRA on query and
+value), score-512 (the same BERT, without gradients), int8 (LoRA on an 8-bit DeBERTa-v3-base shape, 4 × 128).
+Default: all. Same weights and same optimizer on both sides. The peers pad a random batch to its longest review, as
+their trainer does; ours buckets, as train.py does. `ours` is fp32, `ours, auto` what --precision auto chooses here.
+Speeds are reviews a second; `memory` is the most that tensors took in one step beside weights, in MiB.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+import peft as ours_peft  # the folder of this project; huggingface's package is imported below, under its own path
+from data import LABELED, find_file
+from data.batches import Corpus, shuffled_order, sorted_order
+from data.imdb import load_reviews
+from data.tokenization import train_tokenizer
+from nn.bert import Bert, BertConfig
+from nn.checkpoint import published_state
+from nn.deberta import Deberta, DebertaConfig
+from nn.memory import Live
+from nn.quant import quantize_int8
+from nn.runtime import choose_machine, keep_freed_memory
+
+REVIEWS, BATCH = 96, 16
+BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
+V3 = {
+    "vocab_size": 30522,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ("p2c", "c2p"),
+    "position_biased_input": False,
+}
+XSMALL = V3 | {"hidden_size": 384, "num_layers": 12, "num_heads": 6, "feed_forward_size": 1536}
+BASE = V3 | {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "feed_forward_size": 3072}
+
+
+def huggingface_peft():
+    """The installed package called peft, which this project's folder hides."""
+    here, mine = (
+        sys.path[:],
+        {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "peft"},
+    )
+    root = str(Path(__file__).parent.parent.parent)
+    sys.path[:] = [path for path in sys.path if path not in ("", root)]
+    import peft as theirs
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "peft"]:
+        sys.modules[f"huggingface_{name}"] = sys.modules.pop(name)
+    sys.path[:] = here
+    sys.modules.update(mine)
+    return theirs
+
+
+def real_reviews(folder: str, length: int) -> Corpus:
+    frame = load_reviews(find_file(Path(folder), LABELED))[:REVIEWS]
+    tokenizer = train_tokenizer("wordpiece", frame["review"], 8000)
+    return Corpus.from_rows(tokenizer.encode(frame["review"], length), frame["sentiment"], tokenizer.pad_id)
+
+
+def theirs_like(model: torch.nn.Module) -> torch.nn.Module:
+    """transformers' model with the same config and weights."""
+    import transformers
+
+    from nn.checkpoint import write_config
+
+    fields = write_config(model)
+    name = fields.pop("architectures")[0]
+    cls = getattr(transformers, name)
+    other = cls(cls.config_class(**{key: value for key, value in fields.items() if key not in ("model_type", "dtype")}))
+    missing, surplus = other.load_state_dict(published_state(model), strict=False)
+    assert not surplus, surplus
+    assert all("position_ids" in key for key in missing), missing
+    return other
+
+
+class Step:
+    """One optimizer step on a batch, ours or theirs."""
+
+    def __init__(self, model, call, precision: str = "fp32") -> None:
+        self.model, self.call, self.machine = model.train(), call, choose_machine("cpu", precision)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+
+    def __call__(self, batch) -> None:
+        with self.machine.autocast():
+            logits = self.call(self.model, batch)
+        torch.nn.functional.cross_entropy(logits.float(), batch.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def of_ours(model, batch):
+    return model(batch.input_ids, batch.mask)
+
+
+def of_theirs(model, batch):
+    return model(input_ids=batch.input_ids, attention_mask=batch.mask.long()).logits
+
+
+def seconds(run) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def alternate(runs: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each; the first round warms up."""
+    times = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def memory(step, batch) -> int:
+    with Live() as live:
+        step(batch)
+    return round(live.peak / 2**20)
+
+
+def row(work: str, medians: dict[str, float], peer: str, reviews: int, **more) -> dict:
+    speeds = {name: round(reviews / value, 2) for name, value in medians.items()}
+    ratios = {f"ratio {name}": round(medians[peer] / value, 2) for name, value in medians.items() if name != peer}
+    result = {"work": work, **speeds, **ratios, **more}
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def orders(corpus: Corpus, count: int) -> tuple[list, list]:
+    """(random batches, bucketed batches) of the same reviews."""
+    rows = np.random.default_rng(0).permutation(len(corpus))
+    plain = [corpus.batch(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)][:count]
+    bucketed = [corpus.batch(part) for part in shuffled_order(corpus.lengths, BATCH, seed=0, epoch=0)][:count]
+    return plain, bucketed
+
+
+def finetune(folder: str, length: int, repeats: int) -> dict:
+    torch.manual_seed(0)
+    model = Bert(BertConfig(**BERT))
+    plain, bucketed = orders(real_reviews(folder, length), REVIEWS // BATCH)
+    mine, mixed, peer = Step(model, of_ours), Step(model, of_ours, "auto"), Step(theirs_like(model), of_theirs)
+    runs = {
+        "transformers": lambda: [peer(batch) for batch in plain],
+        "ours": lambda: [mine(batch) for batch in bucketed],
+        "ours, auto": lambda: [mixed(batch) for batch in bucketed],
+    }
+    return row(f"fine-tuning, length {length}", alternate(runs, repeats), "transformers", REVIEWS)
+
+
+def lora(folder: str, length: int, repeats: int) -> dict:
+    theirs = huggingface_peft()
+    torch.manual_seed(0)
+    model = Deberta(DebertaConfig(**XSMALL))
+    config = theirs.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, modules_to_save=["pooler", "classifier"])
+    peer = Step(theirs.get_peft_model(theirs_like(model), config), of_theirs)
+    ours_peft.apply(model, "lora", rank=8, alpha=16.0)
+    plain, bucketed = orders(real_reviews(folder, length), 4)
+    mine, mixed = Step(model, of_ours), Step(model, of_ours, "auto")
+    runs = {
+        "peft": lambda: [peer(batch) for batch in plain],
+        "ours": lambda: [mine(batch) for batch in bucketed],
+        "ours, auto": lambda: [mixed(batch) for batch in bucketed],
+    }
+    longest = max(plain, key=lambda batch: batch.input_ids.size(1))
+    used = {f"memory {name}": memory(step, longest) for name, step in (("peft", peer), ("ours", mine), ("auto", mixed))}
+    return row(f"DeBERTa LoRA, length {length}", alternate(runs, repeats), "peft", 4 * BATCH, **used)
+
+
+def score(folder: str, length: int, repeats: int) -> dict:
+    torch.manual_seed(0)
+    model = Bert(BertConfig(**BERT)).eval()
+    peer, corpus = theirs_like(model).eval(), real_reviews(folder, length)
+    in_order = [corpus.batch(np.arange(at, at + BATCH)) for at in range(0, len(corpus), BATCH)]
+    ranked = [corpus.batch(rows) for rows in sorted_order(corpus.lengths, 16_384)]
+    machine = choose_machine("cpu", "auto")
+
+    def mixed() -> None:
+        with machine.autocast():
+            for batch in ranked:
+                of_ours(model, batch)
+
+    runs = {
+        "transformers": lambda: [of_theirs(peer, batch) for batch in in_order],
+        "ours": lambda: [of_ours(model, batch) for batch in ranked],
+        "ours, auto": mixed,
+    }
+    with torch.inference_mode():
+        return row(f"scoring, length {length}", alternate(runs, repeats), "transformers", REVIEWS)
+
+
+def int8(folder: str, length: int, repeats: int) -> dict:
+    import bitsandbytes
+
+    theirs = huggingface_peft()
+    torch.manual_seed(0)
+    model = Deberta(DebertaConfig(**BASE))
+    peer = theirs_like(model)
+    for name, module in list(peer.named_modules()):
+        if isinstance(module, torch.nn.Linear) and name.startswith("deberta."):
+            small = bitsandbytes.nn.Linear8bitLt(
+                module.in_features, module.out_features, has_fp16_weights=False, threshold=6.0
+            )
+            small.weight = bitsandbytes.nn.Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
+            small.bias = module.bias
+            peer.set_submodule(name, small.to("cpu"))
+    config = theirs.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, modules_to_save=["pooler", "classifier"])
+    peer = Step(theirs.get_peft_model(peer, config), of_theirs)
+    ours_peft.apply(quantize_int8(model), "lora", rank=8, alpha=16.0)
+    mine, mixed = Step(model, of_ours), Step(model, of_ours, "auto")
+    batch = real_reviews(folder, length).batch(np.arange(4))
+    runs = {"bitsandbytes": lambda: peer(batch), "ours": lambda: mine(batch), "ours, auto": lambda: mixed(batch)}
+    return row(f"8-bit LoRA step, 4 x {length}", alternate(runs, repeats), "bitsandbytes", 4)
+
+
+WORKS = {
+    "finetune-512": (finetune, 512),
+    "finetune-256": (finetune, 256),
+    "lora-512": (lora, 512),
+    "score-512": (score, 512),
+    "int8": (int8, 128),
+}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("work", nargs="*", default=list(WORKS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", default="")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    keep_freed_memory()
+    rows = [WORKS[work][0](given.folder, WORKS[work][1], given.repeats) for work in given.work or WORKS]
+    if given.out:
+        versions = {name: __import__(name).__version__ for name in ("torch", "transformers")}
+        machine = str(choose_machine("cpu", "fp32"))
+        Path(given.out).write_text(json.dumps({"machine": machine, **versions, "rows": rows}, indent=1) + "\n")
