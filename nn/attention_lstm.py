@@ -25,7 +25,7 @@ from nn.words import WordEmbedding, masked_max
 class AttentionLSTMConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
-    embedding_range: float = 0.1
+    embedding_range: float = 1.0
     hidden_size: int = 128
     num_layers: int = 1
     attention_size: int = 128

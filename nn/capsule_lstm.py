@@ -76,7 +76,7 @@ class CapsuleLengths(Module):
 class CapsuleLSTMConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
-    embedding_range: float = 0.1
+    embedding_range: float = 1.0
     hidden_size: int = 128
     num_layers: int = 1
     num_capsules: int = 16  # J

@@ -52,7 +52,7 @@ def parse_widths(widths: str) -> list[int]:
 class CNNConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
-    embedding_range: float = 0.1
+    embedding_range: float = 0.5
     filters: int = 100  # F of each width
     widths: str = "3,4,5"
     word_dropout: float = 0.3

@@ -25,7 +25,7 @@ from nn.words import Pooling, WordEmbedding
 class CNNLSTMConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
-    embedding_range: float = 0.1
+    embedding_range: float = 1.0
     filters: int = 128
     width: int = 3  # k, odd
     window: int = 2  # q

@@ -141,7 +141,7 @@ class GRU(Module):
 class GRUConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
-    embedding_range: float = 0.1
+    embedding_range: float = 1.0
     hidden_size: int = 128
     num_layers: int = 1
     bidirectional: bool = True

@@ -56,7 +56,7 @@ class TransformerBlock(Module):
 class TransformerConfig:
     vocab_size: int = 30000
     embedding_size: int = 300
-    embedding_range: float = 0.1
+    embedding_range: float = 1.0
     hidden_size: int = 128
     num_layers: int = 2
     num_heads: int = 4
