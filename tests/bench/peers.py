@@ -51,20 +51,16 @@ BASE = V3 | {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "feed_forwar
 
 
 def huggingface_peft():
-    """The installed package called peft, which this project's folder hides."""
-    here, mine = (
-        sys.path[:],
-        {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "peft"},
-    )
+    """The installed package called peft, which this project's folder hides: from here on, `import peft` means it. What
+    was imported of ours stays as it is."""
     root = str(Path(__file__).parent.parent.parent)
-    sys.path[:] = [path for path in sys.path if path not in ("", root)]
-    import peft as theirs
+    if Path(sys.modules["peft"].__file__).is_relative_to(root):
+        for name in [name for name in sys.modules if name.split(".")[0] == "peft"]:
+            del sys.modules[name]
+        sys.path[:] = [path for path in sys.path if path not in ("", root)]
+    import peft
 
-    for name in [name for name in sys.modules if name.split(".")[0] == "peft"]:
-        sys.modules[f"huggingface_{name}"] = sys.modules.pop(name)
-    sys.path[:] = here
-    sys.modules.update(mine)
-    return theirs
+    return peft
 
 
 def real_reviews(folder: str, length: int) -> Corpus:
@@ -79,7 +75,7 @@ def theirs_like(model: torch.nn.Module) -> torch.nn.Module:
 
     from nn.checkpoint import write_config
 
-    fields = write_config(model)
+    fields = json.loads(json.dumps(write_config(model)))  # tuples become lists
     name = fields.pop("architectures")[0]
     cls = getattr(transformers, name)
     other = cls(cls.config_class(**{key: value for key, value in fields.items() if key not in ("model_type", "dtype")}))

@@ -1,0 +1,40 @@
+"""Writes a data folder whose test reviews are labelled training reviews of other films: what settings are searched on.
+
+    python tests/bench/films.py IMDB_FOLDER OUT
+
+Ids of labeledTrainData.tsv count up film by film, so blocks of 100 ids hold few films. One block in five, by the hash
+of its label and number, becomes OUT/testData.tsv; the others become OUT/labeledTrainData.tsv.
+"""
+
+import gzip
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from data import LABELED, TEST, find_file
+
+BLOCK = 100
+
+
+def held_out(row: str) -> bool:
+    key, label = (field.strip('"') for field in row.split("\t")[:2])
+    block = f"{label}{int(key.split('_')[0]) // BLOCK}"
+    return int(hashlib.sha256(block.encode()).hexdigest(), 16) % 5 == 0
+
+
+def main(folder: str, out: str) -> None:
+    path = find_file(Path(folder), LABELED)
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    header, *rows = [row for row in text.decode("utf-8").split("\n") if row]
+    kept = [row for row in rows if not held_out(row)]
+    tested = ["\t".join(row.split("\t")[::2]) for row in rows if held_out(row)]  # id and review
+    Path(out).mkdir(parents=True, exist_ok=True)
+    (Path(out) / LABELED).write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+    (Path(out) / TEST).write_text("\n".join(["id\treview", *tested]) + "\n", encoding="utf-8")
+    print(f"{out}: {len(kept):,} reviews to train and validate on, {len(tested):,} of other films")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
