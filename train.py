@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import LayerNorm, Module, Parameter
+from torch.nn import Module
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -34,7 +34,6 @@ from eval import build_corpus, held_out_loss, load_run, metrics, print_metrics, 
 from losses import OBJECTIVES
 from nn import MODELS, memory
 from nn.checkpoint import (
-    ASIDE,
     default_labels,
     load_pretrained,
     restore_training_state,
@@ -42,8 +41,9 @@ from nn.checkpoint import (
     training_state,
 )
 from nn.dropout import Dropout
-from nn.encoder import SharedEmbedding, init_weights
+from nn.encoder import SharedEmbedding
 from nn.files import write_json
+from nn.optim import describe_groups, parameter_groups, reinitialise, schedule
 from nn.runtime import (
     Interrupt,
     Machine,
@@ -144,79 +144,6 @@ def start_from_vectors(
     print(f"word vectors: {options.word_vectors}, for {count:,} of {tokenizer.vocab_size:,} words")
 
 
-def reinitialise(model: Module, count: int) -> None:
-    """Random weights for the top `count` layers (Zhang et al. 2021, arXiv 2006.05987, §4)."""
-    if count == 0:
-        return
-    if not hasattr(model, "layers"):
-        raise ValueError(f"--reinit-layers is for models with a stack of layers; {model.model_type} has none")
-    if not 0 <= count <= len(model.layers):
-        raise ValueError(f"--reinit-layers {count} is outside 0 … {len(model.layers)}")
-    top = range(len(model.layers) - count, len(model.layers))
-    for number in top:
-        init_weights(model.layers[number], model.config.initializer_range)
-    names = (name for name, _ in model.named_parameters() if depth(model, name) - 1 in top)
-    model.fresh |= frozenset(names)
-
-
-def num_layers(model: Module) -> int:
-    return len(getattr(model, "layers", ()))
-
-
-def depth(model: Module, name: str) -> int:
-    """0 for what stands below the layers, 1 … L for the layers, L + 1 for the head."""
-    part, _, rest = name.partition(".")
-    if part in model.HEAD or name.startswith(ASIDE):
-        return num_layers(model) + 1
-    return int(rest.split(".")[0]) + 1 if part == "layers" else 0
-
-
-def parameter_groups(model: Module, options: Options) -> list[dict[str, Any]]:
-    """AdamW's groups, {part} × {rate} × {decay, no decay}: biases, norms and virtual tokens do not decay; the head and
-    LoRA's B have rates of their own; each layer's rate is layer_decay times that of the one above (Howard & Ruder 2018,
-    arXiv 1801.06146, §3.2; Sun et al. 2019, Eq. 2)."""
-    norms = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in module.parameters()}
-    groups: dict[tuple[str, float, bool], list[Parameter]] = {}
-    top = num_layers(model)
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        level, own = depth(model, name), peft.backbone_name(name) is None
-        part = "adapter" if own else "head" if level > top else "backbone"
-        rate = options.learning_rate * options.layer_decay ** max(0, top - level)
-        if part == "head" and options.head_learning_rate:
-            rate = options.head_learning_rate
-        rate *= options.lora_plus if name.endswith(".B") else 1.0
-        decays = not (name.endswith("bias") or name.startswith("virtual.") or id(parameter) in norms)
-        groups.setdefault((part, rate, decays), []).append(parameter)
-    return [
-        {"params": members, "part": part, "peak": rate, "lr": rate, "weight_decay": options.weight_decay * decays}
-        for (part, rate, decays), members in groups.items()
-    ]
-
-
-def describe(groups: list[dict[str, Any]], total: int) -> str:
-    """What is trained, by part, with the rates."""
-    counts: dict[str, int] = {}
-    rates: dict[str, set[float]] = {}
-    for group in groups:
-        counts[group["part"]] = counts.get(group["part"], 0) + sum(p.numel() for p in group["params"])
-        rates.setdefault(group["part"], set()).add(group["peak"])
-    spans = {part: f"{min(r):.3g}" if len(r) == 1 else f"{min(r):.3g} … {max(r):.3g}" for part, r in rates.items()}
-    trained = sum(counts.values())
-    parts = ", ".join(f"{part} {count:,} at {spans[part]}" for part, count in counts.items())
-    return f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%}): {parts}"
-
-
-def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> float:
-    """Factor of the peak rate at step 0 … total - 1: up linearly over warmup·total steps (warmup >= 1: over so many),
-    then down linearly to 0, or constant."""
-    rise = math.ceil(warmup * total) if warmup < 1 else min(total, int(warmup))
-    if step < rise:
-        return (step + 1) / rise
-    return (total - step) / max(1, total - rise) if kind == "linear" else 1.0
-
-
 def save_best(model: Module, run: Run, options: Options, tokenizer: Tokenizer) -> None:
     """best/: a model directory, or an adapter that names its backbone. A backbone that was trained is in best/base.
     Pretraining leaves no classifier."""
@@ -253,7 +180,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     trainable = [p for p in model.parameters() if p.requires_grad]
     counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
-    print(describe(groups, counts["total"]))
+    print(describe_groups(groups, counts["total"]))
     print(memory.describe(model))
 
     orders = [epoch_order(corpus, options, epoch) for epoch in range(options.epochs)]

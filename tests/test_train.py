@@ -19,6 +19,7 @@ from eval import load_run
 from eval import main as evaluate
 from nn.bert import Bert
 from nn.files import read_json
+from nn.optim import parameter_groups, schedule
 from nn.runtime import Machine, Stopped, clean_exit
 
 
@@ -176,20 +177,18 @@ def test_patience_stops_early(small_run, tmp_path):
 def test_rates_groups_and_schedule(small_run):
     options, origins, _ = train.resolve([*small_run, "--head-learning-rate", "7e-3"])
     model = train.build_model(options, load_tokenizer(options.weights))
-    groups = train.parameter_groups(model, options)
+    groups = parameter_groups(model, options)
     assert {(group["peak"], group["weight_decay"]) for group in groups} == {(5e-4, 0.01), (7e-3, 0.01), (7e-3, 0.0)}
     assert origins["head_learning_rate"] == "command line"
-    factors = [train.schedule(step, 10, 0.2) for step in range(10)]
+    factors = [schedule(step, 10, 0.2) for step in range(10)]
     assert factors == [0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
-    assert train.schedule(0, 1, 0.0) == 1.0
+    assert schedule(0, 1, 0.0) == 1.0
 
 
 def test_no_decay_on_biases_and_norms(small_run):
     options, *_ = train.resolve([*small_run, "--peft", "none"])
     model = train.build_model(options, load_tokenizer(options.weights))
-    plain = {
-        id(p) for group in train.parameter_groups(model, options) if not group["weight_decay"] for p in group["params"]
-    }
+    plain = {id(p) for group in parameter_groups(model, options) if not group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in plain) == (name.endswith("bias") or "norm" in name), name
 
@@ -321,7 +320,7 @@ def test_layer_decay_dropout_and_reinitialised_layers(small_run):
     assert torch.equal(model.layers[0].attention.query.weight, before.layers[0].attention.query.weight)
     assert not torch.equal(model.layers[1].attention.query.weight, before.layers[1].attention.query.weight)
     assert all(name.startswith("layers.1.") for name in model.fresh)
-    rate = {id(p): group["peak"] for group in train.parameter_groups(model, options) for p in group["params"]}
+    rate = {id(p): group["peak"] for group in parameter_groups(model, options) for p in group["params"]}
     assert rate[id(model.classifier.weight)] == 1e-3
     assert rate[id(model.layers[1].feed_forward.up.weight)] == 1e-3
     assert rate[id(model.layers[0].feed_forward.up.weight)] == 5e-4
