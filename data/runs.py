@@ -257,8 +257,8 @@ def publish(folder: str, row: str) -> Path:
 def results_table() -> str:
     """Markdown: one line a file of data/results, made from nothing else."""
     lines = [
-        "| row | trained | validation | test | seed | minutes | command |",
-        "|---|---|---|---|---|---|---|",
+        "| row | trained | validation | test | seed | minutes | commit | command |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(RESULTS.glob("*.json")):
         r = read_json(path)
@@ -266,7 +266,7 @@ def results_table() -> str:
         test = f"**{r['test']['accuracy']:.4f}**" if r.get("test") else "–"
         lines.append(
             f"| {r['row']} | {trained} | {r['validation']['accuracy']:.4f} | {test} | {r['options']['seed']} "
-            f"| {r['seconds'] / 60:.0f} | `{r['command']}` |"
+            f"| {r['seconds'] / 60:.0f} | {r['commit'][:7]} | `{r['command']}` |"
         )
     return "\n".join(lines)
 

@@ -71,7 +71,7 @@ MODELS: dict[str, ModelEntry] = {
     "cnn_lstm":       ModelEntry(CNNLSTM, {}, "wordlevel", "none", WORDS),
     "attention_lstm": ModelEntry(AttentionLSTM, {}, "wordlevel", "none", WORDS),
     "capsule_lstm":   ModelEntry(CapsuleLSTM, {}, "wordlevel", "none", WORDS),
-    "transformer":    ModelEntry(Transformer, {}, "wordlevel", "none", WORDS),
+    "transformer":    ModelEntry(Transformer, {}, "wordlevel", "none", WORDS | {"learning_rate": 5e-4}),
     "bert":           ModelEntry(Bert, SMALL, "wordpiece", "google-bert/bert-base-uncased", TUNING),
     "distilbert":     ModelEntry(DistilBert, SMALL, "wordpiece", "distilbert/distilbert-base-uncased", TUNING),
     "roberta":        ModelEntry(Roberta, SMALL_ROBERTA, "bpe", "FacebookAI/roberta-base", TUNING_ROBERTA),
