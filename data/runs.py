@@ -16,6 +16,7 @@ import json
 import platform
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -249,26 +250,44 @@ def publish(folder: str, row: str) -> Path:
     run = Run.open(folder)
     if run.result is None:
         raise ValueError(f"{folder} is not finished: it has no result.json")
+    if "validation" not in run.result:
+        raise ValueError(f"{folder} was pretrained: its numbers belong into the card beside its weights")
     write_json(RESULTS / f"{row}.json", {"row": row, **run.result})
     write_text(RESULTS / f"{row}.log.jsonl", run.log_file.read_text(encoding="utf-8"))
     return RESULTS / f"{row}.json"
 
 
-def results_table() -> str:
-    """Markdown: one line a file of data/results, made from nothing else."""
+def results_table(folder: Path = RESULTS) -> str:
+    """Markdown: one line a row of data/results, made from nothing else. ROW.json, ROW@43.json, ROW@44.json are one row
+    with several seeds: mean ± standard deviation, and the command of the first."""
     lines = [
         "| row | trained | validation | test | seed | minutes | commit | command |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(RESULTS.glob("*.json")):
-        r = read_json(path)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
+        rows.setdefault(path.stem.partition("@")[0], []).append(read_json(path))
+    for name, results in rows.items():
+        r = results[0]
         trained = f"{r['parameters']['trained']:,} of {r['parameters']['total']:,}"
-        test = f"**{r['test']['accuracy']:.4f}**" if r.get("test") else "–"
+        validation, test = (
+            spread([r[part]["accuracy"] for r in results if r.get(part)]) for part in ("validation", "test")
+        )
+        seeds = " ".join(str(r["options"]["seed"]) for r in results)
+        minutes = statistics.mean(r["seconds"] for r in results) / 60
         lines.append(
-            f"| {r['row']} | {trained} | {r['validation']['accuracy']:.4f} | {test} | {r['options']['seed']} "
-            f"| {r['seconds'] / 60:.0f} | {r['commit'][:7]} | `{r['command']}` |"
+            f"| {name} | {trained} | {validation} | **{test}** | {seeds} | {minutes:.0f} | {r['commit'][:7]} "
+            f"| `{r['command']}` |"
         )
     return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """`0.8850`, or `0.8850 ± 0.0012` of several; – of none."""
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
 def write_table(readme: Path = ROOT / "README.md") -> None:

@@ -83,4 +83,15 @@ def test_every_published_row_has_its_command_seed_versions_and_log():
         assert {"seed"} <= row["options"].keys()
         assert row["versions"]["torch"]
         assert path.with_suffix(".log.jsonl").exists()
-        assert f"| {row['row']} |" in table
+        assert f"| {row['row'].partition('@')[0]} |" in table
+
+
+def test_seeds_of_a_row_stand_in_one_line(tmp_path):
+    for name, seed, accuracy in (("a", 42, 0.5), ("a@43", 43, 0.6), ("b", 42, 0.9)):
+        result = {"row": name, "parameters": {"trained": 3, "total": 4000}, "options": {"seed": seed}, "seconds": 60.0}
+        result |= {"command": "python train.py", "commit": "0123456789", "test": {"accuracy": accuracy}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result | {"validation": {"accuracy": accuracy}}))
+    first, second = results_table(tmp_path).splitlines()[2:]
+    mean = "0.5500 ± 0.0707"
+    assert first == f"| a | 3 of 4,000 | {mean} | **{mean}** | 42 43 | 1 | 0123456 | `python train.py` |"
+    assert "| **0.9000** | 42 |" in second
