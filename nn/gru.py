@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
-from nn.lstm import SHUT, both_ways, join_ways, project, sigmoid_backward, steps, tanh_backward
+from nn.lstm import SHUT, both_ways, join_ways, project, sigmoid_backward, steps, tanh_, tanh_backward
 from nn.words import Pooling, WordEmbedding
 
 
@@ -59,7 +59,7 @@ class Scan(torch.autograd.Function):
         for s_t, s_r_z, m, r_z, r, z, n, h_before, h_t in steps(*now):
             torch.baddbmm(shift, h_before, u_t, out=s_t)  # [N, B, 3D]
             r_z.add_(s_r_z).sigmoid_()
-            n.addcmul_(r, m).tanh_()
+            tanh_(n.addcmul_(r, m))
             torch.lerp(n, h_before, z, out=h_t)
         ctx.save_for_backward(gates, s[..., 2 * width :], h, u)
         return h[:, 1:]
