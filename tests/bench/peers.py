@@ -35,7 +35,7 @@ from nn.memory import Live
 from nn.quant import quantize_int8
 from nn.runtime import choose_machine, keep_freed_memory
 
-REVIEWS, BATCH = 96, 16
+REVIEWS, BATCH = 48, 16  # LoRA: half of each
 BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
 V3 = {
     "vocab_size": 30522,
@@ -63,8 +63,8 @@ def huggingface_peft():
     return peft
 
 
-def real_reviews(folder: str, length: int) -> Corpus:
-    frame = load_reviews(find_file(Path(folder), LABELED))[:REVIEWS]
+def real_reviews(folder: str, length: int, count: int = REVIEWS) -> Corpus:
+    frame = load_reviews(find_file(Path(folder), LABELED))[:count]
     tokenizer = train_tokenizer("wordpiece", frame["review"], 8000)
     return Corpus.from_rows(tokenizer.encode(frame["review"], length), frame["sentiment"], tokenizer.pad_id)
 
@@ -138,18 +138,17 @@ def row(work: str, medians: dict[str, float], peer: str, reviews: int, **more) -
     return result
 
 
-def orders(corpus: Corpus, count: int) -> tuple[list, list]:
+def orders(corpus: Corpus, batch: int) -> tuple[list, list]:
     """(random batches, bucketed batches) of the same reviews."""
     rows = np.random.default_rng(0).permutation(len(corpus))
-    plain = [corpus.batch(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)][:count]
-    bucketed = [corpus.batch(part) for part in shuffled_order(corpus.lengths, BATCH, seed=0, epoch=0)][:count]
-    return plain, bucketed
+    plain = [corpus.batch(rows[at : at + batch]) for at in range(0, len(rows), batch)]
+    return plain, [corpus.batch(part) for part in shuffled_order(corpus.lengths, batch, seed=0, epoch=0)]
 
 
 def finetune(folder: str, length: int, repeats: int) -> dict:
     torch.manual_seed(0)
     model = Bert(BertConfig(**BERT))
-    plain, bucketed = orders(real_reviews(folder, length), REVIEWS // BATCH)
+    plain, bucketed = orders(real_reviews(folder, length), BATCH)
     mine, mixed, peer = Step(model, of_ours), Step(model, of_ours, "auto"), Step(theirs_like(model), of_theirs)
     runs = {
         "transformers": lambda: [peer(batch) for batch in plain],
@@ -166,7 +165,7 @@ def lora(folder: str, length: int, repeats: int) -> dict:
     config = theirs.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, modules_to_save=["pooler", "classifier"])
     peer = Step(theirs.get_peft_model(theirs_like(model), config), of_theirs)
     ours_peft.apply(model, "lora", rank=8, alpha=16.0)
-    plain, bucketed = orders(real_reviews(folder, length), 4)
+    plain, bucketed = orders(real_reviews(folder, length, REVIEWS // 2), BATCH // 2)
     mine, mixed = Step(model, of_ours), Step(model, of_ours, "auto")
     runs = {
         "peft": lambda: [peer(batch) for batch in plain],
@@ -175,7 +174,7 @@ def lora(folder: str, length: int, repeats: int) -> dict:
     }
     longest = max(plain, key=lambda batch: batch.input_ids.size(1))
     used = {f"memory {name}": memory(step, longest) for name, step in (("peft", peer), ("ours", mine), ("auto", mixed))}
-    return row(f"DeBERTa LoRA, length {length}", alternate(runs, repeats), "peft", 4 * BATCH, **used)
+    return row(f"DeBERTa LoRA, length {length}", alternate(runs, repeats), "peft", REVIEWS // 2, **used)
 
 
 def score(folder: str, length: int, repeats: int) -> dict:
