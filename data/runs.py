@@ -31,6 +31,7 @@ from nn.files import open_tensors, read_json, write_json, write_tensors, write_t
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data" / "results"
+BENCH = ROOT / "tests" / "bench" / "peers.json"
 PACKAGES = ("torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers")
 
 
@@ -290,10 +291,27 @@ def spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
+def bench_table(path: Path = BENCH) -> str:
+    """Markdown of what tests/bench/peers.py wrote: reviews a second, and in brackets how often that is the peer's."""
+    lines = ["| work | peer | its reviews/s | ours, fp32 | ours, auto | memory, MiB |", "|---|---|---|---|---|---|"]
+    for row in read_json(path)["rows"]:
+        peer = next(name for name in row if name != "work")
+        speeds = " | ".join(f"{row[name]} ({row[f'ratio {name}']} ×)" for name in ("ours", "ours, auto"))
+        used = [str(row[f"memory {name}"]) for name in (peer, "ours", "auto") if f"memory {name}" in row]
+        lines.append(f"| {row['work']} | {peer} | {row[peer]} | {speeds} | {' / '.join(used) or '–'} |")
+    return "\n".join(lines)
+
+
+def with_tables(text: str) -> str:
+    """README with its two tables made anew."""
+    for name, table in (("results", results_table()), ("bench", bench_table())):
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = marked.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)
+    return text
+
+
 def write_table(readme: Path = ROOT / "README.md") -> None:
-    text = readme.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
-    write_text(readme, marked.sub(lambda m: f"{m[1]}{results_table()}\n{m[2]}", text))
+    write_text(readme, with_tables(readme.read_text(encoding="utf-8")))
 
 
 def main(argv: list[str]) -> None:

@@ -10,7 +10,7 @@ from conftest import ENCODERS, ROOT, tiny_weights
 import train
 from data import Splits, load_splits
 from data.imdb import UNKNOWN
-from data.runs import results_table
+from data.runs import with_tables
 from eval import main as evaluate
 from nn import MODELS
 
@@ -62,8 +62,10 @@ def test_every_equation_is_where_the_index_says():
         assert function in definitions(ROOT / test), (test, function)
 
 
-def test_the_table_is_what_the_results_make():
-    assert f"<!-- results -->\n{results_table()}\n<!-- /results -->" in README
+def test_the_tables_are_what_the_results_make():
+    assert with_tables(README) == README
+    for name in ("results", "bench"):
+        assert f"<!-- {name} -->\n| " in README
 
 
 def test_the_main_command(tmp_path, monkeypatch, capsys):

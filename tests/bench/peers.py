@@ -28,6 +28,7 @@ from data import LABELED, find_file
 from data.batches import Corpus, shuffled_order, sorted_order
 from data.imdb import load_reviews
 from data.tokenization import train_tokenizer
+from eval import CACHED_TOKENS
 from nn.bert import Bert, BertConfig
 from nn.checkpoint import published_state
 from nn.deberta import Deberta, DebertaConfig
@@ -182,7 +183,7 @@ def score(folder: str, length: int, repeats: int) -> dict:
     model = Bert(BertConfig(**BERT)).eval()
     peer, corpus = theirs_like(model).eval(), real_reviews(folder, length)
     in_order = [corpus.batch(np.arange(at, at + BATCH)) for at in range(0, len(corpus), BATCH)]
-    ranked = [corpus.batch(rows) for rows in sorted_order(corpus.lengths, 16_384)]
+    ranked = [corpus.batch(rows) for rows in sorted_order(corpus.lengths, CACHED_TOKENS)]
     machine = choose_machine("cpu", "auto")
 
     def mixed() -> None:
@@ -242,7 +243,9 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     keep_freed_memory()
     rows = [WORKS[work][0](given.folder, WORKS[work][1], given.repeats) for work in given.work or WORKS]
-    if given.out:
+    if given.out:  # rows of other works, measured before, stay
+        before = json.loads(Path(given.out).read_text())["rows"] if Path(given.out).exists() else []
+        rows = [old for old in before if old["work"] not in {new["work"] for new in rows}] + rows
         versions = {name: __import__(name).__version__ for name in ("torch", "transformers")}
         machine = str(choose_machine("cpu", "fp32"))
         Path(given.out).write_text(json.dumps({"machine": machine, **versions, "rows": rows}, indent=1) + "\n")
