@@ -30,7 +30,7 @@ from data.options import Options, resolve
 from data.runs import Meter, Run, parse_fields
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from data.word_vectors import put_vectors, read_vectors, trained_vectors
-from eval import build_corpus, held_out_loss, load_run, metrics, print_metrics, score
+from eval import build_corpus, held_out_loss, load_run, metrics, places_at_once, print_metrics, score
 from losses import OBJECTIVES
 from nn import MODELS, memory
 from nn.checkpoint import (
@@ -185,6 +185,7 @@ def train(
 
     orders = [epoch_order(corpus, options, epoch) for epoch in range(options.epochs)]
     counts_of_steps = [math.ceil(len(order) / options.accumulation) for order in orders]
+    places = places_at_once(model, machine) if entry.additive else 0
     progress = {"epoch": 0, "step": 0, "best": -1.0, "best_epoch": 0, "history": [], "seconds": 0.0, "pieces": 1}
     torch.manual_seed(derive_seed(options.seed, "dropout"))
     if (saved := run.load_state()) is not None:
@@ -209,7 +210,7 @@ def train(
                 group["lr"] = group["peak"] * factor
 
             number = (before + step) * options.accumulation
-            batches = list(step_batches(corpus, stream, micro_batches, number, progress["pieces"]))
+            batches = list(step_batches(corpus, stream, micro_batches, number, progress["pieces"], places))
             try:
                 passes = gradient(model, entry.objective, batches, scaler, machine, options)
             except NotFinite as error:
@@ -277,10 +278,14 @@ class NotFinite(Exception):
         self.loss, self.rows = loss, rows
 
 
-def step_batches(corpus: Corpus, stream: Stream | None, micro_batches: list[np.ndarray], number: int, pieces: int):
-    """The batches of one optimizer step, each cut into `pieces`; number: of the first, counted over the whole run."""
+def step_batches(
+    corpus: Corpus, stream: Stream | None, micro_batches: list[np.ndarray], number: int, pieces: int, places: int = 0
+):
+    """The batches of one optimizer step, each cut into `pieces`, or more where one would have over `places` tokens,
+    padding included; number: of the first batch, counted over the whole run."""
     for place, rows in enumerate(micro_batches, number):
-        for part in np.array_split(rows, min(pieces, len(rows))):
+        needed = math.ceil(len(rows) * corpus.lengths[rows].max() / places) if places else 1
+        for part in np.array_split(rows, min(max(pieces, needed), len(rows))):
             batch = corpus.batch(part)
             yield batch if stream is None else batch._replace(unlabelled=stream.batch(place))
 

@@ -18,6 +18,7 @@ class ObjectiveEntry(NamedTuple):
     prepare: Callable = lambda model, options, tokenizer: None  # checks options; adds what is dropped after training
     unlabelled: bool = False  # batches come with unlabelled reviews beside them
     pretraining: bool = False
+    additive: bool = False  # a mean over examples: a batch may be cut into several passes without another result
 
 
 # for small models, from nothing
@@ -35,9 +36,9 @@ PRETRAINING = {
 
 # fmt: off
 OBJECTIVES: dict[str, ObjectiveEntry] = {
-    "ce":           ObjectiveEntry(cross_entropy.objective, {}),
-    "margin":       ObjectiveEntry(margin.objective, {"shape": "head=capsules"}),
-    "rdrop":        ObjectiveEntry(rdrop.objective, {}),
+    "ce":           ObjectiveEntry(cross_entropy.objective, {}, additive=True),
+    "margin":       ObjectiveEntry(margin.objective, {"shape": "head=capsules"}, additive=True),
+    "rdrop":        ObjectiveEntry(rdrop.objective, {}, additive=True),
     "supcon":       ObjectiveEntry(supcon.objective, {}, supcon.prepare),
     "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, {}, supcon.prepare),
     "mixed":        ObjectiveEntry(mixed.objective, {}, mixed.prepare, unlabelled=True),

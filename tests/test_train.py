@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny, tiny_weights
+from conftest import ROOT, tiny, tiny_weights, wanted_shape
 from safetensors.torch import load_file
 
 import train
@@ -387,3 +387,24 @@ def test_pieces_give_the_gradient_of_the_whole():
     for other in gradients[1:]:
         for a, b in zip(gradients[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_passes_have_no_more_places_than_asked_for():
+    corpus = Corpus.from_rows([[1] * (k + 1) for k in range(20)], [0] * 20, 0)
+    batches = list(train.step_batches(corpus, None, [np.arange(10), np.arange(10, 20)], 0, 1, 40))
+    assert [len(batch.labels) for batch in batches] == [4, 3, 3, 2, 2, 2, 2, 2]
+    assert [len(batch.labels) for batch in train.step_batches(corpus, None, [np.arange(18, 20)], 0, 1, 5)] == [1, 1]
+    assert len(list(train.step_batches(corpus, None, [np.arange(20)], 0, 4, 200))) == 4
+
+
+@pytest.mark.parametrize("loss", [name for name, entry in train.OBJECTIVES.items() if entry.additive])
+def test_an_additive_loss_of_a_batch_is_the_mean_of_its_parts(loss):
+    corpus = Corpus.from_rows([[k + 1] * 6 for k in range(8)], [k % 2 for k in range(8)], 0)
+    torch.manual_seed(0)
+    shape = wanted_shape(loss)
+    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
+    whole, *parts = (
+        train.OBJECTIVES[loss].objective(model, corpus.batch(rows), train.Options())[0]
+        for rows in (np.arange(8), np.arange(4), np.arange(4, 8))
+    )
+    torch.testing.assert_close(whole, sum(parts) / 2)

@@ -35,6 +35,7 @@ from nn.deberta import Deberta, DebertaConfig
 from nn.memory import Live
 from nn.quant import quantize_int8
 from nn.runtime import choose_machine, keep_freed_memory
+from train import step_batches
 
 REVIEWS, BATCH = 48, 16  # LoRA: half of each
 BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
@@ -87,17 +88,19 @@ def theirs_like(model: torch.nn.Module) -> torch.nn.Module:
 
 
 class Step:
-    """One optimizer step on a batch, ours or theirs."""
+    """One optimizer step on a batch, ours or theirs; on the gradients of several passes where it comes in parts."""
 
     def __init__(self, model, call, precision: str = "fp32") -> None:
         self.model, self.call, self.machine = model.train(), call, choose_machine("cpu", precision)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
-    def __call__(self, batch) -> None:
-        with self.machine.autocast():
-            logits = self.call(self.model, batch)
-        torch.nn.functional.cross_entropy(logits.float(), batch.labels).backward()
+    def __call__(self, *passes) -> None:
+        size = sum(len(batch.labels) for batch in passes)
+        for batch in passes:
+            with self.machine.autocast():
+                logits = self.call(self.model, batch)
+            (torch.nn.functional.cross_entropy(logits.float(), batch.labels) * (len(batch.labels) / size)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -140,10 +143,11 @@ def row(work: str, medians: dict[str, float], peer: str, reviews: int, **more) -
 
 
 def orders(corpus: Corpus, batch: int) -> tuple[list, list]:
-    """(random batches, bucketed batches) of the same reviews."""
+    """(random batches, bucketed batches as train.py cuts them into passes) of the same reviews."""
     rows = np.random.default_rng(0).permutation(len(corpus))
     plain = [corpus.batch(rows[at : at + batch]) for at in range(0, len(rows), batch)]
-    return plain, [corpus.batch(part) for part in shuffled_order(corpus.lengths, batch, seed=0, epoch=0)]
+    bucketed = shuffled_order(corpus.lengths, batch, seed=0, epoch=0)
+    return plain, [list(step_batches(corpus, None, [part], 0, 1, CACHED_TOKENS)) for part in bucketed]
 
 
 def finetune(folder: str, length: int, repeats: int) -> dict:
@@ -153,8 +157,8 @@ def finetune(folder: str, length: int, repeats: int) -> dict:
     mine, mixed, peer = Step(model, of_ours), Step(model, of_ours, "auto"), Step(theirs_like(model), of_theirs)
     runs = {
         "transformers": lambda: [peer(batch) for batch in plain],
-        "ours": lambda: [mine(batch) for batch in bucketed],
-        "ours, auto": lambda: [mixed(batch) for batch in bucketed],
+        "ours": lambda: [mine(*passes) for passes in bucketed],
+        "ours, auto": lambda: [mixed(*passes) for passes in bucketed],
     }
     return row(f"fine-tuning, length {length}", alternate(runs, repeats), "transformers", REVIEWS)
 
@@ -170,8 +174,8 @@ def lora(folder: str, length: int, repeats: int) -> dict:
     mine, mixed = Step(model, of_ours), Step(model, of_ours, "auto")
     runs = {
         "peft": lambda: [peer(batch) for batch in plain],
-        "ours": lambda: [mine(batch) for batch in bucketed],
-        "ours, auto": lambda: [mixed(batch) for batch in bucketed],
+        "ours": lambda: [mine(*passes) for passes in bucketed],
+        "ours, auto": lambda: [mixed(*passes) for passes in bucketed],
     }
     longest = max(plain, key=lambda batch: batch.input_ids.size(1))
     used = {f"memory {name}": memory(step, longest) for name, step in (("peft", peer), ("ours", mine), ("auto", mixed))}
