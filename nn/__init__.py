@@ -50,8 +50,8 @@ SMALL_V3 = SMALL | {
 # Sun et al. 2019 for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa experiments/glue
 TUNING = {"learning_rate": 2e-5}
 TUNING_ROBERTA = {"learning_rate": 2e-5, "weight_decay": 0.1}
-# Found by trials with the GRU, the CNN and the Transformer on training reviews parted by film; the others have the same
-# values unsearched. All trials, what led to them, and what they do not show: data/results/SEARCH.md.
+# Found by trials with the GRU, the CNN, the CNN-LSTM and the Transformer on training reviews parted by film; the others
+# have the same values unsearched. All trials, what led to them, and what they do not show: data/results/SEARCH.md.
 WORDS = {
     "word_vectors": "train",
     "vocab_size": 40_000,
@@ -62,15 +62,16 @@ WORDS = {
     "batch_size": 32,
     "epochs": 4,
 }
+RECURRENT = WORDS | {"epochs": 8}
 
 # fmt: off
 MODELS: dict[str, ModelEntry] = {
     "cnn":            ModelEntry(CNN, {}, "wordlevel", "none", WORDS),
-    "lstm":           ModelEntry(LSTMClassifier, {}, "wordlevel", "none", WORDS),
-    "gru":            ModelEntry(GRUClassifier, {}, "wordlevel", "none", WORDS),
-    "cnn_lstm":       ModelEntry(CNNLSTM, {}, "wordlevel", "none", WORDS),
-    "attention_lstm": ModelEntry(AttentionLSTM, {}, "wordlevel", "none", WORDS),
-    "capsule_lstm":   ModelEntry(CapsuleLSTM, {}, "wordlevel", "none", WORDS),
+    "lstm":           ModelEntry(LSTMClassifier, {}, "wordlevel", "none", RECURRENT),
+    "gru":            ModelEntry(GRUClassifier, {}, "wordlevel", "none", RECURRENT),
+    "cnn_lstm":       ModelEntry(CNNLSTM, {}, "wordlevel", "none", RECURRENT),
+    "attention_lstm": ModelEntry(AttentionLSTM, {}, "wordlevel", "none", RECURRENT),
+    "capsule_lstm":   ModelEntry(CapsuleLSTM, {}, "wordlevel", "none", RECURRENT),
     "transformer":    ModelEntry(Transformer, {}, "wordlevel", "none", WORDS | {"learning_rate": 5e-4}),
     "bert":           ModelEntry(Bert, SMALL, "wordpiece", "google-bert/bert-base-uncased", TUNING),
     "distilbert":     ModelEntry(DistilBert, SMALL, "wordpiece", "distilbert/distilbert-base-uncased", TUNING),

@@ -31,7 +31,7 @@ class AttentionLSTMConfig:
     attention_size: int = 128
     with_max: bool = True  # max over time beside r
     word_dropout: float = 0.3
-    embedding_dropout: float = 0.3
+    embedding_dropout: float = 0.5
     dropout: float = 0.5
     pad_token_id: int = 0
     unk_token_id: int = 1

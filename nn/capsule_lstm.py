@@ -84,7 +84,7 @@ class CapsuleLSTMConfig:
     iterations: int = 3
     head: str = "linear"  # or capsules: one for each class, for the margin loss
     word_dropout: float = 0.3
-    embedding_dropout: float = 0.3
+    embedding_dropout: float = 0.5
     dropout: float = 0.5
     pad_token_id: int = 0
     unk_token_id: int = 1

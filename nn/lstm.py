@@ -177,7 +177,7 @@ class LSTMConfig:
     bidirectional: bool = True
     pooling: str = "max+mean"  # last, mean, max, attention, or several: max+mean
     word_dropout: float = 0.3
-    embedding_dropout: float = 0.3
+    embedding_dropout: float = 0.5
     dropout: float = 0.5
     pad_token_id: int = 0
     unk_token_id: int = 1
