@@ -37,7 +37,7 @@ class ModelEntry(NamedTuple):
     training: dict[str, Any]  # training defaults that differ from train.py's
 
 
-SMALL = {"hidden_size": 256, "num_layers": 6, "num_heads": 4, "feed_forward_size": 1024}
+SMALL = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "feed_forward_size": 1024}
 SMALL_ROBERTA = SMALL | {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 SMALL_V3 = SMALL | {
     "relative_attention": True,
