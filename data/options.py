@@ -10,8 +10,8 @@ from peft import METHODS
 
 DESCRIPTION = "One experiment from top to bottom: options, data, model, method, optimizer, the loop, the score."
 PROMPT_TEXT = "Is this review of a movie positive or negative? great wonderful excellent, or bad boring awful:"
-# training defaults where the weights are random, and where they are the built-in ones, which are small: for every method,
-# and for two of them besides (found on the built-in reviews: data/results/SEARCH.md)
+# training defaults where the weights are random, and where they are the built-in ones, which are small: for every
+# method, and for two of them besides (found on the built-in reviews: data/results/SEARCH.md)
 FROM_NOTHING = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "batch_size": 32, "epochs": 5}
 FROM_BUILTIN = {"batch_size": 16, "epochs": 8, "warmup": 0.1}
 FROM_BUILTIN_METHODS = {
@@ -111,7 +111,8 @@ class Options:
 
 
 def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None]:
-    """default < model < method < objective < random or built-in weights < command line. Returns a run where one is resumed."""
+    """default < model < method < objective < random or built-in weights < command line. Returns a run where one is
+    resumed."""
     given = parse_flags(Options, argv, DESCRIPTION)
     if given.get("resume"):
         others = [f"--{name.replace('_', '-')}" for name in given if name != "resume"]
