@@ -131,8 +131,7 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     from_nothing = weights == "none" != model.weights and not objective.pretraining
     layers += [("random weights", FROM_NOTHING)] if from_nothing else []
     if weights == str(BUILTIN):
-        name = given.get("peft", Options.peft)
-        layers += [("built-in weights", FROM_BUILTIN | FROM_BUILTIN_METHODS.get(name, {}))]
+        layers += [("built-in weights", FROM_BUILTIN | FROM_BUILTIN_METHODS.get(given.get("peft", Options.peft), {}))]
     options, origins = layer(Options, [*layers, ("command line", given)])
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:

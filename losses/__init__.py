@@ -1,5 +1,5 @@
 """The training objectives, one line each: a function (model, batch, options) -> (loss, logits), what it does to a model
-beforehand, whether it reads unlabelled reviews, and the training defaults that it wants.
+beforehand, whether it reads unlabelled reviews, whether a batch may be cut, and the training defaults that it wants.
 
 Pretraining asks for no labels. Its functions return {name: which decisions were right} where others return logits.
 

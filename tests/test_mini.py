@@ -2,7 +2,6 @@
 
 import hashlib
 
-import pytest
 import torch
 from conftest import GOLDEN
 
@@ -29,7 +28,6 @@ def test_tokenizer_and_config_fit():
     assert tokenizer.id_of("[MASK]") is not None
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_it_gives_what_transformers_gives():
     golden, tokenizer = read_json(GOLDEN / "mini.json"), load_tokenizer(BUILTIN)
     assert list(tokenizer.encode(golden["texts"], 64)) == golden["input_ids"]
