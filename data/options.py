@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from data.runs import Run, known, layer, option, parse_flags
 from losses import OBJECTIVES
 from nn import MODELS
-from nn.hub import BUILTIN
 from peft import METHODS
 
 DESCRIPTION = "One experiment from top to bottom: options, data, model, method, optimizer, the loop, the score."
@@ -25,7 +24,7 @@ class Options:
     model: str = option("deberta", "what", f"architecture: {', '.join(MODELS)}")
     peft: str = option("none", "what", f"what is trained of it: {', '.join(METHODS)} (none: everything)")
     loss: str = option("ce", "what", f"objective: {', '.join(OBJECTIVES)}")
-    weights: str = option("", "what", "none (random), a checkpoint directory, or a hub id; default: the model's own")
+    weights: str = option("", "what", "none (random), builtin, a folder, or a hub id; default: the model's own")
     shape: str = option(
         "", "what", "fields of a new model's config: hidden_size=64 pooling=max+mean; needs random weights"
     )
@@ -124,13 +123,11 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     method = known("method", given.get("peft", Options.peft), METHODS)
     objective = known("objective", given.get("loss", Options.loss), OBJECTIVES)
     weights = given.get("weights", objective.training.get("weights", model.weights))
-    if weights == "builtin":
-        weights = str(BUILTIN) if BUILTIN.is_dir() else "none"
-    layers = [("model", model.training | {"weights": weights}), ("method", method.training)]
+    layers = [("model", model.training | {"weights": model.weights}), ("method", method.training)]
     layers += [("objective", objective.training)]
     from_nothing = weights == "none" != model.weights and not objective.pretraining
     layers += [("random weights", FROM_NOTHING)] if from_nothing else []
-    if weights == str(BUILTIN):
+    if weights == "builtin":
         layers += [("built-in weights", FROM_BUILTIN | FROM_BUILTIN_METHODS.get(given.get("peft", Options.peft), {}))]
     options, origins = layer(Options, [*layers, ("command line", given)])
     for name in ("epochs", "batch_size", "accumulation", "max_length"):

@@ -53,11 +53,11 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     with replacing(path) as temporary:
-        save_file(
-            {name: t.detach().contiguous() for name, t in tensors.items()},
-            temporary,
-            metadata or {"format": "pt"},
-        )
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask allows; safetensors makes its files private
+        whole = {name: t.detach().contiguous() for name, t in tensors.items()}
+        save_file(whole, temporary, metadata or {"format": "pt"})
+        temporary.chmod(mode)
 
 
 @contextmanager

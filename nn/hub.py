@@ -16,14 +16,18 @@ from torch import Tensor
 from nn.files import open_tensors, read_json, write_tensors
 
 WEIGHTS, INDEX, BIN, CONFIG = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "config.json"
-BUILTIN = Path(__file__).parent.parent / "data" / "weights" / "deberta-mini"
+BUILTIN = Path(__file__).parent.parent / "data" / "weights" / "deberta-mini"  # `--weights builtin`
 SAFE_FILES = (WEIGHTS, INDEX, "model-*.safetensors")
 TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "spm.model", "special_tokens_map.json")
 
 
 def find_pretrained(source: str | Path) -> Path:
-    """The directory of a checkpoint: `source` itself, or a hub id (`name/model`, `name/model@revision`) fetched once
-    into huggingface_hub's cache. Raises FileNotFoundError with the way out."""
+    """The directory of a checkpoint: `source` itself, "builtin", or a hub id (`name/model`, `name/model@revision`)
+    fetched once into huggingface_hub's cache. Raises FileNotFoundError with the way out."""
+    if str(source) == "builtin":
+        if not BUILTIN.is_dir():
+            raise FileNotFoundError(f"the built-in weights are not in {BUILTIN}; --weights none starts at random")
+        return BUILTIN
     path = Path(source).expanduser()
     if path.is_dir():
         return path

@@ -32,6 +32,12 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_tensors_may_be_read_by_whoever_may_read_text(tmp_path):
+    write_tensors(tmp_path / "a", {"x": torch.zeros(1)})
+    write_text(tmp_path / "b", "")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path):
     """A limit on the size of files fails a write in the middle, as a full disk does."""
     path, old = tmp_path / "model.safetensors", {"x": torch.arange(7.0)}

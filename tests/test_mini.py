@@ -5,6 +5,8 @@ import hashlib
 import torch
 from conftest import GOLDEN
 
+import peft
+from data.options import resolve
 from data.tokenization import load_tokenizer
 from nn.checkpoint import load_pretrained
 from nn.files import read_json
@@ -35,6 +37,14 @@ def test_it_gives_what_transformers_gives():
     with torch.no_grad():
         h = model.encode(model.embed(ids, mask), mask)[:, 0]
     torch.testing.assert_close(h, torch.tensor(golden["hidden"]), rtol=1e-4, atol=1e-4)
+
+
+def test_it_goes_by_its_name(tmp_path):
+    """So that an adapter on it, and a run, find it in whatever place the project lies."""
+    options, origins, _ = resolve(["--weights", "builtin", "--peft", "lora"])
+    assert (options.weights, origins["weights"], origins["rank"]) == ("builtin", "command line", "built-in weights")
+    peft.save_adapter(peft.apply(load_pretrained("builtin"), "lora", rank=2), tmp_path, "builtin")
+    assert read_json(tmp_path / "adapter_config.json")["base_model_name_or_path"] == "builtin"
 
 
 def test_only_the_classifier_starts_at_random():

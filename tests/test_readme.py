@@ -75,7 +75,7 @@ def test_the_main_command(tmp_path, monkeypatch, capsys):
     train.main([*arguments, "--epochs", "1", "--train-reviews", "40"])
     printed = capsys.readouterr().out
     assert "test: accuracy" in printed
-    assert "deberta-mini" in printed
+    assert "weights: builtin" in printed
 
 
 def few_reviews(*arguments, **keywords) -> Splits:
