@@ -4,8 +4,9 @@
     g = tanh(W_g x + U_g h₋ + b_g)   o = σ(W_o x + U_o h₋ + b_o)
     c = f ⊙ c₋ + i ⊙ g               h = o ⊙ tanh(c)
 
-h₋ and c₋ are the step before, 0 at the start. W x + b of all steps is one product before the loop. Both directions run
-in one loop, the second from the last step to the first. No padded step touches a real one.
+h₋ and c₋ are the step before, 0 at the start. W x of all steps and both directions is one product before the loops; the
+second direction runs from the last step to the first. No padded step touches a real one: at padding the input gate is
+shut, so that the second direction, which meets padding first, is still in its zero state when the review begins.
 
 Backward through time, from the gradients δh of every output, with the step after written ₊:
 
@@ -15,7 +16,6 @@ Backward through time, from the gradients δh of every output, with the step aft
 Differs from the papers: no peepholes (torch.nn.LSTM has none either).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,93 +26,114 @@ from nn.dropout import Dropout
 from nn.words import Pooling, WordEmbedding
 
 SHUT = -1e4  # σ(SHUT) = 0
+MINUS_ONE = torch.tensor(-1.0)
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (δy, y) -> δy ⊙ y ⊙ (1 - y)
 tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (δy, y) -> δy ⊙ (1 - y²)
 
 
-def both_ways(x: Tensor, directions: int) -> Tensor:
-    """What each direction reads, step by step. x: [B, T, D] -> [N, T, B, D]; the second has the last step first."""
-    x = x.transpose(0, 1)  # [T, B, D]
-    return torch.stack([x, x.flip(0)][:directions])
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """W x of all steps and directions in one product. x: [T, B, in];  weight: [N, G, in] -> [T·B, N·G], fp32 also under
+    autocast: the state of a long review needs its bits."""
+    return torch.mm(x.flatten(0, 1), weight.flatten(0, 1).T).to(weight.dtype)
 
 
-def join_ways(h: Tensor) -> Tensor:
-    """The inverse: [N, T, B, D] -> [B, T, N·D]"""
-    return torch.cat([h[0], h[1].flip(0)] if len(h) == 2 else [h[0]], -1).transpose(0, 1)
+def plain_scan(a: Tensor, u: Tensor, b: Tensor, padding: Tensor) -> Tensor:
+    """The equations step by step, differentiated by autograd. a: W x, [T·B, N·4D], N directions;  u: [N, 4D, D];  b:
+    [N, 4D], gates in the order i, f, g, o;  padding: bool [T, B] -> h of every step, [T, B, N, D], 0 at padding."""
+    sides = []
+    for n, a_n in enumerate(a.view(*padding.shape, *u.shape[:2]).unbind(2)):
+        h = c = a.new_zeros(padding.size(1), u.size(-1))
+        out = []
+        for a_t, padded in in_order(n, a_n, padding[..., None]):
+            i, f, g, o = (a_t + h @ u[n].T + b[n]).chunk(4, -1)  # [B, D] each
+            c = f.sigmoid() * c + i.sigmoid().masked_fill(padded, 0) * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            out.append(h.masked_fill(padded, 0))
+        sides.append(torch.stack(out[::-1] if n else out))
+    return torch.stack(sides, 2)
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """W x + b of all steps in one product. x: [N, T, B, in];  weight: [N, G, in];  bias: [N, G] -> [N, T, B, G], fp32
-    also under autocast: the state of a long review needs its bits."""
-    a = torch.baddbmm(bias[:, None], x.flatten(1, 2), weight.transpose(1, 2))  # [N, T·B, G]
-    return a.unflatten(1, x.shape[1:3]).to(weight.dtype)
+def in_order(direction: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Views of the tensors, [T, ...] each, at each step, as a direction reads: the second has the last step first."""
+    views = list(zip(*(x.unbind(0) for x in tensors), strict=True))
+    return views[::-1] if direction else views
 
 
-def plain_scan(a: Tensor, u: Tensor) -> Tensor:
-    """The equations step by step, differentiated by autograd. a: W x + b, [N, T, B, 4D], N directions;  u: [N, 4D, D];
-    gates in the order i, f, g, o -> h of every step, [N, T, B, D]."""
-    h = c = a.new_zeros(len(a), a.size(2), u.size(-1))
-    out = []
-    for a_t in a.unbind(1):
-        i, f, g, o = (a_t + h @ u.transpose(1, 2)).chunk(4, -1)  # [N, B, D] each
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        out.append(h)
-    return torch.stack(out, 1)
+def room_for_states(gates: Tensor, width: int) -> Tensor:
+    """[T + 2, B, N, D] for gates [T, B, N, G], 0 at both ends: before the first step and behind the last."""
+    states = gates.new_empty(len(gates) + 2, *gates.shape[1:3], width)
+    states[0], states[-1] = 0, 0
+    return states
 
 
-def steps(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of the tensors at each step, all made before the loop. [N, T, ...] each."""
-    return zip(*(x.unbind(1) for x in tensors), strict=True)
+def before(states: Tensor, direction: int) -> Tensor:
+    """The state before each step, as a direction reads. states: [T + 2, B, N, D], 0 at both ends -> [T, B, D]"""
+    return states[2:, :, 1] if direction else states[:-2, :, 0]
+
+
+def times_before(da: Tensor, h: Tensor) -> Tensor:
+    """δU = Σ δa h₋^T over steps and reviews, one product a direction. da: [T, B, N, G];  h: [T + 2, B, N, D], 0 at both
+    ends -> [N, G, D]"""
+    ways = range(h.size(2))
+    return torch.stack([da[:, :, n].flatten(0, 1).T @ before(h, n).flatten(0, 1) for n in ways])
 
 
 def tanh_(x: Tensor) -> Tensor:
-    """tanh in place, as 2σ(2x) - 1, which is off by 1e-7 at most in fp32: on a CPU torch's σ takes a fifth of the time
-    of its tanh."""
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+    """tanh in place, as 2σ(2x) - 1, which is off by 1e-7 at most in fp32: on some CPUs torch's σ takes a fifth of the
+    time of its tanh, on none we had twice of it."""
+    return torch.add(MINUS_ONE, x.mul_(2).sigmoid_(), alpha=2, out=x)
 
 
 class Scan(torch.autograd.Function):
     """`plain_scan` with the backward pass above, in place and step by step while the numbers are in the cache; all of
-    δU in one product."""
+    δU in one product. `a` is overwritten, with the gates, which are returned beside h (as autograd wants it)."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, u: Tensor) -> Tensor:
-        directions, length, batch, width = *a.shape[:3], u.size(-1)
-        gates = torch.empty_like(a)  # i, f, g, o behind their nonlinearities
-        h, c = (a.new_zeros(directions, length + 1, batch, width) for _ in range(2))  # place 0: the start
-        tanh_c = torch.empty_like(h[:, 1:])
-        u_t = u.transpose(1, 2)  # [N, D, 4D]
-        now = (a, gates, gates[..., : 2 * width], *gates.chunk(4, -1), c[:, :-1], c[:, 1:], tanh_c, h[:, :-1], h[:, 1:])
-        for a_t, gates_t, i_and_f, i, f, g, o, c_before, c_t, tanh_c_t, h_before, h_t in steps(*now):
-            torch.baddbmm(a_t, h_before, u_t, out=gates_t)  # [N, B, 4D]
-            i_and_f.sigmoid_()
-            tanh_(g)
-            o.sigmoid_()
-            torch.mul(i, g, out=c_t).addcmul_(f, c_before)
-            tanh_(tanh_c_t.copy_(c_t))
-            torch.mul(o, tanh_c_t, out=h_t)
-        ctx.save_for_backward(gates, h, c, tanh_c, u)
-        return h[:, 1:]
+    def forward(ctx, a: Tensor, u: Tensor, b: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        width = u.size(-1)
+        gates = a.view(*padding.shape, *u.shape[:2])  # [T, B, N, 4D]
+        gates[..., :width].masked_fill_(padding[..., None, None], SHUT)
+        tanh_c = a.new_empty(*gates.shape[:3], width)
+        h, c = (room_for_states(gates, width) for _ in range(2))
+        for n, u_t in enumerate(u.transpose(1, 2).contiguous()):  # [D, 4D]
+            now = (gates, gates[..., : 2 * width], *gates.chunk(4, -1), tanh_c, c[1:-1], h[1:-1])
+            all_steps = in_order(n, before(c, n), before(h, n), *(x[:, :, n] for x in now))
+            for c_before, h_before, a_t, i_and_f, i, f, g, o, tanh_c_t, c_t, h_t in all_steps:
+                a_t.addmm_(h_before, u_t).add_(b[n])  # [B, 4D]
+                i_and_f.sigmoid_()
+                tanh_(g)
+                o.sigmoid_()
+                torch.mul(i, g, out=c_t).addcmul_(f, c_before)
+                tanh_(tanh_c_t.copy_(c_t))
+                torch.mul(o, tanh_c_t, out=h_t)
+        h[1:-1].masked_fill_(padding[..., None, None], 0)
+        ctx.mark_dirty(a)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(a, h, c, tanh_c, u, padding)
+        return h[1:-1], a
 
     @staticmethod
-    def backward(ctx, dh: Tensor) -> tuple[Tensor, Tensor]:
-        gates, h, c, tanh_c, u = ctx.saved_tensors
+    def backward(ctx, dh: Tensor, _) -> tuple[Tensor, Tensor, Tensor, None]:
+        a, h, c, tanh_c, u, padding = ctx.saved_tensors
+        gates = a.view(*tanh_c.shape[:3], -1)
+        dh = dh.masked_fill(padding[..., None, None], 0)
         da = torch.empty_like(gates)
-        dc, da_after, part = torch.zeros_like(c[:, 0]), None, torch.empty_like(c[:, 0])
-        now = (dh, *gates.chunk(4, -1), c[:, :-1], tanh_c, da, *da.chunk(4, -1))
-        for dh_t, i, f, g, o, c_before, tanh_c_t, da_t, da_i, da_f, da_g, da_o in reversed([*steps(*now)]):
-            if da_after is not None:
-                dh_t = torch.baddbmm(dh_t, da_after, u)  # [N, B, D]
-            tanh_backward(torch.mul(dh_t, o, out=part), tanh_c_t, grad_input=part)
-            dc += part
-            sigmoid_backward(torch.mul(dc, g, out=part), i, grad_input=da_i)
-            sigmoid_backward(torch.mul(dc, c_before, out=part), f, grad_input=da_f)
-            tanh_backward(torch.mul(dc, i, out=part), g, grad_input=da_g)
-            sigmoid_backward(torch.mul(dh_t, tanh_c_t, out=part), o, grad_input=da_o)
-            dc *= f
-            da_after = da_t
-        return da, torch.bmm(da.flatten(1, 2).transpose(1, 2), h[:, :-1].flatten(1, 2))  # Σ over T·B
+        for n, u_n in enumerate(u):
+            dc, part, da_after = torch.zeros_like(c[0, :, n]), torch.empty_like(c[0, :, n]), None
+            now = (x[:, :, n] for x in (dh, *gates.chunk(4, -1), tanh_c, da, *da.chunk(4, -1)))
+            all_steps = in_order(1 - n, before(c, n), *now)
+            for c_before, dh_t, i, f, g, o, tanh_c_t, da_t, da_i, da_f, da_g, da_o in all_steps:
+                if da_after is not None:
+                    dh_t.addmm_(da_after, u_n)  # [B, D]
+                tanh_backward(torch.mul(dh_t, o, out=part), tanh_c_t, grad_input=part)
+                dc += part
+                sigmoid_backward(torch.mul(dc, g, out=part), i, grad_input=da_i)
+                sigmoid_backward(torch.mul(dc, c_before, out=part), f, grad_input=da_f)
+                tanh_backward(torch.mul(dc, i, out=part), g, grad_input=da_g)
+                sigmoid_backward(torch.mul(dh_t, tanh_c_t, out=part), o, grad_input=da_o)
+                dc *= f
+                da_after = da_t
+        return da.view_as(a), times_before(da, h), da.sum((0, 1)), None
 
 
 class LSTMLayer(Module):
@@ -135,18 +156,12 @@ class LSTMLayer(Module):
         self.bias.data[:, hidden_size : 2 * hidden_size] = 1.0
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, in];  mask: bool [B, T], padding on the right -> [B, T, N·D], 0 at padding.
-
-        At padding the input gate is shut, so that the backward direction, which meets padding first, is still in its
-        zero state when the review begins: c = f ⊙ 0 + 0 ⊙ g.
-        """
-        directions, _, width = self.recurrent.shape[0], *self.recurrent.shape[1:]
-        a = project(both_ways(x, directions), self.weight, self.bias)  # [N, T, B, 4D]
-        padding = ~both_ways(mask[..., None], directions)  # [N, T, B, 1]
-        a[..., :width].masked_fill_(padding, SHUT)
+        """x: [B, T, in];  mask: bool [B, T], padding on the right -> [B, T, N·D], 0 at padding."""
+        x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
+        a = project(x, self.weight)  # [T·B, N·4D]
         with torch.autocast(x.device.type, enabled=False):
-            h = Scan.apply(a, self.recurrent)  # [N, T, B, D]
-        return join_ways(h.masked_fill(padding, 0))  # [B, T, N·D]
+            h, _ = Scan.apply(a, self.recurrent, self.bias, padding)  # [T, B, N, D]
+        return h.flatten(2).transpose(0, 1)  # [B, T, N·D]
 
 
 class LSTM(Module):
