@@ -79,8 +79,9 @@ def prepare_data(options: Options, run: Run) -> tuple[Splits, Tokenizer]:
     else:
         unlabelled = options.word_vectors == "train" or OBJECTIVES[options.loss].unlabelled
         splits = load_splits(options.data, *how, unlabelled)
-    if options.train_reviews:
-        splits = splits._replace(train=subset(splits.train, options.train_reviews, options.seed))
+    for part, seed in (("train", options.seed), ("validation", 42), ("test", 42)):  # every seed is judged by the same
+        if count := getattr(options, f"{part}_reviews"):
+            splits = splits._replace(**{part: subset(getattr(splits, part), count, seed, f"--{part}-reviews")})
     print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in splits._asdict().items() if len(frame)))
     if twice := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
         print(f"the same text twice: {twice}")
@@ -247,30 +248,34 @@ def train(
                 interrupt.check()
         bar.close()
 
-        found = evaluate(model, held_out, options, machine, interrupt)
-        record = meter.record() | {f"val_{key}": value for key, value in found.items()}
+        shown, found = evaluate(model, held_out, options, machine, interrupt)
+        record = meter.record() | {f"val_{key}": value for key, value in shown.items()}
         record |= {"seconds": round(meter.total(), 1)}
-        if better := entry.pretraining or found["acc"] > progress["best"]:
+        if better := entry.pretraining or shown["acc"] > progress["best"]:
             save_best(model, run, options, tokenizer)
-            progress |= {"best": found["acc"], "best_epoch": epoch + 1}
+            progress |= {"best": shown["acc"], "best_epoch": epoch + 1, "validation": found}
         run.log("epoch", epoch=epoch + 1, **record)
         print(f"{name}: " + ", ".join(f"{key} {value:,.4g}" for key, value in record.items()) + ", best" * better)
         progress |= {"epoch": epoch + 1, "step": 0, "history": [*progress["history"], {"epoch": epoch + 1, **record}]}
         meter.reset()
         save()
 
-    return {"parameters": counts, "seconds": meter.total(), **{key: progress[key] for key in ("best_epoch", "history")}}
+    kept = {key: progress[key] for key in ("best_epoch", "history", "validation")}
+    return {"parameters": counts, "seconds": meter.total(), **kept}
 
 
-def evaluate(model: Module, held_out: Corpus, options: Options, machine: Machine, interrupt) -> dict[str, float]:
-    """loss and acc on what is held out; of pretraining, what else its objective tells."""
+def evaluate(
+    model: Module, held_out: Corpus, options: Options, machine: Machine, interrupt
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """loss and acc on what is held out, for the log, and all metrics; of pretraining, what its objective tells."""
     entry = OBJECTIVES[options.loss]
     if entry.pretraining:
-        return held_out_loss(model, held_out, entry.objective, machine, options, interrupt)
+        found = held_out_loss(model, held_out, entry.objective, machine, options, interrupt)
+        return found, found
     found = metrics(score(model, held_out, machine, interrupt), held_out.labels)
     if "confusion" in found and 0 in map(sum, zip(*found["confusion"], strict=True)):
         print("warning: all validation reviews get one label; try another --learning-rate or more --epochs")
-    return {"loss": found["loss"], "acc": found["accuracy"]}
+    return {"loss": found["loss"], "acc": found["accuracy"]}, found
 
 
 class NotFinite(Exception):
@@ -328,20 +333,20 @@ def out_of_patience(progress: dict[str, Any], options: Options) -> bool:
 
 
 def finish(trained: dict[str, Any], options: Options, run: Run, splits: Splits, machine: Machine, interrupt) -> None:
-    """Loads what was saved as best, scores it on validation and, once, on test, and writes result.json. What was
-    pretrained has no classifier to score."""
+    """Loads what was saved as best, scores the test reviews with it, once, and writes result.json. What was pretrained
+    has no classifier to score."""
     peak = {"peak_memory_bytes": peak_memory(machine.device)}
     if OBJECTIVES[options.loss].pretraining:
         write_json(run.folder / "result.json", run.config | trained | peak)
         print(f"finished: python train.py --model {options.model} --weights {run.best} starts from it")
         return
     model, tokenizer = load_run(run, machine.device)
-    for name, frame in (("validation", splits.validation), ("test", splits.test)):
-        frame = frame[frame["sentiment"] != UNKNOWN]
-        if len(frame):
-            corpus = build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache)
-            trained[name] = metrics(score(model, corpus, machine, interrupt), corpus.labels)
-            print_metrics(name, trained[name])
+    print_metrics("validation", trained["validation"])
+    frame = splits.test[splits.test["sentiment"] != UNKNOWN]
+    if len(frame):
+        corpus = build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache)
+        trained["test"] = metrics(score(model, corpus, machine, interrupt), corpus.labels)
+        print_metrics("test", trained["test"])
     peak = {"peak_memory_bytes": peak_memory(machine.device)}
     write_json(run.folder / "result.json", run.config | trained | peak)
     print(f'finished: python eval.py --run {run.folder} --text "…" uses it')

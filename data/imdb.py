@@ -228,12 +228,12 @@ def split_train(frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42) -> t
     return train.reset_index(drop=True), held_out.reset_index(drop=True)
 
 
-def subset(frame: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+def subset(frame: pd.DataFrame, count: int, seed: int, flag: str = "--train-reviews") -> pd.DataFrame:
     """`count` rows, as many of each label as possible alike, chosen by the hash of seed and id; a larger subset
-    contains a smaller one. Raises ValueError where there are not that many."""
+    contains a smaller one. flag: what an error calls the count. Raises ValueError where there are not that many."""
     labels = sorted(frame["sentiment"].unique())
     if not len(labels) <= count <= len(frame):
-        raise ValueError(f"--train-reviews {count} is outside {len(labels)} … {len(frame)}")
+        raise ValueError(f"{flag} {count} is outside {len(labels)} … {len(frame)}")
     rank = hash_rank(frame["id"], f"subset {seed}")
     place = rank.groupby(frame["sentiment"]).rank(method="first")  # 1, 2, … within a label
     chosen = pd.DataFrame({"place": place, "label": frame["sentiment"]}).sort_values(["place", "label"]).index[:count]

@@ -37,6 +37,8 @@ class Options:
     label_column: str = option("", "data", "column that holds the label, 0 or 1")
     skip_bad_rows: bool = option(False, "data", "leave broken rows out instead of stopping")
     train_reviews: int = option(0, "data", "train on this many reviews of the training split only; 0: on all")
+    validation_reviews: int = option(0, "data", "choose the best epoch by this many validation reviews only; 0: by all")
+    test_reviews: int = option(0, "data", "score this many test reviews only; 0: all")
     max_length: int = option(256, "data", "tokens a review is cut to, [CLS] and [SEP] included")
     truncate: str = option(
         "head", "data", "what is kept of a longer review: head, tail, head+tail (128 + rest); chunks"

@@ -251,7 +251,7 @@ def publish(folder: str, row: str) -> Path:
     run = Run.open(folder)
     if run.result is None:
         raise ValueError(f"{folder} is not finished: it has no result.json")
-    if "validation" not in run.result:
+    if "accuracy" not in run.result.get("validation", ()):
         raise ValueError(f"{folder} was pretrained: its numbers belong into the card beside its weights")
     write_json(RESULTS / f"{row}.json", {"row": row, **run.result})
     write_text(RESULTS / f"{row}.log.jsonl", run.log_file.read_text(encoding="utf-8"))
@@ -274,6 +274,7 @@ def results_table(folder: Path = RESULTS) -> str:
         validation, test = (
             spread([r[part]["accuracy"] for r in results if r.get(part)]) for part in ("validation", "test")
         )
+        test += f" of {count:,}" if (count := r["options"].get("test_reviews")) else ""
         seeds = " ".join(str(r["options"]["seed"]) for r in results)
         minutes = statistics.mean(r["seconds"] for r in results) / 60
         lines.append(

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from data.runs import Meter, Run, known, layer, option, parse_flags, results_table
+from nn.files import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +96,5 @@ def test_seeds_of_a_row_stand_in_one_line(tmp_path):
     mean = "0.5500 ± 0.0707"
     assert first == f"| a | 3 of 4,000 | {mean} | **{mean}** | 42 43 | 1 | 0123456 | `python train.py` |"
     assert "| **0.9000** | 42 |" in second
+    write_json(tmp_path / "b.json", read_json(tmp_path / "b.json") | {"options": {"seed": 42, "test_reviews": 2500}})
+    assert "| **0.9000 of 2,500** | 42 |" in results_table(tmp_path)

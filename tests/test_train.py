@@ -88,6 +88,16 @@ def test_a_run_leaves_what_design_says(small_run, tmp_path, capsys):
     ]  # fmt: skip
 
 
+def test_it_may_be_judged_by_fewer_reviews(small_run, tmp_path):
+    counts = ["--epochs", "1", "--train-reviews", "20", "--validation-reviews", "30", "--test-reviews", "50"]
+    found = []
+    for seed in ("1", "2"):
+        train.main([*small_run, *counts, "--name", seed, "--seed", seed])
+        found.append(read_json(tmp_path / "runs" / seed / "result.json"))
+        assert (found[-1]["validation"]["count"], found[-1]["test"]["count"]) == (30, 50)
+        assert sum(found[-1]["test"]["confusion"][0]) == 25  # half of each label
+
+
 def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         train.main([*small_run, "--epochs", "1", "--name", name, "--seed", seed])
@@ -252,6 +262,7 @@ WRONG = {
     "device 'cuda:7' is not available": ["--device", "cuda:7"],
     "--epochs 0 must be at least 1": ["--epochs", "0"],
     "--train-reviews 9999 is outside": ["--train-reviews", "9999"],
+    "--test-reviews 1 is outside": ["--test-reviews", "1"],
     "max_length 2 leaves no room": ["--max-length", "2"],
     "unknown truncation 'middle'; known: head, tail, head+tail": ["--truncate", "middle"],
     "unknown tokenizer 'hf4'; known: published, hf5": ["--tokenizer", "hf4"],
