@@ -31,7 +31,7 @@ LORA = {"learning_rate": 5e-4, "head_learning_rate": 1e-3}
 PREFIX = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
 PREFIX_MLP = {"learning_rate": 1e-4, "head_learning_rate": 1e-3}
 PROMPT = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
-P_TUNING = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
+P_TUNING = {"learning_rate": 3e-4, "head_learning_rate": 1e-3}
 
 # fmt: off
 METHODS: dict[str, MethodEntry] = {

@@ -7,6 +7,7 @@ from torch.nn import Embedding, LayerNorm, Linear
 import peft
 import train
 from eval import main as evaluate
+from nn import quant
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta
 from nn.files import read_json
@@ -94,10 +95,12 @@ def test_outlier_columns_are_kept_whole():
     assert layer.in_features == small.in_features
 
 
-def test_auto_takes_the_path_for_the_occasion():
+def test_auto_takes_the_path_for_the_occasion(monkeypatch):
     _, small = pair()
     x = torch.randn(B, IN)
-    assert small.chosen_path(x) == "fp32"
+    for has_instructions, path in ((False, "fp32"), (True, "int8")):
+        monkeypatch.setattr(quant, "multiplies_int8", lambda device, found=has_instructions: found)
+        assert small.chosen_path(x) == path
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert small.chosen_path(x.requires_grad_()) == "bf16"
         with torch.no_grad():
@@ -129,8 +132,9 @@ def test_heads_norms_and_adapters_stay(name):
 
 @pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "p_tuning", "p_tuning_v2", "head"])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_method_trains_on_8_bits(name, method):
+def test_every_method_trains_on_8_bits(name, method, monkeypatch):
     """The adapted 8-bit model is the adapted model of its dequantized weights, in values and gradients."""
+    monkeypatch.setattr(quant, "multiplies_int8", lambda device: False)
     torch.manual_seed(0)
     small, plain = quantize_int8(tiny(name)), tiny(name)
     for key, module in small.named_modules():
