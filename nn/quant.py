@@ -51,7 +51,7 @@ def int8_product(x: Tensor, q: Tensor, s: Tensor, threshold: float = OUTLIER) ->
 
 
 class Int8Matmul(torch.autograd.Function):
-    """x diag(s) Qᵀ by one of the paths, for a frozen weight: nothing of x is saved. x: [M, K];  q: int8 [N, K];  s: [N]"""
+    """x diag(s) Qᵀ by one of the paths, for a frozen weight: nothing of x is saved. x: [M, K];  q: int8 [N, K]"""
 
     @staticmethod
     def forward(ctx, x: Tensor, q: Tensor, s: Tensor, path: str) -> Tensor:
