@@ -25,8 +25,8 @@ class MethodEntry(NamedTuple):
     training: dict[str, Any]  # training defaults that the method wants
 
 
-# The rate decides whether a method works at all. LoRA's was run on IMDB (data/results/); the others are where published
-# recipes start, and have not been run on the full data here.
+# The rate decides whether a method works at all: where an MLP makes the virtual tokens, a step moves them by up to its
+# width times the rate, and at 1e-3 a prefix learned nothing (MiniLM on IMDB; trials: data/results/SEARCH.md).
 LORA = {"learning_rate": 5e-4, "head_learning_rate": 1e-3}
 PREFIX = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
 PREFIX_MLP = {"learning_rate": 1e-4, "head_learning_rate": 1e-3}
