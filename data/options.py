@@ -46,7 +46,9 @@ class Options:
     tokenizer: str = option("published", "data", "published: as the weights were trained; hf5: as transformers 5 cuts")
     vocab_size: int = option(4000, "data", "pieces or words of a tokenizer that is trained here")
     min_count: int = option(1, "data", "a word of the vocabulary occurs at least so often")
-    word_vectors: str = option("none", "data", "none (random), train (GloVe, on all reviews but the test's), or a file")
+    word_vectors: str = option(
+        "none", "data", "none (random), train (GloVe, on all reviews but the test's), a file, or a checkpoint"
+    )
     whiten_vectors: bool = option(True, "data", "give all directions of the word vectors the same variance")
     train_vectors: bool = option(True, "data", "go on training the word vectors")
 

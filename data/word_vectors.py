@@ -30,7 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.tokenization import Tokenizer
+from data.tokenization import SPECIAL_WORDS, Tokenizer, load_tokenizer
+from nn.checkpoint import load_pretrained
 from nn.files import open_tensors, write_tensors
 
 VECTORS = "vectors"
@@ -125,11 +126,23 @@ def load_vectors(path: str | Path) -> WordVectors:
     return WordVectors(words, vectors)
 
 
+def checkpoint_vectors(source: str | Path, wanted: Iterable[str]) -> WordVectors:
+    """The embedding table of an encoder's checkpoint (a folder, or builtin), as vectors of words: of each word the mean
+    of its pieces' rows. Words with unknown pieces are left out."""
+    table, tokenizer = load_pretrained(source).embeddings.word.weight.detach(), load_tokenizer(source)
+    words = [word for word in wanted if word not in SPECIAL_WORDS.values()]
+    pairs = zip(words, tokenizer.pieces(words), strict=True)
+    found = {word: table[ids].mean(0) for word, ids in pairs if ids and tokenizer.unk_id not in ids}
+    return WordVectors(list(found), torch.stack([*found.values()]))
+
+
 def read_vectors(path: str | Path, wanted: Iterable[str]) -> WordVectors:
-    """Word vectors from any file that we read: our own .safetensors, the old project's .pickle3, or text."""
+    """Word vectors from whatever we read: our own .safetensors, the old project's .pickle3, text, a checkpoint."""
+    if str(path) == "builtin" or Path(path).expanduser().is_dir():
+        return checkpoint_vectors(path, wanted)
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"--word-vectors {path} is no file; none and train need none")
+        raise FileNotFoundError(f"--word-vectors {path} is neither a file nor a folder; none and train need none")
     if path.suffix == ".safetensors":
         return load_vectors(path)
     if path.suffix == ".pickle3":

@@ -10,7 +10,7 @@ import torch
 import train
 from data import word_vectors
 from data.old_pickle import read_pickle3
-from data.tokenization import train_tokenizer
+from data.tokenization import load_tokenizer, train_tokenizer
 from data.word_vectors import (
     Glove,
     WordVectors,
@@ -25,6 +25,7 @@ from data.word_vectors import (
     weight,
     whitened,
 )
+from nn.checkpoint import load_pretrained
 from nn.files import read_json
 
 GLOVE = b"the 0.1 0.2 0.3\n. . . 1 2 3\ncaf\xc3\xa9 -1e-3 5 6\n\xff\xfe 7 8 9\nthe 9 9 9\n"
@@ -72,7 +73,7 @@ def test_a_cut_archive_is_refused(tmp_path):
     (tmp_path / "glove.gz").write_bytes(gzip.compress(GLOVE * 1000)[:-20])
     with pytest.raises(ValueError, match="cut short or damaged"):
         read_text_vectors(tmp_path / "glove.gz", ["the"])
-    with pytest.raises(FileNotFoundError, match="is no file"):
+    with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
         read_vectors(tmp_path / "absent", [])
 
 
@@ -266,6 +267,20 @@ def test_a_run_with_fixed_vectors_from_a_file(tmp_path, monkeypatch, capsys):
     assert "word vectors: mine.safetensors, for" in shown
     counts = read_json(tmp_path / "runs/words/result.json")["parameters"]
     assert counts["total"] - counts["trained"] == 6 * len(train.load_tokenizer(tmp_path / "runs/words/tokenizer").words)
+
+
+def test_a_checkpoint_gives_its_table(tmp_path, monkeypatch, capsys):
+    tokenizer, table = load_tokenizer("builtin"), load_pretrained("builtin").embeddings.word.weight
+    words = ["<pad>", "film", "unwatchable", "\U00012345"]
+    found = read_vectors("builtin", words)
+    assert found.words == words[1:3]
+    for word, vector in zip(*found, strict=True):
+        (ids,) = tokenizer.pieces([word])
+        torch.testing.assert_close(vector, table[ids].mean(0))
+    monkeypatch.chdir(tmp_path)
+    more = ["--shape", "embedding_size=256 filters=5 widths=2,3"]
+    train.main([*run_arguments(tmp_path, "--word-vectors", "builtin"), *more])
+    assert "word vectors: builtin, for" in capsys.readouterr().out
 
 
 def test_vectors_of_another_width_are_refused(tmp_path, monkeypatch):
