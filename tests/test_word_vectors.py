@@ -271,9 +271,9 @@ def test_a_run_with_fixed_vectors_from_a_file(tmp_path, monkeypatch, capsys):
 
 def test_a_checkpoint_gives_its_table(tmp_path, monkeypatch, capsys):
     tokenizer, table = load_tokenizer("builtin"), load_pretrained("builtin").embeddings.word.weight
-    words = ["<pad>", "film", "unwatchable", "\U00012345"]
+    words = ["<pad>", "film", "unwatchable"]
     found = read_vectors("builtin", words)
-    assert found.words == words[1:3]
+    assert found.words == words[1:]
     for word, vector in zip(*found, strict=True):
         (ids,) = tokenizer.pieces([word])
         torch.testing.assert_close(vector, table[ids].mean(0))
