@@ -11,9 +11,12 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read with torch: a waiting thread soon leaves its core to others
 
 import numpy as np
 import pandas as pd

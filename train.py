@@ -10,10 +10,13 @@ losses/ (OBJECTIVES).
 
 import dataclasses
 import math
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read with torch: a waiting thread soon leaves its core to others
 
 import numpy as np
 import torch
