@@ -6,7 +6,8 @@
 
 K - 1 zeros stand before and behind every review, K the largest width, so that the shortest review has windows too.
 
-Differs from the paper: no limit on the norm of the classifier's weights; one channel.
+Differs from the paper: no limit on the norm of the classifier's weights; one channel; pooling may be other than max, or
+more, which tells how often a window's pattern occurs, not only whether.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.nn import Linear, Module, ModuleList, Parameter
 from torch.nn.functional import linear, pad
 
 from nn.dropout import Dropout
-from nn.words import WordEmbedding, masked_max
+from nn.words import Pooling, WordEmbedding
 
 
 class Conv1d(Module):
@@ -55,6 +56,7 @@ class CNNConfig:
     embedding_range: float = 0.5
     filters: int = 100  # F of each width
     widths: str = "3,4,5"
+    pooling: str = "max"  # or mean, attention, or several: max+mean
     word_dropout: float = 0.3
     embedding_dropout: float = 0.3
     dropout: float = 0.5
@@ -79,8 +81,9 @@ class CNN(Module):
         widths = parse_widths(c.widths)
         self.widest = max(widths)
         self.convolutions = ModuleList(Conv1d(c.embedding_size, c.filters, width) for width in widths)
+        self.pooling = Pooling(c.pooling, c.filters * len(widths))
         self.dropout = Dropout(c.dropout)
-        self.classifier = Linear(c.filters * len(widths), len(c.labels))
+        self.classifier = Linear(self.pooling.width, len(c.labels))
 
     def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: [B, T];  mask: bool [B, T] -> [B, T, E]"""
@@ -93,8 +96,8 @@ class CNN(Module):
         return torch.cat([layer(x[:, self.widest - layer.width :]) for layer in self.convolutions], -1).relu()
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """h: [B, T + K - 1, n·F] -> [B, n·F]"""
-        return self.dropout(masked_max(h, pad(mask, (self.widest - 1, 0), value=True)))
+        """h: [B, T + K - 1, n·F] -> [B, n·F], of each pooling"""
+        return self.dropout(self.pooling(h, pad(mask, (self.widest - 1, 0), value=True)))
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """What the classifier sees."""

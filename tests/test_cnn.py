@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny, token_batch
 
-from nn.cnn import Conv1d, parse_widths
+from nn.cnn import CNN, CNNConfig, Conv1d, parse_widths
 from nn.cnn_lstm import CNNLSTM, CNNLSTMConfig
 
 B, T, E, FILTERS, K = 2, 7, 5, 3, 4
@@ -42,6 +42,16 @@ def test_features_are_the_maximum_over_all_windows():
             padded = F.pad(x[b, :n], (0, 0, layer.width - 1, model.widest - 1))
             columns.append(layer(padded[None])[0].relu().amax(0))
         torch.testing.assert_close(model.features(ids, mask)[b], torch.cat(columns), rtol=1e-5, atol=1e-5)
+
+
+def test_features_may_hold_the_mean_too():
+    config = CNNConfig(vocab_size=61, embedding_size=E, filters=FILTERS, pooling="max+mean")
+    model, (ids, mask) = CNN(config).eval(), token_batch([6, 2])
+    h, windows = model.encode(model.embed(ids, mask), mask), F.pad(mask, (4, 0), value=True)
+    features = model.features(ids, mask)
+    for b in range(len(ids)):
+        expected = torch.cat([h[b, windows[b]].amax(0), h[b, windows[b]].mean(0)])
+        torch.testing.assert_close(features[b], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_widths():
