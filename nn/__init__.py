@@ -63,10 +63,11 @@ WORDS = {
     "epochs": 4,
 }
 RECURRENT = WORDS | {"epochs": 8}
+NGRAMS = {"widths": "1,2,3", "filters": 250, "pooling": "max+mean"}
 
 # fmt: off
 MODELS: dict[str, ModelEntry] = {
-    "cnn":            ModelEntry(CNN, {}, "wordlevel", "none", WORDS),
+    "cnn":            ModelEntry(CNN, NGRAMS, "wordlevel", "none", WORDS | {"epochs": 5}),
     "lstm":           ModelEntry(LSTMClassifier, {}, "wordlevel", "none", RECURRENT),
     "gru":            ModelEntry(GRUClassifier, {}, "wordlevel", "none", RECURRENT),
     "cnn_lstm":       ModelEntry(CNNLSTM, {}, "wordlevel", "none", RECURRENT),
