@@ -133,7 +133,7 @@ def checkpoint_vectors(source: str | Path, wanted: Iterable[str]) -> WordVectors
     words = [word for word in wanted if word not in SPECIAL_WORDS.values()]
     pairs = zip(words, tokenizer.pieces(words), strict=True)
     found = {word: table[ids].mean(0) for word, ids in pairs if ids and tokenizer.unk_id not in ids}
-    return WordVectors(list(found), torch.stack([*found.values()]))
+    return WordVectors(list(found), torch.stack([*found.values()]) if found else table[:0])
 
 
 def read_vectors(path: str | Path, wanted: Iterable[str]) -> WordVectors:
