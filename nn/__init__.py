@@ -63,6 +63,7 @@ WORDS = {
     "epochs": 4,
 }
 RECURRENT = WORDS | {"epochs": 8}
+# chosen on the validation split, which shares films with training
 NGRAMS = {"widths": "1,2,3", "filters": 250, "pooling": "max+mean"}
 
 # fmt: off
