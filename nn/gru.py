@@ -4,15 +4,15 @@
     n = tanh(W_n x + b_n + r ⊙ (U_n h₋ + d_n))
     h = (1 - z) ⊙ n + z ⊙ h₋
 
-h₋ is the step before, 0 at the start. W x of all steps and both directions is one product before the loops, as in
-nn/lstm.py. At padding z is 1, so that the second direction, which meets padding first, keeps its zero state until the
-review begins.
+h₋ is the step before, 0 at the start. W x + b of all steps is one product before the loop, and both directions run in
+one loop, as in nn/lstm.py. At padding z is 1 for the second direction, which meets padding first and so keeps its zero
+state until the review begins.
 
 Backward through time, from the gradients δh of every output, with the step after written ₊ and m = U_n h₋ + d_n:
 
     δh ← δh + δh₊ ⊙ z₊ + U^T δs₊      δn = δh ⊙ (1-z) ⊙ (1-n²)
-    δa = [δn ⊙ m ⊙ r(1-r),  δh ⊙ (h₋ - n) ⊙ z(1-z),  δn],   δs = [δa_r, δa_z, δn ⊙ r],   δU = Σ δs h₋^T,   δd_n = Σ δn
-    ⊙ r
+    δa = [δn ⊙ m ⊙ r(1-r),  δh ⊙ (h₋ - n) ⊙ z(1-z),  δn]
+    δs = [δa_r, δa_z, δn ⊙ r]        δU = Σ δs h₋^T        δd_n = Σ δn ⊙ r
 
 Differs from the paper: r acts behind U_n, not before it, and z keeps the old state where the paper has it take the new
 one, as torch.nn.GRU and cuDNN have it.
@@ -25,37 +25,24 @@ from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
-from nn.lstm import (
-    SHUT,
-    before,
-    in_order,
-    project,
-    room_for_states,
-    sigmoid_backward,
-    tanh_,
-    tanh_backward,
-    times_before,
-)
+from nn.lstm import MINUS_ONE, SHUT, both_ways, join_ways, project, sigmoid_backward, steps, tanh_backward
 from nn.words import Pooling, WordEmbedding
 
 
-def plain_scan(a: Tensor, u: Tensor, b: Tensor, d: Tensor, padding: Tensor) -> Tensor:
-    """The equations step by step, differentiated by autograd. a: W x, [T·B, N·3D], N directions;  u: [N, 3D, D];  b:
-    [N, 3D], gates in the order r, z, n;  d: d_n, [N, D];  padding: bool [T, B] -> h of every step, [T, B, N, D], 0 at
-    padding."""
-    sides = []
-    for side, a_side in enumerate(a.view(*padding.shape, *u.shape[:2]).unbind(2)):
-        h = a.new_zeros(padding.size(1), u.size(-1))
-        out = []
-        for a_t, padded in in_order(side, a_side, padding[..., None]):
-            a_r, a_z, a_n = (a_t + b[side]).chunk(3, -1)  # [B, D] each
-            s_r, s_z, s_n = (h @ u[side].T).chunk(3, -1)
-            r, z = (a_r + s_r).sigmoid(), (a_z + s_z).sigmoid().masked_fill(padded, 1)
-            n = (a_n + r * (s_n + d[side])).tanh()
-            h = (1 - z) * n + z * h
-            out.append(h.masked_fill(padded, 0))
-        sides.append(torch.stack(out[::-1] if side else out))
-    return torch.stack(sides, 2)
+def plain_scan(a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> Tensor:
+    """The equations step by step, differentiated by autograd. a: W x + b, [N, T·B, 3D], N directions;  u: [N, 3D, D];
+    gates in the order r, z, n;  d: d_n, [N, D];  padding: bool [N, T, B], as each direction reads -> h of every step,
+    [N, T, B, D]."""
+    h = a.new_zeros(*padding.shape[::2], u.size(-1))
+    out = []
+    for a_t, padded in steps(a.unflatten(1, padding.shape[1:]), padding[..., None]):
+        a_r, a_z, a_n = a_t.chunk(3, -1)  # [N, B, D] each
+        s_r, s_z, s_n = (h @ u.transpose(1, 2)).chunk(3, -1)
+        r, z = (a_r + s_r).sigmoid(), (a_z + s_z).sigmoid().masked_fill(padded, 1)
+        n = (a_n + r * (s_n + d[:, None])).tanh()
+        h = (1 - z) * n + z * h
+        out.append(h)
+    return torch.stack(out, 1)
 
 
 class Scan(torch.autograd.Function):
@@ -63,49 +50,53 @@ class Scan(torch.autograd.Function):
     δU in one product. `a` is overwritten, with the gates, which are returned beside h (as autograd wants it)."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, u: Tensor, b: Tensor, d: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        width, hidden = u.size(-1), padding[..., None, None]
-        gates = a.view(*padding.shape, *u.shape[:2])  # [T, B, N, 3D]: W x, then r, z, n
-        gates[..., width : 2 * width].masked_fill_(hidden, -SHUT)
-        m = a.new_empty(*gates.shape[:3], width)  # U_n h₋ + d_n
-        h = room_for_states(gates, width)
-        for side, u_t in enumerate(u.transpose(1, 2).contiguous()):  # [D, 3D]
-            u_r_z, u_n = u_t[:, : 2 * width], u_t[:, 2 * width :]
-            now = (x[:, :, side] for x in (gates, gates[..., : 2 * width], *gates.chunk(3, -1), m, h[1:-1]))
-            for h_before, a_t, r_z, r, z, n, m_t, h_t in in_order(side, before(h, side), *now):
-                a_t.add_(b[side])
-                r_z.addmm_(h_before, u_r_z).sigmoid_()
-                torch.addmm(d[side], h_before, u_n, out=m_t)
-                tanh_(n.addcmul_(r, m_t))
-                torch.lerp(n, h_before, z, out=h_t)
-        h[1:-1].masked_fill_(hidden, 0)
+    def forward(ctx, a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        (directions, length, batch), width = padding.shape, u.size(-1)
+        gates = a.view(directions, length, batch, 3 * width)  # W x + b, then r, z, n
+        gates[1:, ..., width : 2 * width].masked_fill_(padding[1:, ..., None], -SHUT)
+        m = a.new_empty(directions, length, batch, width)  # U_n h₋ + d_n
+        h = a.new_empty(directions, length + 1, batch, width)  # at its next step
+        h[:, 0] = 0
+        u_t, s = u.transpose(1, 2).contiguous(), a.new_empty(directions, batch, 3 * width)
+        s_r_z, s_n, d = s[..., : 2 * width], s[..., 2 * width :], d[:, None]
+        now = (gates[..., : 2 * width], *gates.chunk(3, -1), m, h[:, :-1], h[:, 1:])
+        for r_z, r, z, n, m_t, h_before, h_t in steps(*now):
+            torch.bmm(h_before, u_t, out=s)  # [N, B, 3D]
+            r_z.add_(s_r_z).sigmoid_()
+            n.addcmul_(r, torch.add(s_n, d, out=m_t))
+            torch.add(n, n, out=n).sigmoid_()  # tanh(x) = 2σ(2x) - 1
+            torch.add(MINUS_ONE, n, alpha=2, out=n)
+            torch.lerp(n, h_before, z, out=h_t)
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(a, m, h, u, padding)
-        return h[1:-1], a
+        ctx.save_for_backward(a, m, h, u)
+        return h[:, 1:], a
 
     @staticmethod
-    def backward(ctx, dh: Tensor, _) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        a, m, h, u, padding = ctx.saved_tensors
-        width, gates = u.size(-1), a.view(*m.shape[:3], -1)
-        dh = dh.masked_fill(padding[..., None, None], 0)
-        da, ds = torch.empty_like(gates), torch.empty_like(gates)
-        for side, u_side in enumerate(u):
-            through, ds_after, part = None, None, torch.empty_like(m[0, :, side])
-            now = (dh, *gates.chunk(3, -1), m, ds, da[..., : 2 * width], *da.chunk(3, -1))
-            now += (ds[..., : 2 * width], ds[..., 2 * width :])
-            all_steps = in_order(1 - side, before(h, side), *(x[:, :, side] for x in now))
-            for h_before, dh_t, r, z, n, m_t, ds_t, da_r_z, da_r, da_z, da_n, ds_r_z, ds_n in all_steps:
-                if ds_after is not None:
-                    dh_t.addmm_(ds_after, u_side).add_(through)  # [B, D]
-                through = dh_t * z
-                tanh_backward(torch.sub(dh_t, through, out=part), n, grad_input=da_n)
-                sigmoid_backward(torch.mul(da_n, m_t, out=part), r, grad_input=da_r)
-                sigmoid_backward(torch.sub(h_before, n, out=part).mul_(dh_t), z, grad_input=da_z)
-                ds_r_z.copy_(da_r_z)
-                torch.mul(da_n, r, out=ds_n)
-                ds_after = ds_t
-        return da.view_as(a), times_before(ds, h), da.sum((0, 1)), ds[..., 2 * width :].sum((0, 1)), None
+    def backward(ctx, dh: Tensor, _) -> tuple[Tensor, Tensor, Tensor, None]:
+        a, m, h, u = ctx.saved_tensors
+        width, shape = u.size(-1), (*m.shape[:3], 3 * m.size(-1))
+        da, ds = torch.empty_like(a), torch.empty_like(a)
+        dh_now, part = torch.empty_like(h[:, 0]), torch.empty_like(h[:, 0])
+        through, ds_after = None, None
+        gates, da_all, ds_all = (x.view(shape) for x in (a, da, ds))
+        now = (dh, gates[..., : 2 * width], *gates.chunk(3, -1), m, h[:, :-1], da_all[..., : 2 * width])
+        now += (*da_all.chunk(3, -1), ds_all, ds_all[..., : 2 * width], ds_all[..., 2 * width :])
+        for dh_t, r_z, r, z, n, m_t, h_before, da_r_z, da_r, da_z, da_n, ds_t, ds_r_z, ds_n in reversed([*steps(*now)]):
+            if ds_after is None:
+                dh_now.copy_(dh_t)
+            else:
+                torch.baddbmm(dh_t, ds_after, u, out=dh_now).add_(through)  # [N, B, D]
+            through = dh_now * z
+            tanh_backward(torch.sub(dh_now, through, out=part), n, grad_input=da_n)
+            torch.mul(da_n, m_t, out=da_r)
+            torch.mul(torch.sub(h_before, n, out=part), dh_now, out=da_z)
+            sigmoid_backward(da_r_z, r_z, grad_input=da_r_z)
+            ds_r_z.copy_(da_r_z)
+            torch.mul(da_n, r, out=ds_n)
+            ds_after = ds_t
+        du = torch.bmm(ds.transpose(1, 2), h[:, :-1].flatten(1, 2))  # Σ over T·B
+        return da, du, ds[..., 2 * width :].sum(1), None
 
 
 class GRULayer(Module):
@@ -129,10 +120,10 @@ class GRULayer(Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, in];  mask: bool [B, T], padding on the right -> [B, T, N·D], 0 at padding."""
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
-        a = project(x, self.weight)  # [T·B, N·3D]
+        a = project(x, self.weight, self.bias)  # [N, T·B, 3D]
         with torch.autocast(x.device.type, enabled=False):
-            h, _ = Scan.apply(a, self.recurrent, self.bias, self.recurrent_bias, padding)  # [T, B, N, D]
-        return h.flatten(2).transpose(0, 1)  # [B, T, N·D]
+            h, _ = Scan.apply(a, self.recurrent, self.recurrent_bias, both_ways(padding, len(a)))  # [N, T, B, D]
+        return join_ways(h, padding)  # [B, T, N·D]
 
 
 class GRU(Module):

@@ -4,23 +4,29 @@
     g = tanh(W_g x + U_g h₋ + b_g)   o = σ(W_o x + U_o h₋ + b_o)
     c = f ⊙ c₋ + i ⊙ g               h = o ⊙ tanh(c)
 
-h₋ and c₋ are the step before, 0 at the start. W x of all steps and both directions is one product before the loops; the
-second direction runs from the last step to the first. No padded step touches a real one: at padding the input gate is
-shut, so that the second direction, which meets padding first, is still in its zero state when the review begins.
+h₋ and c₋ are the step before, 0 at the start. W x + b of all steps is one product before the loop. Both directions run
+in one loop, the second over the review turned round. No padded step touches a real one: at padding the second
+direction, which meets padding first, has its input gate shut, so that it is in its zero state when the review begins.
 
-Backward through time, from the gradients δh of every output, with the step after written ₊:
+Since tanh(x) = 2σ(2x) - 1, one σ serves all four gates: the rows of g in W, U and b are doubled on the way in,
+s = σ(2x) stands for g among the gates y = [i, f, s, o], and g = 2s - 1.
+
+Backward through time, from the gradients δh of every output, with the step after written ₊ (δa is of the sums, so with
+the rows of g doubled):
 
     δh ← δh + U^T δa₊        δc = δh ⊙ o ⊙ (1 - tanh²c) + δc₊ ⊙ f₊
-    δa = [δc ⊙ g ⊙ i(1-i),  δc ⊙ c₋ ⊙ f(1-f),  δc ⊙ i ⊙ (1-g²),  δh ⊙ tanh(c) ⊙ o(1-o)],   δU = Σ δa h₋^T
+    δa = [δc ⊙ g,  δc ⊙ c₋,  δc ⊙ 2i,  δh ⊙ tanh c] ⊙ y ⊙ (1 - y),   δU = Σ δa h₋^T
 
 Differs from the papers: no peepholes (torch.nn.LSTM has none either).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Parameter
+from torch.nn.functional import pad
 
 from nn.dropout import Dropout
 from nn.words import Pooling, WordEmbedding
@@ -31,109 +37,97 @@ sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (δy, y) -> δy
 tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (δy, y) -> δy ⊙ (1 - y²)
 
 
-def project(x: Tensor, weight: Tensor) -> Tensor:
-    """W x of all steps and directions in one product. x: [T, B, in];  weight: [N, G, in] -> [T·B, N·G], fp32 also under
-    autocast: the state of a long review needs its bits."""
-    return torch.mm(x.flatten(0, 1), weight.flatten(0, 1).T).to(weight.dtype)
+def both_ways(x: Tensor, directions: int) -> Tensor:
+    """What each direction reads, step by step. [T, ...] -> [N, T, ...]; the second has the last step first."""
+    return torch.stack([x, x.flip(0)][:directions])
 
 
-def plain_scan(a: Tensor, u: Tensor, b: Tensor, padding: Tensor) -> Tensor:
-    """The equations step by step, differentiated by autograd. a: W x, [T·B, N·4D], N directions;  u: [N, 4D, D];  b:
-    [N, 4D], gates in the order i, f, g, o;  padding: bool [T, B] -> h of every step, [T, B, N, D], 0 at padding."""
-    sides = []
-    for n, a_n in enumerate(a.view(*padding.shape, *u.shape[:2]).unbind(2)):
-        h = c = a.new_zeros(padding.size(1), u.size(-1))
-        out = []
-        for a_t, padded in in_order(n, a_n, padding[..., None]):
-            i, f, g, o = (a_t + h @ u[n].T + b[n]).chunk(4, -1)  # [B, D] each
-            c = f.sigmoid() * c + i.sigmoid().masked_fill(padded, 0) * g.tanh()
-            h = o.sigmoid() * c.tanh()
-            out.append(h.masked_fill(padded, 0))
-        sides.append(torch.stack(out[::-1] if n else out))
-    return torch.stack(sides, 2)
+def join_ways(h: Tensor, padding: Tensor) -> Tensor:
+    """States of each direction, in the order that it reads, [N, T, B, D] -> side by side, [B, T, N·D], 0 where padding,
+    bool [T, B], is."""
+    first, *second = h.unbind(0)
+    h = torch.cat([first, *(x.flip(0) for x in second)], -1)  # [T, B, N·D]
+    return h.masked_fill_(padding[..., None], 0).transpose(0, 1)
 
 
-def in_order(direction: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Views of the tensors, [T, ...] each, at each step, as a direction reads: the second has the last step first."""
-    views = list(zip(*(x.unbind(0) for x in tensors), strict=True))
-    return views[::-1] if direction else views
+def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """W x + b of all steps in one product. x: [T, B, in];  weight: [N, G, in];  bias: [N, G] -> [N, T·B, G], fp32 also
+    under autocast: the state of a long review needs its bits.
+
+    Rows become a multiple of 8 numbers long: of 300, which are not, a CPU's products take up to half as long again.
+    """
+    spare = (0, -x.size(-1) % 8)
+    x = both_ways(pad(x, spare), len(weight)).flatten(1, 2)  # [N, T·B, in]
+    return torch.baddbmm(bias[:, None], x, pad(weight, spare).transpose(1, 2)).to(weight.dtype)
 
 
-def room_for_states(gates: Tensor, width: int) -> Tensor:
-    """[T + 2, B, N, D] for gates [T, B, N, G], 0 at both ends: before the first step and behind the last."""
-    states = gates.new_empty(len(gates) + 2, *gates.shape[1:3], width)
-    states[0], states[-1] = 0, 0
-    return states
+def steps(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the tensors at each step, all made before the loop. [N, T, ...] each -> [N, ...] each."""
+    return zip(*(x.unbind(1) for x in tensors), strict=True)
 
 
-def before(states: Tensor, direction: int) -> Tensor:
-    """The state before each step, as a direction reads. states: [T + 2, B, N, D], 0 at both ends -> [T, B, D]"""
-    return states[2:, :, 1] if direction else states[:-2, :, 0]
-
-
-def times_before(da: Tensor, h: Tensor) -> Tensor:
-    """δU = Σ δa h₋^T over steps and reviews, one product a direction. da: [T, B, N, G];  h: [T + 2, B, N, D], 0 at both
-    ends -> [N, G, D]"""
-    ways = range(h.size(2))
-    return torch.stack([da[:, :, n].flatten(0, 1).T @ before(h, n).flatten(0, 1) for n in ways])
-
-
-def tanh_(x: Tensor) -> Tensor:
-    """tanh in place, as 2σ(2x) - 1, which is off by 1e-7 at most in fp32: on some CPUs torch's σ takes a fifth of the
-    time of its tanh, on none we had twice of it."""
-    return torch.add(MINUS_ONE, x.mul_(2).sigmoid_(), alpha=2, out=x)
+def plain_scan(a: Tensor, u: Tensor, padding: Tensor) -> Tensor:
+    """The equations step by step, differentiated by autograd. a: W x + b, [N, T·B, 4D], N directions;  u: [N, 4D, D],
+    gates in the order i, f, g, o, the rows of g doubled in both;  padding: bool [N, T, B], as each direction reads -> h
+    of every step, [N, T, B, D]."""
+    h = c = a.new_zeros(*padding.shape[::2], u.size(-1))
+    out = []
+    for a_t, padded in steps(a.unflatten(1, padding.shape[1:]), padding[..., None]):
+        i, f, g, o = (a_t + h @ u.transpose(1, 2)).chunk(4, -1)  # [N, B, D] each
+        c = f.sigmoid() * c + i.sigmoid().masked_fill(padded, 0) * (g / 2).tanh()
+        h = o.sigmoid() * c.tanh()
+        out.append(h)
+    return torch.stack(out, 1)
 
 
 class Scan(torch.autograd.Function):
     """`plain_scan` with the backward pass above, in place and step by step while the numbers are in the cache; all of
-    δU in one product. `a` is overwritten, with the gates, which are returned beside h (as autograd wants it)."""
+    δU in one product. `a` is overwritten, with the gates y, which are returned beside h (as autograd wants it)."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, u: Tensor, b: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        width = u.size(-1)
-        gates = a.view(*padding.shape, *u.shape[:2])  # [T, B, N, 4D]
-        gates[..., :width].masked_fill_(padding[..., None, None], SHUT)
-        tanh_c = a.new_empty(*gates.shape[:3], width)
-        h, c = (room_for_states(gates, width) for _ in range(2))
-        for n, u_t in enumerate(u.transpose(1, 2).contiguous()):  # [D, 4D]
-            now = (gates, gates[..., : 2 * width], *gates.chunk(4, -1), tanh_c, c[1:-1], h[1:-1])
-            all_steps = in_order(n, before(c, n), before(h, n), *(x[:, :, n] for x in now))
-            for c_before, h_before, a_t, i_and_f, i, f, g, o, tanh_c_t, c_t, h_t in all_steps:
-                a_t.addmm_(h_before, u_t).add_(b[n])  # [B, 4D]
-                i_and_f.sigmoid_()
-                tanh_(g)
-                o.sigmoid_()
-                torch.mul(i, g, out=c_t).addcmul_(f, c_before)
-                tanh_(tanh_c_t.copy_(c_t))
-                torch.mul(o, tanh_c_t, out=h_t)
-        h[1:-1].masked_fill_(padding[..., None, None], 0)
+    def forward(ctx, a: Tensor, u: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        (directions, length, batch), width = padding.shape, u.size(-1)
+        y = a.view(directions, length, batch, 4 * width)
+        y[1:, ..., :width].masked_fill_(padding[1:, ..., None], SHUT)
+        factors = a.new_empty(directions, length + 1, batch, 4, width)  # of δc and δh, in the order of the gates
+        g, c, twice_i, tanh_c = factors.unbind(3)  # [N, T + 1, B, D] each; c at its next step
+        h = a.new_empty(directions, length + 1, batch, width)  # at its next step
+        h[:, 0] = c[:, 0] = 0
+        u_t, sums = u.transpose(1, 2).contiguous(), a.new_empty(directions, batch, 4 * width)
+        now = (y, *y.chunk(4, -1), *(x[:, :-1] for x in (h, c, g, twice_i, tanh_c)), c[:, 1:], h[:, 1:])
+        for y_t, i, f, s, o, h_before, c_before, g_t, twice_i_t, tanh_c_t, c_t, h_t in steps(*now):
+            torch.sigmoid(torch.baddbmm(y_t, h_before, u_t, out=sums), out=y_t)  # [N, B, 4D]
+            torch.add(MINUS_ONE, s, alpha=2, out=g_t)
+            torch.add(i, i, out=twice_i_t)
+            torch.mul(i, g_t, out=c_t).addcmul_(f, c_before)
+            torch.add(c_t, c_t, out=tanh_c_t).sigmoid_()
+            torch.add(MINUS_ONE, tanh_c_t, alpha=2, out=tanh_c_t)
+            torch.mul(o, tanh_c_t, out=h_t)
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(a, h, c, tanh_c, u, padding)
-        return h[1:-1], a
+        ctx.save_for_backward(a, factors, h, u)
+        return h[:, 1:], a
 
     @staticmethod
-    def backward(ctx, dh: Tensor, _) -> tuple[Tensor, Tensor, Tensor, None]:
-        a, h, c, tanh_c, u, padding = ctx.saved_tensors
-        gates = a.view(*tanh_c.shape[:3], -1)
-        dh = dh.masked_fill(padding[..., None, None], 0)
-        da = torch.empty_like(gates)
-        for n, u_n in enumerate(u):
-            dc, part, da_after = torch.zeros_like(c[0, :, n]), torch.empty_like(c[0, :, n]), None
-            now = (x[:, :, n] for x in (dh, *gates.chunk(4, -1), tanh_c, da, *da.chunk(4, -1)))
-            all_steps = in_order(1 - n, before(c, n), *now)
-            for c_before, dh_t, i, f, g, o, tanh_c_t, da_t, da_i, da_f, da_g, da_o in all_steps:
-                if da_after is not None:
-                    dh_t.addmm_(da_after, u_n)  # [B, D]
-                tanh_backward(torch.mul(dh_t, o, out=part), tanh_c_t, grad_input=part)
-                dc += part
-                sigmoid_backward(torch.mul(dc, g, out=part), i, grad_input=da_i)
-                sigmoid_backward(torch.mul(dc, c_before, out=part), f, grad_input=da_f)
-                tanh_backward(torch.mul(dc, i, out=part), g, grad_input=da_g)
-                sigmoid_backward(torch.mul(dh_t, tanh_c_t, out=part), o, grad_input=da_o)
-                dc *= f
-                da_after = da_t
-        return da.view_as(a), times_before(da, h), da.sum((0, 1)), None
+    def backward(ctx, dh: Tensor, _) -> tuple[Tensor, Tensor, None]:
+        a, factors, h, u = ctx.saved_tensors
+        directions, length, batch, width = dh.shape
+        da, dh_now = torch.empty_like(a), torch.empty_like(h[:, 0])
+        dc, da_after = torch.zeros_like(dh_now), None
+        y, da_all = (x.view(directions, length, batch, 4, width) for x in (a, da))
+        factors, tanh_c = factors[:, :-1, :, :3], factors[:, :-1, :, 3]
+        now = (dh, y, y[..., 1, :], y[..., 3, :], factors, tanh_c, da_all, da_all[..., :3, :], da_all[..., 3, :])
+        for dh_t, y_t, f, o, factors_t, tanh_c_t, da_t, da_i_f_s, da_o in reversed([*steps(*now)]):
+            if da_after is None:
+                dh_now.copy_(dh_t)
+            else:
+                torch.baddbmm(dh_t, da_after.flatten(2), u, out=dh_now)  # [N, B, D]
+            torch.mul(dh_now, tanh_c_t, out=da_o)
+            dc += tanh_backward(dh_now.mul_(o), tanh_c_t, grad_input=dh_now)
+            torch.mul(dc[:, :, None], factors_t, out=da_i_f_s)  # [N, B, 3, D]
+            dc *= f
+            da_after = sigmoid_backward(da_t, y_t, grad_input=da_t)
+        return da, torch.bmm(da.transpose(1, 2), h[:, :-1].flatten(1, 2)), None  # Σ over T·B
 
 
 class LSTMLayer(Module):
@@ -158,10 +152,11 @@ class LSTMLayer(Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, in];  mask: bool [B, T], padding on the right -> [B, T, N·D], 0 at padding."""
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
-        a = project(x, self.weight)  # [T·B, N·4D]
+        twice_g = self.bias.new_tensor([1, 1, 2, 1]).repeat_interleave(self.recurrent.size(-1))  # [4D]
+        a = project(x, self.weight * twice_g[:, None], self.bias * twice_g)  # [N, T·B, 4D]
         with torch.autocast(x.device.type, enabled=False):
-            h, _ = Scan.apply(a, self.recurrent, self.bias, padding)  # [T, B, N, D]
-        return h.flatten(2).transpose(0, 1)  # [B, T, N·D]
+            h, _ = Scan.apply(a, self.recurrent * twice_g[:, None], both_ways(padding, len(a)))  # [N, T, B, D]
+        return join_ways(h, padding)  # [B, T, N·D]
 
 
 class LSTM(Module):

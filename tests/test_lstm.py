@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nn.lstm import LSTM, LSTMLayer, Scan, before, in_order, plain_scan
+from nn.lstm import LSTM, LSTMLayer, Scan, both_ways, join_ways, plain_scan, project, steps
 from nn.words import last_states
 
 B, T, IN, D = 3, 7, 5, 4
@@ -46,14 +46,17 @@ def test_equals_the_loop_with_gradients(bidirectional):
 
 def test_hand_derived_backward():
     torch.manual_seed(0)
-    shapes = (T * B, 2 * 4 * D), (2, 4 * D, D), (2, 4 * D)
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, T * B, 4 * D), (2, 4 * D, D))
+    ]
+    padding = both_ways(~MASK.T, 2)
 
-    def scan(a, u, b):
-        return Scan.apply(a.clone(), u, b, ~MASK.T)[0]  # it overwrites a
+    def scan(a, u):
+        return Scan.apply(a.clone(), u, padding)[0]  # it overwrites a
 
     assert torch.autograd.gradcheck(scan, inputs, check_undefined_grad=False)
-    torch.testing.assert_close(scan(*inputs), plain_scan(*inputs, ~MASK.T))
+    ours, plain = scan(*inputs), plain_scan(*inputs, padding)
+    torch.testing.assert_close(join_ways(ours, ~MASK.T), join_ways(plain, ~MASK.T))
 
 
 def test_equals_torch_with_copied_weights():
@@ -85,10 +88,20 @@ def test_padding_changes_nothing():
 
 
 def test_the_second_direction_reads_from_the_last_step():
-    states = torch.tensor([0, 7, 8, 9, 0]).view(5, 1, 1, 1).expand(5, 1, 2, 1)
-    for direction, order in ((0, [(7, 0), (8, 7), (9, 8)]), (1, [(9, 0), (8, 9), (7, 8)])):
-        pairs = in_order(direction, states[1:-1, :, direction], before(states, direction))
-        assert [(int(now), int(earlier)) for now, earlier in pairs] == order
+    x = torch.arange(T * B).view(T, B, 1)
+    ways = both_ways(x, 2)
+    pairs = [(int(first[0]), int(second[0])) for first, second in ways[:, :, 0].unbind(1)]
+    assert pairs == [(B * t, B * (T - 1 - t)) for t in range(T)]
+    assert torch.equal(join_ways(ways, torch.zeros(T, B, dtype=torch.bool)), x.expand(T, B, 2).transpose(0, 1))
+    assert [tuple(views[0].shape) for views in steps(ways)] == [(2, B, 1)] * T
+
+
+@pytest.mark.parametrize("width", [IN, 8])
+def test_the_projection_is_its_formula_whatever_the_width(width):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(T, B, width), torch.randn(2, 3, width), torch.randn(2, 3)
+    expected = torch.stack([x @ weight[0].T + bias[0], x.flip(0) @ weight[1].T + bias[1]])
+    torch.testing.assert_close(project(x, weight, bias), expected.flatten(1, 2), rtol=1e-5, atol=1e-5)
 
 
 def test_initialisation():
