@@ -46,7 +46,7 @@ from nn.checkpoint import (
 from nn.dropout import Dropout
 from nn.encoder import SharedEmbedding
 from nn.files import write_json
-from nn.optim import describe_groups, parameter_groups, reinitialise, schedule
+from nn.optim import Average, describe_groups, parameter_groups, reinitialise, schedule
 from nn.runtime import (
     Interrupt,
     Machine,
@@ -183,6 +183,7 @@ def train(
     optimizer = torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     trainable = [p for p in model.parameters() if p.requires_grad]
+    average = Average(trainable, options.average)
     counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
     print(describe_groups(groups, counts["total"]))
     print(memory.describe(model))
@@ -195,12 +196,13 @@ def train(
     if (saved := run.load_state()) is not None:
         tensors, progress = saved
         restore_training_state(tensors, model, optimizer, device)
+        average.restore(tensors)
         scaler.load_state_dict(progress["scaler"])
     meter = Meter(progress.get("sums"), progress["seconds"], options.save_minutes)
 
     def save() -> None:
         now = {"sums": meter.sums, "seconds": meter.total(), "scaler": scaler.state_dict()}
-        run.save_state(training_state(model, optimizer, device), progress | now)
+        run.save_state(training_state(model, optimizer, device) | average.state(), progress | now)
 
     while progress["epoch"] < options.epochs and not out_of_patience(progress, options):
         epoch, name = progress["epoch"], f"epoch {progress['epoch'] + 1}/{options.epochs}"
@@ -237,6 +239,7 @@ def train(
                 clip_grad_norm_(trainable, options.clip)
             scaler.step(optimizer)
             scaler.update()
+            average.update(before + step)
             optimizer.zero_grad(set_to_none=True)
 
             progress["step"] += 1
@@ -251,12 +254,13 @@ def train(
                 interrupt.check()
         bar.close()
 
-        shown, found = evaluate(model, held_out, options, machine, interrupt)
+        with average.in_place():
+            shown, found = evaluate(model, held_out, options, machine, interrupt)
+            if better := entry.pretraining or shown["acc"] > progress["best"]:
+                save_best(model, run, options, tokenizer)
+                progress |= {"best": shown["acc"], "best_epoch": epoch + 1, "validation": found}
         record = meter.record() | {f"val_{key}": value for key, value in shown.items()}
         record |= {"seconds": round(meter.total(), 1)}
-        if better := entry.pretraining or shown["acc"] > progress["best"]:
-            save_best(model, run, options, tokenizer)
-            progress |= {"best": shown["acc"], "best_epoch": epoch + 1, "validation": found}
         run.log("epoch", epoch=epoch + 1, **record)
         print(f"{name}: " + ", ".join(f"{key} {value:,.4g}" for key, value in record.items()) + ", best" * better)
         progress |= {"epoch": epoch + 1, "step": 0, "history": [*progress["history"], {"epoch": epoch + 1, **record}]}

@@ -41,6 +41,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
     "rdrop":        ObjectiveEntry(rdrop.objective, {}, additive=True),
     "supcon":       ObjectiveEntry(supcon.objective, {}, supcon.prepare),
     "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, {}, supcon.prepare),
+    "adversarial":  ObjectiveEntry(mixed.objective, {"vat_weight": 0.0, "entropy_weight": 0.0}, mixed.prepare),
     "mixed":        ObjectiveEntry(mixed.objective, {}, mixed.prepare, unlabelled=True),
     "mlm":          ObjectiveEntry(mlm.objective, PRETRAINING, mlm.prepare, pretraining=True),
     "rtd":          ObjectiveEntry(rtd.objective, PRETRAINING, rtd.prepare, pretraining=True),

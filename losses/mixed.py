@@ -12,8 +12,8 @@ s: the embeddings of a review, [T, E];  p(·|s): the model's distribution;  θ̂
     L_EM  = mean -Σ_c p_c log p_c  over unlabelled reviews                       Sachan et al., Eq. (4)
     L     = L_ML + λ_AT L_AT + λ_VAT L_VAT + λ_EM L_EM                           Eq. (5)
 
-Norms run over a whole review. Clean and perturbed passes share their dropout masks, so that the divergence is that of
-the perturbation alone.
+`--loss adversarial` is L_ML + λ_AT L_AT, of labelled reviews alone. Norms run over a whole review. Clean and perturbed
+passes share their dropout masks, so that the divergence is that of the perturbation alone.
 
 Differs from the papers: they divide the embedding table by its spread so that ε means the same for every model; here
 the table stays and ε counts in its spread: the standard deviation of the batch's embeddings.
@@ -107,11 +107,12 @@ def prepare(model: Module, options, tokenizer) -> None:
     if options.radius <= 0:
         raise ValueError(f"radius {options.radius} must be above 0")
     if getattr(model, "virtual", None) is not None:
-        raise ValueError(f"--loss mixed moves embeddings itself; it does not go with --peft {options.peft}")
+        raise ValueError(f"--loss {options.loss} moves embeddings itself; it does not go with --peft {options.peft}")
 
 
 def objective(model: Module, batch, options) -> tuple[Tensor, Tensor]:
-    """L of the module docstring; batch.unlabelled may be None. Returns (loss, logits [B, C])."""
+    """L of the module docstring; batch.unlabelled may be None: L_VAT is then over labelled reviews. Returns (loss,
+    logits [B, C])."""
     weights = (options.adversarial_weight, options.vat_weight, options.entropy_weight)
     labelled = Reviews.embed(model, batch.input_ids, batch.mask)
     logits = labelled.logits()

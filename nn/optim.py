@@ -1,11 +1,17 @@
-"""What the optimizer is told: groups of parameters with their rates, and the schedule of the rate.
+"""What the optimizer is told, groups of parameters with their rates and the schedule of the rate; and the average of
+the weights that it leads through.
 
 rate of a group at step t = peak · schedule(t),   peak = learning_rate · layer_decay^(layers above it)
+θ̄ ← d θ̄ + (1 - d) θ   after step t,   d = min(decay, (1 + t) / (10 + t))
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import LayerNorm, Module, Parameter
 
 import peft
@@ -69,6 +75,45 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
     if step < rise:
         return (step + 1) / rise
     return (total - step) / max(1, total - rise) if kind == "linear" else 1.0
+
+
+class Average:
+    """θ̄, the running mean of trained weights (Polyak & Juditsky 1992; exponential as in Tarvainen & Valpola 2017, arXiv
+    1703.01780, Eq. 2): it lies nearer the middle of what the last 1 / (1 - decay) steps passed through, and is what is
+    scored and saved. decay 0: θ itself."""
+
+    def __init__(self, parameters: list[Parameter], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"--average {decay} is outside [0, 1)")
+        self.parameters, self.decay = parameters, decay
+        self.means = [p.detach().clone() for p in parameters] if decay else []
+
+    def update(self, step: int) -> None:
+        """After optimizer step 0, 1, …: early on the mean is over fewer steps."""
+        if self.means:
+            share = 1 - min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self.means, [p.detach() for p in self.parameters], share)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the means for its weights, until the block ends."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def swap(self) -> None:
+        for number, mean in enumerate(self.means):
+            self.means[number], self.parameters[number].data = self.parameters[number].data, mean
+
+    def state(self) -> dict[str, Tensor]:
+        """What resuming needs, by name."""
+        return {f"average.{number}": mean for number, mean in enumerate(self.means)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        for number, mean in enumerate(self.means):
+            mean.copy_(tensors[f"average.{number}"])
 
 
 def reinitialise(model: Module, count: int) -> None:

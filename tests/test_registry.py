@@ -111,7 +111,7 @@ def test_no_dead_operation(name, method, objective):
         return
     model = model if method == "none" else adapt(model, method)
     options = dataclasses.replace(objective_options(objective), peft=method)
-    if objective == "mixed" and getattr(model, "virtual", None) is not None:
+    if objective in ("adversarial", "mixed") and getattr(model, "virtual", None) is not None:
         with pytest.raises(ValueError, match=f"does not go with --peft {method}"):
             OBJECTIVES[objective].prepare(model, options, None)
         return

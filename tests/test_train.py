@@ -106,7 +106,10 @@ def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
     assert not same(a, c)
 
 
-@pytest.mark.parametrize("extra", [[], ["--accumulation", "2"], ["--checkpointing"], ["--precision", "bf16"]])
+EXTRAS = [[], ["--accumulation", "2"], ["--checkpointing"], ["--precision", "bf16"], ["--average", "0.9"]]
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_ten_steps_equal_five_and_a_resumed_five(small_run, tmp_path, monkeypatch, extra):
     train.main([*small_run, *extra, "--name", "whole"])
     with monkeypatch.context() as patch:
