@@ -43,7 +43,7 @@ from nn.checkpoint import (
     save_pretrained,
     training_state,
 )
-from nn.dropout import Dropout
+from nn.dropout import Dropout, set_dropout
 from nn.encoder import SharedEmbedding
 from nn.files import write_json
 from nn.optim import Average, describe_groups, parameter_groups, reinitialise, schedule
@@ -119,6 +119,8 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
         print(f"weights: {options.weights}; new and random: {', '.join(sorted(model.fresh)) or 'nothing'}")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {model.config.vocab_size}")
+    if options.dropout >= 0:
+        set_dropout(model, options.dropout)
     if options.classifier_dropout >= 0:
         model.dropout = Dropout(options.classifier_dropout)
     if options.checkpointing and not hasattr(model, "checkpointing"):

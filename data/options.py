@@ -29,7 +29,8 @@ class Options:
         "", "what", "fields of a new model's config: hidden_size=64 pooling=max+mean; needs random weights"
     )
     num_labels: int = option(2, "what", "classes of the head; 0: as many as the checkpoint's")
-    classifier_dropout: float = option(-1.0, "what", "before the last layer; negative: the checkpoint's own")
+    dropout: float = option(-1.0, "what", "of all the model's layers; negative: what its config says of each")
+    classifier_dropout: float = option(-1.0, "what", "before the last layer; negative: the model's own")
     reinit_layers: int = option(0, "what", "start this many of the top layers from random weights")
 
     data: str = option("", "data", "IMDB folder, aclImdb, a TSV or CSV, or demo; default: $IMDB_DIR, data/imdb/, demo")

@@ -28,6 +28,13 @@ def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
     return words.view(torch.uint8)[:count].clamp_(below, threshold).sub_(below).view(shape)
 
 
+def checked(p: float) -> float:
+    """Raises ValueError where p is no rate of dropout."""
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout {p} is outside [0, 1)")
+    return p
+
+
 class Dropout(Module):
     """y = x · m / (1 - p) while training, y = x otherwise.
 
@@ -37,9 +44,7 @@ class Dropout(Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"dropout {p} is outside [0, 1)")
-        self.p = p
+        self.p = checked(p)
 
     @property
     def active(self) -> bool:
@@ -64,3 +69,10 @@ class Dropout(Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def set_dropout(model: Module, p: float) -> None:
+    """The rate of every dropout in `model`, whatever its config says. Raises ValueError."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = checked(p)

@@ -18,6 +18,7 @@ from data.tokenization import load_tokenizer
 from eval import load_run
 from eval import main as evaluate
 from nn.bert import Bert
+from nn.dropout import Dropout
 from nn.files import read_json
 from nn.optim import parameter_groups, schedule
 from nn.runtime import Machine, Stopped, clean_exit
@@ -331,6 +332,12 @@ def test_layer_decay_dropout_and_reinitialised_layers(small_run):
     tokenizer, before = load_tokenizer(options.weights), train.load_pretrained(options.weights)
     model = train.build_model(options, tokenizer)
     assert model.dropout.p == 0.4
+    without = train.build_model(train.dataclasses.replace(options, dropout=0.0), tokenizer)
+    rates = {name: module.p for name, module in without.named_modules() if isinstance(module, Dropout)}
+    assert rates.pop("dropout") == 0.4
+    assert {*rates.values()} == {0.0}
+    with pytest.raises(ValueError, match=r"dropout 1\.0 is outside \[0, 1\)"):
+        train.build_model(train.dataclasses.replace(options, dropout=1.0), tokenizer)
     assert torch.equal(model.layers[0].attention.query.weight, before.layers[0].attention.query.weight)
     assert not torch.equal(model.layers[1].attention.query.weight, before.layers[1].attention.query.weight)
     assert all(name.startswith("layers.1.") for name in model.fresh)
