@@ -6,6 +6,7 @@ from conftest import tiny, token_batch
 
 import train
 from data.batches import Batch, Corpus, Stream
+from losses import OBJECTIVES
 from losses.mixed import Reviews, entropy, kl, objective, of_length, prepare, vat_loss, virtual_perturbation
 from train import Options
 
@@ -82,6 +83,25 @@ def test_each_part_counts(name):
         torch.manual_seed(0)
         values[part] = objective(tiny(name).train(), four(), options)[0].item()
     assert all(values[part] > values["none"] for part in values if part != "none")
+
+
+@pytest.mark.parametrize("name", MODELS_HERE)
+def test_adversarial_training_is_its_equations(name):
+    torch.manual_seed(0)
+    model, batch = tiny(name).eval().double(), four(unlabelled=False)
+    options = dataclasses.replace(Options(), **OBJECTIVES["adversarial"].training, adversarial_weight=0.7, radius=2.0)
+    ours, _ = OBJECTIVES["adversarial"].objective(model, batch, options)
+
+    def losses(x: torch.Tensor) -> torch.Tensor:
+        logits = model.classifier(model.pool(model.encode(x, batch.mask), batch.mask))
+        return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")  # [B]
+
+    x = model.embed(batch.input_ids, batch.mask).detach().requires_grad_()
+    clean = losses(x)
+    gradients = [torch.autograd.grad(clean[b], x, retain_graph=True)[0][b] for b in range(len(clean))]
+    r = torch.stack([2.0 * x[batch.mask].std() * g / g.norm() for g in gradients])  # Eq. (5)
+    torch.testing.assert_close(ours, clean.mean() + 0.7 * losses(x + r).mean(), rtol=1e-5, atol=1e-6, check_dtype=False)
+    assert losses(x + r).mean() > clean.mean()
 
 
 def test_bad_settings(tmp_path):
