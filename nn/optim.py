@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import LayerNorm, Module, Parameter
 
@@ -79,8 +78,8 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
 
 class Average:
     """θ̄, the running mean of trained weights (Polyak & Juditsky 1992; exponential as in Tarvainen & Valpola 2017, arXiv
-    1703.01780, Eq. 2): it lies nearer the middle of what the last 1 / (1 - decay) steps passed through, and is what is
-    scored and saved. decay 0: θ itself."""
+    1703.01780, Eq. 2), which is scored and saved in their place. It is mostly of the last 1 / (1 - decay) steps, or of
+    the last ninth of all so far where those are fewer. decay 0: θ itself."""
 
     def __init__(self, parameters: list[Parameter], decay: float) -> None:
         if not 0 <= decay < 1:
@@ -89,10 +88,10 @@ class Average:
         self.means = [p.detach().clone() for p in parameters] if decay else []
 
     def update(self, step: int) -> None:
-        """After optimizer step 0, 1, …: early on the mean is over fewer steps."""
-        if self.means:
-            share = 1 - min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(self.means, [p.detach() for p in self.parameters], share)
+        """After optimizer step 0, 1, …"""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        for mean, parameter in zip(self.means, self.parameters, strict=False):
+            mean.lerp_(parameter.detach(), share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
