@@ -15,7 +15,14 @@ FROM_NOTHING = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "batch_si
 FROM_BUILTIN = {"batch_size": 16, "epochs": 8, "warmup": 0.1}
 FROM_BUILTIN_METHODS = {
     "none": {"learning_rate": 4e-4},
-    "lora": {"targets": "all-linear", "rank": 32, "alpha": 32.0, "learning_rate": 1e-3, "dropout": 0.0},
+    "lora": {
+        "targets": "all-linear",
+        "rank": 32,
+        "alpha": 32.0,
+        "learning_rate": 5e-4,
+        "batch_size": 8,
+        "dropout": 0.0,
+    },
 }
 
 
