@@ -138,6 +138,10 @@ def start_from_vectors(
     model: Module, options: Options, splits: Splits, corpus: Corpus, tokenizer: Tokenizer, run: Run, interrupt
 ) -> None:
     """--word-vectors into the model's table."""
+    if getattr(model.config, "one_hot", False):
+        raise ValueError(
+            "one-hot words have no vectors to start from; --shape one_hot=false has, or leave --word-vectors"
+        )
     word = model.embeddings.word
     table = word.table if isinstance(word, SharedEmbedding) else word.weight
     if options.word_vectors == "train":

@@ -47,11 +47,15 @@ class WordEmbedding(Module):
         self.unk_id, self.word_dropout = unk_id, word_dropout
         self.dropout = Dropout(dropout)
 
+    def drop_words(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Word dropout, while training. [B, T] -> [B, T]"""
+        if not self.training or self.word_dropout == 0:
+            return input_ids
+        dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
+        return input_ids.masked_fill(dropped & mask, self.unk_id)
+
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        if self.training and self.word_dropout > 0:
-            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
-            input_ids = input_ids.masked_fill(dropped & mask, self.unk_id)
-        x = self.word(input_ids)  # [B, T, E]
+        x = self.word(self.drop_words(input_ids, mask))  # [B, T, E]
         return x * self.dropout(x.new_ones(len(x), 1, x.size(-1))) if self.dropout.active else x
 
 

@@ -55,6 +55,44 @@ def test_features_may_hold_the_mean_too():
         torch.testing.assert_close(features[b], expected, rtol=1e-5, atol=1e-6)
 
 
+ONE_HOT = CNNConfig(vocab_size=61, filters=FILTERS, widths="1,3,2", one_hot=True, pooling="max+mean")
+
+
+def test_one_hot_words_are_a_convolution_over_them():
+    """Johnson & Zhang 2015, §2.2: the same as Conv1d on vectors of 0 and a single 1."""
+    torch.manual_seed(0)
+    model, (ids, mask) = CNN(ONE_HOT).double().eval(), token_batch([6, 2])
+    h = model.encode(model.embed(ids, mask), mask)
+    words = F.one_hot(ids, 61).double() * mask[..., None]
+    table, first, expected = model.embeddings.word.weight.detach(), 0, []
+    for layer in model.convolutions:
+        plain = Conv1d(61, FILTERS, layer.width).double()
+        columns = table[:, first : first + FILTERS * layer.width].unflatten(1, (layer.width, FILTERS))  # [V, k, F]
+        plain.weight.data = columns.permute(2, 1, 0)
+        expected.append(plain(F.pad(words, (0, 0, layer.width - 1, 2))).relu())
+        first += FILTERS * layer.width
+    torch.testing.assert_close(h, torch.cat(expected, -1))
+
+
+def test_looking_windows_up_equals_the_plain_form_with_gradients():
+    torch.manual_seed(0)
+    model, (ids, mask) = CNN(ONE_HOT).double().eval(), token_batch([6, 2, 1])
+    ours, plain = model.features(ids, mask), model.pool(model.encode(model.embed(ids, mask), mask), mask)
+    torch.testing.assert_close(ours, plain)
+    upstream, wanted = torch.randn_like(ours), [model.embeddings.word.weight, *model.convolutions.parameters()]
+    for mine, theirs in zip(*(torch.autograd.grad(y, wanted, upstream) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+        assert mine.abs().sum() > 0
+
+
+def test_one_hot_words_are_dropped_too():
+    model, (ids, mask) = CNN(ONE_HOT), token_batch([6, 2])
+    model.embeddings.drop_words = lambda input_ids, mask: input_ids.masked_fill(mask, 1)
+    model.dropout.eval()
+    unknown = ids.masked_fill(mask, 1)
+    assert torch.equal(model.features(ids, mask), model.pool(model.look_up(unknown, mask), mask))
+
+
 def test_widths():
     assert parse_widths("3,4, 5") == [3, 4, 5]
     for wrong in ("", "3,x", "0", "3,,4"):
