@@ -63,7 +63,7 @@ WORDS = {
     "epochs": 4,
 }
 RECURRENT = WORDS | {"epochs": 8}
-# one-hot words, each with 1,800 numbers of its own: Adam's ε keeps a rare word's steps small (SEARCH.md, "One-hot words")
+# one-hot words, each with 1,800 numbers: Adam's ε keeps a rare word's steps small (SEARCH.md, "One-hot words")
 ONE_HOT = {"one_hot": True, "widths": "1,2,3", "filters": 300, "embedding_range": 0.02}
 RARE_WORDS = {"word_vectors": "none", "learning_rate": 5e-3, "adam_epsilon": 1e-4, "batch_size": 64, "epochs": 6}
 
