@@ -50,7 +50,7 @@ SMALL_V3 = SMALL | {
 # Sun et al. 2019 for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa experiments/glue
 TUNING = {"learning_rate": 2e-5}
 TUNING_ROBERTA = {"learning_rate": 2e-5, "weight_decay": 0.1}
-# Found by trials with the GRU, the CNN, the CNN-LSTM and the Transformer on training reviews parted by film; the others
+# Found by trials with the GRU, the CNN-LSTM and the Transformer on training reviews parted by film; the others
 # have the same values unsearched. All trials, what led to them, and what they do not show: data/results/SEARCH.md.
 WORDS = {
     "word_vectors": "train",
