@@ -101,7 +101,8 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
     arguments = [places.get(argument, argument) for argument in arguments]
     short = ["--epochs", "1", "--train-reviews", "8", "--batch-size", "4", "--accumulation", "1"]
     short += ["--rank", "8"] if "--rank" in arguments else []  # no more than the tiny model is wide
-    short += ["--validation-reviews", "4", "--test-reviews", "4"] if "--test-reviews" in arguments else []
+    for part in ("--validation-reviews", "--test-reviews"):
+        short += [part, "4"] if part in arguments else []
     if script == "train.py" and "--help" in arguments:
         with pytest.raises(SystemExit) as stop:
             train.main(arguments)
