@@ -254,7 +254,7 @@ def test_training_is_kept_and_reproducible(tmp_path, capsys):
 
 def run_arguments(tmp_path, *more):
     common = f"--model cnn --data demo --train-reviews 40 --epochs 1 --runs {tmp_path}/runs --name words"
-    shape = "embedding_size=6 filters=5 widths=2,3"
+    shape = "one_hot=false embedding_size=6 filters=5 widths=2,3"
     return [*common.split(), "--shape", shape, *more]
 
 
@@ -279,7 +279,7 @@ def test_a_checkpoint_gives_its_table(tmp_path, monkeypatch, capsys):
         (ids,) = tokenizer.pieces([word])
         torch.testing.assert_close(vector, table[ids].mean(0))
     monkeypatch.chdir(tmp_path)
-    more = ["--shape", "embedding_size=256 filters=5 widths=2,3"]
+    more = ["--shape", "one_hot=false embedding_size=256 filters=5 widths=2,3"]
     train.main([*run_arguments(tmp_path, "--word-vectors", "builtin"), *more])
     assert "word vectors: builtin, for" in capsys.readouterr().out
 
@@ -295,3 +295,9 @@ def test_encoders_take_no_word_vectors(tmp_path):
     with pytest.raises(ValueError, match="networks over words"):
         train.main(["--model", "bert", "--weights", "none", "--word-vectors", "train", "--runs", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_one_hot_words_take_no_vectors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="one-hot words have no vectors to start from; --shape one_hot=false"):
+        train.main(run_arguments(tmp_path, "--word-vectors", "builtin", "--shape", "filters=5"))
