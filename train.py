@@ -192,7 +192,7 @@ def train(
     average = Average(trainable, options.average)
     counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
     print(describe_groups(groups, counts["total"]))
-    print(memory.describe(model))
+    print(memory.describe(model, average=options.average > 0))
 
     orders = [epoch_order(corpus, options, epoch) for epoch in range(options.epochs)]
     counts_of_steps = [math.ceil(len(order) / options.accumulation) for order in orders]

@@ -47,14 +47,16 @@ def standing(model: Module) -> Account:
     return Account(bytes_of([*model.parameters(), *model.buffers()]), bytes_of(trained), moments)
 
 
-def describe(model: Module) -> str:
-    """A line: what stands in memory, and what 8-bit and frozen weights save of it."""
+def describe(model: Module, average: bool = False) -> str:
+    """A line: what stands in memory, and what 8-bit and frozen weights save of it. average: a running mean of the
+    trained weights is kept beside them."""
     mib, now = 2**20, standing(model)
     small = sum(b.numel() for b in model.buffers() if b.dtype == torch.int8)
     frozen = small + sum(p.numel() for p in model.parameters() if not p.requires_grad)
     line = f"memory: weights {now.weights / mib:,.0f} MiB" + f" (8 bits save {3 * small / mib:,.0f})" * (small > 0)
     line += f", gradients and moments {(now.gradients + now.optimizer) / mib:,.0f} MiB"
-    return line + f" (frozen weights save {12 * frozen / mib:,.0f})" * (frozen > 0)
+    line += f" (frozen weights save {12 * frozen / mib:,.0f})" * (frozen > 0)
+    return line + f", their average {now.gradients / mib:,.0f} MiB" * average
 
 
 def saved_bytes(model: Module, forward: Callable[[], Any]) -> int:

@@ -25,6 +25,7 @@ def test_the_line_that_a_run_prints():
     model = tiny("bert", hidden_size=384, feed_forward_size=1536)
     size = 4 * sum(p.numel() for p in model.parameters()) / 2**20
     assert describe(model) == f"memory: weights {size:,.0f} MiB, gradients and moments {3 * size:,.0f} MiB"
+    assert describe(model, average=True) == describe(model) + f", their average {size:,.0f} MiB"
     line = describe(adapt(quantize_int8(model), "lora"))
     assert "(8 bits save 10)" in line
     assert line.endswith("gradients and moments 2 MiB (frozen weights save 43)"), line
