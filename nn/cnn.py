@@ -147,7 +147,7 @@ class CNN(Module):
         return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
 
     def look_up(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """`encode` of `embed` for one-hot words, three times as fast: [B, T] -> [B, T + K - 1, n·F]"""
+        """`encode` of `embed` for one-hot words, in half the time: [B, T] -> [B, T + K - 1, n·F]"""
         edge, table = self.widest - 1, self.embeddings.word.weight
         input_ids, mask = (pad(part, (edge, edge)) for part in (input_ids, mask))  # [B, T + 2K - 2]
         parts = ((layer, slice(self.widest - layer.width, None)) for layer in self.convolutions)
