@@ -3,8 +3,8 @@
 Padding to the longest review of a random batch nearly doubles the work at 512 tokens. Sorting by length inside windows
 of shuffled reviews, then shuffling the batches, leaves about 3 % of padding and still a random order.
 
-Nothing is prepared in the background: 16 reviews of up to 512 tokens are a batch after 0.1 ms, less than a thousandth of
-a step on a CPU.
+Nothing is prepared in the background: 16 reviews of up to 512 tokens are a batch after 0.1 ms, less than a thousandth
+of a step on a CPU.
 """
 
 from collections.abc import Callable, Iterable, Iterator
