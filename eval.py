@@ -2,7 +2,7 @@
 
 python eval.py --run runs/NAME                                     validation and, where labels are known, test
 python eval.py --run runs/NAME --predict testData.tsv.gz --out submission.csv
-python eval.py --run runs/NAME --text "A wonderful little film."
+python eval.py --run runs/NAME --text "A wonderful little film." --explain
 python eval.py --compare "runs/ONE runs/TWO"
 """
 
@@ -57,6 +57,7 @@ class Options:
     predict: str = option("", "what", "a TSV or CSV of reviews to label")
     out: str = option("submission.csv", "what", "where --predict writes id,sentiment")
     text: str = option("", "what", "one review to label")
+    explain: bool = option(False, "what", "with --text: which words the label rests on, one pass a word")
     compare: str = option("", "what", "run folders with spaces between them: a table, and their learning curves")
     merge: str = option("", "what", "folder for a plain checkpoint with the adapter inside its weights")
     dtype: str = option("fp32", "what", "numbers of the checkpoint that --merge writes: fp32, fp16 or bf16")
@@ -228,19 +229,49 @@ def predict(options: Options, run: Run, machine: Machine) -> None:
         print_metrics(Path(options.predict).name, metrics(logits, corpus.labels))
 
 
-def answer(text: str, run: Run, machine: Machine) -> None:
+def answer(options: Options, run: Run, machine: Machine) -> None:
     model, tokenizer = load_run(run, machine.device)
-    cleaned = clean(text)
+    cleaned = clean(options.text)
     if not cleaned:
         raise ValueError("--text is empty")
-    corpus = build_corpus(tokenizer, as_frame([("text", cleaned, UNKNOWN)]), run.config["options"], None)
-    logits = score(model, corpus, machine, bar=False)
+
+    def scores(texts: list[str], bar: bool) -> tuple[np.ndarray, Corpus]:
+        frame = as_frame([("text", text, UNKNOWN) for text in texts])
+        corpus = build_corpus(tokenizer, frame, run.config["options"], None)
+        return score(model, corpus, machine, bar=bar), corpus
+
+    logits, corpus = scores([cleaned], bar=False)
     chances = torch.from_numpy(logits[0]).softmax(0).tolist()
     best = max(range(len(chances)), key=chances.__getitem__)
     labels = model.config.labels
     if hasattr(model, "attention_weights"):
         print("looks at: " + ", ".join(heaviest_words(model, tokenizer, corpus, machine)))
+    if options.explain and len(words := cleaned.split()) > 1:
+        without = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
+        gain = erasure(logits, scores(without, bar=True)[0])
+        print("because of: " + heaviest(words, gain))
+        print("in spite of: " + heaviest(words, -gain))
     print(f"{labels[best]} ({json.dumps({label: round(p, 4) for label, p in zip(labels, chances, strict=True)})})")
+
+
+def log_odds(logits: np.ndarray, label: int) -> np.ndarray:
+    """log p/(1 - p) of one label, [N]. logits: [N, C]"""
+    return logits[:, label] - np.logaddexp.reduce(np.delete(logits, label, axis=1), axis=1)
+
+
+def erasure(logits: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """What each word does for the label of a text: the label's log-odds less those where the word is left out, [N]
+    (Li, Monroe & Jurafsky 2016, arXiv 1612.08220, who take the log-likelihood and divide by it, which says little where
+    a model is sure). logits: of the whole text, [1, C];  without: of the text without its first word, second, …, [N, C]
+    """
+    label = int(logits[0].argmax())
+    return log_odds(logits, label) - log_odds(without, label)
+
+
+def heaviest(words: list[str], gain: np.ndarray, count: int = 10) -> str:
+    """The words that gain most, each with its gain; those alone that gain anything."""
+    most = [place for place in np.argsort(-gain, kind="stable")[:count] if gain[place] > 0]
+    return ", ".join(f"{words[place]} {gain[place]:.2f}" for place in most) or "no word"
 
 
 @torch.inference_mode()
@@ -304,11 +335,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     if not options.run:
         raise ValueError("--run RUN_FOLDER says which run to use")
+    if options.explain and "text" not in given:
+        raise ValueError("--explain needs a review: --text REVIEW --explain")
     run, machine = Run.open(options.run), choose_machine(options.device, options.precision)
     if is_pretraining(run) and not options.merge:
         raise ValueError(f"{run.folder} was pretrained and has no classifier; train.py --weights {run.best} adds one")
     if "text" in given:
-        answer(options.text, run, machine)
+        answer(options, run, machine)
     elif options.merge:
         export(options.merge, run, machine, options.dtype)
     elif options.predict:

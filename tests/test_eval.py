@@ -7,7 +7,7 @@ from conftest import tiny
 
 import train
 from data.batches import Corpus
-from eval import auc, metrics, score
+from eval import auc, erasure, heaviest, log_odds, metrics, score
 from eval import main as evaluate
 from nn.files import read_json
 from nn.runtime import Machine
@@ -58,6 +58,23 @@ def test_training_goes_on_after_scoring():
     model(batch.input_ids, batch.mask).sum().backward()
 
 
+def test_erasure_of_a_linear_model_gives_back_its_weights():
+    """A bag of words adds up its log-odds, so that leaving a word out takes away that word's own."""
+    weights = np.array([1.5, -0.5, 0.0, 2.0])
+    whole = np.array([[0.0, weights.sum()]])
+    without = np.stack([np.zeros(4), weights.sum() - weights], axis=1)
+    np.testing.assert_allclose(erasure(whole, without), weights)
+    np.testing.assert_allclose(erasure(whole[:, ::-1], without[:, ::-1]), weights)  # of the label given, whichever
+    assert heaviest(["good", "slow", "film", "superb"], weights) == "superb 2.00, good 1.50"
+    assert heaviest(["film"], np.array([-1.0])) == "no word"
+
+
+def test_log_odds_of_three_labels_are_those_of_their_probabilities():
+    logits = np.random.default_rng(0).normal(size=(5, 3))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(log_odds(logits, 1), np.log(p[:, 1] / (1 - p[:, 1])))
+
+
 def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, capsys):
     train.main(small_run)
     train.main([*small_run[:-1], "other", "--loss", "rdrop", "--epochs", "1"])
@@ -80,6 +97,11 @@ def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, mon
     shown = capsys.readouterr().out
     assert "looks at: " in shown
     assert "wonderful" in shown
+    evaluate(["--run", "runs/words", "--text", "A wonderful film", "--explain"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].startswith("because of: ")
+    assert shown[2].startswith("in spite of: ")
+    evaluate(["--run", "runs/words", "--text", "wonderful", "--explain"])  # one word: nothing would be left
     (tmp_path / "test.tsv").write_text('id\treview\n"3_9"\t"good!"\n"1_2"\t"***"\n')
     evaluate(["--run", "runs/words", "--predict", "test.tsv", "--out", "out.csv"])
     assert [line.split(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()] == ["id", "3_9", "1_2"]
