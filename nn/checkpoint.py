@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.overrides import TorchFunctionMode
 
 from nn import MODELS
 from nn.encoder import SharedEmbedding, init_weights
@@ -94,6 +95,16 @@ def write_config(model: Module) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ load and save
 
 
+class Unfilled(TorchFunctionMode):
+    """Within it, tables and layers take no normal random numbers, which a file's would replace at once. On the meta
+    device they would cost the import of torch._dynamo: two seconds and more."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.nn.init.normal_, Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load_pretrained(
     source: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32, int8: bool = False
 ) -> Module:
@@ -108,7 +119,7 @@ def load_pretrained(
     published = read_json(directory / CONFIG)
     cls = model_class(published, directory / CONFIG)
     config = read_config(cls, published, num_labels or len(published.get("id2label", ())) or 2)
-    with torch.device("meta"):  # shapes only
+    with torch.device("meta"), Unfilled():  # shapes only
         model = cls(config)
     files = [WeightFile(path) for path in weight_files(directory)]
     fresh = check_tensors(model, files, directory, published.get(QUANTIZATION) == QUANTIZED)

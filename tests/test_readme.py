@@ -10,12 +10,17 @@ from conftest import ENCODERS, ROOT, tiny_weights
 import train
 from data import Splits, load_splits
 from data.imdb import UNKNOWN
-from data.runs import with_tables
+from data.options import resolve
+from data.runs import parse_flags, with_tables
+from eval import Options as EvalOptions
 from eval import main as evaluate
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```\n(.*?)\n```", README, re.DOTALL)
 COMMANDS = [c for c in re.findall(r"`(python (?:train|eval)\.py [^`]*)`", README) if " --" in c]
+NUMBERS = "epochs|batch-size|accumulation|train-reviews|validation-reviews|test-reviews"
+REPLACED = re.compile(rf" --({NUMBERS}|name|seed|data|weights) \S+")  # by test_commands_run, with the same for all
+DIFFERENT = {REPLACED.sub("", command): command for command in reversed(COMMANDS)}  # the first of those alike
 
 
 def definitions(path) -> set[str]:
@@ -86,8 +91,18 @@ def few_reviews(*arguments, **keywords) -> Splits:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_flags_and_values_are_known(command):
+    script, *arguments = shlex.split(command)[1:]
+    if script == "eval.py":
+        parse_flags(EvalOptions, arguments, "")
+    elif "--help" not in arguments and "--resume" not in arguments:
+        resolve(arguments)
+
+
+@pytest.mark.parametrize("command", DIFFERENT.values())
 def test_commands_run(command, tmp_path, monkeypatch, capsys):
-    """Each command in README, with its placeholders and hub ids replaced by what is here, for one short epoch."""
+    """Each command in README, with its placeholders and hub ids replaced by what is here, for one short epoch; those
+    that are the same then, once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "load_splits", few_reviews)
     monkeypatch.setattr("eval.load_splits", few_reviews)
