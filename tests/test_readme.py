@@ -77,7 +77,8 @@ def test_the_main_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IMDB_DIR", raising=False)
     arguments = shlex.split(BLOCKS[0].split("python train.py ")[1])
-    train.main([*arguments, "--epochs", "1", "--train-reviews", "40"])
+    fewer = "--epochs 1 --train-reviews 40 --validation-reviews 40 --test-reviews 40"
+    train.main([*arguments, *fewer.split()])
     printed = capsys.readouterr().out
     assert "test: accuracy" in printed
     assert "weights: builtin" in printed

@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(small_run, tmp_path
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(small_run, tmp_path, one_thread):
-    small_run += ["--epochs", "6", "--batch-size", "1"]
+    small_run += ["--epochs", "3", "--batch-size", "1"]
     train.main([*small_run, "--name", "whole"])
     process = program(*small_run, cwd=tmp_path)
     log = tmp_path / "runs/small/log.jsonl"
@@ -244,11 +244,9 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(small_run,
     """One run dies twelve times, at moments of every kind (tests/crash.py), saving included, and goes on."""
     small_run += ["--save-minutes", "0"]
     train.main([*small_run, "--name", "whole"])
-    for moment in (1, 2, 3, 5, 8, 4, 9, 6, 11, 7, 10, 12):
-        resume = ["--resume", "runs/small"] if (tmp_path / "runs/small/config.json").exists() else small_run
-        process = program(str(moment), *resume, script="tests/crash.py", cwd=tmp_path)
-        _, err = process.communicate(timeout=100)
-        assert process.returncode == -signal.SIGKILL, err
+    process = program("1,2,3,5,8,4,9,6,11,7,10,12", "runs/small", *small_run, script="tests/crash.py", cwd=tmp_path)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
     train.main(["--resume", "runs/small"])
     assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
 
