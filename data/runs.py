@@ -6,7 +6,7 @@ runs/<name>/config.json   options, origins, command, commit, versions, device
             tokenizer/    best/    state/    result.json
 
 python -m data.runs publish runs/<name> ROW    copies a finished run into data/results/ROW.json (and its log)
-python -m data.runs table                      writes the results table into README.md
+python -m data.runs table                      writes the results tables into README.md
 """
 
 import argparse
@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -258,19 +259,22 @@ def publish(folder: str, row: str) -> Path:
     return RESULTS / f"{row}.json"
 
 
-def results_table(folder: Path = RESULTS) -> str:
-    """Markdown: one line a row of data/results, made from nothing else. ROW.json, ROW@43.json, ROW@44.json are one row
-    with several seeds: mean ± standard deviation, and the command of the first."""
+def results_table(groups: Sequence[str], folder: Path = RESULTS) -> str:
+    """Markdown: one line a row of data/results, made from nothing else, of those whose name up to its first dash is
+    among `groups`. ROW.json, ROW@43.json, ROW@44.json are one row with several seeds: mean ± standard deviation, and
+    the command of the first."""
     lines = [
         "| row | trained | validation | test | seed | minutes | commit | command |",
         "|---|---|---|---|---|---|---|---|",
     ]
     rows: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
-        rows.setdefault(path.stem.partition("@")[0], []).append(read_json(path))
+        if group_of(path.stem) in groups:
+            rows.setdefault(path.stem.partition("@")[0], []).append(read_json(path))
     for name, results in rows.items():
         r = results[0]
-        trained = f"{r['parameters']['trained']:,} of {r['parameters']['total']:,}"
+        trained, total = (millions(r["parameters"][part]) for part in ("trained", "total"))
+        trained += "" if trained == total else f" of {total}"
         validation, test = (
             spread([r[part]["accuracy"] for r in results if r.get(part)]) for part in ("validation", "test")
         )
@@ -282,6 +286,15 @@ def results_table(folder: Path = RESULTS) -> str:
             f"| `{r['command']}` |"
         )
     return "\n".join(lines)
+
+
+def group_of(row: str) -> str:
+    """`loss-ce@42` -> `loss`"""
+    return row.partition("@")[0].partition("-")[0]
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:.3g} M"
 
 
 def spread(values: list[float]) -> str:
@@ -304,11 +317,15 @@ def bench_table(path: Path = BENCH) -> str:
 
 
 def with_tables(text: str) -> str:
-    """README with its two tables made anew."""
-    for name, table in (("results", results_table()), ("bench", bench_table())):
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = marked.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)
-    return text
+    """README with its tables made anew: `<!-- results GROUP GROUP … -->` opens one of results, `<!-- bench -->` that of
+    speeds."""
+
+    def made(match: re.Match) -> str:
+        opening, kind, groups, _, closing = match.groups()
+        return f"{opening}{bench_table() if kind == 'bench' else results_table(groups.split())}\n{closing}"
+
+    marked = re.compile(r"(<!-- (results|bench)([\w ]*) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+    return marked.sub(made, text)
 
 
 def write_table(readme: Path = ROOT / "README.md") -> None:

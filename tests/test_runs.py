@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from conftest import ROOT
 
 from data.runs import Meter, Run, known, layer, option, parse_flags, results_table
 from nn.files import read_json, write_json
@@ -77,24 +78,31 @@ def test_meter_resumes_from_its_sums():
 def test_every_published_row_has_its_command_seed_versions_and_log():
     from data.runs import RESULTS
 
-    table = results_table()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in RESULTS.glob("*.json"):
         row = json.loads(path.read_text())
         assert row["command"].startswith("python train.py ")
         assert {"seed"} <= row["options"].keys()
         assert row["versions"]["torch"]
         assert path.with_suffix(".log.jsonl").exists()
-        assert f"| {row['row'].partition('@')[0]} |" in table
+        assert row["row"] == path.stem
+        assert readme.count(f"| {row['row'].partition('@')[0]} |") == 1
 
 
 def test_seeds_of_a_row_stand_in_one_line(tmp_path):
     for name, seed, accuracy in (("a", 42, 0.5), ("a@43", 43, 0.6), ("b", 42, 0.9)):
-        result = {"row": name, "parameters": {"trained": 3, "total": 4000}, "options": {"seed": seed}, "seconds": 60.0}
+        result = {
+            "row": name,
+            "parameters": {"trained": 3_140_000, "total": 14_000_000},
+            "options": {"seed": seed},
+            "seconds": 60.0,
+        }
         result |= {"command": "python train.py", "commit": "0123456789", "test": {"accuracy": accuracy}}
         (tmp_path / f"{name}.json").write_text(json.dumps(result | {"validation": {"accuracy": accuracy}}))
-    first, second = results_table(tmp_path).splitlines()[2:]
+    write_json(tmp_path / "c-other.json", read_json(tmp_path / "b.json"))
+    first, second = results_table(["a", "b"], tmp_path).splitlines()[2:]
     mean = "0.5500 ± 0.0707"
-    assert first == f"| a | 3 of 4,000 | {mean} | **{mean}** | 42 43 | 1 | 0123456 | `python train.py` |"
+    assert first == f"| a | 3.14 M of 14 M | {mean} | **{mean}** | 42 43 | 1 | 0123456 | `python train.py` |"
     assert "| **0.9000** | 42 |" in second
     write_json(tmp_path / "b.json", read_json(tmp_path / "b.json") | {"options": {"seed": 42, "test_reviews": 2500}})
-    assert "| **0.9000 of 2,500** | 42 |" in results_table(tmp_path)
+    assert "| **0.9000 of 2,500** | 42 |" in results_table(["b"], tmp_path)
