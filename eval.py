@@ -3,7 +3,7 @@
 python eval.py --run runs/NAME                                     validation and, where labels are known, test
 python eval.py --run runs/NAME --predict testData.tsv.gz --out submission.csv
 python eval.py --run runs/NAME --text "A wonderful little film." --explain
-python eval.py --compare "runs/ONE runs/TWO"
+python eval.py --compare "runs/ONE runs/TWO" --plot curves.png
 """
 
 import csv
@@ -25,7 +25,7 @@ from torch.nn import Module
 from tqdm import tqdm
 
 import peft
-from data import find_source, load_splits
+from data import compare, find_source, load_splits
 from data.batches import Corpus, batches, sorted_order
 from data.imdb import UNKNOWN, as_frame, clean, load_reviews
 from data.runs import Meter, Run, known, option, parse_flags
@@ -59,6 +59,7 @@ class Options:
     text: str = option("", "what", "one review to label")
     explain: bool = option(False, "what", "with --text: which words the label rests on, one pass a word")
     compare: str = option("", "what", "run folders with spaces between them: a table, and their learning curves")
+    plot: str = option("", "what", "with --compare: a .png, .svg or .pdf that the learning curves are drawn into")
     merge: str = option("", "what", "folder for a plain checkpoint with the adapter inside its weights")
     dtype: str = option("fp32", "what", "numbers of the checkpoint that --merge writes: fp32, fp16 or bf16")
     skip_bad_rows: bool = option(False, "what", "leave broken rows of a file out instead of stopping")
@@ -301,37 +302,18 @@ def export(folder: str, run: Run, machine: Machine, dtype: str = "fp32") -> None
     print(f"{folder}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
-def compare(folders: list[str]) -> None:
-    """A line a run: what it was, what it reached; and validation accuracy epoch by epoch. Works for unfinished runs."""
-    rows = [("run", "model", "peft", "loss", "trained", "best val", "test", "minutes", "val by epoch")]
-    for run in map(Run.open, folders):
-        options, result = run.config["options"], run.result or {}
-        events = [json.loads(line) for line in run.log_file.read_text(encoding="utf-8").splitlines()]
-        epochs = [event for event in events if event["event"] == "epoch"]
-        curve = [event["val_acc"] for event in epochs]
-        test = result.get("test", {}).get("accuracy")
-        rows.append(
-            (
-                run.folder.name,
-                *(options[name] for name in ("model", "peft", "loss")),
-                f"{result['parameters']['trained']:,}" if result else "?",
-                f"{max(curve):.4f}" if curve else "-",
-                f"{test:.4f}" if test is not None else "-",
-                f"{epochs[-1]['seconds'] / 60:.0f}" if epochs else "-",
-                " ".join(f"{value:.4f}" for value in curve),
-            )
-        )
-    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     given = parse_flags(Options, argv, __doc__.splitlines()[0])
     options = Options(**given)
+    if options.plot and not options.compare:
+        raise ValueError('--plot needs runs: --compare "runs/ONE runs/TWO" --plot FILE')
     if options.compare:
-        compare(options.compare.split())
+        runs = [Run.open(folder) for folder in options.compare.split()]
+        print(compare.table(runs))
+        if options.plot:
+            compare.draw(runs, Path(options.plot))
+            print(f"{options.plot}: learning curves of {len(runs)} runs")
         return
     if not options.run:
         raise ValueError("--run RUN_FOLDER says which run to use")

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_log_odds_of_three_labels_are_those_of_their_probabilities():
     np.testing.assert_allclose(log_odds(logits, 1), np.log(p[:, 1] / (1 - p[:, 1])))
 
 
-def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, capsys):
+def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, monkeypatch, capsys):
     train.main(small_run)
     train.main([*small_run[:-1], "other", "--loss", "rdrop", "--epochs", "1"])
     capsys.readouterr()
@@ -85,6 +86,16 @@ def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, capsys):
     assert [row.split()[:4] for row in rows] == [["small", "bert", "lora", "ce"], ["other", "bert", "lora", "rdrop"]]
     curve = [event["val_acc"] for event in read_json(tmp_path / "runs/small/result.json")["history"]]
     assert rows[0].split()[-2:] == [f"{value:.4f}" for value in curve]
+    evaluate(["--compare", f"{tmp_path}/runs/small {tmp_path}/runs/other", "--plot", "curves.svg"])
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert drawn.count("<!-- small -->") == drawn.count("<!-- other -->") == 1  # in the legend
+    with pytest.raises(ValueError, match="'xyz' is not supported"):
+        evaluate(["--compare", f"{tmp_path}/runs/small", "--plot", "curves.xyz"])
+    with pytest.raises(ValueError, match="--plot needs runs"):
+        evaluate(["--plot", "curves.svg"])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match="pip install matplotlib"):
+        evaluate(["--compare", f"{tmp_path}/runs/small", "--plot", "curves.svg"])
 
 
 def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, monkeypatch, capsys):
