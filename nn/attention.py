@@ -89,12 +89,13 @@ class MultiHeadAttention(Module):
         self.output = Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """x: [B, T, D];  mask: bool [B, T], True = real token;  prefix: keys and values [B or 1, H, P, K]."""
-        q = split_heads(self.query(x), self.num_heads)  # [B, H, T, K]
-        k = split_heads(self.key(x), self.num_heads)  # [B, H, T, K]
-        v = split_heads(self.value(x), self.num_heads)  # [B, H, T, K]
-        k, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # S = P + T
+    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: int | None = None) -> Tensor:
+        """x: [B, S, D];  mask: bool [B, S], True = real token;  prefix: keys and values [B or 1, H, P, K];  queries: T,
+        how many tokens, from the first on, are worked out (None: all) -> [B, T, D]"""
+        q = split_heads(self.query(x[:, :queries]), self.num_heads)  # [B, H, T, K]
+        k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
+        v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
+        k, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # P places more
         if self.dropout.active:
             context = attention(q, k, v, visible, self.dropout)
         else:

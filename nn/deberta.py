@@ -141,13 +141,15 @@ def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
     return torch.where(size <= middle, distance, distance.sign() * beyond)
 
 
-@lru_cache(maxsize=64)
-def relative_index(length: int, buckets: int, max_position: int, device: torch.device) -> tuple[Tensor, int, int]:
-    """δ for a sequence of `length` tokens: (index [T, T] counted from `first`, first, last), where the rows first …
-    last of the table are all that occur."""
+@lru_cache(maxsize=128)
+def relative_index(
+    queries: int, length: int, buckets: int, max_position: int, device: torch.device
+) -> tuple[Tensor, int, int]:
+    """δ for the first `queries` tokens of a sequence of `length`: (index [T, S] counted from `first`, first, last),
+    where the rows first … last of the table are all that occur."""
     with torch.inference_mode(False):  # what is cached while scoring must serve training too
         place = torch.arange(length)
-        distance = place[:, None] - place[None, :]  # [T, T]: q - k
+        distance = place[:queries, None] - place[None, :]  # [T, S]: q - k
         if buckets > 0:
             distance = log_bucket(distance, buckets, max_position)
         span = buckets if buckets > 0 else max_position
@@ -180,34 +182,35 @@ class DisentangledAttention(Module):
         self.position_dropout = Dropout(c.hidden_dropout_prob)
 
     def relative_scores(self, q: Tensor, k: Tensor, table: Tensor, scale: float) -> Tensor | float:
-        """Second and third term of A. q: [B, H, T, K], scaled;  k: [B, H, T, K];  table: R, [2s, D] -> [B, H, T, T]"""
-        index, first, last = relative_index(q.size(2), self.buckets, self.max_position, q.device)
+        """Second and third term of A. q: [B, H, T, K], scaled;  k: [B, H, S, K];  table: R, [2s, D] -> [B, H, T, S]"""
+        index, first, last = relative_index(q.size(2), k.size(2), self.buckets, self.max_position, q.device)
         rows = self.position_dropout(table[first : last + 1])[None]  # [1, N, D]
         scores = 0.0
         if self.c2p:
             k_r = split_heads((self.position_key or self.key)(rows), self.num_heads)  # [1, H, N, K]
             c2p = q @ k_r.transpose(-1, -2)  # [B, H, T, N]
-            scores = scores + c2p.gather(-1, index.expand(*c2p.shape[:2], -1, -1))  # [B, H, T, T]
+            scores = scores + c2p.gather(-1, index.expand(*c2p.shape[:2], -1, -1))  # [B, H, T, S]
         if self.p2c:
             q_r = split_heads((self.position_query or self.query)(rows), self.num_heads) / scale  # [1, H, N, K]
-            p2c = k @ q_r.transpose(-1, -2)  # [B, H, T, N], row = key
-            p2c = p2c.gather(-1, index.t().expand(*p2c.shape[:2], -1, -1))  # [B, H, T, T], row = key
-            scores = scores + p2c.transpose(-1, -2)  # [B, H, T, T]
+            p2c = k @ q_r.transpose(-1, -2)  # [B, H, S, N], row = key
+            p2c = p2c.gather(-1, index.t().expand(*p2c.shape[:2], -1, -1))  # [B, H, S, T], row = key
+            scores = scores + p2c.transpose(-1, -2)  # [B, H, T, S]
         return scores
 
-    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, table: Tensor) -> Tensor:
-        """x: [B, T, D];  mask: bool [B, T];  prefix: keys and values [B or 1, H, P, K];  table: R, [2s, D]."""
-        q = split_heads(self.query(x), self.num_heads)  # [B, H, T, K]
-        k = split_heads(self.key(x), self.num_heads)  # [B, H, T, K]
-        v = split_heads(self.value(x), self.num_heads)  # [B, H, T, K]
+    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: int | None, table: Tensor) -> Tensor:
+        """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: T, how many tokens,
+        from the first on, are worked out (None: all);  table: R, [2s, D] -> [B, T, D]"""
+        q = split_heads(self.query(x[:, :queries]), self.num_heads)  # [B, H, T, K]
+        k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
+        v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
         scale = math.sqrt(q.size(-1) * (1 + self.c2p + self.p2c))
         q = q / scale
-        scores = q @ k.transpose(-1, -2) + self.relative_scores(q, k, table, scale)  # [B, H, T, T], Eq. (4)
-        _, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # S = P + T
+        scores = q @ k.transpose(-1, -2) + self.relative_scores(q, k, table, scale)  # [B, H, T, S], Eq. (4)
+        _, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # P places more
         if prefix is not None:
             prefix_scores = q @ prefix[0].to(q.dtype).transpose(-1, -2)  # [B, H, T, P]
-            scores = torch.cat([prefix_scores, scores], -1)  # [B, H, T, S]
-        weights = self.dropout(masked_softmax(scores, visible))  # [B, H, T, S]
+            scores = torch.cat([prefix_scores, scores], -1)  # [B, H, T, P + S]
+        weights = self.dropout(masked_softmax(scores, visible))  # [B, H, T, P + S]
         return self.output(merge_heads(weights @ v))  # [B, T, D]
 
 
@@ -227,11 +230,11 @@ class ConvLayer(Module):
         self.activation = activation(c.conv_act)
 
     def forward(self, e: Tensor, h: Tensor, mask: Tensor) -> Tensor:
-        """e, h: [B, T, D];  mask: bool [B, T] -> [B, T, D]"""
-        out = self.conv(e.transpose(1, 2)).transpose(1, 2)  # [B, T, D]
-        out = out.masked_fill(~mask[..., None], 0)
-        out = self.norm(h + self.activation(self.dropout(out)))
-        return out.masked_fill(~mask[..., None], 0)
+        """e: [B, S, D];  h: [B, T, D], of the first T tokens;  mask: bool [B, S] -> [B, T, D]"""
+        padding = ~mask[:, : h.size(1), None]
+        out = self.conv(e.transpose(1, 2)).transpose(1, 2)[:, : h.size(1)]  # [B, T, D]
+        out = self.norm(h + self.activation(self.dropout(out.masked_fill(padding, 0))))
+        return out.masked_fill(padding, 0)
 
 
 class Deberta(Module):
@@ -286,14 +289,16 @@ class Deberta(Module):
         """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
         return self.embeddings.combine(words, mask, shift)
 
-    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None) -> Tensor:
-        """x: [B, T, D] -> [B, T, D];  prefix: keys and values for each layer."""
+    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: int | None = None) -> Tensor:
+        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: T, how many tokens, from the
+        first on, are wanted (None: all)."""
         table = self.relative.weight  # R, [2s, D]
         if self.relative_norm is not None:
             table = self.relative_norm(table)
-        h = x
+        h, last = x, len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            h = run_layer(layer, self.checkpointing, h, mask, prefix[number] if prefix else None, table)
+            pair, wanted = prefix[number] if prefix else None, queries if number == last else None
+            h = run_layer(layer, self.checkpointing, h, mask, pair, wanted, table)
             if number == 0 and self.conv is not None:
                 h = self.conv(x, h, mask)
         return h
@@ -306,7 +311,7 @@ class Deberta(Module):
         """What the classifier sees: [B, D]"""
         if self.virtual is not None:
             return self.virtual(self, input_ids, mask)
-        return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
+        return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=1), mask)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""

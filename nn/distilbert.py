@@ -16,7 +16,7 @@ from torch.nn import Linear, Module, ModuleList
 
 from nn.attention import MultiHeadAttention, Prefix
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, EncoderBlock, Pooler, init_weights, run_layer
+from nn.encoder import Embeddings, EncoderBlock, Pooler, init_weights, run_layers
 
 # our module -> its published name; {} is the layer's number
 KEYS = {
@@ -119,11 +119,10 @@ class DistilBert(Module):
         """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
         return self.embeddings.combine(words, mask, shift)
 
-    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None) -> Tensor:
-        """x: [B, T, D] -> [B, T, D];  prefix: keys and values for each layer."""
-        for number, layer in enumerate(self.layers):
-            x = run_layer(layer, self.checkpointing, x, mask, prefix[number] if prefix else None)
-        return x
+    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: int | None = None) -> Tensor:
+        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: T, how many tokens, from the
+        first on, are wanted (None: all)."""
+        return run_layers(self.layers, self.checkpointing, x, mask, prefix, queries)
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
         """h: [B, T, D] -> [B, D], from the first token."""
@@ -133,7 +132,7 @@ class DistilBert(Module):
         """What the classifier sees: [B, D]"""
         if self.virtual is not None:
             return self.virtual(self, input_ids, mask)
-        return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
+        return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=1), mask)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""

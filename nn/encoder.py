@@ -5,15 +5,18 @@
     y  = LN(a + dropout(W₂ act(W₁ a + b₁) + b₂))               §3.3, Eq. (2)
     f  = act(W dropout(h_[CLS]) + b)                           the pooler
 
-Differs from the published code: nothing.
+Differs from the published code: what a classifier does not read is not worked out. It reads [CLS] alone, so the last
+layer has the keys and values of all tokens, but one query, one residual and one feed-forward a review: of L layers,
+nearly one less, with the same logits and gradients.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Embedding, LayerNorm, Linear, Module, Parameter
+from torch.nn import Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from torch.utils.checkpoint import checkpoint
 
+from nn.attention import Prefix
 from nn.dropout import Dropout
 
 ACTIVATIONS = {
@@ -50,6 +53,18 @@ def run_layer(layer: Module, checkpointing: bool, *inputs) -> Tensor:
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)
+
+
+def run_layers(
+    layers: ModuleList, checkpointing: bool, x: Tensor, mask: Tensor, prefix: list[Prefix] | None, queries: int | None
+) -> Tensor:
+    """Layer after layer. x: [B, S, D];  mask: bool [B, S];  prefix: keys and values for each layer;  queries: T, how
+    many tokens, from the first on, are wanted of the last layer (None: all) -> [B, T, D]"""
+    last = len(layers) - 1
+    for number, layer in enumerate(layers):
+        pair, wanted = prefix[number] if prefix else None, queries if number == last else None
+        x = run_layer(layer, checkpointing, x, mask, pair, wanted)
+    return x
 
 
 class SharedEmbedding(Module):
@@ -143,8 +158,8 @@ class FeedForward(Module):
 class EncoderBlock(Module):
     """a = LN(x + dropout(attention(x, …)));   y = LN(a + dropout(feed_forward(a)))
 
-    attention: a module (x, mask, *context) -> [B, T, D];  context is handed through to it. attention_dropout: the first
-    dropout, where it differs from the second.
+    attention: a module (x, mask, prefix, queries, *context) -> [B, T, D];  context is handed through to it.
+    attention_dropout: the first dropout, where it differs from the second.
     """
 
     def __init__(
@@ -165,9 +180,13 @@ class EncoderBlock(Module):
         self.attention_dropout = Dropout(dropout if attention_dropout is None else attention_dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, *context) -> Tensor:
-        """x: [B, T, D];  mask: bool [B, T] -> [B, T, D]"""
-        a = self.attention_norm(x + self.attention_dropout(self.attention(x, mask, *context)))
+    def forward(
+        self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: int | None = None, *context
+    ) -> Tensor:
+        """x: [B, S, D];  mask: bool [B, S];  queries: T, how many tokens, from the first on, are worked out (None: all)
+        -> [B, T, D]"""
+        y = self.attention_dropout(self.attention(x, mask, prefix, queries, *context))
+        a = self.attention_norm(x[:, :queries] + y)
         return self.feed_forward_norm(a + self.dropout(self.feed_forward(a)))
 
 

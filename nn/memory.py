@@ -3,10 +3,11 @@
     weights    bytes of all parameters and buffers
     gradients  bytes of the trained parameters
     optimizer  AdamW's two moments, fp32, of the trained parameters
-    saved      what a forward pass keeps for the backward pass: c + L·s, with checkpointing c + L·i + s
+    saved      what a forward pass keeps for the backward pass: c + (L - 1)·s + s₁, with checkpointing c + L·i + s
 
-L layers; s: what one keeps; i: its input; c: what is kept below and above them. With checkpointing a layer keeps its
-input alone and runs again in the backward pass, one at a time (Chen et al. 2016, arXiv 1604.06174, §3).
+L layers; s: what one keeps; s₁: the last one, of which [CLS] alone is wanted; i: its input; c: what is kept below and
+above them. With checkpointing a layer keeps its input alone and runs again in the backward pass, one at a time (Chen et
+al. 2016, arXiv 1604.06174, §3).
 
 Left out: what lives within a single operation, and the gradients of activations, one or two of a layer's at a time.
 """
@@ -89,13 +90,15 @@ def account(model: Module, input_ids: Tensor, mask: Tensor, autocast: Callable[[
         with autocast():
             whole = saved_bytes(model, lambda: model(input_ids, mask))
         handle.remove()
-        x = seen["inputs"][0].detach().requires_grad_()
+        x, mask, prefix, queries, *context = seen["inputs"]
+        x = x.detach().requires_grad_()
         with autocast():
-            layer = saved_bytes(model, lambda: here[0](x, *seen["inputs"][1:]))
+            last = saved_bytes(model, lambda: here[0](x, mask, prefix, queries, *context))
+            each = saved_bytes(model, lambda: here[0](x, mask, prefix, None, *context))
     finally:
         model.layers, model.checkpointing = here, checkpointing
-    inside = layers * bytes_of([x]) + layer if checkpointing else layers * layer
-    return standing(model)._replace(saved=max(0, whole - layer) + inside)
+    inside = layers * bytes_of([x]) + each if checkpointing else (layers - 1) * each + last
+    return standing(model)._replace(saved=max(0, whole - last) + inside)
 
 
 class Live(TorchDispatchMode):

@@ -62,7 +62,7 @@ class DeepPrefix(Module):
         """[B, T] ids -> features [B, D]"""
         pairs = self.pairs()
         shift = pairs[0][0].size(2) if model.PREFIX_SHIFTS else 0
-        return model.pool(model.encode(model.embed(input_ids, mask, shift), mask, pairs), mask)
+        return model.pool(model.encode(model.embed(input_ids, mask, shift), mask, pairs, queries=1), mask)
 
 
 @torch.no_grad()

@@ -48,8 +48,8 @@ class SoftPrompt(Module):
         prompt = rows.to(words.dtype).expand(len(words), -1, -1)  # [B, P, E]
         joined = torch.cat([prompt, words], 1)  # [B, P + T, E]
         seen = torch.cat([mask.new_ones(prompt.shape[:2]), mask], 1)  # [B, P + T]
-        h = model.encode(model.embed_words(joined, seen), seen)  # [B, P + T, D]
         first = len(rows) if self.pool == "cls" else 0
+        h = model.encode(model.embed_words(joined, seen), seen, queries=first + 1)  # [B, first + 1, D]
         return model.pool(h[:, first:], seen[:, first:])
 
 

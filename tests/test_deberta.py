@@ -34,7 +34,7 @@ def test_equals_the_loop_over_pairs_with_gradients():
     layer, x, table, mask = layer_and_inputs()
     names = ("query", "key", "value", "output")
     weights = {name: (getattr(layer, name).weight, getattr(layer, name).bias) for name in names}
-    ours = layer(x, mask, None, table)
+    ours = layer(x, mask, None, None, table)
     plain = reference.disentangled_attention(x, table, weights, H, mask, SPAN, LIMIT)
     torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)
     upstream = torch.randn_like(ours)
@@ -61,10 +61,12 @@ def test_log_buckets_of_the_published_models():
 
 
 def test_only_rows_that_occur_are_projected():
-    index, first, last = relative_index(T, 256, 512, torch.device("cpu"))
+    index, first, last = relative_index(T, T, 256, 512, torch.device("cpu"))
     assert (first, last) == (256 - T + 1, 256 + T - 1)
     assert index.min() == 0
     assert index.max() == last - first
+    _, first, last = relative_index(1, T, 256, 512, torch.device("cpu"))  # [CLS] has nothing before it
+    assert (first, last) == (256 - T + 1, 256)
 
 
 def test_scale_counts_the_terms():
@@ -72,7 +74,7 @@ def test_scale_counts_the_terms():
     layer, x, _, mask = layer_and_inputs()
     for part in (layer.query, layer.key):
         part.bias.data.zero_()
-    got = layer(x, mask, None, torch.zeros(2 * SPAN, D, dtype=torch.float64))
+    got = layer(x, mask, None, None, torch.zeros(2 * SPAN, D, dtype=torch.float64))
     q, k, v = ((part(x)).view(B, T, H, -1).transpose(1, 2) for part in (layer.query, layer.key, layer.value))
     plain = reference.attention(q / 3**0.5, k, v, mask)
     torch.testing.assert_close(got, layer.output(plain.transpose(1, 2).flatten(2)))
@@ -82,16 +84,16 @@ def test_scale_counts_the_terms():
 def test_without_a_term_it_is_left_out_of_score_and_scale(kinds):
     layer, x, table, mask = layer_and_inputs(pos_att_type=kinds)
     full, *_ = layer_and_inputs()
-    assert not torch.allclose(layer(x, mask, None, table), full(x, mask, None, table))
+    assert not torch.allclose(layer(x, mask, None, None, table), full(x, mask, None, None, table))
     assert (layer.c2p, layer.p2c) == ("c2p" in kinds, "p2c" in kinds)
 
 
 def test_a_zero_length_prefix_changes_nothing_and_a_real_one_does():
     layer, x, table, mask = layer_and_inputs()
     empty = torch.zeros(1, H, 0, D // H, dtype=torch.float64)
-    assert torch.equal(layer(x, mask, (empty, empty), table), layer(x, mask, None, table))
+    assert torch.equal(layer(x, mask, (empty, empty), None, table), layer(x, mask, None, None, table))
     extra = torch.randn(1, H, 3, D // H, dtype=torch.float64)
-    assert not torch.allclose(layer(x, mask, (extra, extra), table), layer(x, mask, None, table))
+    assert not torch.allclose(layer(x, mask, (extra, extra), None, table), layer(x, mask, None, None, table))
 
 
 def test_the_relative_table_and_its_norm_are_trained():

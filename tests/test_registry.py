@@ -91,6 +91,25 @@ def test_a_prefix_is_one_pair_a_layer(name):
     assert not torch.allclose(model.encode(x, mask, prefix), model.encode(x, mask))
 
 
+@encoders
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_what_is_not_wanted_of_the_last_layer_changes_nothing(name, queries, checkpointing):
+    """In values and gradients, with padding and a prefix; DeBERTa's convolution stands beside the only layer, too."""
+    for changes in ({}, {"conv_kernel_size": 3}, {"conv_kernel_size": 3, "num_layers": 1}):
+        model, (ids, mask) = tiny(name, **changes).eval(), token_batch([7, 4])
+        model.checkpointing = checkpointing
+        prefix = [(torch.randn(1, 3, 5, 4), torch.randn(1, 3, 5, 4)) for _ in model.layers]
+        inside = [parameter for key, parameter in model.named_parameters() if key.split(".")[0] not in model.HEAD]
+        results = []
+        for wanted in (queries, None):
+            h = model.encode(model.embed(ids, mask), mask, prefix, wanted)[:, :queries]
+            results.append((h, *torch.autograd.grad(h.square().sum(), inside)))
+        assert results[0][0].shape == (2, queries, 12)
+        for narrow, whole in zip(*results, strict=True):
+            torch.testing.assert_close(narrow, whole, rtol=1e-4, atol=1e-4)
+
+
 @models
 def test_eval_is_deterministic_and_training_drops(name):
     model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
