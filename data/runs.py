@@ -32,7 +32,7 @@ from nn.files import open_tensors, read_json, write_json, write_tensors, write_t
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data" / "results"
-BENCH = ROOT / "tests" / "bench" / "peers.json"
+BENCH = ROOT / "tests" / "bench"
 PACKAGES = ("torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers")
 
 
@@ -305,26 +305,30 @@ def spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
-def bench_table(path: Path = BENCH) -> str:
-    """Markdown of what tests/bench/peers.py wrote: reviews a second, and in brackets how often that is the peer's."""
-    lines = ["| work | peer | its reviews/s | ours, fp32 | ours, auto | memory, MiB |", "|---|---|---|---|---|---|"]
-    for row in read_json(path)["rows"]:
+def bench_table(name: str) -> str:
+    """Markdown of what tests/bench/peers.py wrote into NAME.json: reviews a second, and in brackets how often that is
+    the peer's."""
+    lines = ["| work | peer | its reviews/s | ours, fp32 | ours, bf16 | memory, MiB |", "|---|---|---|---|---|---|"]
+    for row in read_json(BENCH / f"{name}.json")["rows"]:
         peer = next(name for name in row if name != "work")
-        speeds = " | ".join(f"{row[name]} ({row[f'ratio {name}']} ×)" for name in ("ours", "ours, auto"))
+        speeds = " | ".join(
+            f"{row[name]} ({row[f'ratio {name}']} ×)" if name in row else "–" for name in ("ours", "ours, auto")
+        )
         used = [str(row[f"memory {name}"]) for name in (peer, "ours", "auto") if f"memory {name}" in row]
         lines.append(f"| {row['work']} | {peer} | {row[peer]} | {speeds} | {' / '.join(used) or '–'} |")
     return "\n".join(lines)
 
 
 def with_tables(text: str) -> str:
-    """README with its tables made anew: `<!-- results GROUP GROUP … -->` opens one of results, `<!-- bench -->` that of
-    speeds."""
+    """README with its tables made anew: `<!-- results GROUP GROUP … -->` opens one of results, `<!-- bench NAME -->`
+    one of speeds."""
 
     def made(match: re.Match) -> str:
         opening, kind, groups, _, closing = match.groups()
-        return f"{opening}{bench_table() if kind == 'bench' else results_table(groups.split())}\n{closing}"
+        table = bench_table(groups.strip()) if kind == "bench" else results_table(groups.split())
+        return f"{opening}{table}\n{closing}"
 
-    marked = re.compile(r"(<!-- (results|bench)([\w ]*) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+    marked = re.compile(r"(<!-- (results|bench)([\w -]*) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
     return marked.sub(made, text)
 
 

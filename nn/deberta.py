@@ -18,6 +18,7 @@ nothing (tests/golden); distances beyond 512 follow transformers where Microsoft
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -181,21 +182,19 @@ class DisentangledAttention(Module):
         self.dropout = Dropout(c.attention_probs_dropout_prob)
         self.position_dropout = Dropout(c.hidden_dropout_prob)
 
-    def relative_scores(self, q: Tensor, k: Tensor, table: Tensor, scale: float) -> Tensor | float:
-        """Second and third term of A. q: [B, H, T, K], scaled;  k: [B, H, S, K];  table: R, [2s, D] -> [B, H, T, S]"""
+    def relative_terms(self, q: Tensor, k: Tensor, table: Tensor, scale: float) -> Iterator[Tensor]:
+        """Second and third term of A, [B, H, T, S] each. q: [B, H, T, K], scaled;  k: [B, H, S, K];  table: [2s, D]"""
         index, first, last = relative_index(q.size(2), k.size(2), self.buckets, self.max_position, q.device)
         rows = self.position_dropout(table[first : last + 1])[None]  # [1, N, D]
-        scores = 0.0
         if self.c2p:
             k_r = split_heads((self.position_key or self.key)(rows), self.num_heads)  # [1, H, N, K]
             c2p = q @ k_r.transpose(-1, -2)  # [B, H, T, N]
-            scores = scores + c2p.gather(-1, index.expand(*c2p.shape[:2], -1, -1))  # [B, H, T, S]
+            yield c2p.gather(-1, index.expand(*c2p.shape[:2], -1, -1))  # [B, H, T, S]
         if self.p2c:
             q_r = split_heads((self.position_query or self.query)(rows), self.num_heads) / scale  # [1, H, N, K]
             p2c = k @ q_r.transpose(-1, -2)  # [B, H, S, N], row = key
             p2c = p2c.gather(-1, index.t().expand(*p2c.shape[:2], -1, -1))  # [B, H, S, T], row = key
-            scores = scores + p2c.transpose(-1, -2)  # [B, H, T, S]
-        return scores
+            yield p2c.transpose(-1, -2)  # [B, H, T, S]
 
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: int | None, table: Tensor) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: T, how many tokens,
@@ -205,7 +204,9 @@ class DisentangledAttention(Module):
         v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
         scale = math.sqrt(q.size(-1) * (1 + self.c2p + self.p2c))
         q = q / scale
-        scores = q @ k.transpose(-1, -2) + self.relative_scores(q, k, table, scale)  # [B, H, T, S], Eq. (4)
+        scores = q @ k.transpose(-1, -2)  # [B, H, T, S]
+        for term in self.relative_terms(q, k, table, scale):
+            scores += term  # Eq. (4); in place, since each is as large as the scores
         _, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # P places more
         if prefix is not None:
             prefix_scores = q @ prefix[0].to(q.dtype).transpose(-1, -2)  # [B, H, T, P]

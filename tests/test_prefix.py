@@ -67,7 +67,7 @@ def test_prefix_on_deberta_equals_the_loop_over_pairs():
                 weights = masked_softmax(torch.stack(scores) / math.sqrt(3 * K), seen)
                 heads.append(weights @ torch.cat([prefix[1][0, h], v[b, :, h]]))
             rows.append(layer.output(torch.cat(heads)))
-    torch.testing.assert_close(layer(x, mask, prefix, table), torch.stack(rows).view(2, 5, 12))
+    torch.testing.assert_close(layer(x, mask, prefix, None, table), torch.stack(rows).view(2, 5, 12))
 
 
 def test_the_mlp_is_its_equation_and_starts_at_the_start():

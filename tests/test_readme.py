@@ -68,7 +68,7 @@ def test_every_equation_is_where_the_index_says():
 
 def test_the_tables_are_what_the_results_make():
     assert with_tables(README) == README
-    openings = re.findall(r"<!-- (?:results|bench)[\w ]* -->\n(.*)", README)
+    openings = re.findall(r"<!-- (?:results|bench)[\w -]* -->\n(.*)", README)
     assert len(openings) > 2
     assert all(line.startswith("| ") for line in openings)
 
