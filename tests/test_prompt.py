@@ -20,15 +20,18 @@ def test_a_prompt_of_words_is_those_words(name):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_classifier_reads_the_real_first_token(name):
+    """Behind the prompt; `virtual` reads the prompt's first."""
     model, (ids, mask) = adapt(tiny(name), "prompt").eval(), token_batch([6, 4])
-    seen = []
-    model.pooler.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    words = torch.cat([model.virtual.source().expand(2, -1, -1), model.embeddings.word(ids)], 1)
+    wide = torch.cat([mask.new_ones(2, P), mask], 1)
+    h = model.encode(model.embed_words(words, wide), wide)  # of all tokens
+    read = []
+    model.pooler.register_forward_hook(lambda module, inputs, output: read.append(inputs[0][:, 0]))
     model(ids, mask)
-    assert seen[0].shape[1] == 6
     model.virtual.pool = "virtual"
     model(ids, mask)
-    assert seen[1].shape[1] == 6 + P
-    torch.testing.assert_close(seen[1][:, P:], seen[0])
+    torch.testing.assert_close(read[0], h[:, P])
+    torch.testing.assert_close(read[1], h[:, 0])
 
 
 @pytest.mark.parametrize("init", ["vocabulary", "text", "random"])
