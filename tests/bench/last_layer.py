@@ -1,0 +1,69 @@
+"""What it saves that the last layer works out [CLS] alone: training steps and scoring of the same models with
+`queries=1`, as they are, and with whole last layers, alternating, medians.
+
+python tests/bench/last_layer.py [--repeats N] | tee tests/bench/last_layer.txt
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from losses.cross_entropy import cross_entropy
+from nn.bert import Bert, BertConfig
+from nn.checkpoint import load_pretrained
+from nn.runtime import keep_freed_memory
+
+BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
+BUILT_IN = Path(__file__).parent.parent.parent / "data" / "weights" / "deberta-mini"
+MODELS = {"BERT, 6 layers": lambda: Bert(BertConfig(**BERT)), "built-in, 4 layers": lambda: load_pretrained(BUILT_IN)}
+
+
+def measure(name: str, batch: int, length: int, repeats: int) -> dict:
+    torch.manual_seed(0)
+    model = MODELS[name]().train()
+    ids, labels = torch.randint(5, 8000, (batch, length)), torch.randint(0, 2, (batch,))
+    mask, encode = torch.ones_like(ids, dtype=torch.bool), model.encode
+
+    def whole(x, mask, prefix=None, queries=None):
+        return encode(x, mask, prefix)
+
+    def step() -> None:
+        cross_entropy(model(ids, mask), labels).backward()
+        model.zero_grad(set_to_none=True)
+
+    @torch.inference_mode()
+    def score() -> None:
+        model.eval()(ids, mask)
+        model.train()
+
+    times: dict[str, list[float]] = {}
+    for _ in range(repeats + 1):
+        for last in ("whole", "[CLS]"):
+            model.encode = whole if last == "whole" else encode
+            for work in (step, score):
+                begin = time.perf_counter()
+                work()
+                times.setdefault(f"{work.__name__} {last}", []).append(time.perf_counter() - begin)
+    medians = {key: statistics.median(values[1:]) for key, values in times.items()}  # the first warms up
+    row = {key: round(value, 3) for key, value in medians.items()}
+    for work in ("step", "score"):
+        row[f"{work}, of the time"] = round(medians[f"{work} [CLS]"] / medians[f"{work} whole"], 2)
+    return {"model": name, "batch": f"{batch} x {length}", **row}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=7)
+    repeats = parser.parse_args().repeats
+    keep_freed_memory()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    for model in MODELS:
+        for batch, length in ((16, 128), (4, 512)):
+            print(json.dumps(measure(model, batch, length, repeats)), flush=True)
