@@ -110,8 +110,13 @@ def prepare(model: Module, options, tokenizer) -> None:
 
 
 def predict(model: Module, head: MLMHead, x: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-    """Logits at `places` alone. x: embedded [B, T, D];  mask, places: bool [B, T] -> fp32 or wider [|S|, V]"""
-    logits = head(model.encode(x, mask)[places], model.embeddings.word.weight)
+    """Logits at `places` alone, which are all that the last layer works out. x: embedded [B, T, D];  mask, places: bool
+    [B, T] -> fp32 or wider [|S|, V]"""
+    counts = places.sum(1, keepdim=True)
+    most = max(1, int(counts.max()))
+    order = places.byte().argsort(dim=1, descending=True, stable=True)  # the places of each text, in order, first
+    h = model.encode(x, mask, queries=order[:, :most])[torch.arange(most, device=x.device) < counts]  # [|S|, D]
+    logits = head(h, model.embeddings.word.weight)
     return logits if logits.dtype.itemsize >= 4 else logits.float()
 
 

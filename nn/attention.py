@@ -22,6 +22,14 @@ from torch.nn import Linear, Module
 from nn.dropout import Dropout
 
 Prefix = tuple[Tensor, Tensor]  # keys and values, each [B or 1, H, P, K]
+Queries = int | Tensor | None  # T of S tokens: so many from the first on, or those (int64 [B, T]), or all
+
+
+def pick(x: Tensor, queries: Queries) -> Tensor:
+    """The tokens that are worked out. [B, S, D] -> [B, T, D]"""
+    if isinstance(queries, Tensor):
+        return x.gather(1, queries[..., None].expand(-1, -1, x.size(-1)))
+    return x[:, :queries]
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -89,10 +97,10 @@ class MultiHeadAttention(Module):
         self.output = Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: int | None = None) -> Tensor:
-        """x: [B, S, D];  mask: bool [B, S], True = real token;  prefix: keys and values [B or 1, H, P, K];  queries: T,
-        how many tokens, from the first on, are worked out (None: all) -> [B, T, D]"""
-        q = split_heads(self.query(x[:, :queries]), self.num_heads)  # [B, H, T, K]
+    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: Queries = None) -> Tensor:
+        """x: [B, S, D];  mask: bool [B, S], True = real token;  prefix: keys and values [B or 1, H, P, K];  queries:
+        which tokens are worked out -> [B, T, D]"""
+        q = split_heads(self.query(pick(x, queries)), self.num_heads)  # [B, H, T, K]
         k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
         v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
         k, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # P places more

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList
 
-from nn.attention import MultiHeadAttention, Prefix
+from nn.attention import MultiHeadAttention, Prefix, Queries
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, EncoderBlock, Pooler, init_weights, run_layers
 
@@ -117,9 +117,9 @@ class Bert(Module):
         """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
         return self.embeddings.combine(words, mask, shift)
 
-    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: int | None = None) -> Tensor:
-        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: T, how many tokens, from the
-        first on, are wanted (None: all)."""
+    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
+        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: which tokens are
+        wanted (nn/attention.py)."""
         return run_layers(self.layers, self.checkpointing, x, mask, prefix, queries)
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:

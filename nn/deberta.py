@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, ModuleList
 
-from nn.attention import Prefix, masked_softmax, merge_heads, prepend_prefix, split_heads
+from nn.attention import Prefix, Queries, masked_softmax, merge_heads, pick, prepend_prefix, split_heads
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, EncoderBlock, Pooler, activation, init_weights, run_layer
 
@@ -182,9 +182,12 @@ class DisentangledAttention(Module):
         self.dropout = Dropout(c.attention_probs_dropout_prob)
         self.position_dropout = Dropout(c.hidden_dropout_prob)
 
-    def relative_terms(self, q: Tensor, k: Tensor, table: Tensor, scale: float) -> Iterator[Tensor]:
+    def relative_terms(self, q: Tensor, k: Tensor, queries: Queries, table: Tensor, scale: float) -> Iterator[Tensor]:
         """Second and third term of A, [B, H, T, S] each. q: [B, H, T, K], scaled;  k: [B, H, S, K];  table: [2s, D]"""
-        index, first, last = relative_index(q.size(2), k.size(2), self.buckets, self.max_position, q.device)
+        those, length = isinstance(queries, Tensor), k.size(2)
+        count = length if those else q.size(2)
+        index, first, last = relative_index(count, length, self.buckets, self.max_position, q.device)
+        index = index[queries][:, None] if those else index  # [T, S], or [B, 1, T, S]
         rows = self.position_dropout(table[first : last + 1])[None]  # [1, N, D]
         if self.c2p:
             k_r = split_heads((self.position_key or self.key)(rows), self.num_heads)  # [1, H, N, K]
@@ -193,19 +196,19 @@ class DisentangledAttention(Module):
         if self.p2c:
             q_r = split_heads((self.position_query or self.query)(rows), self.num_heads) / scale  # [1, H, N, K]
             p2c = k @ q_r.transpose(-1, -2)  # [B, H, S, N], row = key
-            p2c = p2c.gather(-1, index.t().expand(*p2c.shape[:2], -1, -1))  # [B, H, S, T], row = key
+            p2c = p2c.gather(-1, index.transpose(-1, -2).expand(*p2c.shape[:2], -1, -1))  # [B, H, S, T], row = key
             yield p2c.transpose(-1, -2)  # [B, H, T, S]
 
-    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: int | None, table: Tensor) -> Tensor:
-        """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: T, how many tokens,
-        from the first on, are worked out (None: all);  table: R, [2s, D] -> [B, T, D]"""
-        q = split_heads(self.query(x[:, :queries]), self.num_heads)  # [B, H, T, K]
+    def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, table: Tensor) -> Tensor:
+        """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: which tokens
+        are worked out;  table: R, [2s, D] -> [B, T, D]"""
+        q = split_heads(self.query(pick(x, queries)), self.num_heads)  # [B, H, T, K]
         k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
         v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
         scale = math.sqrt(q.size(-1) * (1 + self.c2p + self.p2c))
         q = q / scale
         scores = q @ k.transpose(-1, -2)  # [B, H, T, S]
-        for term in self.relative_terms(q, k, table, scale):
+        for term in self.relative_terms(q, k, queries, table, scale):
             scores += term  # Eq. (4); in place, since each is as large as the scores
         _, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # P places more
         if prefix is not None:
@@ -230,10 +233,10 @@ class ConvLayer(Module):
         self.dropout = Dropout(c.hidden_dropout_prob)
         self.activation = activation(c.conv_act)
 
-    def forward(self, e: Tensor, h: Tensor, mask: Tensor) -> Tensor:
-        """e: [B, S, D];  h: [B, T, D], of the first T tokens;  mask: bool [B, S] -> [B, T, D]"""
-        padding = ~mask[:, : h.size(1), None]
-        out = self.conv(e.transpose(1, 2)).transpose(1, 2)[:, : h.size(1)]  # [B, T, D]
+    def forward(self, e: Tensor, h: Tensor, mask: Tensor, queries: Queries = None) -> Tensor:
+        """e: [B, S, D];  h: [B, T, D], of the tokens `queries`;  mask: bool [B, S] -> [B, T, D]"""
+        padding = ~pick(mask[..., None], queries)  # [B, T, 1]
+        out = pick(self.conv(e.transpose(1, 2)).transpose(1, 2), queries)  # [B, T, D]
         out = self.norm(h + self.activation(self.dropout(out.masked_fill(padding, 0))))
         return out.masked_fill(padding, 0)
 
@@ -290,9 +293,9 @@ class Deberta(Module):
         """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
         return self.embeddings.combine(words, mask, shift)
 
-    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: int | None = None) -> Tensor:
-        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: T, how many tokens, from the
-        first on, are wanted (None: all)."""
+    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
+        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: which tokens are
+        wanted (nn/attention.py)."""
         table = self.relative.weight  # R, [2s, D]
         if self.relative_norm is not None:
             table = self.relative_norm(table)
@@ -301,7 +304,7 @@ class Deberta(Module):
             pair, wanted = prefix[number] if prefix else None, queries if number == last else None
             h = run_layer(layer, self.checkpointing, h, mask, pair, wanted, table)
             if number == 0 and self.conv is not None:
-                h = self.conv(x, h, mask)
+                h = self.conv(x, h, mask, wanted)
         return h
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:

@@ -5,9 +5,9 @@
     y  = LN(a + dropout(W₂ act(W₁ a + b₁) + b₂))               §3.3, Eq. (2)
     f  = act(W dropout(h_[CLS]) + b)                           the pooler
 
-Differs from the published code: what a classifier does not read is not worked out. It reads [CLS] alone, so the last
-layer has the keys and values of all tokens, but one query, one residual and one feed-forward a review: of L layers,
-nearly one less, with the same logits and gradients.
+Differs from the published code: what nobody reads is not worked out. A classifier reads [CLS] alone, so the last layer
+has the keys and values of all tokens, but one query, one residual and one feed-forward a review: of L layers, nearly
+one less, with the same logits and gradients. Masked language modelling reads the masked tokens alone.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from torch.utils.checkpoint import checkpoint
 
-from nn.attention import Prefix
+from nn.attention import Prefix, Queries, pick
 from nn.dropout import Dropout
 
 ACTIVATIONS = {
@@ -56,10 +56,10 @@ def run_layer(layer: Module, checkpointing: bool, *inputs) -> Tensor:
 
 
 def run_layers(
-    layers: ModuleList, checkpointing: bool, x: Tensor, mask: Tensor, prefix: list[Prefix] | None, queries: int | None
+    layers: ModuleList, checkpointing: bool, x: Tensor, mask: Tensor, prefix: list[Prefix] | None, queries: Queries
 ) -> Tensor:
-    """Layer after layer. x: [B, S, D];  mask: bool [B, S];  prefix: keys and values for each layer;  queries: T, how
-    many tokens, from the first on, are wanted of the last layer (None: all) -> [B, T, D]"""
+    """Layer after layer. x: [B, S, D];  mask: bool [B, S];  prefix: keys and values for each layer;
+    queries: which tokens are wanted of the last -> [B, T, D]"""
     last = len(layers) - 1
     for number, layer in enumerate(layers):
         pair, wanted = prefix[number] if prefix else None, queries if number == last else None
@@ -181,12 +181,11 @@ class EncoderBlock(Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: int | None = None, *context
+        self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: Queries = None, *context
     ) -> Tensor:
-        """x: [B, S, D];  mask: bool [B, S];  queries: T, how many tokens, from the first on, are worked out (None: all)
-        -> [B, T, D]"""
+        """x: [B, S, D];  mask: bool [B, S];  queries: which tokens are worked out -> [B, T, D]"""
         y = self.attention_dropout(self.attention(x, mask, prefix, queries, *context))
-        a = self.attention_norm(x[:, :queries] + y)
+        a = self.attention_norm(pick(x, queries) + y)
         return self.feed_forward_norm(a + self.dropout(self.feed_forward(a)))
 
 
