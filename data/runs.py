@@ -324,11 +324,11 @@ def with_tables(text: str) -> str:
     one of speeds."""
 
     def made(match: re.Match) -> str:
-        opening, kind, groups, _, closing = match.groups()
+        opening, kind, groups, closing = match.groups()
         table = bench_table(groups.strip()) if kind == "bench" else results_table(groups.split())
         return f"{opening}{table}\n{closing}"
 
-    marked = re.compile(r"(<!-- (results|bench)([\w -]*) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+    marked = re.compile(r"(<!-- (results|bench)([\w -]*) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
     return marked.sub(made, text)
 
 
