@@ -83,6 +83,7 @@ class Options:
     vat_weight: float = option(1.0, "objective", "mixed: of virtual adversarial training")
     entropy_weight: float = option(1.0, "objective", "mixed: of entropy minimisation")
     rtd_weight: float = option(50.0, "objective", "rtd: λ, weight of the detection loss")
+    bag_weight: float = option(0.0, "objective", "mlm: λ of predicting, from [CLS], a text's bag of pieces; 0: none")
     whole_words: bool = option(False, "objective", "mlm, rtd: mask all pieces of a word together")
     unlabelled_batch: int = option(0, "objective", "mixed: unlabelled reviews in a pass; 0: as many as labelled")
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from losses.mlm import Pieces, check, choose, head_for, mean_loss, predict
+from losses.mlm import Pieces, check, choose, head_for, mean_loss, predict, states
 from nn.encoder import SharedEmbedding, activation, init_weights
 
 
@@ -77,7 +77,8 @@ def objective(model: Module, batch, options) -> tuple[Tensor, dict[str, Tensor]]
     aside, ids, mask = model.pretraining, batch.input_ids, batch.mask
     chosen = choose(ids, mask, aside.pieces, options.whole_words)
     x = aside.generator.embed(ids.masked_fill(chosen, aside.pieces.mask_id), mask)
-    logits, targets = predict(aside.generator, aside.head, x, mask, chosen), ids[chosen]
+    h = states(aside.generator, x, mask, chosen)  # [|S|, D]
+    logits, targets = predict(aside.generator, aside.head, h), ids[chosen]
     corrupted = ids.masked_scatter(chosen, sample(logits.detach()))  # [B, T]
     replaced = (corrupted != ids)[mask]  # [real tokens]
     scores = aside.detector(model.encode(model.embed(corrupted, mask), mask))[mask].float()  # [real tokens]

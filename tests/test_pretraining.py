@@ -58,6 +58,7 @@ def prepared(name: str, objective: str, **changes):
     for parameter in model.pretraining.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     ids, mask = token_batch([19, 17, 13, 11])
+    ids[:, 0] = 1  # [CLS]
     return model, Batch(ids, mask, torch.full((4,), -1), torch.arange(4)), options
 
 
@@ -147,6 +148,44 @@ def test_mlm_equals_the_dense_formula_with_gradients(name, monkeypatch):
     torch.testing.assert_close(loss, naive)
     torch.testing.assert_close(torch.autograd.grad(loss, [table, head.dense.weight, head.bias]), wanted)
     assert len(decisions["acc"]) == len(places)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_bag_equals_the_loop_over_its_pieces_with_gradients(name):
+    model, batch, options = prepared(name, "mlm", bag_weight=2.0)
+    model = model.double().eval()
+    ids, mask, aside = batch.input_ids, batch.mask, model.pretraining
+    torch.manual_seed(5)
+    broken = corrupt(ids, choose(ids, mask, PIECES), PIECES)
+    h, table = model.encode(model.embed(broken, mask), mask)[:, 0], model.embeddings.word.weight  # [CLS]
+    terms = []
+    for text in range(4):
+        pieces = {v for v, real in zip(ids[text].tolist(), mask[text].tolist(), strict=True) if real and ORDINARY[v]}
+        scores = table @ (aside.bag.dense.weight @ h[text] + aside.bag.dense.bias) + aside.bag.bias  # [V]
+        total = torch.logsumexp(scores, 0)
+        terms.append(sum(total - scores[v] for v in pieces) / len(pieces))
+    of_bag = [table, *aside.bag.parameters(), *model.layers[0].parameters()]
+    naive = 2 * sum(terms) / 4
+    wanted = torch.autograd.grad(naive, of_bag, allow_unused=True)
+    losses = []
+    for weight in (0.0, 2.0):
+        torch.manual_seed(5)
+        losses.append(mlm.objective(model, batch, dataclasses.replace(options, bag_weight=weight))[0])
+    difference = losses[1] - losses[0]
+    torch.testing.assert_close(difference, naive)
+    found = torch.autograd.grad(difference, of_bag, allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
+def test_a_text_of_special_tokens_alone_has_an_empty_bag():
+    logits = torch.randn(2, V, requires_grad=True)
+    occurs = mlm.bag(torch.tensor([[5, 6, 6], [5, 5, 5]]), torch.tensor([[True, True, True], [False] * 3]), V)
+    assert occurs.nonzero().tolist() == [[0, 5], [0, 6]]
+    mlm.bag_loss(logits, occurs).backward()
+    assert logits.grad[0].abs().sum() > 0 == logits.grad[1].abs().sum()
 
 
 @pytest.mark.parametrize("objective", PRETRAINING)
