@@ -27,8 +27,9 @@ from tqdm import tqdm
 import peft
 from data import compare, find_source, load_splits
 from data.batches import Corpus, batches, sorted_order
+from data.flags import known, option, parse_flags
 from data.imdb import UNKNOWN, as_frame, clean, load_reviews
-from data.runs import Meter, Run, known, option, parse_flags
+from data.runs import Meter, Run
 from data.tokenization import Tokenizer, load_tokenizer
 from losses import OBJECTIVES
 from nn.checkpoint import load_pretrained, save_pretrained

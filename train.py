@@ -18,7 +18,6 @@ from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read with torch: a waiting thread soon leaves its core to others
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -27,29 +26,24 @@ from tqdm import tqdm
 
 import peft
 from data import Splits, find_source, load_splits, load_texts, overlap
-from data.batches import Batch, Corpus, Stream, shuffled_order
+from data.batches import Batch, Corpus, Stream, shuffled_order, step_batches
+from data.flags import parse_fields
 from data.imdb import UNKNOWN, subset
 from data.options import Options, resolve
-from data.runs import Meter, Run, parse_fields
+from data.runs import Meter, Run
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
-from data.word_vectors import put_vectors, read_vectors, trained_vectors
+from data.word_vectors import start_from_vectors
 from eval import build_corpus, held_out_loss, load_run, metrics, places_at_once, print_metrics, score
 from losses import OBJECTIVES
 from nn import MODELS, memory
-from nn.checkpoint import (
-    default_labels,
-    load_pretrained,
-    restore_training_state,
-    save_pretrained,
-    training_state,
-)
+from nn.checkpoint import default_labels, load_pretrained, restore_training_state, save_pretrained, training_state
 from nn.dropout import Dropout, set_dropout
-from nn.encoder import SharedEmbedding
 from nn.files import write_json
 from nn.optim import Average, describe_groups, parameter_groups, reinitialise, schedule
 from nn.runtime import (
     Interrupt,
     Machine,
+    NotFinite,
     Stopped,
     choose_machine,
     clean_exit,
@@ -134,26 +128,6 @@ def build_model(options: Options, tokenizer: Tokenizer) -> Module:
     return model
 
 
-def start_from_vectors(
-    model: Module, options: Options, splits: Splits, corpus: Corpus, tokenizer: Tokenizer, run: Run, interrupt
-) -> None:
-    """--word-vectors into the model's table."""
-    if getattr(model.config, "one_hot", False):
-        raise ValueError(
-            "one-hot words have no vectors to start from; --shape one_hot=false has, or leave --word-vectors"
-        )
-    word = model.embeddings.word
-    table = word.table if isinstance(word, SharedEmbedding) else word.weight
-    if options.word_vectors == "train":
-        texts = [text for frame in (splits.train, splits.validation, splits.unlabelled) for text in frame["review"]]
-        vectors = trained_vectors(tokenizer, texts, table.size(1), run.cache, interrupt.check)
-    else:
-        vectors = read_vectors(options.word_vectors, tokenizer.words)
-    counts = np.bincount(corpus.ids, minlength=len(table)) if options.whiten_vectors else None
-    count = put_vectors(table.data, {word: number for number, word in enumerate(tokenizer.words)}, vectors, counts)
-    print(f"word vectors: {options.word_vectors}, for {count:,} of {tokenizer.vocab_size:,} words")
-
-
 def save_best(model: Module, run: Run, options: Options, tokenizer: Tokenizer) -> None:
     """best/: a model directory, or an adapter that names its backbone. A backbone that was trained is in best/base.
     Pretraining leaves no classifier."""
@@ -180,7 +154,7 @@ def train(
     corpus, held_out = (build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache) for frame in splits[:2])
     model = build_model(options, tokenizer)
     if options.word_vectors != "none" and options.weights == "none":
-        start_from_vectors(model, options, splits, corpus, tokenizer, run, interrupt)
+        start_from_vectors(model, options, splits, corpus, tokenizer, run.cache, interrupt.check)
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
     model = model.to(device).train()
@@ -194,7 +168,10 @@ def train(
     print(describe_groups(groups, counts["total"]))
     print(memory.describe(model, average=options.average > 0))
 
-    orders = [epoch_order(corpus, options, epoch) for epoch in range(options.epochs)]
+    orders = [
+        shuffled_order(corpus.lengths, options.batch_size, options.seed, epoch, options.tokens_per_batch)
+        for epoch in range(options.epochs)
+    ]
     counts_of_steps = [math.ceil(len(order) / options.accumulation) for order in orders]
     places = places_at_once(model, machine) if entry.additive else 0
     progress = {"epoch": 0, "step": 0, "best": -1.0, "best_epoch": 0, "history": [], "seconds": 0.0, "pieces": 1}
@@ -228,8 +205,8 @@ def train(
             except NotFinite as error:
                 save()
                 ids = ", ".join(splits.train["id"].iloc[error.rows]) if not entry.pretraining else f"{error.rows}"
-                where = f"{name}, step {step + 1}"
-                raise ValueError(f"the loss is {error.loss} at {where}; saved before it; batch: {ids}") from error
+                what = f"the loss is {error.loss} at {name}, step {step + 1}; saved before it; batch: {ids}"
+                raise ValueError(what) from error
             except (RuntimeError, MemoryError) as error:
                 alone = max(len(batch.labels) for batch in batches) == 1
                 if not out_of_memory(error) or alone or options.out_of_memory == "stop":
@@ -291,23 +268,6 @@ def evaluate(
     return {"loss": found["loss"], "acc": found["accuracy"]}, found
 
 
-class NotFinite(Exception):
-    def __init__(self, loss: float, rows: np.ndarray) -> None:
-        self.loss, self.rows = loss, rows
-
-
-def step_batches(
-    corpus: Corpus, stream: Stream | None, micro_batches: list[np.ndarray], number: int, pieces: int, places: int = 0
-):
-    """The batches of one optimizer step, each cut into `pieces`, or more where one would have over `places` tokens,
-    padding included; number: of the first batch, counted over the whole run."""
-    for place, rows in enumerate(micro_batches, number):
-        needed = math.ceil(len(rows) * corpus.lengths[rows].max() / places) if places else 1
-        for part in np.array_split(rows, min(max(pieces, needed), len(rows))):
-            batch = corpus.batch(part)
-            yield batch if stream is None else batch._replace(unlabelled=stream.batch(place))
-
-
 def gradient(model: Module, objective, batches: list[Batch], scaler, machine: Machine, options: Options):
     """Adds the gradient of the mean over all examples of a step. Returns (batch, loss, decisions) of each pass. Raises
     NotFinite."""
@@ -328,10 +288,6 @@ def decisions(found: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tens
     return found if isinstance(found, dict) else {"acc": found[: len(batch.labels)].argmax(-1) == batch.labels}
 
 
-def epoch_order(corpus: Corpus, options: Options, epoch: int) -> list[np.ndarray]:
-    return shuffled_order(corpus.lengths, options.batch_size, options.seed, epoch, options.tokens_per_batch)
-
-
 def unlabelled_stream(options: Options, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
     if not len(splits.unlabelled):
         raise ValueError(
@@ -348,9 +304,9 @@ def out_of_patience(progress: dict[str, Any], options: Options) -> bool:
 def finish(trained: dict[str, Any], options: Options, run: Run, splits: Splits, machine: Machine, interrupt) -> None:
     """Loads what was saved as best, scores the test reviews with it, once, and writes result.json. What was pretrained
     has no classifier to score."""
-    peak = {"peak_memory_bytes": peak_memory(machine.device)}
     if OBJECTIVES[options.loss].pretraining:
-        write_json(run.folder / "result.json", run.config | trained | peak)
+        trained["peak_memory_bytes"] = peak_memory(machine.device)
+        write_json(run.folder / "result.json", run.config | trained)
         print(f"finished: python train.py --model {options.model} --weights {run.best} starts from it")
         return
     model, tokenizer = load_run(run, machine.device)
@@ -360,8 +316,8 @@ def finish(trained: dict[str, Any], options: Options, run: Run, splits: Splits, 
         corpus = build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache)
         trained["test"] = metrics(score(model, corpus, machine, interrupt), corpus.labels)
         print_metrics("test", trained["test"])
-    peak = {"peak_memory_bytes": peak_memory(machine.device)}
-    write_json(run.folder / "result.json", run.config | trained | peak)
+    trained["peak_memory_bytes"] = peak_memory(machine.device)
+    write_json(run.folder / "result.json", run.config | trained)
     print(f'finished: python eval.py --run {run.folder} --text "…" uses it')
 
 

@@ -7,6 +7,7 @@ Nothing is prepared in the background: 16 reviews of up to 512 tokens are a batc
 of a step on a CPU.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,18 @@ class Stream:
             self.order = shuffled_order(self.corpus.lengths, self.batch_size, self.seed, epoch)
             self.epoch = epoch
         return self.corpus.batch(self.order[place])
+
+
+def step_batches(
+    corpus: Corpus, stream: Stream | None, micro_batches: list[np.ndarray], number: int, pieces: int, places: int = 0
+):
+    """The batches of one optimizer step, each cut into `pieces`, or more where one would have over `places` tokens,
+    padding included; number: of the first batch, counted over the whole run."""
+    for place, rows in enumerate(micro_batches, number):
+        needed = math.ceil(len(rows) * corpus.lengths[rows].max() / places) if places else 1
+        for part in np.array_split(rows, min(max(pieces, needed), len(rows))):
+            batch = corpus.batch(part)
+            yield batch if stream is None else batch._replace(unlabelled=stream.batch(place))
 
 
 def sorted_order(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

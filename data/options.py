@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from data.runs import Run, known, layer, option, parse_flags
+from data.flags import known, layer, option, parse_flags
+from data.runs import Run
 from losses import OBJECTIVES
 from nn import MODELS
 from peft import METHODS

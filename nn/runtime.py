@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -152,6 +152,13 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
         return None
     return text or type(error).__name__
+
+
+class NotFinite(Exception):
+    """The loss is not a number, or infinite; rows: of the batch that it is the loss of."""
+
+    def __init__(self, loss: float, rows: Sequence[int]) -> None:
+        self.loss, self.rows = loss, rows
 
 
 class Stopped(Exception):

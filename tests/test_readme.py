@@ -9,9 +9,10 @@ from conftest import ENCODERS, ROOT, tiny_weights
 
 import train
 from data import Splits, load_splits
+from data.flags import parse_flags
 from data.imdb import UNKNOWN
 from data.options import resolve
-from data.runs import parse_flags, with_tables
+from data.runs import with_tables
 from eval import Options as EvalOptions
 from eval import main as evaluate
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from data.runs import Meter, Run, known, layer, option, parse_flags, results_table
+from data.flags import known, layer, option, parse_flags
+from data.runs import Meter, Run, results_table
 from nn.files import read_json, write_json
 
 

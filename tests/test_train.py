@@ -12,7 +12,7 @@ from conftest import ROOT, tiny, tiny_weights, wanted_shape
 from safetensors.torch import load_file
 
 import train
-from data.batches import Corpus
+from data.batches import Corpus, step_batches
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import load_run
@@ -398,7 +398,7 @@ def test_pieces_give_the_gradient_of_the_whole():
     gradients = []
     for pieces in (1, 2, 13):
         model = tiny("bert").eval()
-        batches = list(train.step_batches(corpus, None, [np.arange(7), np.arange(7, 13)], 0, pieces))
+        batches = list(step_batches(corpus, None, [np.arange(7), np.arange(7, 13)], 0, pieces))
         assert len(batches) == min(2 * pieces, 13)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         train.gradient(model, train.OBJECTIVES["ce"].objective, batches, scaler, machine, options)
@@ -410,10 +410,10 @@ def test_pieces_give_the_gradient_of_the_whole():
 
 def test_passes_have_no_more_places_than_asked_for():
     corpus = Corpus.from_rows([[1] * (k + 1) for k in range(20)], [0] * 20, 0)
-    batches = list(train.step_batches(corpus, None, [np.arange(10), np.arange(10, 20)], 0, 1, 40))
+    batches = list(step_batches(corpus, None, [np.arange(10), np.arange(10, 20)], 0, 1, 40))
     assert [len(batch.labels) for batch in batches] == [4, 3, 3, 2, 2, 2, 2, 2]
-    assert [len(batch.labels) for batch in train.step_batches(corpus, None, [np.arange(18, 20)], 0, 1, 5)] == [1, 1]
-    assert len(list(train.step_batches(corpus, None, [np.arange(20)], 0, 4, 200))) == 4
+    assert [len(batch.labels) for batch in step_batches(corpus, None, [np.arange(18, 20)], 0, 1, 5)] == [1, 1]
+    assert len(list(step_batches(corpus, None, [np.arange(20)], 0, 4, 200))) == 4
 
 
 @pytest.mark.parametrize("loss", [name for name, entry in train.OBJECTIVES.items() if entry.additive])

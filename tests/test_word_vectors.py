@@ -8,21 +8,18 @@ import pytest
 import torch
 
 import train
-from data import word_vectors
+from data import glove
+from data.glove import Glove, count_pairs, train_glove, weight
 from data.old_pickle import read_pickle3
 from data.tokenization import load_tokenizer, train_tokenizer
 from data.word_vectors import (
-    Glove,
     WordVectors,
-    count_pairs,
     load_vectors,
     put_vectors,
     read_text_vectors,
     read_vectors,
     save_vectors,
-    train_glove,
     trained_vectors,
-    weight,
     whitened,
 )
 from nn.checkpoint import load_pretrained
@@ -181,8 +178,8 @@ def dense_counts(reviews, size, window):
 
 
 def test_counts_equal_the_definition(monkeypatch):
-    monkeypatch.setattr(word_vectors, "BLOCK", 4)
-    monkeypatch.setattr(word_vectors, "CHUNK", 20)  # several chunks, merged
+    monkeypatch.setattr(glove, "BLOCK", 4)
+    monkeypatch.setattr(glove, "CHUNK", 20)  # several chunks, merged
     stream = np.random.default_rng(0)
     reviews = [stream.integers(0, 11, size).tolist() for size in (7, 1, 13, 0, 30, 9)]
     pairs = count_pairs(reviews, 11, window=3)
@@ -223,7 +220,7 @@ def test_a_step_is_adagrad_on_the_dense_loss():
 
 def test_words_of_one_kind_end_up_together(monkeypatch):
     """Two sets of words that are exchanged for one another in their own set's sentences only."""
-    monkeypatch.setattr(word_vectors, "BLOCK", 8)
+    monkeypatch.setattr(glove, "BLOCK", 8)
     stream = np.random.default_rng(0)
     kinds = [range(2, 12), range(12, 22)]
     reviews = [stream.choice(kinds[k % 2], 12).tolist() for k in range(200)]

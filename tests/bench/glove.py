@@ -22,9 +22,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from data import UNLABELED, find_file, load_splits
+from data.glove import count_pairs, train_glove
 from data.imdb import load_reviews
 from data.tokenization import train_tokenizer
-from data.word_vectors import count_pairs, train_glove
 
 SETTINGS = ("10,100,0.07,25", "10,10,0.07,25", "10,1,0.07,25", "10,0.1,0.07,25", "20,3,0.07,25")
 MIN_COUNT, DECAY = 15, 1e-5

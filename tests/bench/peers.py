@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import peft as ours_peft  # the folder of this project; huggingface's package is imported below, under its own path
 from data import LABELED, find_file
-from data.batches import Corpus, shuffled_order, sorted_order
+from data.batches import Corpus, shuffled_order, sorted_order, step_batches
 from data.imdb import load_reviews
 from data.tokenization import train_tokenizer
 from eval import CACHED_TOKENS
@@ -35,7 +35,6 @@ from nn.deberta import Deberta, DebertaConfig
 from nn.memory import Live
 from nn.quant import quantize_int8
 from nn.runtime import choose_machine, keep_freed_memory
-from train import step_batches
 
 REVIEWS, BATCH = 48, 16  # LoRA: half of each
 BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
