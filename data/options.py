@@ -22,6 +22,7 @@ FROM_BUILTIN_METHODS = {
         "alpha": 32.0,
         "learning_rate": 5e-4,
         "batch_size": 8,
+        "epochs": 6,
         "dropout": 0.0,
     },
 }
