@@ -23,6 +23,7 @@ from data.imdb import subset
 from data.tokenization import Tokenizer, load_tokenizer
 from eval import CACHED_TOKENS
 from nn.checkpoint import load_pretrained
+from nn.words import masked_mean
 
 TRAINED, JUDGED, LENGTH = 3000, 2000, 256
 
@@ -37,7 +38,7 @@ def states(model: torch.nn.Module, tokenizer: Tokenizer, frame) -> tuple[Tensor,
         batch = corpus.batch(some)
         h = model.encode(model.embed(batch.input_ids, batch.mask), batch.mask)
         first[some] = h[:, 0]
-        mean[some] = (h * batch.mask[..., None]).sum(1) / batch.mask.sum(1, keepdim=True)
+        mean[some] = masked_mean(h, batch.mask)
     return first, mean, torch.from_numpy(corpus.labels)
 
 
