@@ -1,6 +1,7 @@
 """The options of train.py: each with its default, its group in --help and its meaning, and where a value comes from."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from data.flags import known, layer, option, parse_flags
 from data.runs import Run
@@ -125,6 +126,15 @@ class Options:
     resume: str = option("", "run", "go on with this run folder, with its own options")
 
 
+def check_owners(given: dict[str, Any], loss: str, method: str) -> None:
+    """Raises ValueError for an option of another objective or method: here it would be without effect."""
+    tables = {"--loss": OBJECTIVES, "--peft": METHODS}
+    for name in given:
+        owners = [f"{flag} {key}" for flag, table in tables.items() for key in table if name in table[key].options]
+        if owners and not {f"--loss {loss}", f"--peft {method}"} & {*owners}:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect here; it is for {', '.join(owners)}")
+
+
 def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None]:
     """default < model < method < objective < random or built-in weights < command line. Returns a run where one is
     resumed."""
@@ -146,6 +156,7 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     if weights == "builtin":
         layers += [("built-in weights", FROM_BUILTIN | FROM_BUILTIN_METHODS.get(given.get("peft", Options.peft), {}))]
     options, origins = layer(Options, [*layers, ("command line", given)])
+    check_owners(given, options.loss, options.peft)
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")

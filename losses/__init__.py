@@ -1,5 +1,6 @@
-"""The training objectives, one line each: a function (model, batch, options) -> (loss, logits), what it does to a model
-beforehand, whether it reads unlabelled reviews, whether a batch may be cut, and the training defaults that it wants.
+"""The training objectives, one line each: a function (model, batch, options) -> (loss, logits), which options are its
+own, the training defaults that it wants, what it does to a model beforehand, whether it reads unlabelled reviews, and
+whether a batch may be cut.
 
 Pretraining asks for no labels. Its functions return {name: which decisions were right} where others return logits.
 
@@ -14,6 +15,7 @@ from losses import cross_entropy, margin, mixed, mlm, rdrop, rtd, supcon
 
 class ObjectiveEntry(NamedTuple):
     objective: Callable
+    options: tuple[str, ...]  # those of the group "objective" that it reads
     training: dict[str, Any]
     prepare: Callable = lambda model, options, tokenizer: None  # checks options; adds what is dropped after training
     unlabelled: bool = False  # batches come with unlabelled reviews beside them
@@ -34,16 +36,22 @@ PRETRAINING = {
 }
 
 
+SUPCON = ("supcon_weight", "temperature", "projection")
+ADVERSARIAL = ("radius", "adversarial_weight")
+SEMI_SUPERVISED = (*ADVERSARIAL, "vat_weight", "entropy_weight", "unlabelled_batch")
+SUPERVISED = {"vat_weight": 0.0, "entropy_weight": 0.0}
+MLM, RTD = ("whole_words", "bag_weight"), ("whole_words", "rtd_weight")
+
 # fmt: off
 OBJECTIVES: dict[str, ObjectiveEntry] = {
-    "ce":           ObjectiveEntry(cross_entropy.objective, {}, additive=True),
-    "margin":       ObjectiveEntry(margin.objective, {"shape": "head=capsules"}, additive=True),
-    "rdrop":        ObjectiveEntry(rdrop.objective, {}, additive=True),
-    "supcon":       ObjectiveEntry(supcon.objective, {}, supcon.prepare),
-    "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, {}, supcon.prepare),
-    "adversarial":  ObjectiveEntry(mixed.objective, {"vat_weight": 0.0, "entropy_weight": 0.0}, mixed.prepare),
-    "mixed":        ObjectiveEntry(mixed.objective, {}, mixed.prepare, unlabelled=True),
-    "mlm":          ObjectiveEntry(mlm.objective, PRETRAINING, mlm.prepare, pretraining=True),
-    "rtd":          ObjectiveEntry(rtd.objective, PRETRAINING, rtd.prepare, pretraining=True),
+    "ce":           ObjectiveEntry(cross_entropy.objective, (), {}, additive=True),
+    "margin":       ObjectiveEntry(margin.objective, (), {"shape": "head=capsules"}, additive=True),
+    "rdrop":        ObjectiveEntry(rdrop.objective, ("rdrop_alpha",), {}, additive=True),
+    "supcon":       ObjectiveEntry(supcon.objective, SUPCON, {}, supcon.prepare),
+    "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, (*SUPCON, "rdrop_alpha"), {}, supcon.prepare),
+    "adversarial":  ObjectiveEntry(mixed.objective, ADVERSARIAL, SUPERVISED, mixed.prepare),
+    "mixed":        ObjectiveEntry(mixed.objective, SEMI_SUPERVISED, {}, mixed.prepare, unlabelled=True),
+    "mlm":          ObjectiveEntry(mlm.objective, MLM, PRETRAINING, mlm.prepare, pretraining=True),
+    "rtd":          ObjectiveEntry(rtd.objective, RTD, PRETRAINING, rtd.prepare, pretraining=True),
 }
 # fmt: on

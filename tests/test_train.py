@@ -268,6 +268,8 @@ WRONG = {
     "max_length 2 leaves no room": ["--max-length", "2"],
     "unknown truncation 'middle'; known: head, tail, head+tail": ["--truncate", "middle"],
     "unknown tokenizer 'hf4'; known: published, hf5": ["--tokenizer", "hf4"],
+    "--bag-weight has no effect here; it is for --loss mlm": ["--loss", "rtd", "--bag-weight", "1"],
+    "--rank has no effect here; it is for --peft lora": ["--peft", "prompt", "--rank", "4"],
 }
 
 
