@@ -1,14 +1,18 @@
-"""Fixtures: small checkpoints, and the folders that slow tests need."""
+"""Fixtures: small checkpoints, the folders that slow tests need, and runs that are stopped and compared."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import save_pretrained
+from nn.runtime import Stopped
 from peft import METHODS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -115,3 +119,41 @@ def small_run(tmp_path: Path, monkeypatch) -> list[str]:
     weights = tiny_weights(tmp_path / "weights")
     text = f"--model bert --weights {weights} --peft lora --data demo --train-reviews 64 --batch-size 13 --epochs 2"
     return [*text.split(), "--precision", "fp32", "--runs", str(tmp_path / "runs"), "--name", "small"]
+
+
+def program(*arguments: str, script: str = "train.py", **settings) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **settings
+    )
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as `program` has: sums in another order would differ in the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def final_weights(folder) -> dict[str, torch.Tensor]:
+    """Everything that was trained, and what was kept as best."""
+    return load_file(folder / "state/state.safetensors") | load_file(folder / "best/adapter_model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def fail_at(call: int, monkeypatch, error: type = Stopped) -> None:
+    """Makes the `call`-th optimizer step raise instead."""
+    step, count = torch.optim.AdamW.step, iter(range(1, 10_000))
+
+    def counted(self, *args, **kwargs):
+        if next(count) == call:
+            raise error
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)

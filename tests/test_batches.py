@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import tiny, wanted_shape
 
-from data.batches import Corpus, batches, shuffled_order, sorted_order
+import train
+from data.batches import Corpus, batches, shuffled_order, sorted_order, step_batches
 from nn import MODELS
+from nn.runtime import Machine
 
 LENGTHS = [5, 2, 9, 3, 7, 4, 11, 2, 6, 8, 3]
 
@@ -109,3 +111,41 @@ def test_batches_by_token_budget():
     again = shuffled_order(lengths, 16, seed=1, epoch=0, tokens=256)
     assert all(np.array_equal(a, b) for a, b in zip(order, again, strict=True))
     assert not np.array_equal(order[0], shuffled_order(lengths, 16, seed=1, epoch=1, tokens=256)[0])
+
+
+def test_pieces_give_the_gradient_of_the_whole():
+    torch.manual_seed(0)
+    corpus = Corpus.from_rows([[k + 1] * (k % 5 + 2) for k in range(13)], [k % 2 for k in range(13)], 0)
+    machine, options = Machine(torch.device("cpu"), torch.float32), train.Options()
+    gradients = []
+    for pieces in (1, 2, 13):
+        model = tiny("bert").eval()
+        batches = list(step_batches(corpus, None, [np.arange(7), np.arange(7, 13)], 0, pieces))
+        assert len(batches) == min(2 * pieces, 13)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        train.gradient(model, train.OBJECTIVES["ce"].objective, batches, scaler, machine, options)
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for other in gradients[1:]:
+        for a, b in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_passes_have_no_more_places_than_asked_for():
+    corpus = Corpus.from_rows([[1] * (k + 1) for k in range(20)], [0] * 20, 0)
+    batches = list(step_batches(corpus, None, [np.arange(10), np.arange(10, 20)], 0, 1, 40))
+    assert [len(batch.labels) for batch in batches] == [4, 3, 3, 2, 2, 2, 2, 2]
+    assert [len(batch.labels) for batch in step_batches(corpus, None, [np.arange(18, 20)], 0, 1, 5)] == [1, 1]
+    assert len(list(step_batches(corpus, None, [np.arange(20)], 0, 4, 200))) == 4
+
+
+@pytest.mark.parametrize("loss", [name for name, entry in train.OBJECTIVES.items() if entry.additive])
+def test_an_additive_loss_of_a_batch_is_the_mean_of_its_parts(loss):
+    corpus = Corpus.from_rows([[k + 1] * 6 for k in range(8)], [k % 2 for k in range(8)], 0)
+    torch.manual_seed(0)
+    shape = wanted_shape(loss)
+    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
+    whole, *parts = (
+        train.OBJECTIVES[loss].objective(model, corpus.batch(rows), train.Options())[0]
+        for rows in (np.arange(8), np.arange(4), np.arange(4, 8))
+    )
+    torch.testing.assert_close(whole, sum(parts) / 2)

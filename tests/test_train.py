@@ -1,65 +1,19 @@
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny, tiny_weights, wanted_shape
+from conftest import final_weights, same, tiny_weights
 from safetensors.torch import load_file
 
 import train
-from data.batches import Corpus, step_batches
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import load_run
 from eval import main as evaluate
-from nn.bert import Bert
 from nn.dropout import Dropout
 from nn.files import read_json
 from nn.optim import parameter_groups, schedule
-from nn.runtime import Machine, Stopped, clean_exit
-
-
-def program(*arguments: str, script: str = "train.py", **settings) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **settings
-    )
-
-
-@pytest.fixture
-def one_thread():
-    """As many threads as `program` has: sums in another order would differ in the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def final_weights(folder) -> dict[str, torch.Tensor]:
-    """Everything that was trained, and what was kept as best."""
-    return load_file(folder / "state/state.safetensors") | load_file(folder / "best/adapter_model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def fail_at(call: int, monkeypatch, error: type = Stopped) -> None:
-    """Makes the `call`-th optimizer step raise instead."""
-    step, count = torch.optim.AdamW.step, iter(range(1, 10_000))
-
-    def counted(self, *args, **kwargs):
-        if next(count) == call:
-            raise error
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+from nn.runtime import clean_exit
 
 
 def test_a_run_leaves_what_design_says(small_run, tmp_path, capsys):
@@ -105,24 +59,6 @@ def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
     a, b, c = (final_weights(tmp_path / "runs" / name) for name in "abc")
     assert same(a, b)
     assert not same(a, c)
-
-
-EXTRAS = [[], ["--accumulation", "2"], ["--checkpointing"], ["--precision", "bf16"], ["--average", "0.9"]]
-
-
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_ten_steps_equal_five_and_a_resumed_five(small_run, tmp_path, monkeypatch, extra):
-    train.main([*small_run, *extra, "--name", "whole"])
-    with monkeypatch.context() as patch:
-        fail_at(3, patch)
-        with pytest.raises(SystemExit):
-            train.main([*small_run, *extra, "--save-minutes", "0"])
-    assert not (tmp_path / "runs/small/result.json").exists()
-    train.main(["--resume", "runs/small"])
-    assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
-    logs = [(tmp_path / "runs" / name / "log.jsonl").read_text().splitlines() for name in ("small", "whole")]
-    accuracy = [[json.loads(line)["val_acc"] for line in lines] for lines in logs]
-    assert accuracy[0] == accuracy[1]
 
 
 def test_random_weights_are_trained_and_saved_whole(tmp_path, monkeypatch, capsys):
@@ -222,33 +158,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(small_run, tmp_path
     monkeypatch.chdir(tmp_path)
     train.main(["--resume", "runs/small"])
     assert (tmp_path / "runs/small/result.json").exists()
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(small_run, tmp_path, one_thread):
-    small_run += ["--epochs", "3", "--batch-size", "1"]
-    train.main([*small_run, "--name", "whole"])
-    process = program(*small_run, cwd=tmp_path)
-    log = tmp_path / "runs/small/log.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text()):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "stopped and saved; go on with: python train.py --resume" in out
-    assert "Traceback" not in err
-    train.main(["--resume", "runs/small"])
-    assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
-
-
-def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(small_run, tmp_path, one_thread):
-    """One run dies twelve times, at moments of every kind (tests/crash.py), saving included, and goes on."""
-    small_run += ["--save-minutes", "0"]
-    train.main([*small_run, "--name", "whole"])
-    process = program("1,2,3,5,8,4,9,6,11,7,10,12", "runs/small", *small_run, script="tests/crash.py", cwd=tmp_path)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, out + err
-    train.main(["--resume", "runs/small"])
-    assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
 
 
 WRONG = {
@@ -360,72 +269,3 @@ def test_token_ids_are_cached_and_belong_to_their_settings(small_run, tmp_path):
     assert len(list((tmp_path / "runs/.cache").glob("*.npy"))) == 6
     a, b = (final_weights(tmp_path / "runs" / name) for name in "ab")
     assert same(a, b)
-
-
-def test_batches_by_tokens_train_and_resume(small_run, tmp_path, monkeypatch):
-    arguments = [*small_run[:-1], "tokens", "--tokens-per-batch", "2048"]
-    with monkeypatch.context() as patch:
-        fail_at(3, patch)
-        with pytest.raises(SystemExit):
-            train.main(arguments)
-    train.main(["--resume", str(tmp_path / "runs/tokens")])
-    assert len(read_json(tmp_path / "runs/tokens/result.json")["history"]) == 2
-
-
-@pytest.mark.parametrize("way", ["halve", "stop"])
-def test_out_of_memory(way, small_run, tmp_path, monkeypatch, capsys):
-    """A pass of more than four reviews fails: with `halve` the run goes on in pieces, to the same gradient."""
-    forward = Bert.forward
-
-    def small_memory(self, input_ids, mask):
-        if self.training and len(input_ids) > 4:
-            raise torch.OutOfMemoryError("pretended")
-        return forward(self, input_ids, mask)
-
-    monkeypatch.setattr(Bert, "forward", small_memory)
-    arguments = [*small_run, "--epochs", "1", "--out-of-memory", way]
-    if way == "stop":
-        with pytest.raises(torch.OutOfMemoryError):
-            train.main(arguments)
-        return
-    train.main(arguments)
-    assert "cut into 4 pieces" in capsys.readouterr().out
-    assert read_json(tmp_path / "runs/small/result.json")["test"]["count"] == 600
-
-
-def test_pieces_give_the_gradient_of_the_whole():
-    torch.manual_seed(0)
-    corpus = Corpus.from_rows([[k + 1] * (k % 5 + 2) for k in range(13)], [k % 2 for k in range(13)], 0)
-    machine, options = Machine(torch.device("cpu"), torch.float32), train.Options()
-    gradients = []
-    for pieces in (1, 2, 13):
-        model = tiny("bert").eval()
-        batches = list(step_batches(corpus, None, [np.arange(7), np.arange(7, 13)], 0, pieces))
-        assert len(batches) == min(2 * pieces, 13)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        train.gradient(model, train.OBJECTIVES["ce"].objective, batches, scaler, machine, options)
-        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-    for other in gradients[1:]:
-        for a, b in zip(gradients[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_passes_have_no_more_places_than_asked_for():
-    corpus = Corpus.from_rows([[1] * (k + 1) for k in range(20)], [0] * 20, 0)
-    batches = list(step_batches(corpus, None, [np.arange(10), np.arange(10, 20)], 0, 1, 40))
-    assert [len(batch.labels) for batch in batches] == [4, 3, 3, 2, 2, 2, 2, 2]
-    assert [len(batch.labels) for batch in step_batches(corpus, None, [np.arange(18, 20)], 0, 1, 5)] == [1, 1]
-    assert len(list(step_batches(corpus, None, [np.arange(20)], 0, 4, 200))) == 4
-
-
-@pytest.mark.parametrize("loss", [name for name, entry in train.OBJECTIVES.items() if entry.additive])
-def test_an_additive_loss_of_a_batch_is_the_mean_of_its_parts(loss):
-    corpus = Corpus.from_rows([[k + 1] * 6 for k in range(8)], [k % 2 for k in range(8)], 0)
-    torch.manual_seed(0)
-    shape = wanted_shape(loss)
-    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
-    whole, *parts = (
-        train.OBJECTIVES[loss].objective(model, corpus.batch(rows), train.Options())[0]
-        for rows in (np.arange(8), np.arange(4), np.arange(4, 8))
-    )
-    torch.testing.assert_close(whole, sum(parts) / 2)
