@@ -83,7 +83,7 @@ class Options:
     projection: int = option(0, "objective", "SupCon: width of a projection head that is dropped afterwards; 0: none")
     radius: float = option(5.0, "objective", "adversarial, mixed: ε, how far embeddings are moved, in their own spread")
     adversarial_weight: float = option(1.0, "objective", "adversarial, mixed: of adversarial training")
-    vat_weight: float = option(1.0, "objective", "mixed: of virtual adversarial training")
+    vat_weight: float = option(1.0, "objective", "adversarial, mixed: of virtual adversarial training")
     entropy_weight: float = option(1.0, "objective", "mixed: of entropy minimisation")
     rtd_weight: float = option(50.0, "objective", "rtd: λ, weight of the detection loss")
     bag_weight: float = option(0.0, "objective", "mlm: λ of predicting, from [CLS], a text's bag of pieces; 0: none")

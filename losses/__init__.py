@@ -37,8 +37,8 @@ PRETRAINING = {
 
 
 SUPCON = ("supcon_weight", "temperature", "projection")
-ADVERSARIAL = ("radius", "adversarial_weight")
-SEMI_SUPERVISED = (*ADVERSARIAL, "vat_weight", "entropy_weight", "unlabelled_batch")
+ADVERSARIAL = ("radius", "adversarial_weight", "vat_weight")
+SEMI_SUPERVISED = (*ADVERSARIAL, "entropy_weight", "unlabelled_batch")
 SUPERVISED = {"vat_weight": 0.0, "entropy_weight": 0.0}
 MLM, RTD = ("whole_words", "bag_weight"), ("whole_words", "rtd_weight")
 

@@ -55,6 +55,11 @@ def test_training_defaults_are_options_of_train(table):
         assert set(entry.options) <= Options.__dataclass_fields__.keys()
 
 
+def test_every_option_of_an_objective_is_said_to_be_read():
+    said = {name for entry in OBJECTIVES.values() for name in entry.options}
+    assert said == {field.name for field in dataclasses.fields(Options) if field.metadata["group"] == "objective"}
+
+
 @models
 def test_logits_are_the_classifier_on_the_features(name):
     model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
