@@ -11,6 +11,11 @@ def option(default: Any, group: str, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"group": group, "help": text})
 
 
+def flag(name: str) -> str:
+    """How the command line spells a field."""
+    return "--" + name.replace("_", "-")
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         print(f"error: {message} (--help lists every flag)", file=sys.stderr)
@@ -26,12 +31,13 @@ def parse_flags(cls: type, argv: list[str] | None, description: str) -> dict[str
         groups.setdefault(group, parser.add_argument_group(group))
         text = field.metadata["help"]
         text += f" (default: {field.default})" if field.default not in ("", None) else ""
-        flag = "--" + field.name.replace("_", "-")
         if field.type is bool:
-            groups[group].add_argument(flag, action=argparse.BooleanOptionalAction, help=text.replace("%", "%%"))
+            groups[group].add_argument(
+                flag(field.name), action=argparse.BooleanOptionalAction, help=text.replace("%", "%%")
+            )
         else:
             groups[group].add_argument(
-                flag, type=field.type, metavar=field.type.__name__.upper(), help=text.replace("%", "%%")
+                flag(field.name), type=field.type, metavar=field.type.__name__.upper(), help=text.replace("%", "%%")
             )
     return vars(parser.parse_args(argv))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from data.flags import known, layer, option, parse_flags
+from data.flags import flag, known, layer, option, parse_flags
 from data.runs import Run
 from losses import OBJECTIVES
 from nn import MODELS
@@ -130,9 +130,9 @@ def check_owners(given: dict[str, Any], loss: str, method: str) -> None:
     """Raises ValueError for an option of another objective or method: here it would be without effect."""
     tables = {"--loss": OBJECTIVES, "--peft": METHODS}
     for name in given:
-        owners = [f"{flag} {key}" for flag, table in tables.items() for key in table if name in table[key].options]
+        owners = [f"{kind} {key}" for kind, table in tables.items() for key in table if name in table[key].options]
         if owners and not {f"--loss {loss}", f"--peft {method}"} & {*owners}:
-            raise ValueError(f"--{name.replace('_', '-')} has no effect here; it is for {', '.join(owners)}")
+            raise ValueError(f"{flag(name)} has no effect here; it is for {', '.join(owners)}")
 
 
 def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None]:
@@ -140,7 +140,7 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     resumed."""
     given = parse_flags(Options, argv, DESCRIPTION)
     if given.get("resume"):
-        others = [f"--{name.replace('_', '-')}" for name in given if name != "resume"]
+        others = [flag(name) for name in given if name != "resume"]
         if others:
             raise ValueError(f"--resume goes on with the run's own options; leave out {', '.join(others)}")
         run = Run.open(given["resume"])
@@ -159,7 +159,7 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     check_owners(given, options.loss, options.peft)
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+            raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
     if options.truncate == "chunks" and not objective.pretraining:
         raise ValueError("--truncate chunks parts a review from its label; it is for --loss mlm and rtd")
     known("out_of_memory", options.out_of_memory, {"halve": None, "stop": None})
