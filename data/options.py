@@ -27,6 +27,8 @@ FROM_BUILTIN_METHODS = {
         "dropout": 0.0,
     },
 }
+# what train.py reads itself, for the methods that have this other option
+BESIDE = {"lora_plus": "rank", "prompt_text": "virtual_tokens"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def check_owners(given: dict[str, Any], loss: str, method: str) -> None:
     """Raises ValueError for an option of another objective or method: here it would be without effect."""
     tables = {"--loss": OBJECTIVES, "--peft": METHODS}
     for name in given:
-        owners = [f"{kind} {key}" for kind, table in tables.items() for key in table if name in table[key].options]
+        sought = BESIDE.get(name, name)
+        owners = [f"{kind} {key}" for kind, table in tables.items() for key in table if sought in table[key].options]
         if owners and not {f"--loss {loss}", f"--peft {method}"} & {*owners}:
             raise ValueError(f"{flag(name)} has no effect here; it is for {', '.join(owners)}")
 

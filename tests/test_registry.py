@@ -8,6 +8,7 @@ import torch
 from conftest import ENCODERS, adapt, tiny, token_batch, wanted_shape
 
 from data.batches import Batch
+from data.options import BESIDE
 from losses import OBJECTIVES
 from nn import MODELS
 from peft import METHODS
@@ -55,9 +56,14 @@ def test_training_defaults_are_options_of_train(table):
         assert set(entry.options) <= Options.__dataclass_fields__.keys()
 
 
-def test_every_option_of_an_objective_is_said_to_be_read():
-    said = {name for entry in OBJECTIVES.values() for name in entry.options}
-    assert said == {field.name for field in dataclasses.fields(Options) if field.metadata["group"] == "objective"}
+@pytest.mark.parametrize(
+    ("table", "groups", "beside"),
+    [(OBJECTIVES, {"objective"}, set()), (METHODS, {"LoRA", "virtual tokens"}, set(BESIDE))],
+    ids=["objectives", "methods"],
+)
+def test_every_option_of_an_objective_or_method_is_said_to_be_read(table, groups, beside):
+    said = {name for entry in table.values() for name in entry.options} | beside
+    assert said == {field.name for field in dataclasses.fields(Options) if field.metadata["group"] in groups}
 
 
 @models

@@ -179,6 +179,8 @@ WRONG = {
     "unknown tokenizer 'hf4'; known: published, hf5": ["--tokenizer", "hf4"],
     "--bag-weight has no effect here; it is for --loss mlm": ["--loss", "rtd", "--bag-weight", "1"],
     "--rank has no effect here; it is for --peft lora": ["--peft", "prompt", "--rank", "4"],
+    "--lora-plus has no effect here; it is for --peft lora": ["--peft", "prefix", "--lora-plus", "16"],
+    "--prompt-text has no effect here; it is for --peft prefix": ["--peft", "lora", "--prompt-text", "good"],
 }
 
 
