@@ -29,7 +29,7 @@ from data import Splits, find_source, load_splits, load_texts, overlap
 from data.batches import Batch, Corpus, Stream, shuffled_order, step_batches
 from data.flags import parse_fields
 from data.imdb import UNKNOWN, subset
-from data.options import Options, resolve
+from data.options import Options, repeats, resolve
 from data.runs import Meter, Run
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from data.word_vectors import start_from_vectors
@@ -290,9 +290,7 @@ def decisions(found: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tens
 
 def unlabelled_stream(options: Options, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
     if not len(splits.unlabelled):
-        raise ValueError(
-            f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or aclImdb/train/unsup"
-        )
+        raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
     corpus = build_corpus(tokenizer, splits.unlabelled, dataclasses.asdict(options), run.cache)
     return Stream(corpus, options.unlabelled_batch or options.batch_size, options.seed)
 
@@ -330,6 +328,8 @@ def main(argv: list[str] | None = None) -> None:
         options = dataclasses.replace(options, data=source)
         print(f"data: {source} ({why})")
         run = start_run(options, origins, machine)
+        if repeats(options):
+            print(f"warning: {options.weights} saw the same batches under the same dropout masks; take another --seed")
     elif run.result is not None:
         raise ValueError(f"{run.folder} is finished; python eval.py --run {run.folder} scores it")
     given = {name: value for name, value in dataclasses.asdict(options).items() if origins[name] != "default"}

@@ -1,6 +1,7 @@
 """The options of train.py: each with its default, its group in --help and its meaning, and where a value comes from."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data.flags import flag, known, layer, option, parse_flags
@@ -175,3 +176,11 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
         raise ValueError(f"--word-vectors are for networks over words, or pretraining; {options.model} reads pieces")
     return options, origins, None
+
+
+def repeats(options: Options) -> bool:
+    """Whether the weights come from a run of this seed on these reviews: this one would meet the same batches under the
+    same dropout masks, which they know by heart (data/results/SEARCH.md: "The same seed twice")."""
+    run = Run(Path(options.weights).parent)
+    before = run.config.get("options", {}) if (run.folder / "config.json").is_file() else {}
+    return all(before.get(name) == getattr(options, name) for name in ("seed", "data", "truncate", "batch_size"))

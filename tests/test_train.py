@@ -53,6 +53,16 @@ def test_it_may_be_judged_by_fewer_reviews(small_run, tmp_path):
         assert sum(found[-1]["test"]["confusion"][0]) == 25  # half of each label
 
 
+def test_going_on_from_a_run_with_its_seed_is_warned_of(small_run, tmp_path, capsys):
+    first = [*small_run, "--peft", "none", "--epochs", "1", "--validation-reviews", "20", "--test-reviews", "20"]
+    train.main([*first, "--name", "first"])
+    again = [*first, "--weights", str(tmp_path / "runs" / "first" / "best"), "--name"]
+    for seed, warned in (("42", True), ("43", False)):
+        capsys.readouterr()
+        train.main([*again, seed, "--seed", seed])
+        assert ("saw the same batches under the same dropout masks" in capsys.readouterr().out) == warned
+
+
 def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         train.main([*small_run, "--epochs", "1", "--name", name, "--seed", seed])
