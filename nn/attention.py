@@ -50,19 +50,24 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last axis among the places where `mask` is True.
 
-    scores: [..., S];  mask: bool, broadcasts to scores. Returns scores' dtype; the kernel sums in fp32 or wider
-    whatever that is. Masked places get exactly 0; a row with no place at all becomes uniform rather than NaN.
+    scores: [..., S], overwritten;  mask: bool, broadcasts to scores. Returns scores' dtype; the kernel sums in fp32 or
+    wider whatever that is. Masked places get exactly 0; a row with no place at all becomes uniform rather than NaN.
     """
-    return (scores + mask_bias(mask, scores.dtype)).softmax(-1).to(scores.dtype)
+    scores += mask_bias(mask, scores.dtype)
+    return scores.softmax(-1).to(scores.dtype)
+
+
+def weighted_sum(weights: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
+    """dropout(weights) v; its scale goes to v, which is smaller. weights: [B, H, T, S];  v: [B, H, S, K]"""
+    kept, scale = dropout.thin(weights)
+    return kept @ (v if scale == 1 else v * scale)  # [B, H, T, K]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout | None = None) -> Tensor:
     """Eq. (1). q: [B, H, T, K];  k, v: [B, H, S, K];  mask: bool [B, 1, 1 or T, S]. Returns [B, H, T, K]."""
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-1, -2)  # [B, H, T, S]
     weights = masked_softmax(scores, mask)
-    if dropout is not None:
-        weights = dropout(weights)
-    return weights @ v  # [B, H, T, K]
+    return weights @ v if dropout is None else weighted_sum(weights, v, dropout)  # [B, H, T, K]
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

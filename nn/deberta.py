@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, ModuleList
 
-from nn.attention import Prefix, Queries, masked_softmax, merge_heads, pick, prepend_prefix, split_heads
+from nn.attention import Prefix, Queries, masked_softmax, merge_heads, pick, prepend_prefix, split_heads, weighted_sum
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, EncoderBlock, Pooler, activation, init_weights, run_layer
 
@@ -214,8 +214,8 @@ class DisentangledAttention(Module):
         if prefix is not None:
             prefix_scores = q @ prefix[0].to(q.dtype).transpose(-1, -2)  # [B, H, T, P]
             scores = torch.cat([prefix_scores, scores], -1)  # [B, H, T, P + S]
-        weights = self.dropout(masked_softmax(scores, visible))  # [B, H, T, P + S]
-        return self.output(merge_heads(weights @ v))  # [B, T, D]
+        weights = masked_softmax(scores, visible)  # [B, H, T, P + S]
+        return self.output(merge_heads(weighted_sum(weights, v, self.dropout)))  # [B, T, D]
 
 
 class ConvLayer(Module):

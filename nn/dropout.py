@@ -60,12 +60,17 @@ class Dropout(Module):
             return torch.empty_like(x, dtype=torch.uint8).bernoulli_(1 - self.p), self.p
         return keep_mask(x.shape, self.threshold), self.threshold / LEVELS
 
-    def forward(self, x: Tensor) -> Tensor:
+    def thin(self, x: Tensor) -> tuple[Tensor, float]:
+        """x · m, and 1 / (1 - p) for those that would rather scale something smaller than x; a GPU does it at once."""
         if not self.active:
-            return x
+            return x, 1.0
         if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        return (x * keep_mask(x.shape, self.threshold)).mul_(LEVELS / (LEVELS - self.threshold))
+            return F.dropout(x, self.p), 1.0
+        return x * keep_mask(x.shape, self.threshold), LEVELS / (LEVELS - self.threshold)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, scale = self.thin(x)
+        return y if scale == 1 else y.mul_(scale)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
