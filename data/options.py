@@ -183,4 +183,5 @@ def repeats(options: Options) -> bool:
     same dropout masks, which they know by heart (data/results/SEARCH.md: "The same seed twice")."""
     run = Run(Path(options.weights).parent)
     before = run.config.get("options", {}) if (run.folder / "config.json").is_file() else {}
-    return all(before.get(name) == getattr(options, name) for name in ("seed", "data", "truncate", "batch_size"))
+    same = ("seed", "data", "train_reviews", "truncate", "batch_size")
+    return all(before.get(name) == getattr(options, name) for name in same)
