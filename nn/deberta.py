@@ -159,6 +159,14 @@ def relative_index(
         return (index - first).to(device), first, last
 
 
+def skew(x: Tensor) -> Tensor:
+    """What row t scores by distance, read by place: y[t, s] = x[t, T - 1 - t + s], a view, since from one row to the
+    next the first place moves by one. x: [B, H, T, T + S - 1], contiguous -> [B, H, T, S]"""
+    batch, heads, rows, width = x.shape
+    strides = (heads * rows * width, rows * width, width - 1, 1)
+    return x.as_strided((batch, heads, rows, width - rows + 1), strides, rows - 1)
+
+
 class DisentangledAttention(Module):
     """y = concat_h( softmax(A[h]) V[h] ) W_o + b_o with A of the module docstring; scale √(K·n), n = 1 + [c2p] + [p2c].
 
@@ -183,21 +191,34 @@ class DisentangledAttention(Module):
         self.position_dropout = Dropout(c.hidden_dropout_prob)
 
     def relative_terms(self, q: Tensor, k: Tensor, queries: Queries, table: Tensor, scale: float) -> Iterator[Tensor]:
-        """Second and third term of A, [B, H, T, S] each. q: [B, H, T, K], scaled;  k: [B, H, S, K];  table: [2s, D]"""
+        """Second and third term of A, [B, H, T, S] each. q: [B, H, T, K], scaled;  k: [B, H, S, K];  table: [2s, D]
+
+        In fp32, products with the N rows that occur, then a gather. Elsewhere products with a row for each of the
+        T + S - 1 distances, then a view: what half precision saves on products, a gather and its backward would eat.
+        """
         those, length = isinstance(queries, Tensor), k.size(2)
         count = length if those else q.size(2)
         index, first, last = relative_index(count, length, self.buckets, self.max_position, q.device)
+        by_distance = q.dtype != torch.float32 and not those
+        falling = torch.cat([index[:, 0].flip(0), index[0, 1:]]) if by_distance else None  # q - k = T - 1 … 1 - S
         index = index[queries][:, None] if those else index  # [T, S], or [B, 1, T, S]
         rows = self.position_dropout(table[first : last + 1])[None]  # [1, N, D]
         if self.c2p:
             k_r = split_heads((self.position_key or self.key)(rows), self.num_heads)  # [1, H, N, K]
-            c2p = q @ k_r.transpose(-1, -2)  # [B, H, T, N]
-            yield c2p.gather(-1, index.expand(*c2p.shape[:2], -1, -1))  # [B, H, T, S]
+            if by_distance:
+                yield skew(q @ k_r[:, :, falling].transpose(-1, -2))  # [B, H, T, S]
+            else:
+                c2p = q @ k_r.transpose(-1, -2)  # [B, H, T, N]
+                yield c2p.gather(-1, index.expand(*c2p.shape[:2], -1, -1))  # [B, H, T, S]
         if self.p2c:
             q_r = split_heads((self.position_query or self.query)(rows), self.num_heads) / scale  # [1, H, N, K]
-            p2c = k @ q_r.transpose(-1, -2)  # [B, H, S, N], row = key
-            p2c = p2c.gather(-1, index.transpose(-1, -2).expand(*p2c.shape[:2], -1, -1))  # [B, H, S, T], row = key
-            yield p2c.transpose(-1, -2)  # [B, H, T, S]
+            if by_distance:
+                p2c = skew(k @ q_r[:, :, falling.flip(0)].transpose(-1, -2))  # [B, H, S, T], row = key
+                yield p2c.transpose(-1, -2).contiguous()  # [B, H, T, S]: adding it as a view is slow in bf16
+            else:
+                p2c = k @ q_r.transpose(-1, -2)  # [B, H, S, N], row = key
+                p2c = p2c.gather(-1, index.transpose(-1, -2).expand(*p2c.shape[:2], -1, -1))  # [B, H, S, T]
+                yield p2c.transpose(-1, -2)  # [B, H, T, S]
 
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, table: Tensor) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: which tokens
