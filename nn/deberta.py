@@ -174,6 +174,8 @@ class DisentangledAttention(Module):
     Prefix keys have no position: their relative terms are zero.
     """
 
+    GATHERED = (torch.float32,)  # where products cost more than gather and its backward (tests/bench/relative.py)
+
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
         c = config
@@ -193,13 +195,13 @@ class DisentangledAttention(Module):
     def relative_terms(self, q: Tensor, k: Tensor, queries: Queries, table: Tensor, scale: float) -> Iterator[Tensor]:
         """Second and third term of A, [B, H, T, S] each. q: [B, H, T, K], scaled;  k: [B, H, S, K];  table: [2s, D]
 
-        In fp32, products with the N rows that occur, then a gather. Elsewhere products with a row for each of the
-        T + S - 1 distances, then a view: what half precision saves on products, a gather and its backward would eat.
+        For chosen tokens and where GATHERED says so, products with the N rows that occur, then a gather. Elsewhere
+        products with a row for each of the T + S - 1 distances, then a view.
         """
         those, length = isinstance(queries, Tensor), k.size(2)
         count = length if those else q.size(2)
         index, first, last = relative_index(count, length, self.buckets, self.max_position, q.device)
-        by_distance = q.dtype != torch.float32 and not those
+        by_distance = q.dtype not in self.GATHERED and not those
         falling = torch.cat([index[:, 0].flip(0), index[0, 1:]]) if by_distance else None  # q - k = T - 1 … 1 - S
         index = index[queries][:, None] if those else index  # [T, S], or [B, 1, T, S]
         rows = self.position_dropout(table[first : last + 1])[None]  # [1, N, D]
