@@ -48,7 +48,7 @@ from nn.runtime import (
 from peft.files import ADAPTER_CONFIG
 
 SCORING_TOKENS = 16_384  # places in a batch, padding included
-CACHED_TOKENS = 2_048  # the same where an encoder runs on a CPU, in training too: its activations stay in the cache
+CACHED_TOKENS = 2_048  # the same in fp32 where an encoder runs on a CPU, in training too: activations stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,9 @@ def held_out_loss(model: Module, corpus: Corpus, objective, machine: Machine, op
 
 def places_at_once(model: Module, machine: Machine) -> int:
     """How many places of a batch go through `model` fastest; 0: the more the better."""
-    return CACHED_TOKENS if machine.device.type == "cpu" and hasattr(model, "embed_words") else 0
+    if machine.device.type != "cpu" or not hasattr(model, "embed_words"):
+        return 0
+    return CACHED_TOKENS * torch.float32.itemsize // machine.dtype.itemsize
 
 
 @torch.inference_mode()
