@@ -8,7 +8,7 @@ from conftest import tiny
 
 import train
 from data.batches import Corpus
-from eval import auc, erasure, heaviest, log_odds, metrics, score
+from eval import CACHED_TOKENS, auc, erasure, heaviest, log_odds, metrics, places_at_once, score
 from eval import main as evaluate
 from nn.files import read_json
 from nn.runtime import Machine
@@ -34,6 +34,14 @@ def test_auc_counts_pairs_and_ties_half():
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels == 1] for n in scores[labels == 0]]
     assert auc(scores, labels) == pytest.approx(np.mean(pairs))
     assert math.isnan(auc(scores[labels == 1], labels[labels == 1]))
+
+
+def test_half_precision_takes_twice_the_places_and_only_a_cpu_is_limited():
+    model, half = tiny("bert"), torch.bfloat16
+    assert places_at_once(model, CPU) == CACHED_TOKENS
+    assert places_at_once(model, CPU._replace(dtype=half)) == 2 * CACHED_TOKENS
+    assert places_at_once(model, Machine(torch.device("cuda"), half)) == 0
+    assert places_at_once(tiny("lstm"), CPU) == 0
 
 
 def test_three_classes_have_no_auc():

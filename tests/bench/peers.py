@@ -28,7 +28,7 @@ from data import LABELED, find_file
 from data.batches import Corpus, shuffled_order, sorted_order, step_batches
 from data.imdb import load_reviews
 from data.tokenization import train_tokenizer
-from eval import CACHED_TOKENS
+from eval import places_at_once
 from nn.bert import Bert, BertConfig
 from nn.checkpoint import published_state
 from nn.deberta import Deberta, DebertaConfig
@@ -143,23 +143,27 @@ def row(work: str, medians: dict[str, float], peer: str, reviews: int, **more) -
     return result
 
 
-def orders(corpus: Corpus, batch: int) -> tuple[list, list]:
-    """(random batches, bucketed batches as train.py cuts them into passes) of the same reviews."""
+def random_batches(corpus: Corpus, batch: int) -> list:
     rows = np.random.default_rng(0).permutation(len(corpus))
-    plain = [corpus.batch(rows[at : at + batch]) for at in range(0, len(rows), batch)]
-    bucketed = shuffled_order(corpus.lengths, batch, seed=0, epoch=0)
-    return plain, [list(step_batches(corpus, None, [part], 0, 1, CACHED_TOKENS)) for part in bucketed]
+    return [corpus.batch(rows[at : at + batch]) for at in range(0, len(rows), batch)]
+
+
+def steps_of(step: Step, corpus: Corpus, batch: int):
+    """All steps over the reviews in bucketed batches, cut into passes as train.py does."""
+    bucketed, places = shuffled_order(corpus.lengths, batch, seed=0, epoch=0), places_at_once(step.model, step.machine)
+    passes = [list(step_batches(corpus, None, [part], 0, 1, places)) for part in bucketed]
+    return lambda: [step(*some) for some in passes]
 
 
 def finetune(folder: str, length: int, repeats: int) -> dict:
     torch.manual_seed(0)
     model = Bert(BertConfig(**BERT))
-    plain, bucketed = orders(real_reviews(folder, length), BATCH)
-    mine, mixed, peer = Step(model, of_ours), Step(model, of_ours, "auto"), Step(theirs_like(model), of_theirs)
+    corpus = real_reviews(folder, length)
+    plain, peer = random_batches(corpus, BATCH), Step(theirs_like(model), of_theirs)
     runs = {
         "transformers": lambda: [peer(batch) for batch in plain],
-        "ours": lambda: [mine(*passes) for passes in bucketed],
-        "ours, auto": lambda: [mixed(*passes) for passes in bucketed],
+        "ours": steps_of(Step(model, of_ours), corpus, BATCH),
+        "ours, auto": steps_of(Step(model, of_ours, "auto"), corpus, BATCH),
     }
     return row(f"fine-tuning, length {length}", alternate(runs, repeats), "transformers", REVIEWS)
 
@@ -171,12 +175,13 @@ def lora(folder: str, length: int, repeats: int) -> dict:
     config = theirs.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, modules_to_save=["pooler", "classifier"])
     peer = Step(theirs.get_peft_model(theirs_like(model), config), of_theirs)
     ours_peft.apply(model, "lora", rank=8, alpha=16.0)
-    plain, bucketed = orders(real_reviews(folder, length, REVIEWS // 2), BATCH // 2)
+    corpus = real_reviews(folder, length, REVIEWS // 2)
+    plain = random_batches(corpus, BATCH // 2)
     mine, mixed = Step(model, of_ours), Step(model, of_ours, "auto")
     runs = {
         "peft": lambda: [peer(batch) for batch in plain],
-        "ours": lambda: [mine(*passes) for passes in bucketed],
-        "ours, auto": lambda: [mixed(*passes) for passes in bucketed],
+        "ours": steps_of(mine, corpus, BATCH // 2),
+        "ours, auto": steps_of(mixed, corpus, BATCH // 2),
     }
     longest = max(plain, key=lambda batch: batch.input_ids.size(1))
     used = {f"memory {name}": memory(step, longest) for name, step in (("peft", peer), ("ours", mine), ("auto", mixed))}
@@ -188,18 +193,23 @@ def score(folder: str, length: int, repeats: int) -> dict:
     model = Bert(BertConfig(**BERT)).eval()
     peer, corpus = theirs_like(model).eval(), real_reviews(folder, length)
     in_order = [corpus.batch(np.arange(at, at + BATCH)) for at in range(0, len(corpus), BATCH)]
-    ranked = [corpus.batch(rows) for rows in sorted_order(corpus.lengths, CACHED_TOKENS)]
-    machine = choose_machine("cpu", "auto")
 
-    def mixed() -> None:
-        with machine.autocast():
-            for batch in ranked:
-                of_ours(model, batch)
+    def ranked(precision: str):
+        machine = choose_machine("cpu", precision)
+        order = sorted_order(corpus.lengths, places_at_once(model, machine))
+        parts = [corpus.batch(rows) for rows in order]
+
+        def run() -> None:
+            with machine.autocast():
+                for batch in parts:
+                    of_ours(model, batch)
+
+        return run
 
     runs = {
         "transformers": lambda: [of_theirs(peer, batch) for batch in in_order],
-        "ours": lambda: [of_ours(model, batch) for batch in ranked],
-        "ours, auto": mixed,
+        "ours": ranked("fp32"),
+        "ours, auto": ranked("auto"),
     }
     with torch.inference_mode():
         return row(f"scoring, length {length}", alternate(runs, repeats), "transformers", REVIEWS)
