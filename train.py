@@ -25,11 +25,11 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import peft
-from data import Splits, find_source, load_splits, load_texts, overlap
+from data import Splits, load_splits, load_texts, overlap
 from data.batches import Batch, Corpus, Stream, shuffled_order, step_batches
 from data.flags import parse_fields
 from data.imdb import UNKNOWN, subset
-from data.options import Options, repeats, resolve
+from data.options import Options, find_data, repeats, resolve
 from data.runs import Meter, Run
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from data.word_vectors import start_from_vectors
@@ -322,11 +322,11 @@ def finish(trained: dict[str, Any], options: Options, run: Run, splits: Splits, 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     options, origins, run = resolve(argv)
+    if run is None:
+        options, origins, why = find_data(options, origins)
     machine = choose_machine(options.device, options.precision)
     if run is None:
-        source, why = find_source(options.data)
-        options = dataclasses.replace(options, data=source)
-        print(f"data: {source} ({why})")
+        print(f"data: {options.data} ({why})")
         run = start_run(options, origins, machine)
         if repeats(options):
             print(f"warning: {options.weights} saw the same batches under the same dropout masks; take another --seed")

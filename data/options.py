@@ -1,9 +1,10 @@
 """The options of train.py: each with its default, its group in --help and its meaning, and where a value comes from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data import find_source
 from data.flags import flag, known, layer, option, parse_flags
 from data.runs import Run
 from losses import OBJECTIVES
@@ -23,11 +24,14 @@ FROM_BUILTIN_METHODS = {
         "rank": 32,
         "alpha": 32.0,
         "learning_rate": 5e-4,
+        "schedule": "constant",
+        "average": 0.99,
         "batch_size": 8,
         "epochs": 6,
         "dropout": 0.0,
     },
 }
+FROM_DEMO = {"precision": "fp32"}  # in batches this small bf16 is slower, even on hardware that multiplies it
 # what train.py reads itself, for the methods that have this other option
 BESIDE = {"lora_plus": "rank", "prompt_text": "virtual_tokens"}
 
@@ -176,6 +180,13 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
     if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
         raise ValueError(f"--word-vectors are for networks over words, or pretraining; {options.model} reads pieces")
     return options, origins, None
+
+
+def find_data(options: Options, origins: dict[str, str]) -> tuple[Options, dict[str, str], str]:
+    """Options and origins with the reviews that were found, and why those. The built-in reviews have defaults."""
+    source, why = find_source(options.data)
+    values = {name: value for name, value in FROM_DEMO.items() if source == "demo" and origins[name] == "default"}
+    return replace(options, data=source, **values), origins | dict.fromkeys(values, "built-in reviews"), why
 
 
 def repeats(options: Options) -> bool:

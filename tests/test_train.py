@@ -6,6 +6,7 @@ from conftest import final_weights, same, tiny_weights
 from safetensors.torch import load_file
 
 import train
+from data.options import find_data
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import load_run
@@ -143,6 +144,17 @@ def test_rates_groups_and_schedule(small_run):
     factors = [schedule(step, 10, 0.2) for step in range(10)]
     assert factors == [0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
     assert schedule(0, 1, 0.0) == 1.0
+
+
+def test_the_built_in_reviews_are_too_short_for_bf16(monkeypatch, tmp_path):
+    monkeypatch.delenv("IMDB_DIR", raising=False)
+    for given, found in (
+        (["--data", "demo"], ("fp32", "built-in reviews")),
+        (["--data", "demo", "--precision", "auto"], ("auto", "command line")),
+        (["--data", str(tmp_path)], ("auto", "default")),
+    ):
+        options, origins, _ = find_data(*train.resolve(given)[:2])
+        assert (options.precision, origins["precision"]) == found
 
 
 def test_no_decay_on_biases_and_norms(small_run):
