@@ -183,7 +183,8 @@ def resolve(argv: list[str] | None) -> tuple[Options, dict[str, str], Run | None
 
 
 def find_data(options: Options, origins: dict[str, str]) -> tuple[Options, dict[str, str], str]:
-    """Options and origins with the reviews that were found, and why those. The built-in reviews have defaults."""
+    """Options and origins with the reviews that were found, and why those. The built-in reviews have defaults of their
+    own, next to the general ones."""
     source, why = find_source(options.data)
     values = {name: value for name, value in FROM_DEMO.items() if source == "demo" and origins[name] == "default"}
     return replace(options, data=source, **values), origins | dict.fromkeys(values, "built-in reviews"), why
