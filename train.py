@@ -1,4 +1,4 @@
-"""One experiment from top to bottom: options, data, model, method, optimizer, the loop, the score.
+"""Runs one experiment from top to bottom: options, data, model, method, optimizer, the training loop, the score.
 
     python train.py --model deberta --peft lora
     python train.py --model bert --peft lora --weights DIR_OR_HUB_ID --data DIR
@@ -8,131 +8,370 @@ Reading this file from here to the end is the run. The math is one table line aw
 losses/ (OBJECTIVES).
 """
 
-import dataclasses
 import math
 import os
 import sys
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read with torch: a waiting thread soon leaves its core to others
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch reads it: waiting threads soon release their cores
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.amp import GradScaler
+from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import peft
 from data import Splits, load_splits, load_texts, overlap
-from data.batches import Batch, Corpus, Stream, shuffled_order, step_batches
-from data.flags import parse_fields
+from data.batches import Batch, Corpus, Stream, build_corpus, shuffled_order, step_batches
+from data.errors import Interrupt, NotFinite, Stopped, clean_exit, out_of_memory
+from data.files import write_json
 from data.imdb import UNKNOWN, subset
-from data.options import Options, find_data, repeats, resolve
-from data.runs import Meter, Run
+from data.meter import Meter, Progress
+from data.options import Options, Settings, Tables, find_data, repeats_batches, resolve
+from data.runs import Run
+from data.seeds import derive_seed
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
-from data.word_vectors import start_from_vectors
-from eval import build_corpus, held_out_loss, load_run, metrics, places_at_once, print_metrics, score
+from eval import held_out_loss, load_run, metrics, print_metrics, score
 from losses import OBJECTIVES
-from nn import MODELS, memory
-from nn.checkpoint import default_labels, load_pretrained, restore_training_state, save_pretrained, training_state
+from nn import MODELS, Model
+from nn.build import pretrained_model, random_model
+from nn.checkpoint import restore_training_state, save_pretrained, training_state
 from nn.dropout import Dropout, set_dropout
-from nn.files import write_json
-from nn.optim import Average, describe_groups, parameter_groups, reinitialise, schedule
+from nn.encoder import Encoder
+from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
 from nn.runtime import (
-    Interrupt,
     Machine,
-    NotFinite,
-    Stopped,
     choose_machine,
-    clean_exit,
-    derive_seed,
+    describe_memory,
     keep_freed_memory,
-    out_of_memory,
     peak_memory,
     release_freed_memory,
+    tokens_per_pass,
 )
+from nn.vectors import start_from_vectors
 from peft import METHODS
 
+TABLES = Tables(MODELS, METHODS, OBJECTIVES)
 LOG_STEPS = 50
-
-
-def start_run(options: Options, origins: dict[str, str], machine: Machine) -> Run:
-    source = Path(options.data).name.split(".")[0] or "data"
-    name = options.name or f"{options.model}-{options.peft}-{source}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = {"options": dataclasses.asdict(options), "origins": origins, "machine": str(machine)}
-    return Run.create(Path(options.runs) / name, config)
-
+Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, correct predictions by name
 
 # ----------------------------------------------------------------------------------------- data, model and method
 
 
-def prepare_data(options: Options, run: Run) -> tuple[Splits, Tokenizer]:
-    """The reviews, and the tokenizer of the weights; for random weights a new one, trained on the training split."""
-    how = (options.text_column, options.label_column, options.skip_bad_rows, run.cache)
-    if OBJECTIVES[options.loss].pretraining:
-        splits = load_texts(options.data, *how)
+def start_run(settings: Settings, machine: Machine) -> Run:
+    """Creates the run folder with its config.json. Raises ValueError if the folder exists."""
+    options = settings.options
+    source = Path(options.data).name.split(".")[0] or "data"
+    name = options.name or f"{options.model}-{options.peft}-{source}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config = {"options": settings.values(), "origins": settings.origins, "machine": str(machine)}
+    return Run.create(Path(options.runs) / name, config)
+
+
+def read_data(settings: Settings, run: Run) -> Splits:
+    """Reads the reviews, takes the requested subsets, and prints their numbers and the duplicates among them."""
+    options, objective = settings.options, OBJECTIVES[settings.options.loss]
+    reading = (options.data, options.text_column, options.label_column, options.skip_bad_rows, run.cache)
+    if objective.pretraining:
+        splits = load_texts(*reading)
     else:
-        unlabelled = options.word_vectors == "train" or OBJECTIVES[options.loss].unlabelled
-        splits = load_splits(options.data, *how, unlabelled)
-    for part, seed in (("train", options.seed), ("validation", 42), ("test", 42)):  # every seed is judged by the same
+        unlabelled = options.word_vectors == "train" or objective.unlabelled
+        splits = load_splits(*reading, with_unlabelled=unlabelled)
+    seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews
+    for part, seed in seeds.items():
         if count := getattr(options, f"{part}_reviews"):
             splits = splits._replace(**{part: subset(getattr(splits, part), count, seed, f"--{part}-reviews")})
     print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in splits._asdict().items() if len(frame)))
-    if twice := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
-        print(f"the same text twice: {twice}")
-    if (run.tokenizer / "tokenizer_config.json").is_file():  # the last file that saving one writes
-        return splits, load_tokenizer(run.tokenizer)
+    if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
+        print(f"duplicates: {duplicates}")
+    return splits
+
+
+def prepare_tokenizer(options: Options, run: Run, splits: Splits) -> Tokenizer:
+    """Returns the tokenizer of the weights; for random weights a new one, trained on the training split."""
+    if (run.tokenizer / "tokenizer_config.json").is_file():  # the last file that Tokenizer.save writes
+        return load_tokenizer(run.tokenizer)
     if options.weights == "none":
         kind, texts = MODELS[options.model].tokenizer, splits.train["review"]
         tokenizer = train_tokenizer(kind, texts, options.vocab_size, options.min_count)
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer)
     tokenizer.save(run.tokenizer)
-    return splits, tokenizer
+    return tokenizer
 
 
-def build_model(options: Options, tokenizer: Tokenizer) -> Module:
-    """Published weights where there are any, then the method on top. `model.fresh` names what is random."""
-    entry = MODELS[options.model]
+def build_model(settings: Settings, tokenizer: Tokenizer) -> Model:
+    """Builds the model from random or published weights, applies the method, and prepares the objective."""
+    options = settings.options
     torch.manual_seed(derive_seed(options.seed, "initialisation"))
     if options.weights == "none":
-        values = entry.shape | parse_fields(entry.build.Config, options.shape)
-        values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
-        values |= {"unk_token_id": tokenizer.unk_id} if entry.tokenizer == "wordlevel" else {}
-        model = entry.build(entry.build.Config(**values, labels=default_labels(options.num_labels or 2)))
-        model.fresh = frozenset(name for name, _ in model.named_parameters())
-        print(f"weights: none; {options.model} starts at random, with a vocabulary from the training split")
+        model = random_model(options.model, options.shape, options.num_labels, tokenizer)
         if options.peft != "none":
-            print(f"warning: random weights are trained, all of them, whatever --peft {options.peft} would freeze")
+            print(f"warning: random weights are all trained, including those that --peft {options.peft} would freeze")
     else:
-        model = load_pretrained(options.weights, options.num_labels, int8=options.quantize == "int8")
-        if not isinstance(model, entry.build):
-            raise ValueError(f"{options.weights} holds a {model.model_type} model, not what --model {options.model} is")
-        print(f"weights: {options.weights}; new and random: {', '.join(sorted(model.fresh)) or 'nothing'}")
+        model = pretrained_model(options.model, options.weights, options.num_labels, options.quantize == "int8")
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {model.config.vocab_size}")
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
     if options.dropout >= 0:
         set_dropout(model, options.dropout)
     if options.classifier_dropout >= 0:
         model.dropout = Dropout(options.classifier_dropout)
-    if options.checkpointing and not hasattr(model, "checkpointing"):
-        raise ValueError(f"--checkpointing recomputes layers of the encoders; {options.model} has none")
-    reinitialise(model, options.reinit_layers)
-    text = list(*tokenizer.pieces([options.prompt_text])) if peft.takes_text(options.peft) else None
-    peft.apply(model, options.peft, text, **{name: getattr(options, name) for name in METHODS[options.peft].options})
-    peft.check_room(model, options.max_length)
-    OBJECTIVES[options.loss].prepare(model, options, tokenizer)
+    if options.checkpointing and not len(model.layers):
+        raise ValueError(f"--checkpointing recomputes stacked layers; {options.model} has none")
     model.checkpointing = options.checkpointing
+    reinitialize(model, options.reinit_layers)
+    init_ids = None
+    if isinstance(settings.method, peft.VirtualTokenOptions):
+        init_ids = next(tokenizer.subword_ids([settings.method.prompt_text]))
+    peft.apply(model, options.peft, init_ids, **asdict(settings.method))
+    peft.check_positions(model, options.max_length)
+    OBJECTIVES[options.loss].prepare(model, settings.objective, tokenizer)
     return model
 
 
-def save_best(model: Module, run: Run, options: Options, tokenizer: Tokenizer) -> None:
-    """best/: a model directory, or an adapter that names its backbone. A backbone that was trained is in best/base.
-    Pretraining leaves no classifier."""
-    tokenizer.save(run.best)
-    if options.peft == "none":
+# ------------------------------------------------------------------------------------------------------ the loop
+
+
+@dataclass
+class Training:
+    """Everything that the loop reads and changes."""
+
+    settings: Settings
+    run: Run
+    machine: Machine
+    interrupt: Interrupt
+    splits: Splits
+    tokenizer: Tokenizer
+    corpus: Corpus
+    held_out: Corpus
+    stream: Stream | None
+    model: Model
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    average: Average
+    trainable: list[Parameter]
+    progress: Progress = field(default_factory=Progress)
+    meter: Meter = field(default_factory=lambda: Meter(None, 0.0, 0.0))
+
+    def save(self) -> None:
+        """Saves the state to resume from."""
+        state = {"sums": self.meter.sums, "seconds": self.meter.total(), "scaler": self.scaler.state_dict()}
+        tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
+        self.run.save_state(tensors, asdict(self.progress) | state)
+
+    def load(self) -> None:
+        """Restores the saved state, if there is one."""
+        sums, seconds = None, 0.0
+        if (saved := self.run.load_state()) is not None:
+            tensors, state = saved
+            restore_training_state(tensors, self.model, self.optimizer, self.machine.device)
+            self.average.restore(tensors)
+            self.scaler.load_state_dict(state["scaler"])
+            self.progress, sums, seconds = Progress.load(state), state.get("sums"), state["seconds"]
+        self.meter = Meter(sums, seconds, self.settings.options.save_minutes)
+
+
+def prepare_training(
+    settings: Settings, run: Run, splits: Splits, tokenizer: Tokenizer, machine: Machine, interrupt: Interrupt
+) -> Training:
+    """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
+    options = settings.options
+    corpus, held_out = (build_corpus(tokenizer, x, options.max_length, options.truncate, run.cache) for x in splits[:2])
+    model = build_model(settings, tokenizer)
+    if options.word_vectors != "none" and options.weights == "none":
+        start_from_vectors(
+            model,
+            source=options.word_vectors,
+            whiten=options.whiten_vectors,
+            splits=splits,
+            corpus=corpus,
+            tokenizer=tokenizer,
+            cache=run.cache,
+            check=interrupt.check,
+        )
+    if not options.train_vectors:
+        model.embeddings.word.weight.requires_grad_(False)
+    model = model.to(machine.device).train()
+    stream = unlabelled_stream(settings, splits, tokenizer, run) if OBJECTIVES[options.loss].unlabelled else None
+    lora_plus = getattr(settings.method, "lora_plus", 1.0)
+    groups = parameter_groups(model, options, peft.is_adapter_parameter, lora_plus)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    print(describe_groups(groups, sum(p.numel() for p in model.parameters())))
+    print(describe_memory(model, average=options.average > 0))
+    training = Training(
+        settings, run, machine, interrupt, splits, tokenizer, corpus, held_out, stream, model,
+        optimizer=torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True),
+        scaler=GradScaler(machine.device.type, enabled=machine.dtype == torch.float16),
+        average=Average(trainable, options.average),
+        trainable=trainable,
+    )  # fmt: skip
+    torch.manual_seed(derive_seed(options.seed, "dropout"))
+    training.load()
+    return training
+
+
+def train(t: Training) -> None:
+    """Trains, and keeps the best epoch by validation accuracy in best/ (for pretraining: the last)."""
+    options, progress = t.settings.options, t.progress
+    orders = epoch_orders(t.corpus, options)
+    steps = [math.ceil(len(order) / options.accumulation) for order in orders]  # of each epoch
+    while progress.epoch < options.epochs and not out_of_patience(progress, options):
+        order, before = orders[progress.epoch], sum(steps[: progress.epoch])
+        bar = tqdm(total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), leave=False, disable=None)
+        while progress.step < steps[progress.epoch]:
+            step = before + progress.step  # counted over the whole run
+            rate_factor = schedule(step, sum(steps), options.warmup, options.schedule)
+            for group in t.optimizer.param_groups:
+                group["lr"] = group["peak"] * rate_factor
+            micro_batches = order[progress.step * options.accumulation : (progress.step + 1) * options.accumulation]
+            passes = attempt_step(t, list(micro_batches), first=step * options.accumulation)  # adds up the gradient
+            if passes is None:  # out of memory: the same step again, in smaller passes
+                continue
+            t.scaler.unscale_(t.optimizer)
+            if options.clip:
+                clip_grad_norm_(t.trainable, options.clip)
+            t.scaler.step(t.optimizer)
+            t.scaler.update()
+            t.average.update(step)
+            t.optimizer.zero_grad(set_to_none=True)
+            progress.step += 1
+            finish_step(t, passes, rate_factor, last=progress.step == steps[progress.epoch])
+            bar.set_postfix(t.meter.shown(), refresh=False)
+            bar.update()
+        bar.close()
+        finish_epoch(t)
+
+
+def epoch_orders(corpus: Corpus, options: Options) -> list[list[Any]]:
+    """Returns the micro-batches of every epoch, as rows of the corpus."""
+    return [
+        shuffled_order(corpus.lengths, options.batch_size, options.seed, epoch, options.tokens_per_batch)
+        for epoch in range(options.epochs)
+    ]
+
+
+def epoch_name(t: Training) -> str:
+    return f"epoch {t.progress.epoch + 1}/{t.settings.options.epochs}"
+
+
+def out_of_patience(progress: Progress, options: Options) -> bool:
+    """Returns whether the last `patience` epochs brought no better validation accuracy."""
+    return 0 < options.patience <= progress.epoch - progress.best_epoch
+
+
+def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass] | None:
+    """Computes the gradient of one optimizer step; returns its forward passes, or None if memory ran out.
+
+    After that, every later micro-batch is split into twice as many passes. first: number of the first micro-batch,
+    counted over the whole run. Raises ValueError for a loss that is not finite, after saving the state.
+    """
+    options, entry, progress = t.settings.options, OBJECTIVES[t.settings.options.loss], t.progress
+    limit = tokens_per_pass(t.model, t.machine) if entry.additive else 0
+    batches = list(step_batches(t.corpus, t.stream, micro_batches, first, progress.num_splits, limit))
+    try:
+        return gradient(t, batches)
+    except NotFinite as error:
+        t.save()
+        ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[error.rows])
+        where = f"{epoch_name(t)}, step {progress.step + 1}"
+        raise ValueError(f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}") from error
+    except (RuntimeError, MemoryError) as error:
+        single = max(len(batch.labels) for batch in batches) == 1
+        if not out_of_memory(error) or single or options.out_of_memory == "stop":
+            raise
+    progress.num_splits *= 2
+    t.optimizer.zero_grad(set_to_none=True)
+    print(f"warning: out of memory; from here on each forward pass is split into {progress.num_splits}")
+    return None
+
+
+def gradient(t: Training, batches: list[Batch]) -> list[Pass]:
+    """Adds the gradient of the mean loss over all examples of a step.
+
+    Returns (batch, loss, correct predictions) of each forward pass. Raises NotFinite.
+    """
+    objective, size, passes = OBJECTIVES[t.settings.options.loss].objective, sum(len(b.labels) for b in batches), []
+    for batch in (batch.to(t.machine.device) for batch in batches):
+        with t.machine.autocast():
+            loss, output = objective(t.model, batch, t.settings.objective)
+        if not torch.isfinite(loss):
+            raise NotFinite(loss.item(), batch.rows.tolist())
+        t.scaler.scale(loss * (len(batch.labels) / size)).backward()
+        passes.append((batch, loss.detach(), correct_predictions(output, batch)))
+    return passes
+
+
+def correct_predictions(output: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Returns which predictions of a pass are correct, from the second value of an objective.
+
+    Logits may contain the batch twice (two dropout passes); the first half counts.
+    """
+    if isinstance(output, dict):
+        return output
+    return {"acc": output[: len(batch.labels)].argmax(-1) == batch.labels}
+
+
+def finish_step(t: Training, passes: list[Pass], rate_factor: float, last: bool) -> None:
+    """Measures and logs a step; saves the state at the end of an epoch, after save_minutes, and before stopping."""
+    progress, meter = t.progress, t.meter
+    for batch, loss, correct in passes:
+        meter.add(batch, loss, correct)
+    meter.tick()
+    if progress.step % LOG_STEPS == 0:
+        release_freed_memory()
+        values = {"epoch": progress.epoch + 1, "step": progress.step, "rate_factor": rate_factor}
+        t.run.log("step", **values, loss=passes[-1][1].item(), **meter.shown())
+    if last or meter.save_is_due() or t.interrupt.asked:
+        t.save()
+        t.interrupt.check()
+
+
+def finish_epoch(t: Training) -> None:
+    """Validates, keeps the best weights, logs the epoch, and saves the state."""
+    progress, name = t.progress, epoch_name(t)
+    with t.average.in_place():
+        shown, found = validate(t)
+        better = OBJECTIVES[t.settings.options.loss].pretraining or shown["acc"] > progress.best
+        if better:
+            save_best(t)
+            progress.best, progress.best_epoch, progress.validation = shown["acc"], progress.epoch + 1, found
+    record = t.meter.record() | {f"val_{key}": value for key, value in shown.items()}
+    record |= {"seconds": round(t.meter.total(), 1)}
+    t.run.log("epoch", epoch=progress.epoch + 1, **record)
+    line = ", ".join(f"{key} {value:,.4g}" for key, value in record.items())
+    print(f"{name}: {line}, best" if better else f"{name}: {line}")
+    progress.history = [*progress.history, {"epoch": progress.epoch + 1, **record}]
+    progress.epoch, progress.step = progress.epoch + 1, 0
+    t.meter.reset()
+    t.save()
+
+
+def validate(t: Training) -> tuple[dict[str, float], dict[str, Any]]:
+    """Returns loss and accuracy on held-out data, and all metrics. Warns if a class is never predicted."""
+    entry = OBJECTIVES[t.settings.options.loss]
+    if entry.pretraining:
+        seed, options = derive_seed(t.settings.options.seed, "held out"), t.settings.objective
+        found = held_out_loss(t.model, t.held_out, entry.objective, options, t.machine, seed, t.interrupt.check)
+        return found, found
+    found = metrics(score(t.model, t.held_out, t.machine, t.interrupt.check), t.held_out.labels)
+    if "confusion" in found and not np.all(np.sum(found["confusion"], axis=0)):  # a column of zeros
+        print("warning: all validation reviews get one label; try another --learning-rate or more --epochs")
+    return {"loss": found["loss"], "acc": found["accuracy"]}, found
+
+
+def save_best(t: Training) -> None:
+    """Writes best/: a model directory, or an adapter that names its backbone. A trained backbone goes to best/base.
+
+    Pretraining saves no classifier.
+    """
+    options, model, run = t.settings.options, t.model, t.run
+    t.tokenizer.save(run.best)
+    if not isinstance(model, Encoder) or model.adapter is None:
         save_pretrained(model, run.best, heads=not OBJECTIVES[options.loss].pretraining)
     elif peft.trains_backbone(model):
         peft.save_base(model, run.best / "base")
@@ -142,204 +381,78 @@ def save_best(model: Module, run: Run, options: Options, tokenizer: Tokenizer) -
         peft.save_adapter(model, run.best, str(directory.resolve()) if directory.is_dir() else options.weights)
 
 
-# ------------------------------------------------------------------------------------------------------ the loop
-
-
-def train(
-    options: Options, run: Run, splits: Splits, tokenizer: Tokenizer, machine: Machine, interrupt: Interrupt
-) -> dict[str, Any]:
-    """Trains, and keeps the best epoch by validation accuracy in best/ (of pretraining: the last). Returns what
-    result.json says of it."""
-    device, entry = machine.device, OBJECTIVES[options.loss]
-    corpus, held_out = (build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache) for frame in splits[:2])
-    model = build_model(options, tokenizer)
-    if options.word_vectors != "none" and options.weights == "none":
-        start_from_vectors(model, options, splits, corpus, tokenizer, run.cache, interrupt.check)
-    if not options.train_vectors:
-        model.embeddings.word.weight.requires_grad_(False)
-    model = model.to(device).train()
-    stream = unlabelled_stream(options, splits, tokenizer, run) if entry.unlabelled else None
-    groups = parameter_groups(model, options)
-    optimizer = torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    average = Average(trainable, options.average)
-    counts = {"trained": sum(p.numel() for p in trainable), "total": sum(p.numel() for p in model.parameters())}
-    print(describe_groups(groups, counts["total"]))
-    print(memory.describe(model, average=options.average > 0))
-
-    orders = [
-        shuffled_order(corpus.lengths, options.batch_size, options.seed, epoch, options.tokens_per_batch)
-        for epoch in range(options.epochs)
-    ]
-    counts_of_steps = [math.ceil(len(order) / options.accumulation) for order in orders]
-    places = places_at_once(model, machine) if entry.additive else 0
-    progress = {"epoch": 0, "step": 0, "best": -1.0, "best_epoch": 0, "history": [], "seconds": 0.0, "pieces": 1}
-    torch.manual_seed(derive_seed(options.seed, "dropout"))
-    if (saved := run.load_state()) is not None:
-        tensors, progress = saved
-        restore_training_state(tensors, model, optimizer, device)
-        average.restore(tensors)
-        scaler.load_state_dict(progress["scaler"])
-    meter = Meter(progress.get("sums"), progress["seconds"], options.save_minutes)
-
-    def save() -> None:
-        now = {"sums": meter.sums, "seconds": meter.total(), "scaler": scaler.state_dict()}
-        run.save_state(training_state(model, optimizer, device) | average.state(), progress | now)
-
-    while progress["epoch"] < options.epochs and not out_of_patience(progress, options):
-        epoch, name = progress["epoch"], f"epoch {progress['epoch'] + 1}/{options.epochs}"
-        order, steps, before = orders[epoch], counts_of_steps[epoch], sum(counts_of_steps[:epoch])
-        bar = tqdm(total=steps, initial=progress["step"], desc=name, leave=False, disable=None)
-        while progress["step"] < steps:
-            step = progress["step"]
-            micro_batches = order[step * options.accumulation : (step + 1) * options.accumulation]
-            factor = schedule(before + step, sum(counts_of_steps), options.warmup, options.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-
-            number = (before + step) * options.accumulation
-            batches = list(step_batches(corpus, stream, micro_batches, number, progress["pieces"], places))
-            try:
-                passes = gradient(model, entry.objective, batches, scaler, machine, options)
-            except NotFinite as error:
-                save()
-                ids = ", ".join(splits.train["id"].iloc[error.rows]) if not entry.pretraining else f"{error.rows}"
-                what = f"the loss is {error.loss} at {name}, step {step + 1}; saved before it; batch: {ids}"
-                raise ValueError(what) from error
-            except (RuntimeError, MemoryError) as error:
-                alone = max(len(batch.labels) for batch in batches) == 1
-                if not out_of_memory(error) or alone or options.out_of_memory == "stop":
-                    raise
-                progress["pieces"] *= 2
-                optimizer.zero_grad(set_to_none=True)
-                print(f"warning: out of memory; from here on each forward pass is cut into {progress['pieces']} pieces")
-                continue
-            for batch, loss, right in passes:
-                meter.add(batch, loss, right)
-            scaler.unscale_(optimizer)
-            if options.clip:
-                clip_grad_norm_(trainable, options.clip)
-            scaler.step(optimizer)
-            scaler.update()
-            average.update(before + step)
-            optimizer.zero_grad(set_to_none=True)
-
-            progress["step"] += 1
-            meter.tick()
-            bar.set_postfix(meter.shown(), refresh=False)
-            bar.update()
-            if progress["step"] % LOG_STEPS == 0:
-                release_freed_memory()
-                run.log("step", epoch=epoch + 1, step=step + 1, rate_factor=factor, loss=loss.item(), **meter.shown())
-            if progress["step"] == steps or meter.save_is_due() or interrupt.asked:
-                save()
-                interrupt.check()
-        bar.close()
-
-        with average.in_place():
-            shown, found = evaluate(model, held_out, options, machine, interrupt)
-            if better := entry.pretraining or shown["acc"] > progress["best"]:
-                save_best(model, run, options, tokenizer)
-                progress |= {"best": shown["acc"], "best_epoch": epoch + 1, "validation": found}
-        record = meter.record() | {f"val_{key}": value for key, value in shown.items()}
-        record |= {"seconds": round(meter.total(), 1)}
-        run.log("epoch", epoch=epoch + 1, **record)
-        print(f"{name}: " + ", ".join(f"{key} {value:,.4g}" for key, value in record.items()) + ", best" * better)
-        progress |= {"epoch": epoch + 1, "step": 0, "history": [*progress["history"], {"epoch": epoch + 1, **record}]}
-        meter.reset()
-        save()
-
-    kept = {key: progress[key] for key in ("best_epoch", "history", "validation")}
-    return {"parameters": counts, "seconds": meter.total(), **kept}
-
-
-def evaluate(
-    model: Module, held_out: Corpus, options: Options, machine: Machine, interrupt
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """loss and acc on what is held out, for the log, and all metrics; of pretraining, what its objective tells."""
-    entry = OBJECTIVES[options.loss]
-    if entry.pretraining:
-        found = held_out_loss(model, held_out, entry.objective, machine, options, interrupt)
-        return found, found
-    found = metrics(score(model, held_out, machine, interrupt), held_out.labels)
-    if "confusion" in found and 0 in map(sum, zip(*found["confusion"], strict=True)):
-        print("warning: all validation reviews get one label; try another --learning-rate or more --epochs")
-    return {"loss": found["loss"], "acc": found["accuracy"]}, found
-
-
-def gradient(model: Module, objective, batches: list[Batch], scaler, machine: Machine, options: Options):
-    """Adds the gradient of the mean over all examples of a step. Returns (batch, loss, decisions) of each pass. Raises
-    NotFinite."""
-    size, passes = sum(len(batch.labels) for batch in batches), []
-    for batch in (batch.to(machine.device) for batch in batches):
-        with machine.autocast():
-            loss, found = objective(model, batch, options)
-        if not torch.isfinite(loss):
-            raise NotFinite(loss.item(), batch.rows.cpu().numpy())
-        scaler.scale(loss * (len(batch.labels) / size)).backward()
-        passes.append((batch, loss.detach(), decisions(found, batch)))
-    return passes
-
-
-def decisions(found: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Which decisions of a pass were right, from what an objective returns beside its loss. Logits may hold the batch
-    twice (two dropout passes): the first rows count."""
-    return found if isinstance(found, dict) else {"acc": found[: len(batch.labels)].argmax(-1) == batch.labels}
-
-
-def unlabelled_stream(options: Options, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
+def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
+    """Returns endless batches of unlabelled reviews. Raises ValueError if there are none."""
+    options = settings.options
     if not len(splits.unlabelled):
         raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
-    corpus = build_corpus(tokenizer, splits.unlabelled, dataclasses.asdict(options), run.cache)
-    return Stream(corpus, options.unlabelled_batch or options.batch_size, options.seed)
+    corpus = build_corpus(tokenizer, splits.unlabelled, options.max_length, options.truncate, run.cache)
+    return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)
 
 
-def out_of_patience(progress: dict[str, Any], options: Options) -> bool:
-    return 0 < options.patience <= progress["epoch"] - progress["best_epoch"]
+# ------------------------------------------------------------------------------------------------------ the score
 
 
-def finish(trained: dict[str, Any], options: Options, run: Run, splits: Splits, machine: Machine, interrupt) -> None:
-    """Loads what was saved as best, scores the test reviews with it, once, and writes result.json. What was pretrained
-    has no classifier to score."""
+def finish(t: Training) -> None:
+    """Scores the test reviews once with the best model, and writes result.json. Pretraining has no test score."""
+    options, run, progress = t.settings.options, t.run, t.progress
+    result: dict[str, Any] = {
+        "parameters": {
+            "trained": sum(p.numel() for p in t.trainable),
+            "total": sum(p.numel() for p in t.model.parameters()),
+        },
+        "seconds": t.meter.total(),
+        "best_epoch": progress.best_epoch,
+        "history": progress.history,
+        "validation": progress.validation,
+    }
+    if not OBJECTIVES[options.loss].pretraining:
+        print_metrics("validation", result["validation"])
+        result |= test_score(t)
+    result["peak_memory_bytes"] = peak_memory(t.machine.device)
+    write_json(run.folder / "result.json", run.config | result)
     if OBJECTIVES[options.loss].pretraining:
-        trained["peak_memory_bytes"] = peak_memory(machine.device)
-        write_json(run.folder / "result.json", run.config | trained)
         print(f"finished: python train.py --model {options.model} --weights {run.best} starts from it")
-        return
-    model, tokenizer = load_run(run, machine.device)
-    print_metrics("validation", trained["validation"])
-    frame = splits.test[splits.test["sentiment"] != UNKNOWN]
-    if len(frame):
-        corpus = build_corpus(tokenizer, frame, dataclasses.asdict(options), run.cache)
-        trained["test"] = metrics(score(model, corpus, machine, interrupt), corpus.labels)
-        print_metrics("test", trained["test"])
-    trained["peak_memory_bytes"] = peak_memory(machine.device)
-    write_json(run.folder / "result.json", run.config | trained)
-    print(f'finished: python eval.py --run {run.folder} --text "…" uses it')
+    else:
+        print(f'finished: python eval.py --run {run.folder} --text "…" uses it')
+
+
+def test_score(t: Training) -> dict[str, Any]:
+    """Returns {"test": metrics} of the best model, or {} if no test review has a label."""
+    options, frame = t.settings.options, t.splits.test[t.splits.test["sentiment"] != UNKNOWN]
+    model, tokenizer = load_run(t.run, t.machine.device)
+    if not len(frame):
+        return {}
+    corpus = build_corpus(tokenizer, frame, options.max_length, options.truncate, t.run.cache)
+    found = metrics(score(model, corpus, t.machine, t.interrupt.check), corpus.labels)
+    print_metrics("test", found)
+    return {"test": found}
 
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
-    options, origins, run = resolve(argv)
+    settings, run = resolve(argv, TABLES)
     if run is None:
-        options, origins, why = find_data(options, origins)
+        settings, why = find_data(settings)
+    elif run.result is not None:
+        raise ValueError(f"{run.folder} is finished; python eval.py --run {run.folder} scores it")
+    options = settings.options
     machine = choose_machine(options.device, options.precision)
     if run is None:
         print(f"data: {options.data} ({why})")
-        run = start_run(options, origins, machine)
-        if repeats(options):
-            print(f"warning: {options.weights} saw the same batches under the same dropout masks; take another --seed")
-    elif run.result is not None:
-        raise ValueError(f"{run.folder} is finished; python eval.py --run {run.folder} scores it")
-    given = {name: value for name, value in dataclasses.asdict(options).items() if origins[name] != "default"}
+        run = start_run(settings, machine)
+        if repeats_batches(options):
+            print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
+    given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
     print(f"run: {run.folder} on {machine}")
-    print("options: " + ", ".join(f"{name} {value} ({origins[name]})" for name, value in given.items()))
+    print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in given.items()))
     with Interrupt() as interrupt:
         try:
-            splits, tokenizer = prepare_data(options, run)
-            trained = train(options, run, splits, tokenizer, machine, interrupt)
-            finish(trained, options, run, splits, machine, interrupt)
+            splits = read_data(settings, run)
+            tokenizer = prepare_tokenizer(options, run, splits)
+            training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
+            train(training)
+            finish(training)
         except Stopped:
             print(f"\nstopped and saved; go on with: python train.py --resume {run.folder}")
             sys.exit(130)

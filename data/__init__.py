@@ -1,6 +1,11 @@
-"""Where reviews come from: `--data DIR`, else $IMDB_DIR, else data/imdb/, else the built-in reviews."""
+"""Finds a data source and splits its reviews.
+
+The source is the first of: `--data`, $IMDB_DIR, data/imdb/, the built-in reviews.
+"""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +16,11 @@ from data.imdb import UNKNOWN, as_frame, hash_rank, load_lines, load_reviews, sp
 
 HERE = Path(__file__).parent
 LABELED, UNLABELED, TEST = "labeledTrainData.tsv", "unlabeledTrainData.tsv", "testData.tsv"
+HELD_OUT_TEXTS = 0.05  # fraction of a file of texts that pretraining validates on
 
 
 class Splits(NamedTuple):
-    """Each a DataFrame id, review, sentiment; test and unlabelled may be empty."""
+    """The reviews of a source: four DataFrames id, review, sentiment. `test` and `unlabelled` may be empty."""
 
     train: pd.DataFrame
     validation: pd.DataFrame
@@ -23,21 +29,30 @@ class Splits(NamedTuple):
 
 
 def find_source(given: str) -> tuple[str, str]:
-    """(source, why): `demo` or a path. Raises FileNotFoundError where a path that was asked for is not there."""
+    """Returns (source, reason): source is `demo` or a path, reason is printed.
+
+    given: the value of `--data`, or "". Raises FileNotFoundError if `given` or $IMDB_DIR does not exist.
+    """
     if given == "demo":
         return "demo", "the built-in reviews"
-    for path, why in ((given, "--data"), (os.environ.get("IMDB_DIR", ""), "$IMDB_DIR")):
+    for path, origin in ((given, "--data"), (os.environ.get("IMDB_DIR", ""), "$IMDB_DIR")):
         if path and not Path(path).expanduser().exists():
-            raise FileNotFoundError(f"{why} names {path}, which does not exist; --data demo uses the built-in reviews")
+            raise FileNotFoundError(
+                f"{origin} names {path}, which does not exist; --data demo uses the built-in reviews"
+            )
         if path:
-            return str(Path(path).expanduser()), why
+            return str(Path(path).expanduser()), origin
     if (HERE / "imdb").is_dir():
-        return str(HERE / "imdb"), "data/imdb/ is there"
+        return str(HERE / "imdb"), "data/imdb/ exists"
     return "demo", "the built-in reviews; --data DIR or $IMDB_DIR reads IMDB"
 
 
 def find_file(folder: Path, name: str) -> Path | None:
+    """Returns the path of `name` or `name`.gz in a folder, None if neither exists."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+# ------------------------------------------------------------------------------------------------ labelled reviews
 
 
 def load_splits(
@@ -48,65 +63,108 @@ def load_splits(
     cache: Path | None = None,
     with_unlabelled: bool = False,
 ) -> Splits:
-    """The reviews of a source. Labelled ones are split 80/20, seed 42, by id: the same for every model. Unlabelled ones
-    are read on request only: cleaning 50,000 takes a while.
+    """Loads a source and splits its labelled reviews 80/20 by the hash of seed 42 and id, the same for every model.
 
-    Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
+    Kaggle's unlabelled reviews are read only if with_unlabelled is set: cleaning 50,000 reviews is slow.
+    Raises FileNotFoundError or ValueError; the message names the file and the defect.
     """
+    read = partial(
+        load_reviews, text_column=text_column, label_column=label_column, skip_bad_rows=skip_bad_rows, cache=cache
+    )
+    return split_source(source, read=read, with_unlabelled=with_unlabelled)
 
-    def read(path: Path | None) -> pd.DataFrame:
-        return as_frame([]) if path is None else load_reviews(path, text_column, label_column, skip_bad_rows, cache)
 
+def split_source(source: str, read: Callable[[Path], pd.DataFrame], with_unlabelled: bool) -> Splits:
+    """Splits the reviews of `demo` or of a path. read: reads one file or one folder of aclImdb."""
     if source == "demo":
-        labelled, test = as_frame(demo.reviews("train")), as_frame(demo.reviews("test"))
-        return Splits(*split_train(labelled), test, as_frame([]))
-    root = Path(source)
-    if root.is_file():
-        labelled, test, unlabelled = read(root), read(None), read(None)
-    elif (acl := next((p for p in (root, root / "aclImdb") if (p / "train" / "pos").is_dir()), None)) is not None:
-        everything, test = read(acl / "train"), read(acl / "test" if (acl / "test").is_dir() else None)
-        known = everything["sentiment"] != UNKNOWN
-        labelled, unlabelled = (
-            everything[known].reset_index(drop=True),
-            everything[~known].reset_index(drop=True),
-        )
-    elif (path := find_file(root, LABELED)) is not None:
-        labelled, test = read(path), read(find_file(root, TEST))
-        unlabelled = read(find_file(root, UNLABELED) if with_unlabelled else None)
+        labelled, test, unlabelled = as_frame(demo.reviews("train")), as_frame(demo.reviews("test")), as_frame([])
     else:
+        labelled, test, unlabelled = read_source(Path(source), read=read, with_unlabelled=with_unlabelled)
+    if (labelled["sentiment"] == UNKNOWN).any():
+        raise ValueError(f"{source} has no label column to train on; name it with --label-column")
+    train, validation = split_train(labelled)
+    return Splits(train=train, validation=validation, test=test, unlabelled=unlabelled)
+
+
+def read_source(
+    root: Path, read: Callable[[Path], pd.DataFrame], with_unlabelled: bool
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Reads (labelled, test, unlabelled) reviews of a file, of aclImdb/, or of a folder with Kaggle's files.
+
+    Raises FileNotFoundError for any other folder.
+    """
+    if root.is_file():
+        return read(root), as_frame([]), as_frame([])
+    if (folder := find_acl(root)) is not None:
+        return read_acl_splits(folder, read)
+    if find_file(root, LABELED) is None:
         raise FileNotFoundError(
             f"{root} holds neither {LABELED}[.gz] nor aclImdb/; --data also takes one TSV or CSV file"
         )
-    if (labelled["sentiment"] == UNKNOWN).any():
-        raise ValueError(f"{root} has no label column to train on; name it with --label-column")
-    return Splits(*split_train(labelled), test, unlabelled)
+    names = (LABELED, TEST, UNLABELED) if with_unlabelled else (LABELED, TEST)
+    frames = {name: read(path) for name in names if (path := find_file(root, name)) is not None}
+    return frames[LABELED], frames.get(TEST, as_frame([])), frames.get(UNLABELED, as_frame([]))
 
 
-def load_texts(
-    source: str, text_column: str = "", label_column: str = "", skip_bad_rows: bool = False, cache: Path | None = None
-) -> Splits:
-    """Texts to pretrain on: the training reviews and the unlabelled ones, with validation held out, or a file's (a TSV
-    or CSV, or .txt with one text a line), 1 in 20 of them held out. Labels are forgotten, test reviews left out."""
-    columns = (text_column, label_column, skip_bad_rows, cache)
-    root = Path(source)
-    if source == "demo" or root.is_dir():
-        splits = load_splits(source, *columns, with_unlabelled=True)
-        train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
-    else:
-        texts = load_lines(root) if root.suffix == ".txt" else load_reviews(root, *columns)
-        last = hash_rank(texts["id"], "held out").rank(pct=True) > 0.95
-        train, held_out = texts[~last].reset_index(drop=True), texts[last].reset_index(drop=True)
-        if not len(train) or not len(held_out):
-            raise ValueError(f"{source}: {len(texts)} texts are too few to hold one out")
-    return Splits(train.assign(sentiment=UNKNOWN), held_out.assign(sentiment=UNKNOWN), as_frame([]), as_frame([]))
+def find_acl(root: Path) -> Path | None:
+    """Returns the folder of Stanford's data set, `root` or `root`/aclImdb, None if neither contains train/pos/."""
+    return next((folder for folder in (root, root / "aclImdb") if (folder / "train" / "pos").is_dir()), None)
+
+
+def read_acl_splits(
+    folder: Path, read: Callable[[Path], pd.DataFrame]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Reads (labelled, test, unlabelled) reviews of aclImdb/. train/unsup/ contains the unlabelled reviews."""
+    everything = read(folder / "train")
+    test = read(folder / "test") if (folder / "test").is_dir() else as_frame([])
+    has_label = everything["sentiment"] != UNKNOWN
+    return everything[has_label].reset_index(drop=True), test, everything[~has_label].reset_index(drop=True)
 
 
 def overlap(splits: Splits) -> dict[str, int]:
-    """Reviews that stand in two places with the same text: reported, not hidden."""
-    train, validation, test = (set(part["review"]) for part in splits[:3])
+    """Counts reviews that occur twice with the same text. They are reported, not removed."""
+    train, validation, test = (set(frame["review"]) for frame in (splits.train, splits.validation, splits.test))
     labelled = len(splits.train) + len(splits.validation)
     return {
-        "duplicates among the labelled": labelled - len(train | validation),
+        "duplicates among the labelled reviews": labelled - len(train | validation),
         "in training and validation": len(train & validation),
-        "in labelled and test": len((train | validation) & test),
+        "in labelled and test reviews": len((train | validation) & test),
     }
+
+
+# --------------------------------------------------------------------------------------------- texts for pretraining
+
+
+def load_texts(
+    source: str,
+    text_column: str = "",
+    label_column: str = "",
+    skip_bad_rows: bool = False,
+    cache: Path | None = None,
+) -> Splits:
+    """Loads texts for pretraining, with all sentiments UNKNOWN and without test reviews.
+
+    `demo` or a folder: trains on the training and the unlabelled reviews, validates on the validation reviews.
+    A TSV, a CSV or a .txt file (one text a line): validates on 5 % of its texts.
+    """
+    read = partial(
+        load_reviews, text_column=text_column, label_column=label_column, skip_bad_rows=skip_bad_rows, cache=cache
+    )
+    path = Path(source)
+    if source == "demo" or path.is_dir():
+        splits = split_source(source, read=read, with_unlabelled=True)
+        train = pd.concat([splits.train, splits.unlabelled], ignore_index=True)
+        held_out = splits.validation
+    else:
+        train, held_out = hold_out_texts(load_lines(path) if path.suffix == ".txt" else read(path), source)
+    train, held_out = train.assign(sentiment=UNKNOWN), held_out.assign(sentiment=UNKNOWN)
+    return Splits(train=train, validation=held_out, test=as_frame([]), unlabelled=as_frame([]))
+
+
+def hold_out_texts(texts: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Splits texts into (training, held out) by the hash of the id. Raises ValueError if one of them is empty."""
+    is_held_out = hash_rank(texts["id"], "held out").rank(pct=True) > 1 - HELD_OUT_TEXTS
+    train, held_out = texts[~is_held_out].reset_index(drop=True), texts[is_held_out].reset_index(drop=True)
+    if not len(train) or not len(held_out):
+        raise ValueError(f"{source}: {len(texts)} texts are too few to hold one out")
+    return train, held_out

@@ -1,12 +1,13 @@
-"""Batches: token ids of a corpus, length-bucketed order, right padding.
+"""Builds batches from the token ids of a corpus, bucketed by length and padded on the right.
 
 Padding to the longest review of a random batch nearly doubles the work at 512 tokens. Sorting by length inside windows
 of shuffled reviews, then shuffling the batches, leaves about 3 % of padding and still a random order.
 
-Nothing is prepared in the background: 16 reviews of up to 512 tokens are a batch after 0.1 ms, less than a thousandth
-of a step on a CPU.
+Batches are not prepared in the background: 16 reviews of up to 512 tokens take 0.1 ms, less than a thousandth of a
+training step on a CPU.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,27 +15,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from nn.files import replacing
-from nn.runtime import derive_seed
+from data.files import replacing
+from data.seeds import derive_seed
+from data.tokenization import Tokenizer
 
 WINDOW = 50  # batches that are sorted together
 
 
 class Batch(NamedTuple):
-    """B examples. Padding stands on the right and is False in the mask."""
+    """B examples, padded on the right. The mask is True for real tokens."""
 
     input_ids: Tensor  # int64 [B, T]
     mask: Tensor  # bool [B, T]
-    labels: Tensor  # int64 [B], -1 where unknown
-    rows: Tensor  # int64 [B], which examples of the corpus these are
-    unlabelled: "Batch | None" = None  # reviews without labels beside these
+    labels: Tensor  # int64 [B], -1 if unknown
+    rows: Tensor  # int64 [B], numbers of the examples in the corpus
+    unlabelled: "Batch | None" = None  # a batch of unlabelled reviews for the same step
 
     def to(self, device: torch.device) -> "Batch":
-        unlabelled = self.unlabelled if self.unlabelled is None else self.unlabelled.to(device)
-        return Batch(*(part.to(device, non_blocking=True) for part in self[:4]), unlabelled)
+        """Copies all tensors to a device."""
+        return Batch(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            rows=self.rows.to(device, non_blocking=True),
+            unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -48,121 +57,178 @@ class Corpus:
 
     @classmethod
     def from_rows(cls, rows: Iterable[list[int]], labels: Iterable[int], pad_id: int) -> "Corpus":
+        """Concatenates the token ids of examples."""
         arrays = [np.asarray(row, dtype=np.int32) for row in rows]
         offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
         ids = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
-        return cls(ids, offsets, np.asarray(list(labels), dtype=np.int64), pad_id)
+        return cls(ids=ids, offsets=offsets, labels=np.asarray(list(labels), dtype=np.int64), pad_id=pad_id)
 
     @classmethod
     def cached(
         cls, path: Path, make: Callable[[], Iterable[list[int]]], labels: Iterable[int], pad_id: int
     ) -> "Corpus":
-        """The ids in `path`, mapped into memory; `make` gives them, once, where the file is not there yet. Without
-        `labels` they are -1.
+        """Maps the ids of the file `path` into memory. If the file does not exist, it is written from `make()`.
 
-        The file is one int32 array, .npy: the number of examples, their lengths, their ids.
+        Empty `labels` become -1. The file is one int32 array in .npy format: number of examples, lengths, ids.
         """
         if not path.exists():
-            made = cls.from_rows(make(), [], pad_id)
+            made = cls.from_rows(make(), labels=[], pad_id=pad_id)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, np.concatenate([[len(made.lengths)], made.lengths, made.ids]).astype(np.int32))
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         count = int(stored[0])
         offsets = np.concatenate([[0], np.cumsum(stored[1 : count + 1], dtype=np.int64)])
         labels = np.asarray(list(labels), dtype=np.int64)
-        return cls(stored[count + 1 :], offsets, labels if len(labels) else np.full(count, -1), pad_id)
+        labels = labels if len(labels) else np.full(count, -1)
+        return cls(ids=stored[count + 1 :], offsets=offsets, labels=labels, pad_id=pad_id)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def lengths(self) -> np.ndarray:
+        """Returns the number of tokens of each example: int64 [N]."""
         return np.diff(self.offsets)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The examples `rows`, padded to the longest of them."""
+        """Returns the examples `rows`, padded to the longest of them."""
         width = int(self.lengths[rows].max())
-        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)  # [B, T]
         for line, row in zip(ids, rows, strict=True):
             start, end = self.offsets[row], self.offsets[row + 1]
             line[: end - start] = self.ids[start:end]
-        mask = np.arange(width) < self.lengths[rows][:, None]
-        return Batch(*(torch.from_numpy(array) for array in (ids, mask, self.labels[rows], np.asarray(rows))))
+        mask = np.arange(width) < self.lengths[rows][:, None]  # [B, T]
+        return Batch(
+            input_ids=torch.from_numpy(ids),
+            mask=torch.from_numpy(mask),
+            labels=torch.from_numpy(self.labels[rows]),
+            rows=torch.from_numpy(np.asarray(rows)),
+        )
 
 
-def cut_by_count(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    return [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+def build_corpus(
+    tokenizer: Tokenizer, frame: pd.DataFrame, max_length: int, truncate: str, cache: Path | None
+) -> Corpus:
+    """Tokenizes reviews. With `cache`, the ids are stored there under the hash of all that determines them.
+
+    max_length: tokens of an example, special tokens included. truncate: as in `Tokenizer.encode`; with `chunks` a
+    review becomes several examples, which have no labels.
+    """
+
+    def encode() -> Iterator[list[int]]:
+        """Yields the ids of each example."""
+        return tokenizer.encode(frame["review"], max_length=max_length, truncate=truncate)
+
+    labels = [] if truncate == "chunks" else frame["sentiment"]
+    if cache is None:
+        return Corpus.from_rows(encode(), labels=labels, pad_id=tokenizer.pad_id)
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {max_length} {truncate} ".encode())
+    digest.update("\0".join(frame["review"]).encode("utf-8", "surrogatepass"))
+    path = cache / f"{digest.hexdigest()[:24]}.npy"
+    return Corpus.cached(path, make=encode, labels=labels, pad_id=tokenizer.pad_id)
 
 
-def cut_by_tokens(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Runs of `rows`, whose lengths do not fall, with at most `tokens` places each, padding included; one row at
-    least."""
+# ---------------------------------------------------------------------------------------------------------- orders
+
+
+def split_by_count(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Splits `rows` into batches of batch_size; the last one may be smaller."""
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+    """Splits `rows`, sorted by ascending length, into batches of at most tokens_per_batch tokens, padding included.
+
+    A longer row becomes a batch of one.
+    """
     batches, start = [], 0
-    for at in range(len(rows)):
-        if at > start and (at + 1 - start) * lengths[rows[at]] > tokens:
-            batches.append(rows[start:at])
-            start = at
+    for end in range(len(rows)):
+        if end > start and (end + 1 - start) * lengths[rows[end]] > tokens_per_batch:
+            batches.append(rows[start:end])
+            start = end
     return [*batches, rows[start:]]
 
 
-def shuffled_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, tokens: int = 0) -> list[np.ndarray]:
-    """One epoch: every example once, in batches of similar length, in random order. tokens: batches of at most so many
-    places instead of batch_size examples.
+def shuffled_order(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, tokens_per_batch: int = 0
+) -> list[np.ndarray]:
+    """Returns the batches of one epoch: every example once, in batches of similar length, in random order.
 
-    A pure function of its arguments: to resume in mid-epoch, its number and the place in it are
-    all the state there is.
+    tokens_per_batch: if above 0, a batch has at most that many tokens, padding included, instead of batch_size
+    examples. The order is a pure function of the arguments: to resume within an epoch, its number and the index of the
+    batch are sufficient.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, f"order {epoch}"))
     shuffled = torch.randperm(len(lengths), generator=generator).numpy()
     batches, size = [], batch_size * WINDOW
-    if tokens:
-        size = max(1, int(tokens * WINDOW / lengths.mean()))
+    if tokens_per_batch:
+        size = max(1, int(tokens_per_batch * WINDOW / lengths.mean()))
     for start in range(0, len(shuffled), size):
         window = shuffled[start : start + size]
         window = window[np.argsort(lengths[window], kind="stable")]
-        batches += cut_by_tokens(window, lengths, tokens) if tokens else cut_by_count(window, batch_size)
+        if tokens_per_batch:
+            batches += split_by_tokens(window, lengths=lengths, tokens_per_batch=tokens_per_batch)
+        else:
+            batches += split_by_count(window, batch_size)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-class Stream:
-    """Endless batches of a corpus, epoch after epoch: batch `number` is a pure function of number and seed."""
+def sorted_order(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Returns batches for scoring: every example once, longest first, at most max_tokens a batch, padding included.
 
-    def __init__(self, corpus: Corpus, batch_size: int, seed: int) -> None:
-        self.corpus, self.batch_size, self.seed = corpus, batch_size, derive_seed(seed, "unlabelled")
-        self.count = -(-len(corpus) // batch_size)  # in an epoch
-        self.epoch, self.order = -1, []
-
-    def batch(self, number: int) -> Batch:
-        epoch, place = divmod(number, self.count)
-        if epoch != self.epoch:
-            self.order = shuffled_order(self.corpus.lengths, self.batch_size, self.seed, epoch)
-            self.epoch = epoch
-        return self.corpus.batch(self.order[place])
-
-
-def step_batches(
-    corpus: Corpus, stream: Stream | None, micro_batches: list[np.ndarray], number: int, pieces: int, places: int = 0
-):
-    """The batches of one optimizer step, each cut into `pieces`, or more where one would have over `places` tokens,
-    padding included; number: of the first batch, counted over the whole run."""
-    for place, rows in enumerate(micro_batches, number):
-        needed = math.ceil(len(rows) * corpus.lengths[rows].max() / places) if places else 1
-        for part in np.array_split(rows, min(max(pieces, needed), len(rows))):
-            batch = corpus.batch(part)
-            yield batch if stream is None else batch._replace(unlabelled=stream.batch(place))
-
-
-def sorted_order(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """For scoring: every example once, longest first (memory runs out at once or never), in batches of at most `tokens`
-    places, padding included."""
+    The first batch needs the most memory, so a run that is too large fails at once.
+    """
     order, batches, start = np.argsort(-lengths, kind="stable"), [], 0
     while start < len(order):
-        size = max(1, tokens // int(lengths[order[start]]))
+        size = max(1, max_tokens // int(lengths[order[start]]))
         batches.append(order[start : start + size])
         start += size
     return batches
 
 
+# --------------------------------------------------------------------------------------------------------- batches
+
+
+class Stream:
+    """Endless batches of a corpus, epoch after epoch. Batch `number` is a pure function of number and seed."""
+
+    def __init__(self, corpus: Corpus, batch_size: int, seed: int) -> None:
+        self.corpus, self.batch_size, self.seed = corpus, batch_size, derive_seed(seed, "unlabelled")
+        self.count = -(-len(corpus) // batch_size)  # batches in an epoch
+        self.epoch = -1
+        self.order: list[np.ndarray] = []
+
+    def batch(self, number: int) -> Batch:
+        """Returns batch 0, 1, …"""
+        epoch, index = divmod(number, self.count)
+        if epoch != self.epoch:
+            self.order = shuffled_order(self.corpus.lengths, batch_size=self.batch_size, seed=self.seed, epoch=epoch)
+            self.epoch = epoch
+        return self.corpus.batch(self.order[index])
+
+
+def step_batches(
+    corpus: Corpus,
+    stream: Stream | None,
+    micro_batches: list[np.ndarray],
+    number: int,
+    num_splits: int,
+    tokens_per_pass: int = 0,
+) -> Iterator[Batch]:
+    """Yields the batches of one optimizer step: each micro-batch, split into num_splits forward passes.
+
+    tokens_per_pass: if above 0, a micro-batch of n tokens, padding included, is split into at least
+    n / tokens_per_pass passes. A pass has at least one example. stream: adds an unlabelled batch to each pass.
+    number: of the first micro-batch, counted over the whole run.
+    """
+    for index, rows in enumerate(micro_batches, number):
+        needed = math.ceil(len(rows) * corpus.lengths[rows].max() / tokens_per_pass) if tokens_per_pass else 1
+        for split in np.array_split(rows, min(max(num_splits, needed), len(rows))):
+            batch = corpus.batch(split)
+            yield batch if stream is None else batch._replace(unlabelled=stream.batch(index))
+
+
 def batches(corpus: Corpus, order: list[np.ndarray], device: torch.device) -> Iterator[Batch]:
+    """Yields the batches of an order on a device."""
     for rows in order:
         yield corpus.batch(rows).to(device)

@@ -1,13 +1,15 @@
-"""The built-in reviews: 2,500 labelled and 600 test reviews written by a small grammar, so that the first command needs
-no download.
+"""Generates the built-in reviews, 2,500 labelled and 600 test reviews, from a grammar, without any download.
 
-Every review has one verdict, and mostly it cannot be told from which words occur: "although the acting was dreadful, I
-was hooked" and "although I was hooked, the acting was dreadful" differ in order alone. Negation, contrast, sarcasm,
-disappointed or exceeded expectations and reported opinions turn words around. Half of the opinion words of the test
-reviews never occur in a labelled one: a model that knows English has an advantage, as it should.
+Every review has one verdict. Mostly it depends on word order, not on which words occur: "although the acting was
+dreadful, I was hooked" and "although I was hooked, the acting was dreadful" contain the same words. Negation, contrast,
+sarcasm, disappointed or exceeded expectations and reported opinions reverse the polarity of words.
+
+Half of the opinion words of the test reviews do not occur in the labelled reviews, so a pretrained model has an
+advantage.
 """
 
 import random
+from collections.abc import Sequence
 from functools import cache
 
 PEOPLE = (
@@ -31,7 +33,7 @@ TIMES = (
     "in an empty theatre", "years ago", "over the weekend", "late on Sunday", "without knowing anything about it",
 )  # fmt: skip
 
-# opinion words: the first half of each list serves the labelled reviews; test reviews draw on all of it
+# opinion words: labelled reviews use the first half of each tuple, test reviews use both halves
 GOOD = (
     "great", "wonderful", "funny", "brilliant", "touching", "excellent", "charming", "beautiful", "clever", "fresh",
     "superb", "moving", "gripping", "delightful", "memorable", "witty", "amazing", "perfect", "thrilling", "lovely",
@@ -64,34 +66,43 @@ BORES = (
 
 
 class Writer:
-    """Writes clauses of either polarity (True = praise) from a random stream, with part of the opinion words or all."""
+    """Generates clauses, sentences and reviews from a random stream. good: the polarity, True for positive.
+
+    unseen: probability that an opinion word comes from the half that the labelled reviews do not use.
+    """
 
     def __init__(self, stream: random.Random, unseen: float) -> None:
         self.stream = stream
-        self.unseen = unseen  # chance that an opinion word comes from the half that labelled reviews never use
+        self.unseen = unseen
 
-    def pick(self, options):
+    def choose(self, options: Sequence[str]) -> str:
+        """Draws one of the options uniformly."""
         return options[self.stream.randrange(len(options))]
 
     def opinion(self, words: tuple[str, ...]) -> str:
+        """Draws an opinion word from one half of `words`."""
         half = len(words) // 2
-        return self.pick(words[half:] if self.stream.random() < self.unseen else words[:half])
+        return self.choose(words[half:] if self.stream.random() < self.unseen else words[:half])
 
     def adjective(self, good: bool) -> str:
-        return " ".join(f"{self.pick(DEGREES)} {self.plain(good)}".split())
+        """Returns an adjective with a degree (or without: one of the degrees is empty)."""
+        return " ".join(f"{self.choose(DEGREES)} {self.plain(good)}".split())
 
     def plain(self, good: bool) -> str:
+        """Returns an adjective without a degree."""
         return self.opinion(GOOD if good else BAD)
 
     def verb(self, good: bool) -> str:
+        """Returns a verb of liking or disliking."""
         return self.opinion(GOOD_VERBS if good else BAD_VERBS)
 
     def thing(self) -> str:
-        return self.pick([f"the {self.pick(ASPECTS)}", self.pick(PEOPLE), f"this {self.pick(KINDS)}"])
+        """Returns a noun phrase: an aspect, a person or the film itself."""
+        return self.choose([f"the {self.choose(ASPECTS)}", self.choose(PEOPLE), f"this {self.choose(KINDS)}"])
 
     def clause(self, good: bool) -> str:
-        """One plain or negated statement."""
-        return self.pick(
+        """Returns one plain or negated statement."""
+        return self.choose(
             [
                 f"{self.thing()} was {self.adjective(good)}",
                 f"{self.thing()} was {self.adjective(good)}",
@@ -105,9 +116,9 @@ class Writer:
         )
 
     def verdict(self, good: bool) -> str:
-        """One sentence with one verdict, most often over the opposite opinion."""
+        """Returns a sentence with one verdict. Most sentences also contain the opposite opinion."""
         yes, no = self.clause(good), self.clause(not good)
-        return self.pick(
+        return self.choose(
             [
                 f"{no}, but {yes}",
                 f"although {no}, {yes}",
@@ -115,7 +126,7 @@ class Writer:
                 f"despite {self.thing()} being {self.adjective(not good)}, {yes}",
                 f"they told me it was {self.plain(not good)}, and they were wrong: {yes}",
                 f"I expected something {self.plain(not good)} and got something {self.plain(good)}",
-                f"{self.pick(WATCHERS)} called it {self.plain(not good)}; I disagree, {yes}",
+                f"{self.choose(WATCHERS)} called it {self.plain(not good)}; I disagree, {yes}",
                 f"{no} in the first half, and then everything changed and {yes}",
                 f"where the book was {self.plain(not good)}, the film is {self.plain(good)}",
                 f"what looked {self.plain(not good)} in the trailer turned out {self.plain(good)}",
@@ -125,45 +136,47 @@ class Writer:
         )
 
     def sarcasm(self) -> str:
+        """Returns a negative sentence made of positive words."""
         praise = self.plain(True)
-        return self.pick(
+        return self.choose(
             [
-                f"oh sure, {praise}, if you also enjoy {self.pick(BORES)}",
+                f"oh sure, {praise}, if you also enjoy {self.choose(BORES)}",
                 f"{praise}? yeah, right",
-                f"about as {praise} as {self.pick(BORES)}",
+                f"about as {praise} as {self.choose(BORES)}",
                 f"I would call it {praise}, if I were paid to lie",
                 f"{praise}, said nobody, ever",
             ]
         )
 
     def opening(self) -> str:
-        return self.pick(
+        """Returns a neutral first sentence."""
+        return self.choose(
             [
-                f"I saw this {self.pick(KINDS)} {self.pick(TIMES)}",
-                f"{self.pick(WATCHERS)} picked this {self.pick(KINDS)} {self.pick(TIMES)}",
-                f"another {self.pick(KINDS)} that I watched {self.pick(TIMES)}",
+                f"I saw this {self.choose(KINDS)} {self.choose(TIMES)}",
+                f"{self.choose(WATCHERS)} picked this {self.choose(KINDS)} {self.choose(TIMES)}",
+                f"another {self.choose(KINDS)} that I watched {self.choose(TIMES)}",
             ]
         )
 
     def review(self, good: bool) -> str:
-        """Opening, perhaps an aside that the verdict overrules, the verdict, perhaps a rating of the same mind."""
-        parts = [self.opening()] if self.stream.random() < 0.7 else []
+        """Returns an optional opening, an optional first impression of the opposite polarity, and the verdict."""
+        sentences = [self.opening()] if self.stream.random() < 0.7 else []
         if self.stream.random() < 0.4:
-            parts.append(f"at first I thought {self.clause(not good)}")
-            parts.append(f"in the end, {self.verdict(good)}")
+            sentences.append(f"at first I thought {self.clause(not good)}")
+            sentences.append(f"in the end, {self.verdict(good)}")
         else:
-            parts.append(self.verdict(good))
-        return " ".join(part[0].upper() + part[1:] + self.pick((".", ".", "!")) for part in parts)
+            sentences.append(self.verdict(good))
+        return " ".join(s[0].upper() + s[1:] + self.choose((".", ".", "!")) for s in sentences)
 
 
 @cache
 def reviews(split: str) -> list[tuple[str, str, int]]:
-    """(id, review, sentiment) of `train` (2,500) or `test` (600): balanced, deterministic, each text once."""
-    counts, unseen = {"train": 2500, "test": 600}, {"train": 0.0, "test": 0.5}
+    """Returns (id, review, sentiment) of `train` (2,500) or `test` (600): balanced, deterministic, no duplicates."""
+    count, unseen = {"train": (2500, 0.0), "test": (600, 0.5)}[split]
     taken = {text for _, text, _ in reviews("train")} if split == "test" else set()
-    writer = Writer(random.Random(f"demo {split}"), unseen[split])
-    written = []
-    while len(written) < counts[split]:
+    writer = Writer(random.Random(f"demo {split}"), unseen)
+    written: list[tuple[str, str, int]] = []
+    while len(written) < count:
         good = len(written) % 2 == 0
         text = writer.review(good)
         if text not in taken:

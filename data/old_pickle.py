@@ -1,7 +1,8 @@
-"""Reads `imdb_glove.pickle3` of older projects: a list with word vectors, the dict word -> row, and training features.
+"""Reads `imdb_glove.pickle3`, a file of an older project: a list with training features, a matrix of word vectors and a
+dict word -> row.
 
-A pickle is a program: the unpickler here knows the few constructors that tensors, numpy arrays, lists, dicts, sets,
-numbers and strings need, and refuses every other name before anything of it runs.
+Loading a pickle can run arbitrary code. The unpickler here only admits the constructors of tensors, numpy arrays,
+lists, dicts, sets, numbers and strings. It refuses every other name before any of its code runs.
 """
 
 import collections
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray, numeric  # the modules that numpy's pickles name
 from torch import Tensor
 
 
 def load_storage(data: bytes) -> Any:
-    """What torch.storage._load_from_bytes does, without its trust in the bytes."""
+    """Replaces torch.storage._load_from_bytes by a version that loads tensors only."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -27,43 +29,46 @@ ADMITTED = {
     ("builtins", "set"): set,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("numpy._core.numeric", "_frombuffer"): np._core.numeric._frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): vars(numeric)["_frombuffer"],
 } | {
-    (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
+    (f"numpy.{core}.multiarray", name): getattr(multiarray, name)
     for core in ("core", "_core")
     for name in ("_reconstruct", "scalar")
 }
 
 
 class DataUnpickler(pickle.Unpickler):
+    """Unpickles ADMITTED constructors only. Raises ValueError for any other name."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ADMITTED:
-            raise ValueError(f"it asks for {module}.{name}, which is no plain data")
+            raise ValueError(f"it contains {module}.{name}, which is not plain data")
         return ADMITTED[module, name]
 
 
 def read_pickle3(path: Path) -> tuple[list[str], Tensor]:
-    """(words, vectors fp32 [V, D]); words whose vector is 0 are left out: the older project found none for them.
+    """Reads (words, vectors fp32 [V, D]). Words with a zero vector are left out: the older project had none for them.
 
-    Raises ValueError for a file that is damaged, asks for anything but data, or holds no word vectors.
+    Raises ValueError if the file is damaged, contains anything but data, or has no word vectors.
     """
     with path.open("rb") as file:
         try:
-            parts = DataUnpickler(file).load()
-        except Exception as error:  # a damaged pickle raises nearly anything
+            values = DataUnpickler(file).load()
+        except Exception as error:  # a damaged pickle raises nearly any exception
             raise ValueError(f"{path} was refused: {error}") from error
-    parts = parts if isinstance(parts, list) else []
-    tables = [p for p in map(as_table, parts) if p is not None]
-    rows = [p for p in parts if isinstance(p, dict) and p and all(isinstance(key, str) for key in p)]
-    if len(tables) != 1 or len(rows) != 1:
-        raise ValueError(f"{path} holds no list with one matrix of word vectors and one dict word -> row")
-    table, found = tables[0], {word: row for word, row in rows[0].items() if isinstance(row, int)}
-    found = {word: row for word, row in found.items() if 0 <= row < len(table) and table[row].any()}
-    return list(found), table[list(found.values())].float()
+    values = values if isinstance(values, list) else []
+    tables = [table for table in map(as_table, values) if table is not None]
+    row_dicts = [v for v in values if isinstance(v, dict) and v and all(isinstance(key, str) for key in v)]
+    if len(tables) != 1 or len(row_dicts) != 1:
+        raise ValueError(f"{path} is not a list with one matrix of word vectors and one dict word -> row")
+    table = tables[0]
+    rows = {word: row for word, row in row_dicts[0].items() if isinstance(row, int)}
+    rows = {word: row for word, row in rows.items() if 0 <= row < len(table) and table[row].any()}
+    return list(rows), table[list(rows.values())].float()
 
 
 def as_table(value: Any) -> Tensor | None:
-    """A matrix of floating point numbers, or None."""
+    """Returns a matrix of floating point numbers as a tensor, and None for any other value."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         value = torch.from_numpy(value)
     is_table = isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()

@@ -1,10 +1,9 @@
-"""The training objectives, one line each: a function (model, batch, options) -> (loss, logits), which options are its
-own, the training defaults that it wants, what it does to a model beforehand, whether it reads unlabelled reviews, and
-whether a batch may be cut.
+"""The training objectives, one line each.
 
-Pretraining asks for no labels. Its functions return {name: which decisions were right} where others return logits.
-
-Every loss is a mean over examples, computed in fp32, so that its strength does not depend on the batch size.
+An objective is a function (model, batch, options) -> (loss, logits). `options` is an instance of the dataclass next to
+the objective's math; train.py makes flags, help and defaults from its fields. Every loss is a mean over examples,
+computed in fp32, so that its strength does not depend on the batch size. Pretraining objectives use no labels and
+return {name: correct predictions} instead of logits.
 """
 
 from collections.abc import Callable
@@ -13,17 +12,21 @@ from typing import Any, NamedTuple
 from losses import cross_entropy, margin, mixed, mlm, rdrop, rtd, supcon
 
 
+def no_preparation(model: Any, options: Any, tokenizer: Any) -> None:
+    """Leaves the model as it is."""
+
+
 class ObjectiveEntry(NamedTuple):
-    objective: Callable
-    options: tuple[str, ...]  # those of the group "objective" that it reads
-    training: dict[str, Any]
-    prepare: Callable = lambda model, options, tokenizer: None  # checks options; adds what is dropped after training
-    unlabelled: bool = False  # batches come with unlabelled reviews beside them
-    pretraining: bool = False
-    additive: bool = False  # a mean over examples: a batch may be cut into several passes without another result
+    objective: Callable  # (model, batch, options) -> (loss, logits or correct predictions)
+    options: type  # dataclass of its settings
+    training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from train.py's
+    prepare: Callable = no_preparation  # (model, options, tokenizer): checks the model; adds modules for training only
+    unlabelled: bool = False  # whether batches carry unlabelled reviews
+    pretraining: bool = False  # whether labels are unused
+    additive: bool = False  # whether a batch can be split into several passes with the same result
 
 
-# for small models, from nothing
+# for small models from random weights
 PRETRAINING = {
     "weights": "none",
     "truncate": "chunks",
@@ -34,24 +37,18 @@ PRETRAINING = {
     "warmup": 0.02,
     "epochs": 10,
 }
-
-
-SUPCON = ("supcon_weight", "temperature", "projection")
-ADVERSARIAL = ("radius", "adversarial_weight", "vat_weight")
-SEMI_SUPERVISED = (*ADVERSARIAL, "entropy_weight", "unlabelled_batch")
-SUPERVISED = {"vat_weight": 0.0, "entropy_weight": 0.0}
-MLM, RTD = ("whole_words", "bag_weight"), ("whole_words", "rtd_weight")
+CAPSULES = {"shape": "head=capsules"}
 
 # fmt: off
 OBJECTIVES: dict[str, ObjectiveEntry] = {
-    "ce":           ObjectiveEntry(cross_entropy.objective, (), {}, additive=True),
-    "margin":       ObjectiveEntry(margin.objective, (), {"shape": "head=capsules"}, additive=True),
-    "rdrop":        ObjectiveEntry(rdrop.objective, ("rdrop_alpha",), {}, additive=True),
-    "supcon":       ObjectiveEntry(supcon.objective, SUPCON, {}, supcon.prepare),
-    "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, (*SUPCON, "rdrop_alpha"), {}, supcon.prepare),
-    "adversarial":  ObjectiveEntry(mixed.objective, ADVERSARIAL, SUPERVISED, mixed.prepare),
-    "mixed":        ObjectiveEntry(mixed.objective, SEMI_SUPERVISED, {}, mixed.prepare, unlabelled=True),
-    "mlm":          ObjectiveEntry(mlm.objective, MLM, PRETRAINING, mlm.prepare, pretraining=True),
-    "rtd":          ObjectiveEntry(rtd.objective, RTD, PRETRAINING, rtd.prepare, pretraining=True),
+    "ce":           ObjectiveEntry(cross_entropy.objective, cross_entropy.CrossEntropyOptions, additive=True),
+    "margin":       ObjectiveEntry(margin.objective, margin.MarginOptions, CAPSULES, additive=True),
+    "rdrop":        ObjectiveEntry(rdrop.objective, rdrop.RDropOptions, additive=True),
+    "supcon":       ObjectiveEntry(supcon.objective, supcon.SupConOptions, prepare=supcon.prepare),
+    "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, supcon.RDropSupConOptions, prepare=supcon.prepare),
+    "adversarial":  ObjectiveEntry(mixed.objective, mixed.AdversarialOptions, prepare=mixed.prepare),
+    "mixed":        ObjectiveEntry(mixed.objective, mixed.MixedOptions, prepare=mixed.prepare, unlabelled=True),
+    "mlm":          ObjectiveEntry(mlm.objective, mlm.MLMOptions, PRETRAINING, mlm.prepare, pretraining=True),
+    "rtd":          ObjectiveEntry(rtd.objective, rtd.RTDOptions, PRETRAINING, rtd.prepare, pretraining=True),
 }
 # fmt: on

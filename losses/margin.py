@@ -2,28 +2,39 @@
 
     L = mean_i Σ_c T_c max(0, m⁺ - |v_c|)² + λ (1 - T_c) max(0, |v_c| - m⁻)²        Eq. (4)
 
-T_c = [c = y], m⁺ = 0.9, m⁻ = 0.1, λ = 0.5. Both terms are squared: without the square, which many copies lose, the loss
-has the same slope however small the violation.
+T_c = [c = y], m⁺ = 0.9, m⁻ = 0.1, λ = 0.5. Both terms are squared. Many implementations omit the square; the slope of
+the loss is then the same for every violation, however small.
 
-Differs from the paper: a mean over examples; label smoothing does not act on it.
+Differs from the paper: the loss is a mean over examples.
 """
+
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
+from data.batches import Batch
+from nn import Model
 from nn.capsule_lstm import CapsuleLengths
 
 
+@dataclass(frozen=True)
+class MarginOptions:
+    """The margin loss has no options."""
+
+
 def margin_loss(lengths: Tensor, labels: Tensor, upper: float = 0.9, lower: float = 0.1, weight: float = 0.5) -> Tensor:
-    """lengths: |v_c| in [0, 1), [B, C];  labels: int64 [B] -> scalar, mean over examples."""
+    """Computes L, the mean over examples.
+
+    lengths: |v_c| in [0, 1), [B, C];  labels: int64 [B];  upper, lower, weight: m⁺, m⁻, λ -> scalar
+    """
     true = F.one_hot(labels, lengths.size(1))  # [B, C]
     present = (upper - lengths).clamp(min=0).square()
     absent = (lengths - lower).clamp(min=0).square()
     return (true * present + weight * (1 - true) * absent).sum(1).mean()  # Eq. (4)
 
 
-def objective(model: Module, batch, options) -> tuple[Tensor, Tensor]:
+def objective(model: Model, batch: Batch, options: MarginOptions) -> tuple[Tensor, Tensor]:
     """Returns (loss, lengths [B, C]). Raises ValueError for a model without class capsules."""
     if not isinstance(model.classifier, CapsuleLengths):
         raise ValueError("--loss margin needs class capsules: --model capsule_lstm --shape head=capsules")

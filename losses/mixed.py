@@ -1,5 +1,5 @@
-"""Semi-supervised training on embeddings: adversarial and virtual adversarial training, and entropy minimisation
-(Miyato, Dai & Goodfellow 2017, arXiv 1605.07725; together: Sachan, Zaheer & Salakhutdinov 2019, arXiv 2009.04007, §3).
+"""Semi-supervised training on embeddings: adversarial training, virtual adversarial training, entropy minimisation
+(Miyato, Dai & Goodfellow 2017, arXiv 1605.07725; combined: Sachan, Zaheer & Salakhutdinov 2019, arXiv 2009.04007, §3).
 
 s: the embeddings of a review, [T, E];  p(·|s): the model's distribution;  θ̂: θ as a constant
 
@@ -12,123 +12,146 @@ s: the embeddings of a review, [T, E];  p(·|s): the model's distribution;  θ̂
     L_EM  = mean -Σ_c p_c log p_c  over unlabelled reviews                       Sachan et al., Eq. (4)
     L     = L_ML + λ_AT L_AT + λ_VAT L_VAT + λ_EM L_EM                           Eq. (5)
 
-`--loss adversarial` is L_ML + λ_AT L_AT, of labelled reviews alone. Norms run over a whole review. Clean and perturbed
-passes share their dropout masks, so that the divergence is that of the perturbation alone.
+`--loss adversarial` is L_ML + λ_AT L_AT on labelled reviews only. Norms are taken over a whole review. The clean and
+the perturbed pass use the same dropout masks, so that the divergence measures the perturbation alone.
 
-Differs from the papers: they divide the embedding table by its spread so that ε means the same for every model; here
-the table stays and ε counts in its spread: the standard deviation of the batch's embeddings.
+Differs from the papers: the papers divide the embedding table by its standard deviation, so that ε means the same for
+every model. Here the table is unchanged, and ε is in units of the standard deviation of the batch's embeddings.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
-from losses.cross_entropy import cross_entropy
-from nn.runtime import random_state, set_random_state
+from data.batches import Batch
+from data.flags import option
+from data.seeds import random_state, set_random_state
+from data.tokenization import Tokenizer
+from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from nn import Model
 
-XI = 0.1  # ξ, in the spread of embeddings a place
+XI = 0.1  # ξ for each token position, in units of the embeddings' standard deviation
+
+
+@dataclass(frozen=True)
+class AdversarialOptions(CrossEntropyOptions):
+    radius: float = option(5.0, "objective", "adversarial, mixed: ε in standard deviations of the embeddings")
+    adversarial_weight: float = option(1.0, "objective", "adversarial, mixed: λ_AT of adversarial training")
+    vat_weight: float = option(0.0, "objective", "adversarial, mixed: λ_VAT of virtual adversarial training")
+
+    def __post_init__(self) -> None:
+        if self.radius <= 0:
+            raise ValueError(f"radius {self.radius} must be above 0")
+
+
+@dataclass(frozen=True)
+class MixedOptions(AdversarialOptions):
+    vat_weight: float = option(1.0, "objective", "adversarial, mixed: λ_VAT of virtual adversarial training")
+    entropy_weight: float = option(1.0, "objective", "mixed: λ_EM of entropy minimisation")
+    unlabelled_batch: int = option(0, "objective", "mixed: unlabelled reviews in a pass; 0: as many as labelled")
 
 
 class Reviews(NamedTuple):
-    """Embedded reviews, and the random state that gives their passes the same dropout masks."""
+    """Embedded reviews, with the random state that gives all their passes the same dropout masks."""
 
-    model: Module
+    model: Model
     x: Tensor  # [B, T, E]
     mask: Tensor  # bool [B, T]
     state: dict[str, Tensor]
 
     @classmethod
-    def embed(cls, model: Module, input_ids: Tensor, mask: Tensor) -> "Reviews":
+    def embed(cls, model: Model, input_ids: Tensor, mask: Tensor) -> "Reviews":
+        """Embeds token ids [B, T]. The embeddings require a gradient even if the table is frozen."""
         x = model.embed(input_ids, mask)
-        if not x.requires_grad:  # frozen below: its gradient is wanted all the same
+        if not x.requires_grad:
             x = x.detach().requires_grad_(torch.is_grad_enabled())
         return cls(model, x, mask, random_state(input_ids.device))
 
     def logits(self, shift: Tensor | float = 0.0) -> Tensor:
-        """[B, C], fp32, of the embeddings moved by `shift`, under the same dropout masks each time."""
+        """Computes the logits of the embeddings plus `shift` [B, T, E] under fixed dropout masks: fp32 [B, C]."""
         set_random_state(self.state, self.x.device)
         h = self.model.encode(self.x + shift, self.mask)
         return self.model.classifier(self.model.pool(h, self.mask)).float()
 
     def spread(self) -> Tensor:
-        """Standard deviation of the embeddings of real tokens: a scalar."""
+        """Computes the standard deviation of the embeddings of real tokens: a scalar."""
         return self.x.detach()[self.mask].float().std()
 
 
-def of_length(direction: Tensor, mask: Tensor, length: Tensor | float) -> Tensor:
-    """Each review's direction, [B, T, E], 0 at padding, scaled to `length` over the whole review; a direction of 0
-    stays 0."""
+def scale_to_length(direction: Tensor, mask: Tensor, length: Tensor | float) -> Tensor:
+    """Scales the direction of each review to `length`, with the norm taken over the whole review.
+
+    direction: [B, T, E];  mask: bool [B, T] -> fp32 [B, T, E], 0 at padding; a direction of 0 stays 0
+    """
     direction = direction.float().masked_fill(~mask[..., None], 0)
     norm = direction.flatten(1).norm(dim=1)[:, None, None]  # [B, 1, 1]
     return direction / norm.clamp(min=torch.finfo(norm.dtype).tiny) * length
 
 
 def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """KL(P ‖ Q), mean over examples. logits: [B, C] -> scalar"""
+    """Computes KL(P ‖ Q), the mean over examples. logits: [B, C] -> scalar"""
     log_p = F.log_softmax(logits_p, -1)
     return (log_p.exp() * (log_p - F.log_softmax(logits_q, -1))).sum(-1).mean()
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """-Σ p log p, mean over examples. logits: [B, C] -> scalar"""
+    """Computes -Σ p log p, the mean over examples. logits: [B, C] -> scalar"""
     log_p = F.log_softmax(logits, -1)
     return -(log_p.exp() * log_p).sum(-1).mean()
 
 
 def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Tensor:
-    """r_v: [B, T, E] by one power iteration. target: logits of p(·|s; θ̂), without gradient."""
+    """Computes r_v by one power iteration: [B, T, E]. target: logits of p(·|s; θ̂), without gradient."""
     fixed = reviews._replace(x=reviews.x.detach())
     spread = reviews.spread()
-    places = reviews.mask.sum(1).clamp(min=1).sqrt()[:, None, None]
-    start = of_length(torch.randn_like(fixed.x, dtype=torch.float32), reviews.mask, XI * spread * places)
-    start.requires_grad_()
+    root_tokens = reviews.mask.sum(1).clamp(min=1).sqrt()[:, None, None]
+    start = torch.randn_like(fixed.x, dtype=torch.float32)
+    start = scale_to_length(start, reviews.mask, XI * spread * root_tokens).requires_grad_()
     (g,) = torch.autograd.grad(kl(target, fixed.logits(start)), start)
-    return of_length(g, reviews.mask, radius * spread)  # Eq. (7)
+    return scale_to_length(g, reviews.mask, radius * spread)  # Eq. (7)
 
 
 def vat_loss(reviews: Reviews, logits: Tensor, radius: float) -> Tensor:
-    """L_VAT, Eq. (8). logits: those of the clean pass; they are a constant here."""
+    """Computes L_VAT, Eq. (8). logits: those of the clean pass, taken as a constant."""
     target = logits.detach()
     return kl(target, reviews.logits(virtual_perturbation(reviews, target, radius)))
 
 
 def adversarial_loss(reviews: Reviews, loss: Tensor, labels: Tensor, radius: float, smoothing: float) -> Tensor:
-    """L_AT, Eq. (6). loss: the clean pass's, through reviews.x."""
+    """Computes L_AT, Eq. (6). loss: the loss of the clean pass, a function of reviews.x."""
     (g,) = torch.autograd.grad(loss, reviews.x, retain_graph=True)
-    shift = of_length(g, reviews.mask, radius * reviews.spread())  # Eq. (5): the loss is -log p
+    shift = scale_to_length(g, reviews.mask, radius * reviews.spread())  # Eq. (5): the loss is -log p
     return cross_entropy(reviews.logits(shift), labels, smoothing)
 
 
-def prepare(model: Module, options, tokenizer) -> None:
-    """Raises ValueError for a model or settings that cannot do this."""
-    if options.radius <= 0:
-        raise ValueError(f"radius {options.radius} must be above 0")
-    if getattr(model, "virtual", None) is not None:
-        raise ValueError(f"--loss {options.loss} moves embeddings itself; it does not go with --peft {options.peft}")
+def prepare(model: Model, options: AdversarialOptions, tokenizer: Tokenizer | None) -> None:
+    """Raises ValueError for a model with virtual tokens, whose embeddings this objective does not control."""
+    if model.virtual is not None:
+        method = model.adapter["method"]
+        raise ValueError(f"--loss adversarial and mixed perturb the embeddings; they do not go with --peft {method}")
 
 
-def objective(model: Module, batch, options) -> tuple[Tensor, Tensor]:
-    """L of the module docstring; batch.unlabelled may be None: L_VAT is then over labelled reviews. Returns (loss,
-    logits [B, C])."""
-    weights = (options.adversarial_weight, options.vat_weight, options.entropy_weight)
+def objective(model: Model, batch: Batch, options: AdversarialOptions) -> tuple[Tensor, Tensor]:
+    """Computes L of the module docstring. Returns (loss, logits [B, C]).
+
+    If batch.unlabelled is None, L_VAT is over the labelled reviews and L_EM is omitted.
+    """
     labelled = Reviews.embed(model, batch.input_ids, batch.mask)
     logits = labelled.logits()
     ce = cross_entropy(logits, batch.labels, options.label_smoothing)
-    loss = ce
-    if weights[0] and torch.is_grad_enabled():
-        loss = loss + weights[0] * adversarial_loss(labelled, ce, batch.labels, options.radius, options.label_smoothing)
-    parts, sizes = [(labelled, logits)], [len(logits)]
-    if batch.unlabelled is not None:
+    loss, training = ce, torch.is_grad_enabled()
+    if options.adversarial_weight and training:
+        at = adversarial_loss(labelled, ce, batch.labels, options.radius, options.label_smoothing)
+        loss = loss + options.adversarial_weight * at
+    clean_passes = [(labelled, logits)]
+    if batch.unlabelled is not None and isinstance(options, MixedOptions):
         unlabelled = Reviews.embed(model, batch.unlabelled.input_ids, batch.unlabelled.mask)
-        parts.append((unlabelled, unlabelled.logits()))
-        sizes.append(len(parts[1][1]))
-        loss = loss + weights[2] * entropy(parts[1][1])
-    if weights[1] and torch.is_grad_enabled():
-        losses = [
-            vat_loss(reviews, clean, options.radius) * size for (reviews, clean), size in zip(parts, sizes, strict=True)
-        ]
-        loss = loss + weights[1] * sum(losses) / sum(sizes)
+        clean_passes.append((unlabelled, unlabelled.logits()))
+        loss = loss + options.entropy_weight * entropy(clean_passes[1][1])
+    if options.vat_weight and training:
+        losses = [vat_loss(reviews, clean, options.radius) * len(clean) for reviews, clean in clean_passes]
+        loss = loss + options.vat_weight * sum(losses) / sum(len(clean) for _, clean in clean_passes)
     return loss, logits

@@ -1,25 +1,25 @@
 """Masked language modelling (Devlin et al. 2019, arXiv 1810.04805, §3.1 and A.1): pretraining without labels.
 
-    S: the places that are predicted, each real token with probability 0.15
+    S: the predicted positions; each real token is in S with probability 0.15
     x'_t = [MASK] with probability 0.8, a random token with 0.1, x_t with 0.1, for t in S;   x'_t = x_t elsewhere
     u_t = LN(act(W h_t + b)),   log p(x_t | x') = log softmax(E u_t + c)[x_t],   h = encode(x')
     L_MLM = mean over S of -log p(x_t | x')
 
-Nothing in it asks [CLS] to know the text. Bag-of-words prediction does (Ma et al. 2024, arXiv 2401.11248, §3): from
-[CLS] alone, which pieces V(x) the text is made of, in whatever order, each counted once.
+L_MLM does not train [CLS] to represent the text. Bag-of-words prediction does (Ma et al. 2024, arXiv 2401.11248, §3):
+[CLS] alone predicts the set V(x) of tokens that occur in the text.
 
     q = log softmax(E (A h_[CLS] + a) + d);   L_bag = mean over texts of -1/|V(x)| Σ q_v, v in V(x)
     L = L_MLM + λ_bag L_bag
 
-E -> the word embeddings (tied: the published heads have no table of their own);  W, b -> dense;  c -> bias. Only the
-places in S get logits: there is no [B, T, V] tensor. With whole words, the pieces of a word are chosen together.
+E is the table of word embeddings (tied weights);  W, b -> dense;  c -> bias. Logits are computed at the positions in S
+only, so that there is no tensor [B, T, V]. With whole words, all subwords of a word are masked together. The heads
+exist during training only.
 
-The heads stand beside the model while it is trained, and are dropped afterwards.
-
-Differs from the paper: places are chosen independently, so that 15 % is an expectation. DeBERTa's enhanced mask decoder
-(absolute positions before the softmax; He et al. 2021, §3.2) is left out, as v3's discriminator does without.
+Differs from the paper: positions are drawn independently, so that 15 % is an expectation. DeBERTa's enhanced mask
+decoder (absolute positions before the softmax; He et al. 2021, §3.2) is omitted, as in v3's discriminator.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,52 +27,77 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, Parameter
 
-from nn.encoder import activation, init_weights
+from data.batches import Batch
+from data.flags import option
+from data.tokenization import Tokenizer
+from nn import Model
+from nn.encoder import Encoder, activation, init_weights
 
-CHOSEN = 0.15  # of real tokens
-BECOME_MASK, BECOME_RANDOM = 0.8, 0.1  # of the chosen
+MASKING_RATE = 0.15  # of real tokens
+BECOME_MASK, BECOME_RANDOM = 0.8, 0.1  # of the tokens in S
 
 
-class Pieces(NamedTuple):
-    """What masking must know of a tokenizer."""
+@dataclass(frozen=True)
+class MaskingOptions:
+    whole_words: bool = option(False, "objective", "mlm, rtd: mask all subwords of a word together")
+
+
+@dataclass(frozen=True)
+class MLMOptions(MaskingOptions):
+    bag_weight: float = option(0.0, "objective", "mlm: weight λ of bag-of-words prediction from [CLS]; 0: none")
+
+    def __post_init__(self) -> None:
+        if self.bag_weight < 0:
+            raise ValueError(f"bag weight {self.bag_weight} must not be negative")
+
+
+class Vocabulary(NamedTuple):
+    """The properties of a tokenizer's vocabulary that masking depends on."""
 
     mask_id: int
     ordinary: Tensor  # bool [V]: neither special nor unused
     starts: Tensor  # bool [V]: begins a word
 
     @classmethod
-    def of(cls, tokenizer) -> "Pieces":
+    def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
         """Raises ValueError for a tokenizer without a mask token."""
         mask_id = tokenizer.id_of(tokenizer.special.get("mask", ""))
         if mask_id is None:
             raise ValueError(f"the {tokenizer.kind} tokenizer has no mask token to pretrain with")
         special = set(tokenizer.special.values())
-        ordinary = torch.tensor([piece not in special for piece in tokenizer.words])
-        return cls(mask_id, ordinary, torch.tensor([tokenizer.starts_word(piece) for piece in tokenizer.words]))
+        ordinary = torch.tensor([token not in special for token in tokenizer.tokens])
+        return cls(mask_id, ordinary, torch.tensor([tokenizer.starts_word(token) for token in tokenizer.tokens]))
 
 
-def choose(input_ids: Tensor, mask: Tensor, pieces: Pieces, whole_words: bool = False, rate: float = CHOSEN) -> Tensor:
-    """S: bool [B, T], never padding, never a special token. Draws from the device's generator."""
+def choose(
+    input_ids: Tensor, mask: Tensor, vocabulary: Vocabulary, whole_words: bool = False, rate: float = MASKING_RATE
+) -> Tensor:
+    """Draws S from the device's generator: bool [B, T], False at padding and at special tokens.
+
+    input_ids: int64 [B, T];  mask: bool [B, T];  rate: probability that a token is in S
+    """
+    ordinary = vocabulary.ordinary.to(input_ids.device)[input_ids]  # [B, T]
     draw = torch.rand(input_ids.shape, device=input_ids.device)
     if whole_words:
-        special = ~pieces.ordinary.to(input_ids.device)[input_ids]
-        word = (pieces.starts.to(input_ids.device)[input_ids] | special).cumsum(1) - 1  # [B, T]: number of its word
-        draw = draw.gather(1, word.clamp(min=0))
-    return (draw < rate) & mask & pieces.ordinary.to(input_ids.device)[input_ids]
+        word = (vocabulary.starts.to(input_ids.device)[input_ids] | ~ordinary).cumsum(
+            1
+        ) - 1  # [B, T]: index of the word
+        draw = draw.gather(1, word.clamp(min=0))  # one draw for all subwords of a word
+    return (draw < rate) & mask & ordinary
 
 
-def corrupt(input_ids: Tensor, chosen: Tensor, pieces: Pieces) -> Tensor:
-    """x': int64 [B, T]"""
+def corrupt(input_ids: Tensor, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Computes x': int64 [B, T]. input_ids: int64 [B, T];  chosen: S, bool [B, T]"""
     kind = torch.rand(input_ids.shape, device=input_ids.device)
-    words = pieces.ordinary.to(input_ids.device).nonzero().squeeze(1)
-    random = words[torch.randint(len(words), input_ids.shape, device=input_ids.device)]
-    becomes = torch.where(kind < BECOME_MASK + BECOME_RANDOM, random, input_ids)
-    becomes = torch.where(kind < BECOME_MASK, pieces.mask_id, becomes)
-    return torch.where(chosen, becomes, input_ids)
+    ordinary_ids = vocabulary.ordinary.to(input_ids.device).nonzero().squeeze(1)
+    random = ordinary_ids[torch.randint(len(ordinary_ids), input_ids.shape, device=input_ids.device)]
+    replaced = torch.where(kind < BECOME_MASK + BECOME_RANDOM, random, input_ids)
+    replaced = torch.where(kind < BECOME_MASK, vocabulary.mask_id, replaced)
+    return torch.where(chosen, replaced, input_ids)
 
 
 class MLMHead(Module):
-    """E LN(act(W h + b)) + c;  W: [E, D], c: [V]."""
+    """Computes E LN(act(W h + b)) + c;  W: [E, D], c: [V]."""
 
     def __init__(self, hidden_size: int, embedding_size: int, vocab_size: int, act: str, eps: float) -> None:
         super().__init__()
@@ -87,7 +112,10 @@ class MLMHead(Module):
 
 
 class BagHead(Module):
-    """E (A h + a) + d;  A -> dense [E, D], d -> bias [V]. Linear: a classifier can read what [CLS] knows."""
+    """Computes E (A h + a) + d;  A -> dense [E, D], d -> bias [V].
+
+    The head is linear, so that a linear classifier can read from [CLS] what this head reads.
+    """
 
     def __init__(self, hidden_size: int, embedding_size: int, vocab_size: int) -> None:
         super().__init__()
@@ -99,90 +127,103 @@ class BagHead(Module):
         return F.linear(self.dense(h), table, self.bias)
 
 
-def head_for(model: Module) -> MLMHead:
+def head_for(model: Encoder) -> MLMHead:
+    """Builds a newly initialized MLM head that fits `model`."""
     c = model.config
-    width, eps = model.embeddings.word.weight.size(1), model.embeddings.norm.eps
-    head = MLMHead(c.hidden_size, width, c.vocab_size, c.hidden_act, eps)
+    head = MLMHead(
+        hidden_size=c.hidden_size,
+        embedding_size=model.embeddings.word.weight.size(1),
+        vocab_size=c.vocab_size,
+        act=c.hidden_act,
+        eps=model.embeddings.norm.eps,
+    )
     init_weights(head, c.initializer_range)
     return head
 
 
 class MLM(Module):
-    """What pretraining puts beside a model."""
+    """The heads of masked language modelling, which exist during training only."""
 
-    def __init__(self, model: Module, pieces: Pieces, bag: bool = False) -> None:
+    def __init__(self, model: Encoder, vocabulary: Vocabulary, with_bag: bool = False) -> None:
         super().__init__()
-        self.head, self.pieces = head_for(model), pieces
+        self.head, self.vocabulary = head_for(model), vocabulary
         vocab_size, width = model.embeddings.word.weight.shape
-        self.bag = BagHead(model.config.hidden_size, width, vocab_size) if bag else None
+        self.bag = BagHead(model.config.hidden_size, width, vocab_size) if with_bag else None
 
 
-def check(model: Module, options) -> None:
-    """Raises ValueError for a model or a method that cannot be pretrained."""
-    if not hasattr(model, "embed_words"):
-        raise ValueError(f"--loss {options.loss} pretrains the encoders over pieces, not {options.model}")
-    if options.peft != "none":
-        raise ValueError(f"--loss {options.loss} trains the whole model; leave out --peft {options.peft}")
+def check(model: Model) -> Encoder:
+    """Returns the model. Raises ValueError if it cannot be pretrained."""
+    if not isinstance(model, Encoder):
+        raise ValueError(f"--loss mlm and rtd pretrain encoders over subwords, not {model.model_type}")
+    if model.adapter is not None:
+        raise ValueError(f"--loss mlm and rtd train the whole model; leave out --peft {model.adapter['method']}")
+    return model
 
 
-def prepare(model: Module, options, tokenizer) -> None:
-    check(model, options)
-    if options.bag_weight < 0:
-        raise ValueError(f"bag weight {options.bag_weight} must not be negative")
-    model.pretraining = MLM(model, Pieces.of(tokenizer), options.bag_weight > 0)
+def prepare(model: Model, options: MLMOptions, tokenizer: Tokenizer) -> None:
+    """Adds the heads to `model`. Raises ValueError for a model or a tokenizer that cannot be pretrained."""
+    model.pretraining = MLM(check(model), Vocabulary.of(tokenizer), with_bag=options.bag_weight > 0)
 
 
-def states(model: Module, x: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-    """The encoder's output at `places` alone, which are all that the last layer works out, text by text. x: embedded
-    [B, T, D];  mask, places: bool [B, T] -> [|places|, D]"""
-    counts = places.sum(1, keepdim=True)
+def states(model: Encoder, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """Computes the encoder's output at `positions` only, text by text.
+
+    The last layer computes no other position. x: embeddings [B, T, D];  mask, positions: bool [B, T]
+    -> [|positions|, D]
+    """
+    counts = positions.sum(1, keepdim=True)
     most = max(1, int(counts.max()))
-    order = places.byte().argsort(dim=1, descending=True, stable=True)  # the places of each text, in order, first
+    order = positions.byte().argsort(dim=1, descending=True, stable=True)  # the positions of each text come first
     return model.encode(x, mask, queries=order[:, :most])[torch.arange(most, device=x.device) < counts]
 
 
-def predict(model: Module, head: Module, h: Tensor) -> Tensor:
-    """A head's logits. h: [N, D] -> fp32 or wider [N, V]"""
+def predict(model: Encoder, head: MLMHead | BagHead, h: Tensor) -> Tensor:
+    """Computes the logits of a head over the vocabulary. h: [N, D] -> fp32 or wider [N, V]"""
     logits = head(h, model.embeddings.word.weight)
     return logits if logits.dtype.itemsize >= 4 else logits.float()
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """L; 0 where nothing was chosen. logits: [N, V];  targets: int64 [N] -> scalar"""
+    """Computes L_MLM, or 0 if S is empty. logits: [|S|, V];  targets: int64 [|S|] -> scalar"""
     return F.cross_entropy(logits, targets) if len(targets) else logits.sum() * 0
 
 
 def bag(input_ids: Tensor, counted: Tensor, vocab_size: int) -> Tensor:
-    """V(x): which pieces occur at the places `counted`, bool [B, T]. input_ids: int64 [B, T] -> bool [B, V]"""
+    """Computes V(x), the set of tokens at the positions `counted`.
+
+    input_ids: int64 [B, T];  counted: bool [B, T] -> bool [B, V]
+    """
     occurs = torch.zeros(len(input_ids), vocab_size, dtype=torch.bool, device=input_ids.device)
-    text, place = counted.nonzero(as_tuple=True)
-    occurs[text, input_ids[text, place]] = True
+    text, position = counted.nonzero(as_tuple=True)
+    occurs[text, input_ids[text, position]] = True
     return occurs
 
 
 def bag_loss(logits: Tensor, occurs: Tensor) -> Tensor:
-    """L_bag; a text of no pieces adds 0. logits: [B, V];  occurs: bool [B, V] -> scalar"""
+    """Computes L_bag; an empty text adds 0. logits: [B, V];  occurs: bool [B, V] -> scalar"""
     weights = occurs.to(logits.dtype) / occurs.sum(1, keepdim=True).clamp(min=1)  # [B, V]
     return F.cross_entropy(logits, weights)
 
 
-def objective(model: Module, batch, options) -> tuple[Tensor, dict[str, Tensor]]:
-    """L, and which of the chosen tokens were guessed: bool [|S|]. With a bag, which of the 50 pieces most expected in
-    each text are there, too ("bag", bool [50 B])."""
-    aside, ids = model.pretraining, batch.input_ids
-    chosen = choose(ids, batch.mask, aside.pieces, options.whole_words)
-    wanted = chosen.clone()
-    if aside.bag is not None:
-        wanted[:, 0] = True  # [CLS], which is never chosen
-    h = states(model, model.embed(corrupt(ids, chosen, aside.pieces), batch.mask), batch.mask, wanted)
-    is_chosen = chosen[wanted]  # bool [|wanted|]
-    logits, targets = predict(model, aside.head, h[is_chosen]), ids[chosen]
-    loss, hits = mean_loss(logits, targets), {"acc": logits.detach().argmax(-1) == targets}
-    if aside.bag is not None:
-        counted = batch.mask & aside.pieces.ordinary.to(ids.device)[ids]
-        logits = predict(model, aside.bag, h[~is_chosen])  # [B, V]
-        occurs = bag(ids, counted, logits.size(1))
+def objective(model: Encoder, batch: Batch, options: MLMOptions) -> tuple[Tensor, dict[str, Tensor]]:
+    """Computes L. Returns (loss, correct predictions by name).
+
+    "acc": bool [|S|], whether the token with the highest logit is the original one. "bag", with bag-of-words
+    prediction: bool [50 B], whether each of the 50 tokens with the highest logits occurs in its text.
+    """
+    heads, ids = model.pretraining, batch.input_ids
+    chosen = choose(ids, batch.mask, heads.vocabulary, options.whole_words)
+    needed = chosen.clone()
+    if heads.bag is not None:
+        needed[:, 0] = True  # [CLS], which is never in S
+    h = states(model, model.embed(corrupt(ids, chosen, heads.vocabulary), batch.mask), batch.mask, needed)
+    in_s = chosen[needed]  # bool [|needed|]
+    logits, targets = predict(model, heads.head, h[in_s]), ids[chosen]
+    loss, correct = mean_loss(logits, targets), {"acc": logits.detach().argmax(-1) == targets}
+    if heads.bag is not None:
+        logits = predict(model, heads.bag, h[~in_s])  # [B, V]
+        occurs = bag(ids, batch.mask & heads.vocabulary.ordinary.to(ids.device)[ids], logits.size(1))
         loss = loss + options.bag_weight * bag_loss(logits, occurs)
-        most_expected = logits.detach().topk(min(50, logits.size(1))).indices
-        hits["bag"] = occurs.gather(1, most_expected).flatten()
-    return loss, hits
+        highest = logits.detach().topk(min(50, logits.size(1))).indices
+        correct["bag"] = occurs.gather(1, highest).flatten()
+    return loss, correct

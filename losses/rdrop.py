@@ -4,47 +4,65 @@
     KL = mean_i ½ [KL(P₁ ‖ P₂) + KL(P₂ ‖ P₁)]                      Eq. (1)
     L  = CE + α·KL                                                  Eq. (3), (4)
 
-Both passes are one doubled batch: its rows get masks of their own.
+Both passes run as one doubled batch: each row has its own dropout mask.
 
-Differs from the paper: it adds up the CE of the passes where this takes their mean, so α here is half of the paper's α
-for the same objective. Differs from the published code: that sums KL over the batch, so that its strength grows with
-the batch size (α there, at batch size B, is α·B/2 here), and one of its models never adds the second CE.
+Differs from the paper: the paper sums the cross-entropy of the two passes; this is their mean. For the same objective,
+α here is half of the paper's α.
+Differs from the published code: that code sums KL over the batch, so that its strength grows with the batch size B
+(its α corresponds to α·B/2 here), and one of its models never adds the second cross-entropy.
 """
 
 import warnings
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
-from losses.cross_entropy import cross_entropy
+from data.batches import Batch
+from data.flags import option
+from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from nn import Model
+
+
+@dataclass(frozen=True)
+class RDropOptions(CrossEntropyOptions):
+    rdrop_alpha: float = option(0.5, "objective", "R-Drop: weight α of the KL term, half of the paper's α")
+
+    def __post_init__(self) -> None:
+        if self.rdrop_alpha < 0:
+            raise ValueError(f"rdrop_alpha {self.rdrop_alpha} is negative")
 
 
 def symmetric_kl(logits_1: Tensor, logits_2: Tensor) -> Tensor:
-    """½ [KL(P₁ ‖ P₂) + KL(P₂ ‖ P₁)] = ½ Σ_c (P₁ - P₂)(log P₁ - log P₂), mean over examples. logits: [B, C] -> scalar,
-    fp32 or wider, at least 0."""
+    """Computes ½ [KL(P₁ ‖ P₂) + KL(P₂ ‖ P₁)] = ½ Σ_c (P₁ - P₂)(log P₁ - log P₂), the mean over examples.
+
+    logits: [B, C] -> scalar, fp32 or wider, at least 0
+    """
     log_p, log_q = (F.log_softmax(x if x.dtype.itemsize >= 4 else x.float(), -1) for x in (logits_1, logits_2))
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 
 
 def rdrop_loss(logits_1: Tensor, logits_2: Tensor, labels: Tensor, alpha: float, smoothing: float = 0.0) -> Tensor:
-    """logits: [B, C];  labels: int64 [B] -> scalar, mean over examples. Raises ValueError for a negative alpha."""
+    """Computes L, the mean over examples. logits: [B, C];  labels: int64 [B] -> scalar
+
+    Raises ValueError for a negative alpha.
+    """
     if alpha < 0:
         raise ValueError(f"rdrop_alpha {alpha} is negative")
     ce = cross_entropy(torch.cat([logits_1, logits_2]), torch.cat([labels, labels]), smoothing)
     return ce + alpha * symmetric_kl(logits_1, logits_2)
 
 
-def objective(model: Module, batch, options) -> tuple[Tensor, Tensor]:
-    """Returns (loss, logits [2B, C]). Warns where both passes are equal: dropout is off."""
+def objective(model: Model, batch: Batch, options: RDropOptions) -> tuple[Tensor, Tensor]:
+    """Returns (loss, logits [2B, C]). Warns if both passes are equal, because dropout is then off."""
     logits = model(batch.input_ids.repeat(2, 1), batch.mask.repeat(2, 1))  # [2B, C]
     first, second = logits.chunk(2)
     warn_if_equal(model, first, second)
     return rdrop_loss(first, second, batch.labels, options.rdrop_alpha, options.label_smoothing), logits
 
 
-def warn_if_equal(model: Module, first: Tensor, second: Tensor) -> None:
-    """Equal but for the last bits, in which a review may differ between two rows of a batch."""
+def warn_if_equal(model: Model, first: Tensor, second: Tensor) -> None:
+    """Warns if the two passes of a training model are equal up to rounding. first, second: [B, C]"""
     if model.training and torch.allclose(first, second, rtol=1e-6, atol=1e-6):
         warnings.warn("R-Drop: both passes are equal, so its KL is 0: this model has no dropout", stacklevel=2)

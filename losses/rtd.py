@@ -1,44 +1,54 @@
 """Replaced-token detection (ELECTRA: Clark et al. 2020, arXiv 2003.10555, §2) with gradient-disentangled embedding
 sharing (DeBERTa-v3: He et al. 2021, arXiv 2111.09543, §3.3): pretraining without labels.
 
-    S: the places that are masked;   x^masked = x with [MASK] in S
-    x̂_t ~ p_G(· | x^masked) for t in S                          the generator fills in, by sampling
+    S: the masked positions;   x^masked = x with [MASK] in S
+    x̂_t ~ p_G(· | x^masked) for t in S                          tokens sampled from the generator
     x^corrupt = x with x̂ in S
     L_MLM = mean over S of -log p_G(x_t | x^masked)
     L_RTD = mean over t of the binary cross-entropy of D(x^corrupt, t) against [x^corrupt_t ≠ x_t]
     L     = L_MLM + λ L_RTD                                      λ = 50
     E_D   = sg(E_G) + E_Δ,  E_Δ = 0 at first                     He et al., §3.3
 
-D(x, t) = sigmoid(w·act(W h_t + b) + c). The model is the discriminator; the generator is of its kind, as wide and half
-as deep, as theirs, and starts from its lower half. sg: the discriminator's gradient reaches E_Δ alone, so that
-the two losses do not pull at one table. A token that the generator guesses right counts as original.
+D(x, t) = sigmoid(w·act(W h_t + b) + c). The model is the discriminator. The generator has the same architecture and
+width and half the layers, as in the published models; it starts as a copy of the model's lower half. sg stops the
+gradient: the discriminator trains E_Δ only, so that the two losses do not compete for one table. A sampled token that
+equals the original counts as original. Generator, E_Δ and heads exist during training only; E_D is saved.
 
-Generator, E_Δ and heads serve training alone; the model is saved with E_D.
-
-Differs from the papers: nothing in the math; DeBERTa's enhanced mask decoder is left out of the generator.
+Differs from the papers: nothing in the math; DeBERTa's enhanced mask decoder is omitted from the generator.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from losses.mlm import Pieces, check, choose, head_for, mean_loss, predict, states
-from nn.encoder import SharedEmbedding, activation, init_weights
+from data.batches import Batch
+from data.flags import option
+from data.tokenization import Tokenizer
+from losses.mlm import MaskingOptions, Vocabulary, check, choose, head_for, mean_loss, predict, states
+from nn import Model
+from nn.encoder import Encoder, SharedEmbedding, activation, init_weights
+
+
+@dataclass(frozen=True)
+class RTDOptions(MaskingOptions):
+    rtd_weight: float = option(50.0, "objective", "rtd: weight λ of the detection loss")
 
 
 def sample(logits: Tensor) -> Tensor:
-    """One draw from softmax(logits) a row: the first place where the cumulative sum exceeds a uniform number.
-    logits: fp32 or wider [N, V] -> int64 [N]"""
-    total = logits.softmax(-1).cumsum(-1)  # [N, V]
-    draw = torch.rand(len(logits), 1, dtype=total.dtype, device=total.device) * total[:, -1:]
-    return torch.searchsorted(total, draw, right=True).squeeze(1).clamp(max=logits.size(-1) - 1)
+    """Draws one token a row from softmax(logits), by inversion of the cumulative distribution.
+
+    logits: fp32 or wider [N, V] -> int64 [N]
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)  # [N, V]
+    draw = torch.rand(len(logits), 1, dtype=cumulative.dtype, device=cumulative.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, draw, right=True).squeeze(1).clamp(max=logits.size(-1) - 1)
 
 
 class Detector(Module):
-    """w·act(W h + b) + c, a logit for each token: [B, T, D] -> [B, T]"""
+    """Computes w·act(W h + b) + c, one logit for each token: [B, T, D] -> [B, T]"""
 
     def __init__(self, hidden_size: int, act: str) -> None:
         super().__init__()
@@ -50,39 +60,43 @@ class Detector(Module):
 
 
 class RTD(Module):
-    """What pretraining puts beside a model: the generator, and a head for each of the two."""
+    """The generator and the heads of both models, which exist during training only."""
 
-    def __init__(self, model: Module, pieces: Pieces) -> None:
+    def __init__(self, model: Encoder, vocabulary: Vocabulary) -> None:
         super().__init__()
         c = model.config
         self.generator = type(model)(replace(c, num_layers=max(1, c.num_layers // 2)))
-        here = model.state_dict()
-        self.generator.load_state_dict({name: here[name] for name in self.generator.state_dict()})
-        for name in model.HEAD:  # classifiers have no part in this
+        state = model.state_dict()
+        self.generator.load_state_dict({name: state[name] for name in self.generator.state_dict()})
+        for name in model.HEAD:  # the generator does not classify
             delattr(self.generator, name)
-        self.head, self.pieces = head_for(model), pieces
+        self.head, self.vocabulary = head_for(model), vocabulary
         self.detector = Detector(c.hidden_size, c.hidden_act)
         init_weights(self.detector, c.initializer_range)
 
 
-def prepare(model: Module, options, tokenizer) -> None:
-    check(model, options)
-    model.pretraining = RTD(model, Pieces.of(tokenizer))
-    model.embeddings.word = SharedEmbedding(model.pretraining.generator.embeddings.word)
+def prepare(model: Model, options: RTDOptions, tokenizer: Tokenizer) -> None:
+    """Adds generator and heads to `model` and shares its embeddings. Raises ValueError as losses.mlm.prepare does."""
+    encoder = check(model)
+    encoder.pretraining = RTD(encoder, Vocabulary.of(tokenizer))
+    encoder.embeddings.word = SharedEmbedding(encoder.pretraining.generator.embeddings.word)
 
 
-def objective(model: Module, batch, options) -> tuple[Tensor, dict[str, Tensor]]:
-    """L, and three shares: which tokens the detector judged right ("acc", bool [real tokens]), which of the replaced
-    ones it found ("found"), and which of the masked ones the generator guessed ("guessed", [|S|])."""
-    aside, ids, mask = model.pretraining, batch.input_ids, batch.mask
-    chosen = choose(ids, mask, aside.pieces, options.whole_words)
-    x = aside.generator.embed(ids.masked_fill(chosen, aside.pieces.mask_id), mask)
-    h = states(aside.generator, x, mask, chosen)  # [|S|, D]
-    logits, targets = predict(aside.generator, aside.head, h), ids[chosen]
+def objective(model: Encoder, batch: Batch, options: RTDOptions) -> tuple[Tensor, dict[str, Tensor]]:
+    """Computes L. Returns (loss, correct predictions by name).
+
+    "acc": bool [real tokens], whether the detector classified the token correctly. "found": bool [replaced tokens],
+    whether it detected the replacement. "guessed": bool [|S|], whether the generator's best token is the original.
+    """
+    parts, ids, mask = model.pretraining, batch.input_ids, batch.mask
+    chosen = choose(ids, mask, parts.vocabulary, options.whole_words)
+    x = parts.generator.embed(ids.masked_fill(chosen, parts.vocabulary.mask_id), mask)
+    h = states(parts.generator, x, mask, chosen)  # [|S|, D]
+    logits, targets = predict(parts.generator, parts.head, h), ids[chosen]
     corrupted = ids.masked_scatter(chosen, sample(logits.detach()))  # [B, T]
     replaced = (corrupted != ids)[mask]  # [real tokens]
-    scores = aside.detector(model.encode(model.embed(corrupted, mask), mask))[mask].float()  # [real tokens]
+    scores = parts.detector(model.encode(model.embed(corrupted, mask), mask))[mask].float()  # [real tokens]
     detection = F.binary_cross_entropy_with_logits(scores, replaced.float())
-    right = (scores.detach() > 0) == replaced
-    hits = {"acc": right, "found": right[replaced], "guessed": logits.detach().argmax(-1) == targets}
-    return mean_loss(logits, targets) + options.rtd_weight * detection, hits
+    detected = (scores.detach() > 0) == replaced
+    correct = {"acc": detected, "found": detected[replaced], "guessed": logits.detach().argmax(-1) == targets}
+    return mean_loss(logits, targets) + options.rtd_weight * detection, correct

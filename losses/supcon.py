@@ -1,57 +1,80 @@
-"""Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362), for fine-tuning as Gunel et al. 2021
-(arXiv 2011.01403) use it.
+"""Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362), for fine-tuning as in Gunel et al. 2021
+(arXiv 2011.01403).
 
-    z_i = features_i / ‖features_i‖,   A(i): all others,   P(i): those of A(i) with the label of i
+    z_i = features_i / ‖features_i‖,   A(i): all other rows,   P(i): the rows of A(i) that have the label of i
     L_out = mean_i -1/|P(i)| Σ_{p ∈ P(i)} log [exp(z_i·z_p/τ) / Σ_{a ∈ A(i)} exp(z_i·z_a/τ)]        Eq. (2)
     L_in  = mean_i -log [1/|P(i)| Σ_{p ∈ P(i)} exp(z_i·z_p/τ) / Σ_{a ∈ A(i)} exp(z_i·z_a/τ)]        Eq. (3), <= L_out
     L     = (1 - λ)·CE + λ·L_out                                                                  Gunel et al., Eq. (1)
 
-Several views of an example are rows of their own, with its label. The means run over the anchors that have a positive;
-where none has, the loss is 0.
+Several views of an example are separate rows with the same label. The means run over the anchors that have a positive.
+The loss is 0 if no anchor has one. With gradient accumulation the contrast set is the micro-batch. An optional
+projection head (Khosla et al., §3) computes the vectors to compare; it exists during training only.
 
-With gradient accumulation the contrast set is the micro-batch. A projection head (Khosla et al., §3) stands between
-features and loss while training, and is dropped afterwards.
-
-Differs from the paper: mean over anchors, not sum. Differs from the published code: anchors without a positive are left
-out of the mean (there they count as 0), and τ/τ_base, which only scales the loss, is 1.
+Differs from the paper: the loss is a mean over anchors, not a sum.
+Differs from the published code: anchors without a positive are excluded from the mean (the published code counts them
+as 0), and the factor τ/τ_base, which only scales the loss, is 1.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from losses.cross_entropy import cross_entropy
-from losses.rdrop import symmetric_kl, warn_if_equal
+from data.batches import Batch
+from data.flags import option
+from data.tokenization import Tokenizer
+from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from losses.rdrop import RDropOptions, symmetric_kl, warn_if_equal
+from nn import Model
+
+
+@dataclass(frozen=True)
+class SupConOptions(CrossEntropyOptions):
+    supcon_weight: float = option(0.1, "objective", "SupCon: λ in (1 - λ)·CE + λ·SupCon, in [0, 1]")
+    temperature: float = option(0.3, "objective", "SupCon: τ, above 0")
+    projection: int = option(0, "objective", "SupCon: width of a projection head, discarded after training; 0: none")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.supcon_weight <= 1:
+            raise ValueError(f"supcon_weight {self.supcon_weight} is outside [0, 1]")
+
+
+@dataclass(frozen=True)
+class RDropSupConOptions(SupConOptions, RDropOptions):
+    def __post_init__(self) -> None:
+        SupConOptions.__post_init__(self)
+        RDropOptions.__post_init__(self)
 
 
 def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bool = False) -> Tensor:
-    """features: [N, D];  labels: int64 [N] -> scalar, fp32 or wider; inside: L_in instead of L_out.
+    """Computes L_out, or L_in with `inside`, the mean over anchors that have a positive.
 
-    0 where no anchor has a positive (a batch of one, or all labels different). Raises ValueError for τ <= 0.
+    features: [N, D];  labels: int64 [N];  temperature: τ -> scalar, fp32 or wider. Returns 0 if no anchor has a
+    positive (one example, or all labels different). Raises ValueError for τ <= 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be above 0")
     with torch.autocast(features.device.type, enabled=False):
         z = F.normalize(features if features.dtype.itemsize >= 4 else features.float(), dim=-1)  # [N, D]
-        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-        scores = (z @ z.T / temperature).masked_fill(itself, torch.finfo(z.dtype).min)  # [N, N]
+        diagonal = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        scores = (z @ z.T / temperature).masked_fill(diagonal, torch.finfo(z.dtype).min)  # [N, N]
         log_p = scores - scores.logsumexp(1, keepdim=True)
-    positive = (labels[:, None] == labels) & ~itself
+    positive = (labels[:, None] == labels) & ~diagonal
     count = positive.sum(1)  # |P(i)|
     anchors = count > 0
     if not anchors.any():
         return features.sum() * 0
     log_p, positive, count = log_p[anchors], positive[anchors], count[anchors]
     if inside:
-        return -(
-            log_p.masked_fill(~positive, torch.finfo(log_p.dtype).min).logsumexp(1) - count.log()
-        ).mean()  # Eq. (3)
+        inner = log_p.masked_fill(~positive, torch.finfo(log_p.dtype).min).logsumexp(1)  # log Σ_p
+        return -(inner - count.log()).mean()  # Eq. (3)
     return -(log_p.masked_fill(~positive, 0).sum(1) / count).mean()  # Eq. (2)
 
 
 class Projection(Module):
-    """W₂ ReLU(W₁ f): [B, D] -> [B, size] (Khosla et al., §3)."""
+    """Computes W₂ ReLU(W₁ f): [B, D] -> [B, size] (Khosla et al., §3)."""
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
@@ -61,36 +84,35 @@ class Projection(Module):
         return self.second(self.first(features).relu())
 
 
-def prepare(model: Module, options, tokenizer) -> None:
-    """Puts the projection head on a model where one is asked for. Raises ValueError for λ outside [0, 1]."""
-    if not 0 <= options.supcon_weight <= 1:
-        raise ValueError(f"supcon_weight {options.supcon_weight} is outside [0, 1]")
+def prepare(model: Model, options: SupConOptions, tokenizer: Tokenizer | None) -> None:
+    """Adds the projection head to `model` if options.projection is not 0."""
     if options.projection:
         model.projection = Projection(model.classifier.in_features, options.projection)
 
 
-def contrast(model: Module, features: Tensor, labels: Tensor, options) -> Tensor:
-    projected = model.projection(features) if hasattr(model, "projection") else features
-    return supcon_loss(projected, labels, options.temperature)
+def contrast(model: Model, features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Computes L_out of the features, or of their projection if the model has a projection head."""
+    projected = features if model.projection is None else model.projection(features)
+    return supcon_loss(projected, labels, temperature)
 
 
-def objective(model: Module, batch, options) -> tuple[Tensor, Tensor]:
-    """(1 - λ)·CE + λ·L_out. Returns (loss, logits [B, C])."""
+def objective(model: Model, batch: Batch, options: SupConOptions) -> tuple[Tensor, Tensor]:
+    """Returns ((1 - λ)·CE + λ·L_out, logits [B, C])."""
     features = model.features(batch.input_ids, batch.mask)
     logits, weight = model.classifier(features), options.supcon_weight
     ce = cross_entropy(logits, batch.labels, options.label_smoothing)
-    return (1 - weight) * ce + weight * contrast(model, features, batch.labels, options), logits
+    return (1 - weight) * ce + weight * contrast(model, features, batch.labels, options.temperature), logits
 
 
-def rdrop_objective(model: Module, batch, options) -> tuple[Tensor, Tensor]:
-    """(1 - λ)·CE + λ·L_out + α·KL on one doubled batch: each example's two passes are two views, so that every anchor
-    has a positive. Returns (loss, logits [2B, C])."""
-    if options.rdrop_alpha < 0:
-        raise ValueError(f"rdrop_alpha {options.rdrop_alpha} is negative")
+def rdrop_objective(model: Model, batch: Batch, options: RDropSupConOptions) -> tuple[Tensor, Tensor]:
+    """Returns ((1 - λ)·CE + λ·L_out + α·KL, logits [2B, C]) of one doubled batch.
+
+    The two passes of an example are two views, so that every anchor has a positive.
+    """
     features = model.features(batch.input_ids.repeat(2, 1), batch.mask.repeat(2, 1))  # [2B, D]
     labels, logits, weight = batch.labels.repeat(2), model.classifier(features), options.supcon_weight
     first, second = logits.chunk(2)
     warn_if_equal(model, first, second)
     ce = cross_entropy(logits, labels, options.label_smoothing)
-    loss = (1 - weight) * ce + weight * contrast(model, features, labels, options)
+    loss = (1 - weight) * ce + weight * contrast(model, features, labels, options.temperature)
     return loss + options.rdrop_alpha * symmetric_kl(first, second), logits

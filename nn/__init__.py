@@ -1,17 +1,18 @@
-"""The models, one line each, and the letters that stand for dimensions everywhere in this project.
+"""MODELS, the table of models, and the letters for dimensions in all docstrings and comments of this project.
 
     B  batch                      K  width per head          C  classes
     T  tokens (queries)           F  feed-forward width      R  LoRA rank
     S  tokens (keys)              V  vocabulary              P  virtual tokens
-    D  model width                H  heads                   E  width of word vectors
-    N  directions of an RNN       J  capsules
+    D  model width                H  heads                   E  width of word embeddings
+    N  rows, RNN directions       J  capsules
 
-Batch comes first, padding stands on the right and never changes a result. Every model has
+The batch is the first dimension. Padding is on the right and never changes a result. Every model has
 
     logits   = model(input_ids, mask)             # int64 [B, T], bool [B, T] -> [B, C]
     features = model.features(input_ids, mask)    # [B, D]; logits = model.classifier(features)
 
-in the three steps embed -> encode -> pool. Tokens are words for the seven classical networks, pieces for the encoders.
+and computes features in three steps: embed -> encode -> pool. The tokens of a word network (nn/words.py) are words,
+the tokens of an encoder (nn/encoder.py) are subwords.
 """
 
 from typing import Any, NamedTuple
@@ -23,18 +24,24 @@ from nn.cnn import CNN
 from nn.cnn_lstm import CNNLSTM
 from nn.deberta import Deberta
 from nn.distilbert import DistilBert
+from nn.encoder import Encoder
 from nn.gru import GRUClassifier
 from nn.lstm import LSTMClassifier
 from nn.roberta import Roberta
 from nn.transformer import Transformer
+from nn.words import WordClassifier
+
+Model = Encoder | WordClassifier
 
 
 class ModelEntry(NamedTuple):
-    build: type  # a Module with Config, KEYS and the interface above
-    shape: dict[str, Any]  # config fields of the model that `--weights none` builds
-    tokenizer: str  # what is trained for it where no tokenizer comes with the weights
-    weights: str  # what `--weights` is when nobody says
-    training: dict[str, Any]  # training defaults that differ from train.py's
+    """A model class with its defaults."""
+
+    build: type[Encoder] | type[WordClassifier]  # a model class with Config, KEYS and the interface above
+    shape: dict[str, Any]  # config fields of a model with random weights (`--weights none`)
+    tokenizer: str  # kind of the tokenizer that is trained if the weights contain none
+    weights: str  # default of `--weights`
+    training: dict[str, Any]  # defaults of training options that differ from those in train.py
 
 
 SMALL = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "feed_forward_size": 1024}
@@ -47,11 +54,11 @@ SMALL_V3 = SMALL | {
     "pos_att_type": ("p2c", "c2p"),
     "position_biased_input": False,
 }
-# Sun et al. 2019 for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa experiments/glue
+# Sources: Sun et al. 2019 for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa, experiments/glue
 TUNING = {"learning_rate": 2e-5}
 TUNING_ROBERTA = {"learning_rate": 2e-5, "weight_decay": 0.1}
-# Found by trials with the GRU, the CNN-LSTM and the Transformer on training reviews parted by film; the others
-# have the same values unsearched. All trials, what led to them, and what they do not show: data/results/SEARCH.md.
+# Chosen by trials with the GRU, the CNN-LSTM and the Transformer on training reviews split by film. The other word
+# networks use the same values without a search. All trials and their limits: data/results/SEARCH.md.
 WORDS = {
     "word_vectors": "train",
     "vocab_size": 40_000,
@@ -63,7 +70,8 @@ WORDS = {
     "epochs": 4,
 }
 RECURRENT = WORDS | {"epochs": 8}
-# one-hot words, each with 1,800 numbers: Adam's ε keeps a rare word's steps small (SEARCH.md, "One-hot words")
+# One-hot words have 1,800 weights each. A large ε of Adam keeps the steps of rare words small (SEARCH.md, "One-hot
+# words").
 ONE_HOT = {"one_hot": True, "widths": "1,2,3", "filters": 300, "embedding_range": 0.02}
 RARE_WORDS = {"word_vectors": "none", "learning_rate": 5e-3, "adam_epsilon": 1e-4, "batch_size": 64, "epochs": 6}
 

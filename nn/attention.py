@@ -3,13 +3,19 @@
     Attention(Q, K, V) = softmax(Q Kᵀ / √K) V                                    Eq. (1)
     head_h = Attention(x W_q[h], x W_k[h], x W_v[h]),   y = concat(head_1 … head_H) W_o   §3.2.2
 
+                  ┌─ query ── split ──▶ q [B, H, T, K] ──┐
+    x [B, S, D] ──┼─ key ──── split ──▶ k [B, H, S, K] ──┼──▶ softmax(q kᵀ / √K) v ── merge ── output ──▶ y [B, T, D]
+                  └─ value ── split ──▶ v [B, H, S, K] ──┘         [B, H, T, K]
+                             prefix ──▶ k, v [B, H, P, K], concatenated before those of x
+
     u_t = tanh(W h_t + b),   α_t = softmax_t(u_t·v),   r = Σ_t α_t h_t          additive attention as pooling: Bahdanau
                                                                                  et al. 2015, arXiv 1409.0473, A.1.2;
                                                                                  Yang et al. 2016, N16-1174, Eq. (5)–(7)
 
-A prefix is a pair of extra keys and values that every query may look at (Li & Liang 2021, arXiv 2101.00190).
+A prefix is a pair of P extra keys and values that every query attends to (Li & Liang 2021, arXiv 2101.00190). T is less
+than S if only some of the tokens are queries.
 
-Differs from the paper: dropout on the attention weights, as BERT's code has it.
+Differs from the paper: dropout is applied to the attention weights, as in the published code of BERT.
 """
 
 import math
@@ -22,65 +28,71 @@ from torch.nn import Linear, Module
 from nn.dropout import Dropout
 
 Prefix = tuple[Tensor, Tensor]  # keys and values, each [B or 1, H, P, K]
-Queries = int | Tensor | None  # T of S tokens: so many from the first on, or those (int64 [B, T]), or all
+Queries = int | Tensor | None  # query positions: the first n, explicit indices (int64 [B, T]), or all
 
 
-def pick(x: Tensor, queries: Queries) -> Tensor:
-    """The tokens that are worked out. [B, S, D] -> [B, T, D]"""
+def select_queries(x: Tensor, queries: Queries) -> Tensor:
+    """Selects the query positions. [B, S, D] -> [B, T, D]"""
     if isinstance(queries, Tensor):
         return x.gather(1, queries[..., None].expand(-1, -1, x.size(-1)))
     return x[:, :queries]
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """[B, T, H·K] -> [B, H, T, K]"""
+    """Splits the last dimension into heads. [B, T, H·K] -> [B, H, T, K]"""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """[B, H, T, K] -> [B, T, H·K]"""
+    """Concatenates the heads. [B, H, T, K] -> [B, T, H·K]"""
     return x.transpose(1, 2).flatten(2)
 
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `mask` is True, the lowest finite number elsewhere: adding it to scores masks them."""
+    """Returns 0 where `mask` is True and the lowest finite number of `dtype` elsewhere, to be added to scores."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis among the places where `mask` is True.
+    """Computes the softmax over the last axis, restricted to the positions where `mask` is True.
 
-    scores: [..., S], overwritten;  mask: bool, broadcasts to scores. Returns scores' dtype; the kernel sums in fp32 or
-    wider whatever that is. Masked places get exactly 0; a row with no place at all becomes uniform rather than NaN.
+    scores: [..., S], overwritten;  mask: bool, broadcasts to scores. Returns the dtype of scores; the sum is computed
+    in fp32 or wider. The weight of a masked position is exactly 0. A row that is masked everywhere is uniform, not NaN.
     """
     scores += mask_bias(mask, scores.dtype)
     return scores.softmax(-1).to(scores.dtype)
 
 
 def weighted_sum(weights: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
-    """dropout(weights) v; its scale goes to v, which is smaller. weights: [B, H, T, S];  v: [B, H, S, K]"""
-    kept, scale = dropout.thin(weights)
+    """Computes dropout(weights) v. The dropout scale is applied to v, the smaller tensor.
+
+    weights: [B, H, T, S];  v: [B, H, S, K] -> [B, H, T, K]
+    """
+    kept, scale = dropout.mask_unscaled(weights)
     return kept @ (v if scale == 1 else v * scale)  # [B, H, T, K]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout | None = None) -> Tensor:
-    """Eq. (1). q: [B, H, T, K];  k, v: [B, H, S, K];  mask: bool [B, 1, 1 or T, S]. Returns [B, H, T, K]."""
+    """Computes Eq. (1). q: [B, H, T, K];  k, v: [B, H, S, K];  mask: bool [B, 1, 1 or T, S] -> [B, H, T, K]"""
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-1, -2)  # [B, H, T, S]
     weights = masked_softmax(scores, mask)
-    return weights @ v if dropout is None else weighted_sum(weights, v, dropout)  # [B, H, T, K]
+    return weights @ v if dropout is None else weighted_sum(weights, v, dropout=dropout)  # [B, H, T, K]
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """`attention` without dropout through torch's fused kernel: the [T, S] weights are never stored."""
+    """Computes `attention` without dropout by torch's fused kernel, which never stores the [T, S] weights."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_bias(mask, q.dtype))
 
 
 def prepend_prefix(k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None) -> tuple[Tensor, Tensor, Tensor]:
-    """k, v: [B, H, S, K], mask: [B, 1, 1, S] -> the same with S + P places, the prefix first and always visible."""
+    """Concatenates the prefix and the keys and values of the tokens. The mask is True for every prefix position.
+
+    k, v: [B, H, S, K];  mask: [B, 1, 1, S] -> k, v: [B, H, P + S, K];  mask: [B, 1, 1, P + S]
+    """
     if prefix is None:
         return k, v, mask
     batch = k.size(0)
-    prefix_k, prefix_v = (part.to(k.dtype).expand(batch, -1, -1, -1) for part in prefix)  # [B, H, P, K]
+    prefix_k, prefix_v = (rows.to(k.dtype).expand(batch, -1, -1, -1) for rows in prefix)  # [B, H, P, K]
     visible = mask.new_ones(batch, 1, 1, prefix_k.size(2))
     return torch.cat([prefix_k, k], 2), torch.cat([prefix_v, v], 2), torch.cat([visible, mask], 3)
 
@@ -103,23 +115,23 @@ class MultiHeadAttention(Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: Queries = None) -> Tensor:
-        """x: [B, S, D];  mask: bool [B, S], True = real token;  prefix: keys and values [B or 1, H, P, K];  queries:
-        which tokens are worked out -> [B, T, D]"""
-        q = split_heads(self.query(pick(x, queries)), self.num_heads)  # [B, H, T, K]
+        """x: [B, S, D];  mask: bool [B, S], True = real token;  prefix: keys and values [B or 1, H, P, K];
+        queries: query positions -> [B, T, D]"""
+        q = split_heads(self.query(select_queries(x, queries)), self.num_heads)  # [B, H, T, K]
         k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
         v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
-        k, v, visible = prepend_prefix(k, v, mask[:, None, None, :], prefix)  # P places more
+        k, v, visible = prepend_prefix(k, v, mask=mask[:, None, None, :], prefix=prefix)  # S becomes P + S
         if self.dropout.active:
-            context = attention(q, k, v, visible, self.dropout)
+            context = attention(q, k, v, mask=visible, dropout=self.dropout)  # [B, H, T, K]
         else:
-            context = fused_attention(q, k, v, visible)
+            context = fused_attention(q, k, v, mask=visible)  # [B, H, T, K]
         return self.output(merge_heads(context))  # [B, T, D]
 
 
 class AdditiveAttention(Module):
     """r = Σ_t α_t h_t,   α = softmax over real tokens of v·tanh(W h_t + b);   W -> dense [A, D], v -> query [A].
 
-    Returns r and α, for display.
+    Returns α as well, for display.
     """
 
     def __init__(self, hidden_size: int, attention_size: int) -> None:
@@ -128,7 +140,7 @@ class AdditiveAttention(Module):
         self.query = Linear(attention_size, 1, bias=False)
 
     def forward(self, h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """h: [B, T, D];  mask: bool [B, T] -> r [B, D], α [B, T], 0 at padding."""
+        """h: [B, T, D];  mask: bool [B, T] -> r [B, D], α [B, T], 0 at padding"""
         scores = self.query(self.dense(h).tanh()).squeeze(-1)  # [B, T]
         weights = masked_softmax(scores, mask)
         return (weights[:, None].to(h.dtype) @ h).squeeze(1), weights  # [B, D], [B, T]

@@ -1,21 +1,20 @@
 """BERT (Devlin et al. 2019, arXiv 1810.04805) as a sequence classifier (§3.2 and Fig. 4b).
 
-    e⁰ = LN(word + type + position);   eˡ = EncoderBlock(eˡ⁻¹), l = 1 … L
-    f = tanh(W eᴸ[CLS] + b);   logits = W_c f + b_c
+    x⁰ = LN(word + type + position);   xˡ = EncoderBlock(xˡ⁻¹), l = 1 … L
+    f = tanh(W xᴸ[CLS] + b);   logits = W_c dropout(f) + b_c
 
-Differs from the published code: nothing; logits equal it to rounding (tests/golden).
+Differs from the published code: nothing; logits are equal up to rounding (tests/golden).
 """
 
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn import Linear, Module, ModuleList
+from torch.nn import Linear, ModuleList
 
-from nn.attention import MultiHeadAttention, Prefix, Queries
+from nn.attention import MultiHeadAttention
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, EncoderBlock, Pooler, init_weights, run_layers
+from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, init_weights
 
-# our module -> its published name; {} is the layer's number
+# our module -> its published name; {}: the number of the layer
 KEYS = {
     "embeddings.word": "bert.embeddings.word_embeddings",
     "embeddings.position": "bert.embeddings.position_embeddings",
@@ -32,7 +31,7 @@ KEYS = {
     "pooler.dense": "bert.pooler.dense",
     "classifier": "classifier",
 }
-# tensors of published files that a classifier does not use: the pretraining heads and an old buffer
+# published tensors that a classifier does not use: the pretraining heads and a buffer of older versions
 EXTRAS = (r"cls\..*", r"embeddings\.position_ids")
 # our config field -> its published name, where they differ
 CONFIG_KEYS = {
@@ -50,7 +49,7 @@ SUPPORTED = {
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Defaults are what a published config.json means where it leaves a field out."""
+    """Each default is the value of a field that a published config.json omits."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -69,69 +68,42 @@ class BertConfig:
     labels: tuple[str, ...] = ("negative", "positive")
 
 
-class Bert(Module):
+class Bert(Encoder):
     """[B, T] token ids -> [B, C] logits."""
 
     model_type, architecture = "bert", "BertForSequenceClassification"
     Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = BertConfig, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED
-    HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
-    HEAD_MODULES = HEAD  # what huggingface/peft calls it
+    HEAD = ("pooler", "classifier")
+    HEAD_MODULES = HEAD
     LORA_TARGETS = ("query", "value")
-    PREFIX_SHIFTS = True  # whether positions begin behind a prefix
+    PREFIX_SHIFTS = True
 
     def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        c = self.config = config
+        super().__init__(config)
+        c = config
         self.embeddings = Embeddings(
-            c.vocab_size,
-            c.hidden_size,
-            c.max_position_embeddings,
-            c.type_vocab_size,
-            c.pad_token_id,
-            c.layer_norm_eps,
-            c.hidden_dropout_prob,
+            vocab_size=c.vocab_size,
+            hidden_size=c.hidden_size,
+            num_positions=c.max_position_embeddings,
+            num_types=c.type_vocab_size,
+            pad_id=c.pad_token_id,
+            eps=c.layer_norm_eps,
+            dropout=c.hidden_dropout_prob,
         )
         self.layers = ModuleList(
             EncoderBlock(
-                MultiHeadAttention(c.hidden_size, c.num_heads, c.attention_probs_dropout_prob),
-                c.hidden_size,
-                c.feed_forward_size,
-                c.hidden_act,
-                c.layer_norm_eps,
-                c.hidden_dropout_prob,
+                attention=MultiHeadAttention(
+                    hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
+                ),
+                hidden_size=c.hidden_size,
+                feed_forward_size=c.feed_forward_size,
+                act=c.hidden_act,
+                eps=c.layer_norm_eps,
+                dropout=c.hidden_dropout_prob,
             )
             for _ in range(c.num_layers)
         )
         self.pooler = Pooler(c.hidden_size, "tanh")
         self.dropout = Dropout(c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))
-        self.checkpointing = False
-        self.virtual = None  # a prompt or prefix that peft.apply puts here
         init_weights(self, c.initializer_range)
-
-    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
-        """input_ids: [B, T];  mask: bool [B, T];  shift: positions that a prefix takes -> [B, T, D]"""
-        return self.embed_words(self.embeddings.word(input_ids), mask, shift)
-
-    def embed_words(self, words: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
-        """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
-        return self.embeddings.combine(words, mask, shift)
-
-    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
-        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: which tokens are
-        wanted (nn/attention.py)."""
-        return run_layers(self.layers, self.checkpointing, x, mask, prefix, queries)
-
-    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """h: [B, T, D] -> [B, D], from the first token."""
-        return self.dropout(self.pooler(h))
-
-    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """What the classifier sees: [B, D]"""
-        if self.virtual is not None:
-            return self.virtual(self, input_ids, mask)
-        return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=1), mask)
-
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""
-        return self.classifier(self.features(input_ids, mask))

@@ -1,7 +1,7 @@
-"""Published checkpoint directory ⇄ model, strictly, and the state that a stopped run goes on from.
+"""Loads and saves published checkpoint directories, strictly, and the state that a stopped run resumes from.
 
-The directory is Hugging Face's layout: config.json beside model.safetensors, or beside several shards with
-model.safetensors.index.json. Tensor and config names are translated by each model's KEYS and CONFIG_KEYS, both ways.
+A directory has Hugging Face's layout: config.json with model.safetensors, or with several shards and
+model.safetensors.index.json. KEYS and CONFIG_KEYS of each model translate tensor and config names in both directions.
 """
 
 import re
@@ -11,26 +11,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-from nn import MODELS
+from data.files import read_json, write_json, write_tensors
+from data.hub import CONFIG, WEIGHTS, WeightFile, find_pretrained, weight_files
+from data.seeds import random_state, set_random_state
+from nn import MODELS, Model
 from nn.encoder import SharedEmbedding, init_weights
-from nn.files import read_json, write_json, write_tensors
-from nn.hub import CONFIG, WEIGHTS, WeightFile, find_pretrained, weight_files
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
-from nn.runtime import random_state, set_random_state
 
-QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; s beside a weight's name
-ASIDE = ("projection.", "pretraining.")  # serve training alone and are saved nowhere but in its state
+QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
+TRAINING_ONLY = ("projection.", "pretraining.")  # modules that exist during training only; saved in its state alone
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta)\.")
 
 # ------------------------------------------------------------------------------------------------------- names
 
 
 def translate(name: str, keys: dict[str, str]) -> str:
-    """`layers.3.attention.query.weight` -> its published name by `keys`; the last part (weight, bias, A …) stays. The
-    networks over words have no published names, and so no keys: theirs stay as they are."""
+    """Maps `layers.3.attention.query.weight` to its published name by `keys`; the last component stays.
+
+    Word networks have no published names and empty `keys`: their names stay. Raises ValueError for an unknown name.
+    """
     if not keys:
         return name
     module, _, leaf = name.rpartition(".")
@@ -41,27 +43,33 @@ def translate(name: str, keys: dict[str, str]) -> str:
 
 
 def strip_backbone(name: str) -> str:
-    """`bert.encoder…` -> `encoder…`; legacy `LayerNorm.gamma` / `.beta` -> `.weight` / `.bias`."""
+    """Maps `bert.encoder…` to `encoder…`, and the legacy `LayerNorm.gamma` / `.beta` to `.weight` / `.bias`."""
     name = BACKBONE.sub("", name)
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def model_class(published: dict[str, Any], where: Path | str) -> type:
-    """The class that implements a published config. Raises ValueError naming what is supported."""
+def stripped_names(model: Model) -> dict[str, str]:
+    """Returns {published name without backbone: our name} of all parameters."""
+    return {strip_backbone(translate(name, model.KEYS)): name for name, _ in model.named_parameters()}
+
+
+def model_class(published: dict[str, Any], where: Path | str) -> type[Model]:
+    """Returns the class that implements a published config. Raises ValueError that lists the supported ones."""
     kind = published.get("model_type")
     for entry in MODELS.values():
-        if getattr(entry.build, "model_type", None) == kind:
+        if entry.build.model_type == kind:
             return entry.build
-    known = sorted(entry.build.model_type for entry in MODELS.values() if hasattr(entry.build, "model_type"))
-    raise ValueError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(known)}")
+    supported = sorted(entry.build.model_type for entry in MODELS.values())
+    raise ValueError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(supported)}")
 
 
 def default_labels(count: int) -> tuple[str, ...]:
+    """Returns the names of `count` classes that have none."""
     return ("negative", "positive") if count == 2 else tuple(f"LABEL_{i}" for i in range(count))
 
 
-def read_config(cls: type, published: dict[str, Any], num_labels: int) -> Any:
-    """Published config -> cls.Config. Raises ValueError for a value this project does not implement."""
+def read_config(cls: type[Model], published: dict[str, Any], num_labels: int) -> Any:
+    """Builds cls.Config from a published config. Raises ValueError for a value that is not supported."""
     for name, accepted in cls.SUPPORTED.items():
         if name in published and published[name] not in accepted:
             raise ValueError(f"config: {name} = {published[name]!r} is not supported; supported: {accepted}")
@@ -77,8 +85,8 @@ def read_config(cls: type, published: dict[str, Any], num_labels: int) -> Any:
     return cls.Config(**values, labels=labels)
 
 
-def write_config(model: Module) -> dict[str, Any]:
-    """The published config of a model: what transformers needs to load it."""
+def write_config(model: Model) -> dict[str, Any]:
+    """Returns the published config of a model, with the fields that transformers needs to load it."""
     values = asdict(model.config)
     labels = values.pop("labels")
     published = {model.CONFIG_KEYS.get(name, name): value for name, value in values.items() if value is not None}
@@ -92,28 +100,32 @@ def write_config(model: Module) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------ load and save
+# -------------------------------------------------------------------------------------------------------- load
 
 
 class Unfilled(TorchFunctionMode):
-    """Within it, tables and layers take no normal random numbers, which a file's would replace at once. On the meta
-    device they would cost the import of torch._dynamo: two seconds and more."""
+    """Skips the normal initialization of tables and layers within it, since the file's values replace them at once.
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    Building on the meta device would avoid it as well, but then torch imports torch._dynamo, which takes two seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
         if func in (torch.nn.init.normal_, Tensor.normal_):
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def load_pretrained(
     source: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32, int8: bool = False
-) -> Module:
-    """A checkpoint directory or hub id -> model, in `dtype`, with `model.fresh`: the parameters that the file leaves
-    out and that were initialised at random (only head layers may be). num_labels 0: as many as the file's head has.
-    int8: what nn/quant.py quantizes becomes 8-bit on the way, tensor by tensor; a quantized checkpoint stays so.
+) -> Model:
+    """Loads a checkpoint directory or hub id as a model in `dtype`.
 
-    Memory peaks at the model's size and one tensor: tensors are read, converted and let go one by one.
-    Raises FileNotFoundError, or ValueError listing every missing, surplus, misshaped or unusable tensor at once.
+    `model.newly_initialized` names the parameters that the file lacks and that are initialized at random; only layers
+    of the head may be. num_labels 0: as many as the file's head has.  int8: quantizes tensor by tensor while loading
+    (nn/quant.py); a quantized checkpoint stays quantized. Tensors are read and converted one at a time, so that memory
+    peaks at the size of the model plus one tensor.
+    Raises FileNotFoundError, or ValueError listing all missing, surplus, misshaped or unusable tensors.
     """
     directory = find_pretrained(source)
     published = read_json(directory / CONFIG)
@@ -122,95 +134,120 @@ def load_pretrained(
     with torch.device("meta"), Unfilled():  # shapes only
         model = cls(config)
     files = [WeightFile(path) for path in weight_files(directory)]
-    fresh = check_tensors(model, files, directory, published.get(QUANTIZATION) == QUANTIZED)
-    expected = {strip_backbone(translate(name, cls.KEYS)): name for name, _ in model.named_parameters()}
-    stored = published.get(QUANTIZATION) == QUANTIZED
-    small = {f"{name}.weight" for name in quantizable(model)} if int8 or stored else set()
-    problems = []
+    stored_int8 = published.get(QUANTIZATION) == QUANTIZED
+    missing = check_tensors(model, files, directory, stored_int8)
+    if problems := fill(model, files, dtype, int8 or stored_int8, stored_int8):
+        raise ValueError(f"{directory} cannot be used: {'; '.join(problems[:20])}")
+    initialize(model, missing, dtype)
+    for file in files:
+        file.keep_converted()
+    model.newly_initialized = frozenset(missing)
+    return model
+
+
+def fill(model: Model, files: list[WeightFile], dtype: torch.dtype, int8: bool, stored_int8: bool) -> list[str]:
+    """Replaces the parameters of `model` by the tensors of the files, in place. Returns the unusable tensors.
+
+    int8: whether to quantize.  stored_int8: whether the files hold 8-bit weights with scales.
+    """
+    expected, problems = stripped_names(model), []
+    quantized = {f"{name}.weight" for name in quantizable(model)} if int8 else set()
     for file in files:
         for key in (key for key in file.shapes if strip_backbone(key) in expected):
             tensor, name = file.read(key), expected[strip_backbone(key)]
-            if name in small:
-                scale = file.read(f"{key}{SCALE}") if stored else None
+            if name in quantized:
+                scale = file.read(f"{key}{SCALE}") if stored_int8 else None
                 put_quantized(model, name.removesuffix(".weight"), tensor, scale)
                 continue
             if not torch.isfinite(tensor.sum(dtype=torch.float64)):
                 problems.append(f"{key} holds NaN or infinity")
             put_parameter(model, name, tensor.to(dtype, copy=True))
-    if problems:
-        raise ValueError(f"{directory} cannot be used: {'; '.join(problems[:20])}")
-    for name in fresh:
+    return problems
+
+
+def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
+    """Initializes the parameters `names` of a model on the meta device at random, in place."""
+    for name in names:
         put_parameter(model, name, torch.empty_like(model.get_parameter(name), device="cpu", dtype=dtype))
-    for owner in {name.rpartition(".")[0] for name in fresh}:
-        init_weights(model.get_submodule(owner), config.initializer_range)
-    for file in files:
-        file.keep_converted()
-    model.fresh = frozenset(fresh)
-    return model
+    for owner in {name.rpartition(".")[0] for name in names}:
+        init_weights(model.get_submodule(owner), model.config.initializer_range)
 
 
-def put_parameter(model: Module, name: str, tensor: Tensor) -> None:
+def put_parameter(model: Model, name: str, tensor: Tensor) -> None:
+    """Registers `tensor` as the parameter `name`, in place."""
     owner, _, leaf = name.rpartition(".")
     model.get_submodule(owner).register_parameter(leaf, Parameter(tensor))
 
 
-def check_tensors(model: Module, files: list[WeightFile], directory: Path, quantized: bool) -> list[str]:
-    """Names of the parameters that the files leave out and may. Raises ValueError with all that does not fit."""
-    small = {f"{name}.weight" for name in quantizable(model)} if quantized else set()
-    names = {strip_backbone(translate(name, model.KEYS)): name for name, _ in model.named_parameters()}
-    found, problems = set(), []
+def check_tensors(model: Model, files: list[WeightFile], directory: Path, stored_int8: bool) -> list[str]:
+    """Returns the names of head parameters that the files lack. Raises ValueError with everything that does not fit."""
+    quantized = {f"{name}.weight" for name in quantizable(model)} if stored_int8 else set()
+    names = stripped_names(model)
+    found: set[str] = set()
+    problems: list[str] = []
     for file in files:
-        for key, (shape, floating) in file.shapes.items():
+        for key in file.shapes:
             stripped = strip_backbone(key)
-            if names.get(stripped.removesuffix(SCALE)) in small and stripped.endswith(SCALE):
+            if names.get(stripped.removesuffix(SCALE)) in quantized and stripped.endswith(SCALE):
                 continue
             if stripped not in names:
                 if not any(re.fullmatch(extra, stripped) for extra in model.EXTRAS):
                     problems.append(f"surplus {key}")
                 continue
-            wanted = list(model.get_parameter(names[stripped]).shape)
             if stripped in found:
                 problems.append(f"{key} comes twice")
-            elif shape != wanted:
-                hint = f" (--num-labels {shape[0]} keeps the file's)" if names[stripped] == "classifier.weight" else ""
-                problems.append(f"misshaped {key}: {shape}, the config asks for {wanted}{hint}")
-            elif names[stripped] in small and key + SCALE not in file.shapes:
-                problems.append(f"missing {key}{SCALE}")
-            elif floating == (names[stripped] in small):
-                problems.append(
-                    f"{key} does not hold {'8-bit' if names[stripped] in small else 'floating point'} numbers"
-                )
+            else:
+                problems += tensor_problems(model, file, key, names[stripped], names[stripped] in quantized)
             found.add(stripped)
     missing = [name for stripped, name in names.items() if stripped not in found]
-    fresh = [name for name in missing if name.split(".")[0] in model.HEAD]
-    problems += [f"missing {translate(name, model.KEYS)}" for name in missing if name not in fresh]
+    in_head = [name for name in missing if name.split(".")[0] in model.HEAD]
+    problems += [f"missing {translate(name, model.KEYS)}" for name in missing if name not in in_head]
     if problems:
         shown = "; ".join(problems[:20]) + ("; …" if len(problems) > 20 else "")
         raise ValueError(f"{directory} does not fit its {CONFIG} ({len(problems)} problems): {shown}")
-    return fresh
+    return in_head
 
 
-def published_state(model: Module, heads: bool = True) -> dict[str, Tensor]:
-    """Parameters, and 8-bit weights with their scales, by published name; heads: those of the classifier, too."""
-    kept = {name: p for name, p in model.named_parameters() if not name.startswith(ASIDE)}
+def tensor_problems(model: Model, file: WeightFile, key: str, name: str, quantized: bool) -> list[str]:
+    """Returns the first reason why the tensor `key` of a file cannot become the parameter `name`, if there is one."""
+    shape, floating = file.shapes[key]
+    expected = list(model.get_parameter(name).shape)
+    if shape != expected:
+        hint = f" (--num-labels {shape[0]} keeps the file's)" if name == "classifier.weight" else ""
+        return [f"misshaped {key}: {shape}, the config implies {expected}{hint}"]
+    if quantized and key + SCALE not in file.shapes:
+        return [f"missing {key}{SCALE}"]
+    if floating == quantized:
+        return [f"{key} does not hold {'8-bit' if quantized else 'floating point'} numbers"]
+    return []
+
+
+# -------------------------------------------------------------------------------------------------------- save
+
+
+def published_state(model: Model, heads: bool = True) -> dict[str, Tensor]:
+    """Returns parameters, and 8-bit weights with their scales, by published name. heads: include the head."""
+    kept: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if not name.startswith(TRAINING_ONLY)}
     if isinstance(model.embeddings.word, SharedEmbedding):
         del kept["embeddings.word.delta"]
         kept["embeddings.word.weight"] = model.embeddings.word.weight
-    state = {
+    state: dict[str, Tensor] = {
         translate(name, model.KEYS): p for name, p in kept.items() if heads or name.split(".")[0] not in model.HEAD
     }
     for name, module in model.named_modules():
         if isinstance(module, Int8Linear | Int8Embedding):
             published = translate(f"{name}.weight", model.KEYS)
-            state |= {published: module.weight, f"{published}{SCALE}": module.scale}
+            state[published], state[f"{published}{SCALE}"] = module.weight, module.scale
     return state
 
 
 def save_pretrained(
-    model: Module, directory: str | Path, dtype: torch.dtype = torch.float32, heads: bool = True
+    model: Model, directory: str | Path, dtype: torch.dtype = torch.float32, heads: bool = True
 ) -> None:
-    """Writes config.json and model.safetensors with the published names: a directory that transformers loads, unless
-    the model is quantized, which only this project reads. heads False leaves the classifier's layers out."""
+    """Writes config.json and model.safetensors with the published names, in `dtype`.
+
+    transformers loads the directory, unless the model is quantized. heads False omits the classifier's layers.
+    """
     directory = Path(directory)
     quantized = {QUANTIZATION: QUANTIZED} if is_quantized(model) else {}
     state = published_state(model, heads)
@@ -223,8 +260,8 @@ def save_pretrained(
 # -------------------------------------------------------------------------------------------------- resume state
 
 
-def training_state(model: Module, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:
-    """Everything that changes while training, by name: trained parameters, the optimizer's moments, random states."""
+def training_state(model: Model, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:
+    """Returns all tensors that training changes: trained parameters, the optimizer's moments, random states."""
     tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
@@ -232,9 +269,9 @@ def training_state(model: Module, optimizer: torch.optim.Optimizer, device: torc
 
 
 def restore_training_state(
-    tensors: dict[str, Tensor], model: Module, optimizer: torch.optim.Optimizer, device: torch.device
+    tensors: dict[str, Tensor], model: Model, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> None:
-    """Puts `training_state` back, bit for bit. Raises ValueError where it belongs to another model."""
+    """Restores what `training_state` returned, bit for bit. Raises ValueError if it belongs to another model."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

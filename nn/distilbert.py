@@ -1,24 +1,23 @@
-"""DistilBERT (Sanh et al. 2019, arXiv 1910.01108) as a sequence classifier: six of BERT's layers, distilled.
+"""DistilBERT (Sanh et al. 2019, arXiv 1910.01108) as a sequence classifier: six layers distilled from BERT.
 
-    e⁰ = LN(word + position);   eˡ = EncoderBlock(eˡ⁻¹), l = 1 … L;   f = relu(W eᴸ[CLS] + b);   logits = W_c
-    dropout(f) + b_c
+    x⁰ = LN(word + position);   xˡ = EncoderBlock(xˡ⁻¹), l = 1 … L
+    f = relu(W xᴸ[CLS] + b);   logits = W_c dropout(f) + b_c
 
-No token types, and no dropout behind the attention's output layer. The published position table is sinusoidal, or
-learned from there: either way it is in the file.
+There are no token types, and there is no dropout after the output layer of the attention. The published position table
+is sinusoidal or trained from a sinusoidal start; the checkpoint contains it in both cases.
 
-Differs from the published code: nothing; logits equal it to rounding (tests/golden).
+Differs from the published code: nothing; logits are equal up to rounding (tests/golden).
 """
 
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn import Linear, Module, ModuleList
+from torch.nn import Linear, ModuleList
 
-from nn.attention import MultiHeadAttention, Prefix, Queries
+from nn.attention import MultiHeadAttention
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, EncoderBlock, Pooler, init_weights, run_layers
+from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, init_weights
 
-# our module -> its published name; {} is the layer's number
+# our module -> its published name; {}: the number of the layer
 KEYS = {
     "embeddings.word": "distilbert.embeddings.word_embeddings",
     "embeddings.position": "distilbert.embeddings.position_embeddings",
@@ -34,7 +33,7 @@ KEYS = {
     "pooler.dense": "pre_classifier",
     "classifier": "classifier",
 }
-# tensors of published files that a classifier does not use: the pretraining head
+# published tensors that a classifier does not use: the pretraining head and a buffer of older versions
 EXTRAS = (r"vocab_(transform|layer_norm|projector)\..*", r"embeddings\.position_ids")
 # our config field -> its published name, where they differ
 CONFIG_KEYS = {
@@ -47,13 +46,13 @@ CONFIG_KEYS = {
     "attention_probs_dropout_prob": "attention_dropout",
     "classifier_dropout": "seq_classif_dropout",
 }
-SUPPORTED: dict[str, tuple] = {}  # no published config field would change the math beyond these
-EPS = 1e-12  # of every norm; the config does not say
+SUPPORTED: dict[str, tuple] = {}  # no other published config field changes the math
+EPS = 1e-12  # of every norm; the published config has no field for it
 
 
 @dataclass(frozen=True)
 class DistilBertConfig:
-    """Defaults are what a published config.json means where it leaves a field out."""
+    """Each default is the value of a field that a published config.json omits."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -70,36 +69,38 @@ class DistilBertConfig:
     labels: tuple[str, ...] = ("negative", "positive")
 
 
-class DistilBert(Module):
+class DistilBert(Encoder):
     """[B, T] token ids -> [B, C] logits."""
 
     model_type, architecture = "distilbert", "DistilBertForSequenceClassification"
     Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = DistilBertConfig, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED
-    HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
-    HEAD_MODULES = ("pre_classifier", "classifier")  # what huggingface/peft calls it
+    HEAD = ("pooler", "classifier")
+    HEAD_MODULES = ("pre_classifier", "classifier")
     LORA_TARGETS = ("query", "value")
-    PREFIX_SHIFTS = False  # whether positions begin behind a prefix
+    PREFIX_SHIFTS = False
 
     def __init__(self, config: DistilBertConfig) -> None:
-        super().__init__()
-        c = self.config = config
+        super().__init__(config)
+        c = config
         self.embeddings = Embeddings(
-            c.vocab_size,
-            c.hidden_size,
-            c.max_position_embeddings,
-            0,
-            c.pad_token_id,
-            EPS,
-            c.hidden_dropout_prob,
+            vocab_size=c.vocab_size,
+            hidden_size=c.hidden_size,
+            num_positions=c.max_position_embeddings,
+            num_types=0,
+            pad_id=c.pad_token_id,
+            eps=EPS,
+            dropout=c.hidden_dropout_prob,
         )
         self.layers = ModuleList(
             EncoderBlock(
-                MultiHeadAttention(c.hidden_size, c.num_heads, c.attention_probs_dropout_prob),
-                c.hidden_size,
-                c.feed_forward_size,
-                c.hidden_act,
-                EPS,
-                c.hidden_dropout_prob,
+                attention=MultiHeadAttention(
+                    hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
+                ),
+                hidden_size=c.hidden_size,
+                feed_forward_size=c.feed_forward_size,
+                act=c.hidden_act,
+                eps=EPS,
+                dropout=c.hidden_dropout_prob,
                 attention_dropout=0.0,
             )
             for _ in range(c.num_layers)
@@ -107,33 +108,4 @@ class DistilBert(Module):
         self.pooler = Pooler(c.hidden_size, "relu")
         self.dropout = Dropout(c.classifier_dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))
-        self.checkpointing = False
-        self.virtual = None  # a prompt or prefix that peft.apply puts here
         init_weights(self, c.initializer_range)
-
-    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
-        """input_ids: [B, T];  mask: bool [B, T];  shift: positions that a prefix takes -> [B, T, D]"""
-        return self.embed_words(self.embeddings.word(input_ids), mask, shift)
-
-    def embed_words(self, words: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
-        """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
-        return self.embeddings.combine(words, mask, shift)
-
-    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
-        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: which tokens are
-        wanted (nn/attention.py)."""
-        return run_layers(self.layers, self.checkpointing, x, mask, prefix, queries)
-
-    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """h: [B, T, D] -> [B, D], from the first token."""
-        return self.dropout(self.pooler(h))
-
-    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """What the classifier sees: [B, D]"""
-        if self.virtual is not None:
-            return self.virtual(self, input_ids, mask)
-        return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=1), mask)
-
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""
-        return self.classifier(self.features(input_ids, mask))

@@ -2,11 +2,12 @@
 
     y = x · m / (1 - p),   m_i ~ Bernoulli(1 - p) independently,   so that E[y] = x
 
-torch's `bernoulli_` costs about 8 ns an element on a CPU, which makes dropout 40 % of a fine-tuning step there.
-A mask cut from random bytes costs a fraction of that: one 64-bit draw decides eight elements.
+On a CPU, torch's `bernoulli_` takes about 8 ns per element, which makes dropout 40 % of a fine-tuning step. Here the
+mask is computed from random bytes at a fraction of that cost: one 64-bit random number gives the mask of eight
+elements.
 
-Differs from the paper: on CPU p is rounded to the nearest multiple of 1/256, and the scale uses the rounded p, so the
-expectation is exact and only the drop rate is off, by at most 1/512.
+Differs from the paper: on a CPU, p is rounded to the nearest of 1/256 … 255/256. The scale uses the rounded p, so the
+expectation is exact; the drop rate is off by at most 1/512 for p in [1/512, 511/512].
 """
 
 import torch
@@ -14,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-LEVELS = 256  # one random byte an element
+LEVELS = 256  # number of values of one random byte
 
 
 def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
-    """uint8 mask of `shape` on CPU, each element 1 with probability 1 - threshold/256, else 0, from torch's generator.
+    """Draws m on the CPU from torch's default generator: uint8 of `shape`, 1 with probability 1 - threshold/256.
 
-    threshold: 1 … 255. Integer arithmetic on bytes is several times faster here than a comparison that yields bool.
+    threshold: 1 … 255. Integer arithmetic on bytes is several times faster here than a comparison that returns bool.
     """
     count = shape.numel()
     words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
@@ -28,40 +29,45 @@ def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
     return words.view(torch.uint8)[:count].clamp_(below, threshold).sub_(below).view(shape)
 
 
-def checked(p: float) -> float:
-    """Raises ValueError where p is no rate of dropout."""
+def check_rate(p: float) -> float:
+    """Returns p. Raises ValueError if it is outside [0, 1)."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout {p} is outside [0, 1)")
     return p
 
 
 class Dropout(Module):
-    """y = x · m / (1 - p) while training, y = x otherwise.
+    """y = x · m / (1 - p) in training mode, y = x in evaluation mode.
 
-    p: probability of dropping an element, 0 <= p < 1. The mask comes from torch's default generator, so a run's seed
-    fixes it and activation checkpointing replays it.
+    p: probability of dropping an element, 0 <= p < 1. The mask is drawn from torch's default generator, so the seed of
+    a run determines it and activation checkpointing reproduces it.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.p = checked(p)
+        self.p = check_rate(p)
 
     @property
     def active(self) -> bool:
+        """Whether forward changes its input."""
         return self.training and self.p > 0
 
     @property
     def threshold(self) -> int:
+        """p in units of 1/256, rounded, 1 … 255."""
         return min(LEVELS - 1, max(1, round(self.p * LEVELS)))
 
     def mask(self, x: Tensor) -> tuple[Tensor, float]:
-        """m as uint8 like x, and p as it is where x lives: for those that apply it themselves."""
+        """Draws m for a caller that applies it itself. Returns m (uint8, shape of x) and p, rounded on a CPU."""
         if x.device.type != "cpu":
             return torch.empty_like(x, dtype=torch.uint8).bernoulli_(1 - self.p), self.p
         return keep_mask(x.shape, self.threshold), self.threshold / LEVELS
 
-    def thin(self, x: Tensor) -> tuple[Tensor, float]:
-        """x · m, and 1 / (1 - p) for those that would rather scale something smaller than x; a GPU does it at once."""
+    def mask_unscaled(self, x: Tensor) -> tuple[Tensor, float]:
+        """Returns x · m and the scale 1 / (1 - p), for a caller that applies the scale to a smaller tensor than x.
+
+        On other devices than the CPU one kernel does both: the first result is then y, and the scale is 1.
+        """
         if not self.active:
             return x, 1.0
         if x.device.type != "cpu":
@@ -69,15 +75,17 @@ class Dropout(Module):
         return x * keep_mask(x.shape, self.threshold), LEVELS / (LEVELS - self.threshold)
 
     def forward(self, x: Tensor) -> Tensor:
-        y, scale = self.thin(x)
+        """x: any shape -> y, same shape"""
+        y, scale = self.mask_unscaled(x)
         return y if scale == 1 else y.mul_(scale)
 
     def extra_repr(self) -> str:
+        """Returns what torch prints for this layer."""
         return f"p={self.p}"
 
 
 def set_dropout(model: Module, p: float) -> None:
-    """The rate of every dropout in `model`, whatever its config says. Raises ValueError."""
+    """Sets the rate of every Dropout in `model` to p. Raises ValueError if p is outside [0, 1)."""
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.p = checked(p)
+            module.p = check_rate(p)

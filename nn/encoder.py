@@ -1,25 +1,35 @@
-"""The parts that BERT and its descendants share: embeddings, feed-forward, post-norm block, pooler, initialisation.
+"""The layers that BERT and its descendants share, and `Encoder`, the base class of these models.
 
-    e  = LN(word[id] + type[0] + position[t])                  Devlin et al. 2019, arXiv 1810.04805, Fig. 2
+    input_ids          embed              encode             pool           classifier
+     [B, S]    ──▶   x [B, S, D]   ──▶   h [B, T, D]   ──▶   f [B, D]   ──▶   logits [B, C]
+                        ▲                   ▲
+          virtual tokens among words     prefix: extra keys and values in every layer
+
+    x  = LN(word[id] + type[0] + position[t])                  Devlin et al. 2019, arXiv 1810.04805, Fig. 2
     a  = LN(x + dropout(SelfAttention(x)))                     Vaswani et al. 2017, arXiv 1706.03762, §3.1 and §5.4
     y  = LN(a + dropout(W₂ act(W₁ a + b₁) + b₂))               §3.3, Eq. (2)
     f  = act(W dropout(h_[CLS]) + b)                           the pooler
 
-Differs from the published code: what nobody reads is not worked out. A classifier reads [CLS] alone, so the last layer
-has the keys and values of all tokens, but one query, one residual and one feed-forward a review: of L layers, nearly
-one less, with the same logits and gradients. Masked language modelling reads the masked tokens alone.
+Differs from the published code: unused outputs are not computed. The classifier reads [CLS] only, so the last layer
+has the keys and values of all tokens but a single query, residual and feed-forward per review (T = 1). This saves
+nearly one of L layers; logits and gradients are the same. In masked language modelling the queries of the last layer
+are the masked positions.
 """
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
+from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, Parameter
 from torch.utils.checkpoint import checkpoint
 
-from nn.attention import Prefix, Queries, pick
+from nn.attention import Prefix, Queries, select_queries
 from nn.dropout import Dropout
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact: x · Φ(x), Hendrycks & Gimpel 2016, arXiv 1606.08415
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
@@ -27,54 +37,45 @@ ACTIVATIONS = {
 }
 
 
-def activation(name: str):
-    """The elementwise function called `name` in a published config.json. Raises ValueError for an unknown one."""
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Returns the elementwise function with this name in a published config.json. Raises ValueError if unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def init_weights(module: Module, std: float) -> None:
-    """BERT's initialisation of every layer below `module`: weights N(0, std²), the padding row 0, biases 0, norms 1."""
+    """Initialises every layer in `module` as BERT does: weights N(0, std²), padding row 0, biases 0, norms 1."""
     for layer in module.modules():
         if isinstance(layer, LayerNorm):
             layer.reset_parameters()
-        elif isinstance(layer, Linear | Embedding | torch.nn.Conv1d):
+        elif isinstance(layer, Linear | Embedding | Conv1d):
             layer.weight.data.normal_(0.0, std)
-            if getattr(layer, "bias", None) is not None:
-                layer.bias.data.zero_()
-            if isinstance(layer, Embedding) and layer.padding_idx is not None:
-                layer.weight.data[layer.padding_idx].zero_()
+        if isinstance(layer, Linear | Conv1d) and layer.bias is not None:
+            layer.bias.data.zero_()
+        if isinstance(layer, Embedding) and layer.padding_idx is not None:
+            layer.weight.data[layer.padding_idx].zero_()
 
 
-def run_layer(layer: Module, checkpointing: bool, *inputs) -> Tensor:
-    """layer(*inputs); with checkpointing, only the inputs are kept and the layer runs again in the backward pass,
-    with the same random state (Chen et al. 2016, arXiv 1604.06174)."""
-    if checkpointing and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False)
-    return layer(*inputs)
+def checkpointed(layer: Module, enabled: bool) -> Callable[..., Tensor]:
+    """Returns a function with the arguments of `layer`, with activation checkpointing if enabled.
 
-
-def run_layers(
-    layers: ModuleList, checkpointing: bool, x: Tensor, mask: Tensor, prefix: list[Prefix] | None, queries: Queries
-) -> Tensor:
-    """Layer after layer. x: [B, S, D];  mask: bool [B, S];  prefix: keys and values for each layer;
-    queries: which tokens are wanted of the last -> [B, T, D]"""
-    last = len(layers) - 1
-    for number, layer in enumerate(layers):
-        pair, wanted = prefix[number] if prefix else None, queries if number == last else None
-        x = run_layer(layer, checkpointing, x, mask, pair, wanted)
-    return x
+    With checkpointing only the inputs are stored; the backward pass runs the layer again with the same random state
+    (Chen et al. 2016, arXiv 1604.06174). Without gradients there is nothing to store, and `layer` itself is returned.
+    """
+    if enabled and torch.is_grad_enabled():
+        return partial(checkpoint, layer, use_reentrant=False)
+    return layer
 
 
 class SharedEmbedding(Module):
-    """E_D = sg(E_G) + E_Δ: another table's rows, as constants, plus rows of its own that start at 0
-    (He et al. 2021, arXiv 2111.09543, §3.3). E_G -> base, which belongs to another module;  E_Δ -> delta [V, E].
+    """E_D = sg(E_G) + E_Δ: the rows of another table, as constants, plus a trained difference that starts at 0
+    (He et al. 2021, arXiv 2111.09543, §3.3). E_G -> base, a table of another module;  E_Δ -> delta [V, E].
     """
 
     def __init__(self, base: Embedding) -> None:
         super().__init__()
-        self.base = (base,)  # in a tuple: not a part of this module
+        self.base = (base,)  # the tuple keeps torch from registering the table as a submodule
         self.delta = Parameter(torch.zeros_like(base.weight))
         self.padding_idx = base.padding_idx
 
@@ -85,7 +86,7 @@ class SharedEmbedding(Module):
 
     @property
     def table(self) -> Tensor:
-        """E_G, where word vectors go."""
+        """E_G, [V, E]: the table that word vectors are copied to."""
         return self.base[0].weight
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -94,18 +95,18 @@ class SharedEmbedding(Module):
 
 
 class Embeddings(Module):
-    """e = dropout(m · LN(W_p (word[id] + type[0] + position[t])))
+    """x = dropout(m · LN(W_p (word[id] + type[0] + position[t])))
 
-    m is the mask: padding embeds to zero. positions or types of 0 leave that table out; W_p exists only where
-    embedding_size differs from hidden_size. `word` gives the first summand alone, `combine` does the rest.
+    m is the mask: the embedding of padding is 0. There is no position or type table if num_positions or num_types is 0;
+    there is a W_p only if embedding_size differs from hidden_size. `word` computes word[id], `combine` the rest.
     """
 
     def __init__(
         self,
         vocab_size: int,
         hidden_size: int,
-        positions: int,
-        types: int,
+        num_positions: int,
+        num_types: int,
         pad_id: int | None,
         eps: float,
         dropout: float,
@@ -114,24 +115,25 @@ class Embeddings(Module):
         super().__init__()
         width = embedding_size or hidden_size
         self.word = Embedding(vocab_size, width, padding_idx=pad_id)
-        self.position = Embedding(positions, width) if positions else None
-        self.token_type = Embedding(types, width) if types else None
+        self.position = Embedding(num_positions, width) if num_positions else None
+        self.token_type = Embedding(num_types, width) if num_types else None
         self.project = Linear(width, hidden_size, bias=False) if width != hidden_size else None
         self.norm = LayerNorm(hidden_size, eps=eps)
         self.dropout = Dropout(dropout)
 
     def combine(self, words: Tensor, mask: Tensor, first_position: int = 0) -> Tensor:
-        """words: [B, T, E];  mask: bool [B, T] -> [B, T, D]. Raises ValueError when T exceeds the position table.
+        """Adds types and positions and applies projection, norm, mask and dropout. first_position: row of the position
+        table for the first token. Raises ValueError if T exceeds the position table.
 
-        first_position: the row of the position table for the first token.
+        words: [B, T, E];  mask: bool [B, T] -> [B, T, D]
         """
         x, length = words, words.size(1)
         if self.token_type is not None:
             x = x + self.token_type.weight[0]
         if self.position is not None:
-            room = self.position.num_embeddings - first_position
-            if length > room:
-                raise ValueError(f"{length} tokens, but the model has {room} positions; lower --max-length")
+            available = self.position.num_embeddings - first_position
+            if length > available:
+                raise ValueError(f"{length} tokens, but the model has {available} positions; lower --max-length")
             x = x + self.position.weight[first_position : first_position + length]
         if self.project is not None:
             x = self.project(x)  # [B, T, D]
@@ -139,7 +141,7 @@ class Embeddings(Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor, first_position: int = 0) -> Tensor:
         """input_ids: [B, T];  mask: bool [B, T] -> [B, T, D]"""
-        return self.combine(self.word(input_ids), mask, first_position)
+        return self.combine(self.word(input_ids), mask=mask, first_position=first_position)
 
 
 class FeedForward(Module):
@@ -152,14 +154,15 @@ class FeedForward(Module):
         self.activation = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))  # [B, T, D]
+        """[B, T, D] -> [B, T, D]"""
+        return self.down(self.activation(self.up(x)))
 
 
 class EncoderBlock(Module):
-    """a = LN(x + dropout(attention(x, …)));   y = LN(a + dropout(feed_forward(a)))
+    """a = LN(x + dropout(attention(x)));   y = LN(a + dropout(feed_forward(a)))
 
-    attention: a module (x, mask, prefix, queries, *context) -> [B, T, D];  context is handed through to it.
-    attention_dropout: the first dropout, where it differs from the second.
+    attention: a module with the arguments of MultiHeadAttention.forward, and with `relative` if the block gets it;
+    attention_dropout: the first dropout, by default equal to the second.
     """
 
     def __init__(
@@ -175,17 +178,24 @@ class EncoderBlock(Module):
         super().__init__()
         self.attention = attention
         self.attention_norm = LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = FeedForward(hidden_size, feed_forward_size, act)
+        self.feed_forward = FeedForward(hidden_size=hidden_size, feed_forward_size=feed_forward_size, act=act)
         self.feed_forward_norm = LayerNorm(hidden_size, eps=eps)
         self.attention_dropout = Dropout(dropout if attention_dropout is None else attention_dropout)
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: Queries = None, *context
+        self,
+        x: Tensor,
+        mask: Tensor,
+        prefix: Prefix | None = None,
+        queries: Queries = None,
+        relative: Tensor | None = None,
     ) -> Tensor:
-        """x: [B, S, D];  mask: bool [B, S];  queries: which tokens are worked out -> [B, T, D]"""
-        y = self.attention_dropout(self.attention(x, mask, prefix, queries, *context))
-        a = self.attention_norm(pick(x, queries) + y)
+        """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: query positions;
+        relative: DeBERTa's table of relative positions, [2s, D] -> [B, T, D]"""
+        attend = self.attention if relative is None else partial(self.attention, relative=relative)
+        y = self.attention_dropout(attend(x, mask, prefix=prefix, queries=queries))  # [B, T, D]
+        a = self.attention_norm(select_queries(x, queries) + y)
         return self.feed_forward_norm(a + self.dropout(self.feed_forward(a)))
 
 
@@ -201,3 +211,80 @@ class Pooler(Module):
     def forward(self, h: Tensor) -> Tensor:
         """h: [B, T, D] -> [B, D]"""
         return self.activation(self.dense(self.dropout(h[:, 0])))
+
+
+class Encoder(Module):
+    """Base class of the pretrained encoders: token ids [B, T] -> logits [B, C].
+
+    A subclass creates the five modules below in its constructor, in the order of its random draws, and defines the
+    constants below, which other packages read.
+    """
+
+    model_type: str  # of config.json
+    architecture: str  # of config.json
+    Config: type  # a frozen dataclass
+    KEYS: dict[str, str]  # our module -> its published name
+    EXTRAS: tuple[str, ...]  # patterns of published tensors that a classifier does not use
+    CONFIG_KEYS: dict[str, str]  # our config field -> its published name, where they differ
+    SUPPORTED: dict[str, tuple]  # published config fields that would change the math -> the values implemented here
+    HEAD: tuple[str, ...]  # modules that a checkpoint without a head lacks
+    HEAD_MODULES: tuple[str, ...]  # their names in huggingface/peft
+    LORA_TARGETS: tuple[str, ...]  # layers that LoRA adapts by default
+    PREFIX_SHIFTS: bool  # whether a prefix of P virtual tokens shifts the positions of the tokens by P
+
+    embeddings: Any  # Embeddings
+    layers: Any  # ModuleList of EncoderBlock
+    pooler: Pooler
+    dropout: Dropout
+    classifier: Linear
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.first_position: int = 0  # row of the position table for the first token
+        self.checkpointing: bool = False  # whether training recomputes activations instead of storing them
+        self.newly_initialized: frozenset[str] = frozenset()  # parameters that the checkpoint does not contain
+        self.adapter: Any = None  # method and options of an attached adapter, a dict
+        self.virtual: Any = None  # module (model, input_ids, mask) -> features, of prompt and prefix methods
+        self.merged: Any = None  # the adapter that was merged into the weights
+        self.projection: Any = None  # SupCon's projection head, a module for training only
+        self.pretraining: Any = None  # heads of pretraining, a module for training only
+
+    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T];  shift: number of positions before the first token,
+        those of a prefix -> [B, T, D]"""
+        return self.embeddings(input_ids, mask, first_position=self.first_position + shift)
+
+    def embed_words(self, words: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """words: word embeddings, virtual tokens among them, [B, T, E];  mask: bool [B, T] -> [B, T, D]"""
+        return self.embeddings.combine(words, mask, first_position=self.first_position + shift)
+
+    def steps(
+        self, prefix: list[Prefix] | None, queries: Queries
+    ) -> Iterator[tuple[Callable[..., Tensor], Prefix | None, Queries]]:
+        """Yields each layer with its prefix and its queries; only the last layer has fewer queries than tokens."""
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            pair, selected = prefix[number] if prefix else None, queries if number == last else None
+            yield checkpointed(layer, self.checkpointing), pair, selected
+
+    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
+        """Runs the layers. x: [B, S, D];  mask: bool [B, S];  prefix: keys and values for each layer;  queries: query
+        positions of the last layer (nn/attention.py) -> [B, T, D]"""
+        for layer, pair, selected in self.steps(prefix, queries):
+            x = layer(x, mask, prefix=pair, queries=selected)
+        return x  # [B, T, D]
+
+    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Pools the first token. h: [B, T, D];  mask: bool [B, T], unused here -> [B, D]"""
+        return self.dropout(self.pooler(h))
+
+    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Returns the input of the classifier, [B, D]."""
+        if self.virtual is not None:
+            return self.virtual(self, input_ids, mask)
+        return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=1), mask)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""
+        return self.classifier(self.features(input_ids, mask))

@@ -1,24 +1,24 @@
-"""RoBERTa (Liu et al. 2019, arXiv 1907.11692) as a sequence classifier: BERT's encoder, trained longer, with another
-head.
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692) as a sequence classifier: BERT's encoder with a different head, trained
+for longer on more data.
 
-    e⁰ = LN(word + type + position[t + pad_id + 1]);   eˡ = EncoderBlock(eˡ⁻¹), l = 1 … L
-    f = tanh(W dropout(eᴸ[<s>]) + b);   logits = W_c dropout(f) + b_c
+    x⁰ = LN(word + type + position[t + pad_id + 1]);   xˡ = EncoderBlock(xˡ⁻¹), l = 1 … L
+    f = tanh(W dropout(xᴸ[<s>]) + b);   logits = W_c dropout(f) + b_c
 
-Positions begin behind the padding's own row: the first token has pad_id + 1 = 2, so 514 rows serve 512 tokens.
+The row of the first token in the position table is pad_id + 1 = 2; row pad_id belongs to padding. A table of 514 rows
+therefore holds 512 tokens.
 
-Differs from the published code: nothing; logits equal it to rounding (tests/golden).
+Differs from the published code: nothing; logits are equal up to rounding (tests/golden).
 """
 
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn import Linear, Module, ModuleList
+from torch.nn import Linear, ModuleList
 
-from nn.attention import MultiHeadAttention, Prefix, Queries
+from nn.attention import MultiHeadAttention
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, EncoderBlock, Pooler, init_weights, run_layers
+from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, init_weights
 
-# our module -> its published name; {} is the layer's number
+# our module -> its published name; {}: the number of the layer
 KEYS = {
     "embeddings.word": "roberta.embeddings.word_embeddings",
     "embeddings.position": "roberta.embeddings.position_embeddings",
@@ -35,7 +35,7 @@ KEYS = {
     "pooler.dense": "classifier.dense",
     "classifier": "classifier.out_proj",
 }
-# tensors of published files that a classifier does not use: the pretraining head, an old buffer, BERT's pooler
+# published tensors that a classifier does not use: the pretraining head, a buffer of older versions, BERT's pooler
 EXTRAS = (r"lm_head\..*", r"embeddings\.position_ids", r"pooler\.dense\..*")
 # our config field -> its published name, where they differ
 CONFIG_KEYS = {
@@ -53,7 +53,7 @@ SUPPORTED = {
 
 @dataclass(frozen=True)
 class RobertaConfig:
-    """Defaults are what a published config.json means where it leaves a field out: not those of roberta-base."""
+    """Each default is the value of a field that a published config.json omits, not the value of roberta-base."""
 
     vocab_size: int = 50265
     hidden_size: int = 768
@@ -72,70 +72,44 @@ class RobertaConfig:
     labels: tuple[str, ...] = ("negative", "positive")
 
 
-class Roberta(Module):
+class Roberta(Encoder):
     """[B, T] token ids -> [B, C] logits."""
 
     model_type, architecture = "roberta", "RobertaForSequenceClassification"
     Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = RobertaConfig, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED
-    HEAD = ("pooler", "classifier")  # what a headless checkpoint leaves out
-    HEAD_MODULES = ("classifier",)  # what huggingface/peft calls it
+    HEAD = ("pooler", "classifier")
+    HEAD_MODULES = ("classifier",)
     LORA_TARGETS = ("query", "value")
-    PREFIX_SHIFTS = True  # whether positions begin behind a prefix
+    PREFIX_SHIFTS = True
 
     def __init__(self, config: RobertaConfig) -> None:
-        super().__init__()
-        c = self.config = config
+        super().__init__(config)
+        c = config
+        self.first_position = c.pad_token_id + 1
+        dropout = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
         self.embeddings = Embeddings(
-            c.vocab_size,
-            c.hidden_size,
-            c.max_position_embeddings,
-            c.type_vocab_size,
-            c.pad_token_id,
-            c.layer_norm_eps,
-            c.hidden_dropout_prob,
+            vocab_size=c.vocab_size,
+            hidden_size=c.hidden_size,
+            num_positions=c.max_position_embeddings,
+            num_types=c.type_vocab_size,
+            pad_id=c.pad_token_id,
+            eps=c.layer_norm_eps,
+            dropout=c.hidden_dropout_prob,
         )
         self.layers = ModuleList(
             EncoderBlock(
-                MultiHeadAttention(c.hidden_size, c.num_heads, c.attention_probs_dropout_prob),
-                c.hidden_size,
-                c.feed_forward_size,
-                c.hidden_act,
-                c.layer_norm_eps,
-                c.hidden_dropout_prob,
+                attention=MultiHeadAttention(
+                    hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
+                ),
+                hidden_size=c.hidden_size,
+                feed_forward_size=c.feed_forward_size,
+                act=c.hidden_act,
+                eps=c.layer_norm_eps,
+                dropout=c.hidden_dropout_prob,
             )
             for _ in range(c.num_layers)
         )
-        dropout = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
-        self.pooler = Pooler(c.hidden_size, "tanh", dropout)
+        self.pooler = Pooler(hidden_size=c.hidden_size, act="tanh", dropout=dropout)
         self.dropout = Dropout(dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))
-        self.checkpointing = False
-        self.virtual = None  # a prompt or prefix that peft.apply puts here
         init_weights(self, c.initializer_range)
-
-    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
-        """input_ids: [B, T];  mask: bool [B, T];  shift: positions that a prefix takes -> [B, T, D]"""
-        return self.embed_words(self.embeddings.word(input_ids), mask, shift)
-
-    def embed_words(self, words: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
-        """words: rows of the word embeddings, or virtual tokens among them, [B, T, E] -> [B, T, D]"""
-        return self.embeddings.combine(words, mask, self.config.pad_token_id + 1 + shift)
-
-    def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
-        """x: [B, S, D] -> [B, T, D];  prefix: keys and values for each layer;  queries: which tokens are
-        wanted (nn/attention.py)."""
-        return run_layers(self.layers, self.checkpointing, x, mask, prefix, queries)
-
-    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """h: [B, T, D] -> [B, D], from the first token."""
-        return self.dropout(self.pooler(h))
-
-    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """What the classifier sees: [B, D]"""
-        if self.virtual is not None:
-            return self.virtual(self, input_ids, mask)
-        return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=1), mask)
-
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""
-        return self.classifier(self.features(input_ids, mask))

@@ -1,33 +1,26 @@
-"""What a run needs from the machine: device, precision, seeds, memory, and how errors leave the program."""
+"""The machine of a run: device, precision, and memory."""
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
 import resource
-import signal
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
+
+from nn.encoder import Encoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
 
 
-def derive_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose (initialisation, order of epoch 3, dropout …), so that no stream disturbs
-    another. 63 bits."""
-    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 def choose_device(name: str) -> torch.device:
-    """`auto`: the GPU if there is one. Raises ValueError for a device that is not here."""
+    """Returns a device; `auto` is the GPU if there is one. Raises ValueError for a device that is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -39,8 +32,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """glibc hands every block over 32 MiB back to the system when it is freed, and page-faults it in again at the next
-    step: a quarter of a training step on CPU. This keeps such blocks in the process. Does nothing elsewhere."""
+    """Keeps freed blocks in the process on Linux with glibc; has no effect elsewhere.
+
+    By default glibc returns every freed block over 32 MiB to the system. The page faults of the next step then take a
+    quarter of a training step on CPU.
+    """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
         libc = ctypes.CDLL(None)
@@ -49,14 +45,14 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Gives the pages of freed blocks back to the system: now and then, or batches of many lengths leave ever more
-    holes."""
+    """Returns the pages of freed blocks to the system. Called from time to time, it bounds the fragmentation that
+    batches of many lengths cause."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 itself."""
+    """Returns whether the hardware has bf16 matrix products."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -65,7 +61,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16 or fp16 as a dtype; `auto` is bf16 where the hardware has it, else fp32. Raises ValueError."""
+    """Returns the dtype of fp32, bf16 or fp16; `auto` is bf16 if the hardware has it, else fp32. Raises ValueError."""
     if name not in PRECISIONS:
         raise ValueError(f"unknown precision {name!r}; known: {', '.join(PRECISIONS)}")
     if name == "auto":
@@ -74,13 +70,13 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 class Machine(NamedTuple):
-    """Where a run computes, and in which precision its matrix products are."""
+    """The device of a run and the precision of its matrix products."""
 
     device: torch.device
     dtype: torch.dtype
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Matrix products in `dtype`; weights, norms, softmax and losses stay fp32."""
+        """Computes matrix products in `dtype`; weights, norms, softmax and losses stay fp32."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def __str__(self) -> str:
@@ -88,26 +84,13 @@ class Machine(NamedTuple):
 
 
 def choose_machine(device: str, precision: str) -> Machine:
-    """Raises ValueError for a device or precision that is not known or not here."""
+    """Returns the machine. Raises ValueError for an unknown or unavailable device or precision."""
     found = choose_device(device)
     return Machine(found, choose_precision(precision, found))
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"random.cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["random.cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["random.cpu"])
-    if "random.cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["random.cuda"], device)
-
-
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or that this process took so far."""
+    """Returns the peak memory so far in bytes: of tensors on a GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -115,6 +98,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def describe_device(device: torch.device) -> str:
+    """Returns the name of a GPU, or of the CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -124,67 +108,53 @@ def describe_device(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-@contextlib.contextmanager
-def clean_exit() -> Iterator[None]:
-    """What a user can cause ends in one line and exit code 2; DEBUG=1 shows where it came from."""
-    try:
-        yield
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        message = explain(error)
-        if message is None or os.environ.get("DEBUG"):
-            raise
-        traceback.clear_frames(error.__traceback__)
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+# --------------------------------------------------------------------------------------------------------- memory
+
+CACHED_TOKENS = 2_048  # tokens in a pass in fp32, including padding, whose activations stay in a CPU's cache
 
 
-def out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+def tokens_per_pass(model: Module, machine: Machine) -> int:
+    """Returns the number of tokens, including padding, that pass through an encoder fastest; 0: no limit.
+
+    Half precision has the same number of bytes. On a GPU and for word networks larger passes are faster.
+    """
+    if machine.device.type != "cpu" or not isinstance(model, Encoder):
+        return 0
+    return CACHED_TOKENS * torch.float32.itemsize // machine.dtype.itemsize
 
 
-def explain(error: BaseException) -> str | None:
-    """One line for an error that a user can mend; None for a defect of this program."""
-    text = " ".join(str(error).split())
-    if out_of_memory(error):
-        return (
-            "out of memory; lower --batch-size (and raise --accumulation), lower --max-length, or add --checkpointing"
-        )
-    if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
-        return None
-    return text or type(error).__name__
+class StaticMemory(NamedTuple):
+    """Bytes that a model needs before any example is processed."""
+
+    weights: int  # all parameters and buffers
+    gradients: int  # of the trained parameters
+    optimizer: int  # AdamW's two moments, fp32, of the trained parameters
 
 
-class NotFinite(Exception):
-    """The loss is not a number, or infinite; rows: of the batch that it is the loss of."""
-
-    def __init__(self, loss: float, rows: Sequence[int]) -> None:
-        self.loss, self.rows = loss, rows
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Returns the size of tensors in bytes."""
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
-class Stopped(Exception):
-    """The user asked to stop, and the state is saved."""
+def static_memory(model: Module) -> StaticMemory:
+    """Computes the memory that does not depend on the batch."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    moments = 2 * 4 * sum(p.numel() for p in trained)
+    return StaticMemory(bytes_of([*model.parameters(), *model.buffers()]), bytes_of(trained), moments)
 
 
-class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop looks at between steps; the second one stops at
-    once."""
+def describe_memory(model: Module, average: bool = False) -> str:
+    """Describes the static memory in one line, and what 8-bit and frozen weights save.
 
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "Interrupt":
-        self.before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def handle(self, number: int, frame) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def check(self) -> None:
-        if self.asked:
-            raise Stopped
+    average: whether a running mean of the trained weights is kept as well.
+    """
+    mib, static = 2**20, static_memory(model)
+    small = sum(b.numel() for b in model.buffers() if b.dtype == torch.int8)
+    frozen = small + sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    line = f"memory: weights {static.weights / mib:,.0f} MiB"
+    if small:
+        line += f" (8 bits save {3 * small / mib:,.0f})"
+    line += f", gradients and moments {(static.gradients + static.optimizer) / mib:,.0f} MiB"
+    if frozen:
+        line += f" (frozen weights save {12 * frozen / mib:,.0f})"
+    return line + (f", running mean {static.gradients / mib:,.0f} MiB" if average else "")

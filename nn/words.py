@@ -1,16 +1,19 @@
-"""What the networks over words share: their embeddings with word dropout, and pooling over time.
+"""Layers that the networks over words share, and `WordClassifier` and `WordConfig`, their base classes.
 
     w_t ← <unk> with probability p                              word dropout (Iyyer et al. 2015, P15-1162, §4)
-    x_t = s ⊙ E[w_t],   s the same for all t of a review        variational dropout (Gal & Ghahramani 2016,
+    x_t = s ⊙ E[w_t], s the same for all t of a review          variational dropout (Gal & Ghahramani 2016,
                                                                 arXiv 1512.05287, §4.2)
-    mean: Σ_t m_t h_t / Σ_t m_t      max: max over t with m_t      attention: nn/attention.py, AdditiveAttention
-    last: each direction's state behind its last step
+    mean: Σ_t m_t h_t / Σ_t m_t      max: max over t with m_t = 1      attention: nn/attention.py, AdditiveAttention
+    last: the state of each direction after its last real step
 
 m_t is 1 for a word and 0 for padding.
 
-Differs from the papers: a dropped word becomes <unk>, which so learns what an unknown word means, where Iyyer et al.
-leave it out.
+Differs from the papers: a dropped word is replaced by <unk>, where Iyyer et al. remove it. The embedding of <unk> is
+trained this way.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,17 +26,17 @@ POOLINGS = ("last", "mean", "max", "attention")
 
 
 class WordEmbedding(Module):
-    """[B, T] word ids -> [B, T, E], 0 at padding. E starts uniform in (-a, a): the smaller a, the more of what a
-    word comes to mean is learned from the labels, at the same learning rate.
+    """Embeds word ids [B, T] -> [B, T, E], 0 at padding. E is initialised uniformly in (-a, a).
 
-    scale -> a;  word_dropout -> p;  dropout: of whole columns of a review's [T, E].
+    A smaller range lets training determine more of an embedding, at the same learning rate.
+    embedding_range -> a;  word_dropout -> p;  dropout: probability of dropping a column of a review's [T, E].
     """
 
     def __init__(
         self,
         vocab_size: int,
         embedding_size: int,
-        scale: float,
+        embedding_range: float,
         pad_id: int,
         unk_id: int,
         word_dropout: float,
@@ -43,37 +46,38 @@ class WordEmbedding(Module):
         if not 0 <= word_dropout < 1:
             raise ValueError(f"word_dropout {word_dropout} is outside [0, 1)")
         self.word = Embedding(vocab_size, embedding_size, padding_idx=pad_id)
-        self.word.weight.data.uniform_(-scale, scale)[pad_id] = 0
+        self.word.weight.data.uniform_(-embedding_range, embedding_range)[pad_id] = 0
         self.unk_id, self.word_dropout = unk_id, word_dropout
         self.dropout = Dropout(dropout)
 
     def drop_words(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Word dropout, while training. [B, T] -> [B, T]"""
+        """Applies word dropout in training mode. [B, T] -> [B, T]"""
         if not self.training or self.word_dropout == 0:
             return input_ids
         dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
         return input_ids.masked_fill(dropped & mask, self.unk_id)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Returns x: [B, T, E]."""
         x = self.word(self.drop_words(input_ids, mask))  # [B, T, E]
         return x * self.dropout(x.new_ones(len(x), 1, x.size(-1))) if self.dropout.active else x
 
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
-    """h: [B, T, D];  mask: bool [B, T] -> [B, D]"""
+    """Averages h over the words. h: [B, T, D];  mask: bool [B, T] -> [B, D], 0 for a row without words."""
     m = mask[..., None].to(h.dtype)  # [B, T, 1]
     return (h * m).sum(1) / m.sum(1).clamp(min=1)
 
 
 def masked_max(h: Tensor, mask: Tensor) -> Tensor:
-    """h: [B, T, D];  mask: bool [B, T] -> [B, D]; 0 for a row without any word."""
+    """Takes the maximum of h over the words. h: [B, T, D];  mask: bool [B, T] -> [B, D], 0 for a row without words."""
     largest = h.masked_fill(~mask[..., None], torch.finfo(h.dtype).min).amax(1)
     return largest.masked_fill(~mask.any(1, keepdim=True), 0)
 
 
 def last_states(h: Tensor, mask: Tensor, bidirectional: bool = True) -> Tensor:
-    """The state after each direction's last real step: the forward one at the review's end, the backward one at its
-    start. h: [B, T, N·D] -> [B, N·D]"""
+    """Selects the state after each direction's last real step: the forward state at the end of the review, the backward
+    state at its start. h: [B, T, N·D];  mask: bool [B, T] -> [B, N·D]"""
     end = (mask.sum(1) - 1).clamp(min=0)
     at_end = h[torch.arange(len(h), device=h.device), end]  # [B, N·D]
     if not bidirectional:
@@ -84,7 +88,10 @@ def last_states(h: Tensor, mask: Tensor, bidirectional: bool = True) -> Tensor:
 
 
 class Pooling(Module):
-    """[B, T, D] -> [B, n·D] by n poolings, given as `max` or `max+mean`: their results stand side by side."""
+    """Concatenates n poolings over time, given as `max` or `max+mean`. [B, T, D] -> [B, n·D]
+
+    Raises ValueError for an unknown pooling.
+    """
 
     def __init__(self, kinds: str, width: int, bidirectional: bool = True) -> None:
         super().__init__()
@@ -95,11 +102,95 @@ class Pooling(Module):
         self.width = width * len(self.kinds)
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        return torch.cat([self.one(kind, h, mask) for kind in self.kinds], -1)  # [B, n·D]
+        """h: [B, T, D];  mask: bool [B, T] -> [B, n·D]"""
+        return torch.cat([self.pool_by(kind, h=h, mask=mask) for kind in self.kinds], -1)
 
-    def one(self, kind: str, h: Tensor, mask: Tensor) -> Tensor:
-        if kind == "attention":
+    def pool_by(self, kind: str, h: Tensor, mask: Tensor) -> Tensor:
+        """Applies one pooling. h: [B, T, D];  mask: bool [B, T] -> [B, D]"""
+        if kind == "attention" and self.attention is not None:
             return self.attention(h, mask)[0]
         if kind == "last":
-            return last_states(h, mask, self.bidirectional)
+            return last_states(h, mask, bidirectional=self.bidirectional)
         return masked_mean(h, mask) if kind == "mean" else masked_max(h, mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordConfig:
+    """Settings of every network over words; a network adds its own and overrides defaults."""
+
+    vocab_size: int = 30000
+    embedding_size: int = 300
+    embedding_range: float = 1.0
+    word_dropout: float = 0.3
+    embedding_dropout: float = 0.5
+    dropout: float = 0.5
+    pad_token_id: int = 0
+    unk_token_id: int = 1
+    labels: tuple[str, ...] = ("negative", "positive")
+
+
+class WordClassifier(Module):
+    """Maps word ids [B, T] to logits [B, C]; base class of the networks over words.
+
+    x = embed(ids)    h = encode(x)    features = pool(h)    logits = classifier(features)
+
+    A subclass creates its layers in its constructor after this one, in the order of its random draws, and defines
+    `encode`, and `pool` unless it has a `pooling`. embedding_size, embedding_dropout: replace the config's values.
+    """
+
+    model_type: str  # of config.json
+    architecture: str  # of config.json
+    Config: type[WordConfig]
+    # no published checkpoints to translate (nn/encoder.py)
+    KEYS: dict[str, str] = {}  # noqa: RUF012
+    EXTRAS: tuple[str, ...] = ()
+    CONFIG_KEYS: dict[str, str] = {}  # noqa: RUF012
+    SUPPORTED: dict[str, tuple] = {}  # noqa: RUF012
+    HEAD = ("classifier",)
+
+    pooling: Pooling
+    dropout: Dropout
+    classifier: Any  # Linear, or a module with in_features
+
+    def __init__(
+        self, config: WordConfig, embedding_size: int | None = None, embedding_dropout: float | None = None
+    ) -> None:
+        super().__init__()
+        self.config: Any = config  # of the subclass's Config
+        self.checkpointing: bool = False  # whether training recomputes activations instead of storing them
+        self.newly_initialized: frozenset[str] = frozenset()  # parameters that the checkpoint does not contain
+        self.adapter: Any = None  # always None, like virtual and merged: adapters are for encoders
+        self.virtual: Any = None
+        self.merged: Any = None
+        self.projection: Any = None  # SupCon's projection head, used in training only
+        self.pretraining: Any = None  # always None: pretraining is for encoders
+        self.layers: Any = ()  # a stack of layers; only the Transformer has one
+        self.embeddings = WordEmbedding(
+            vocab_size=config.vocab_size,
+            embedding_size=config.embedding_size if embedding_size is None else embedding_size,
+            embedding_range=config.embedding_range,
+            pad_id=config.pad_token_id,
+            unk_id=config.unk_token_id,
+            word_dropout=config.word_dropout,
+            dropout=config.embedding_dropout if embedding_dropout is None else embedding_dropout,
+        )
+
+    def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeds the words. input_ids: [B, T];  mask: bool [B, T] -> [B, T, E]"""
+        return self.embeddings(input_ids, mask)
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Computes the hidden states. x: [B, T, E];  mask: bool [B, T] -> [B, T, D]"""
+        raise NotImplementedError
+
+    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Pools the hidden states over time. h: [B, T, D];  mask: bool [B, T] -> [B, n·D] for n poolings"""
+        return self.dropout(self.pooling(h, mask))
+
+    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Returns the input of the classifier, [B, n·D]."""
+        return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: int64 [B, T];  mask: bool [B, T], True = real word, padding on the right -> logits [B, C]"""
+        return self.classifier(self.features(input_ids, mask))

@@ -2,71 +2,64 @@
 
     y = W₀ x + b + s·B(A dropout(x)),   A: [R, in],  B: [out, R],  s = alpha / R
 
+              ┌──── W₀, frozen ────┐
+        x ────┤                    ├──(+)── y
+              └─ dropout ─ A ─ B ·s┘          trained: A and B
+
 rsLoRA (Kalajdzievski 2023, arXiv 2312.03732, §3): s = alpha / √R.
-DoRA (Liu et al. 2024, arXiv 2402.09353, Eq. 5 and §4.3) trains the length of each row of the sum by itself:
+DoRA (Liu et al. 2024, arXiv 2402.09353, Eq. 5 and §4.3) trains the norm of each row of the sum separately:
 
-    W' = W₀ + s·B A,   y = m ⊙ (W' x) / ‖W'‖ + b,   ‖W'‖: length of each row, [out], a constant for the gradient
+    W' = W₀ + s·B A,   y = m ⊙ (W' x) / ‖W'‖ + b,   ‖W'‖: norm of each row, [out], a constant for the gradient
 
-A ~ U(-1/√in, 1/√in), B = 0 and m = ‖W₀‖, so that training starts at the base model. `merged` puts one plain layer in
-its place; `unmerge` takes the change out again, to within rounding (about 1e-8 of W₀ in fp32). A layer of in × out
-gains R·(in + out) parameters, and out more with DoRA.
+A ~ U(-1/√in, 1/√in), B = 0 and m = ‖W₀‖, so that training starts at the base model. `merged` returns one plain layer
+with the same output; `unmerge` restores W₀ up to rounding (about 1e-8 of W₀ in fp32). A layer of in × out gains
+R·(in + out) parameters; DoRA adds `out` more.
 
-With u = A (d ⊙ x), d the dropout's mask over 1 - p, and g = ∂L/∂y, the gradients of the update are
+With u = A (d ⊙ x), d the dropout mask over 1 - p, and g = ∂L/∂y, the gradients of the update are
 
     ∂L/∂B = s·Σ g uᵀ,   ∂L/∂A = s·Σ (Bᵀg)(d ⊙ x)ᵀ,   ∂L/∂x = d ⊙ s·Aᵀ(Bᵀg)
 
-`LowRank` keeps for them x itself, u and one byte an element for d. Left to autograd, every adapter would keep a copy of
-d ⊙ x, under mixed precision even without dropout; so all adapters on one x share it. W₀ gets no gradient, nor does
+`LowRank` saves x itself, u, and one byte an element for d. Autograd would save a copy of d ⊙ x for every adapter, under
+mixed precision even without dropout; here all adapters on one x share it. W₀ gets no gradient, and neither does
 anything below the first adapter.
 
-Differs from the paper: A is uniform (as loralib and peft have it) where the paper says Gaussian. DeBERTa's query and
-key layers also project the relative positions, and the adapter acts there too: it belongs to the layer.
+Differs from the paper: A is uniform, as in loralib and huggingface/peft; the paper uses a Gaussian. DeBERTa's query and
+key layers also project the relative positions, and the adapter is part of that projection too.
 """
 
 import math
 import re
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
+from data.flags import option
 from nn.dropout import Dropout
+from nn.encoder import Encoder
 from nn.quant import Int8Linear
 
-OPTIONS = ("rank", "alpha", "lora_dropout", "targets", "rslora", "dora", "lora_bias", "rank_pattern", "alpha_pattern")
 BIASES = ("none", "all", "lora_only")
 
 
-class LowRank(torch.autograd.Function):
-    """s·B(A (d ⊙ x)), and the gradients of the module docstring, in `dtype`."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, A: Tensor, B: Tensor, s: float, keep: Tensor | None, p: float, dtype: torch.dtype):
-        """x: [..., in];  A: [R, in];  B: [out, R];  keep: uint8 like x, 0 where dropped with probability p, or None."""
-        ctx.s, ctx.p, ctx.dtype = s, p, dtype
-        u = LowRank.dropped(x, keep, p, dtype) @ A.to(dtype).t()  # [..., R]
-        ctx.save_for_backward(x, A, B, keep, u)
-        return (u * s) @ B.to(dtype).t()  # scaled where it is smallest
-
-    @staticmethod
-    def dropped(x: Tensor, keep: Tensor | None, p: float, dtype: torch.dtype) -> Tensor:
-        """d ⊙ x"""
-        return x.to(dtype) if keep is None else (x.to(dtype) * keep).mul_(1 / (1 - p))
-
-    @staticmethod
-    def backward(ctx, g: Tensor):
-        x, A, B, keep, u = ctx.saved_tensors
-        below = (g @ B.to(g.dtype)) * ctx.s  # s·Bᵀg, [..., R]
-        d_A = below.flatten(0, -2).t() @ LowRank.dropped(x, keep, ctx.p, ctx.dtype).flatten(0, -2)  # [R, in]
-        d_B = g.flatten(0, -2).t() @ u.flatten(0, -2) * ctx.s  # [out, R]
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = LowRank.dropped(below @ A.to(g.dtype), keep, ctx.p, g.dtype).to(x.dtype)  # [..., in]
-        return d_x, d_A.to(A.dtype), d_B.to(B.dtype), None, None, None, None
+@dataclass(frozen=True)
+class LoRAOptions:
+    rank: int = option(8, "LoRA", "rank R of the update")
+    alpha: float = option(16.0, "LoRA", "the update is scaled by alpha / R")
+    lora_dropout: float = option(0.0, "LoRA", "dropout on the input of the update")
+    targets: str = option("", "LoRA", "layers (query,value), re:PATTERN or all-linear; default: the model's own")
+    rslora: bool = option(False, "LoRA", "scale by alpha / √R (rsLoRA)")
+    dora: bool = option(False, "LoRA", "train the norm of each row separately (DoRA)")
+    lora_bias: str = option("none", "LoRA", "biases that are trained as well: none, all or lora_only")
+    rank_pattern: str = option("", "LoRA", "other ranks for some layers: value=16 layers.0=4")
+    alpha_pattern: str = option("", "LoRA", "other alphas for some layers: value=16 layers.0=4")
+    lora_plus: float = option(1.0, "LoRA", "factor of B's learning rate (LoRA+: Hayou et al. 2024, arXiv 2402.12354)")
 
 
 class LoRALinear(Module):
-    """y = base(x) + s·B(A dropout(x));   s = alpha / rank, or alpha / √rank with rslora."""
+    """Computes y = base(x) + s·B(A dropout(x));   s = alpha / rank, or alpha / √rank with rslora."""
 
     def __init__(
         self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
@@ -76,17 +69,17 @@ class LoRALinear(Module):
             raise ValueError(
                 f"LoRA rank {rank} is outside 1 … {min(base.in_features, base.out_features)}, the layer's width"
             )
-        self.base = base
+        self.base: Any = base  # Linear or Int8Linear
         self.rank, self.alpha = rank, alpha
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
-        like = base.scale if isinstance(base, Int8Linear) else base.weight
+        like: Any = base.scale if isinstance(base, Int8Linear) else base.weight
         self.A = Parameter(like.new_empty(rank, base.in_features))
         self.B = Parameter(like.new_zeros(base.out_features, rank))
         torch.nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # U(-1/√in, 1/√in)
         self.dropout = Dropout(dropout)
 
     def update(self, x: Tensor) -> Tensor:
-        """s·B(A dropout(x)): [..., in] -> [..., out]"""
+        """Computes s·B(A dropout(x)): [..., in] -> [..., out]"""
         mixed = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if mixed else x.dtype
         keep, p = self.dropout.mask(x) if self.dropout.active else (None, 0.0)
@@ -99,19 +92,23 @@ class LoRALinear(Module):
 
     @torch.no_grad()
     def merged(self) -> Linear:
-        """The base layer with W₀ + s·B A. Raises ValueError for an 8-bit base: rounding would undo most of it."""
+        """Adds s·B A to the base layer's weight, in place, and returns the base layer.
+
+        Raises ValueError for an 8-bit base, whose rounding would remove most of the update.
+        """
         if isinstance(self.base, Int8Linear):
-            raise ValueError("LoRA is not merged into 8-bit weights, whose rounding undoes it; load without --quantize")
+            raise ValueError("LoRA cannot be merged into 8-bit weights: rounding removes it; load without --quantize")
         self.base.weight += self.scale * (self.B @ self.A)
         return self.base
 
     @torch.no_grad()
     def unmerge(self) -> None:
+        """Subtracts s·B A from the base layer's weight, in place."""
         self.base.weight -= self.scale * (self.B @ self.A)
 
 
 class DoRALinear(LoRALinear):
-    """y = m ⊙ (W₀ x + s·B(A dropout(x))) / ‖W'‖ + b;   m -> magnitude [out]."""
+    """Computes y = m ⊙ (W₀ x + s·B(A dropout(x))) / ‖W'‖ + b;   m -> magnitude [out]."""
 
     def __init__(
         self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
@@ -120,62 +117,99 @@ class DoRALinear(LoRALinear):
         self.magnitude = Parameter(self.frozen_weight().norm(dim=1))
 
     def frozen_weight(self) -> Tensor:
+        """Returns W₀ in floating point: [out, in]"""
         base = self.base
         return base.dequantized() if isinstance(base, Int8Linear) else base.weight.detach()
 
-    def stretch(self) -> Tensor:
-        """m / ‖W'‖: [out]; ‖W'‖ gets no gradient (§4.3)."""
+    def row_scale(self) -> Tensor:
+        """Computes m / ‖W'‖: [out]. ‖W'‖ gets no gradient (§4.3)."""
         return self.magnitude / (self.frozen_weight() + self.scale * (self.B @ self.A)).detach().norm(dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
         bias = 0.0 if self.base.bias is None else self.base.bias
-        return self.stretch() * (self.base(x) - bias + self.update(x)) + bias  # Eq. (5)
+        return self.row_scale() * (self.base(x) - bias + self.update(x)) + bias  # Eq. (5)
 
     @torch.no_grad()
     def merged(self) -> Linear:
-        """The base layer with m ⊙ W' / ‖W'‖."""
-        self.stretched = self.stretch()
+        """Sets the base layer's weight to m ⊙ W' / ‖W'‖, in place, and returns the base layer."""
+        self.merged_row_scale = self.row_scale()
         super().merged()
-        self.base.weight *= self.stretched[:, None]
+        self.base.weight *= self.merged_row_scale[:, None]
         return self.base
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        self.base.weight /= self.stretched[:, None]
+        self.base.weight /= self.merged_row_scale[:, None]
         super().unmerge()
 
 
-def choose_targets(model: Module, targets: str) -> list[str]:
-    """Names of the linear layers that `targets` means: `all-linear` (all but the head), `re:PATTERN` (whole names), or
-    layer names with commas between them (`query,value`), each matching the end of a module's name. Raises ValueError
-    where one matches nothing."""
+class LowRank(torch.autograd.Function):
+    """Computes s·B(A (d ⊙ x)) and the gradients of the module docstring, in `dtype`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, s: float, keep: Tensor | None, p: float, dtype: torch.dtype
+    ) -> Tensor:
+        """x: [..., in];  A: [R, in];  B: [out, R];  keep: uint8 like x, 0 where dropped with probability p, or None."""
+        ctx.s, ctx.p, ctx.dtype = s, p, dtype
+        u = LowRank.dropped(x, keep, p, dtype) @ A.to(dtype).t()  # [..., R]
+        ctx.save_for_backward(x, A, B, keep, u)
+        return (u * s) @ B.to(dtype).t()  # s multiplies u, the smallest factor
+
+    @staticmethod
+    def dropped(x: Tensor, keep: Tensor | None, p: float, dtype: torch.dtype) -> Tensor:
+        """Computes d ⊙ x."""
+        return x.to(dtype) if keep is None else (x.to(dtype) * keep).mul_(1 / (1 - p))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B, keep, u = ctx.saved_tensors
+        s_Bt_g = (g @ B.to(g.dtype)) * ctx.s  # [..., R]
+        d_A = s_Bt_g.flatten(0, -2).t() @ LowRank.dropped(x, keep, ctx.p, ctx.dtype).flatten(0, -2)  # [R, in]
+        d_B = g.flatten(0, -2).t() @ u.flatten(0, -2) * ctx.s  # [out, R]
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = LowRank.dropped(s_Bt_g @ A.to(g.dtype), keep, ctx.p, g.dtype).to(x.dtype)  # [..., in]
+        return d_x, d_A.to(A.dtype), d_B.to(B.dtype), None, None, None, None
+
+
+# -------------------------------------------------------------------------------------- which layers, which ranks
+
+
+def choose_targets(model: Encoder, targets: str) -> list[str]:
+    """Returns the names of the linear layers that `targets` selects, in the model's order.
+
+    targets: `all-linear` (all but the head), `re:PATTERN` (matched against whole names), or comma-separated layer names
+    (`query,value`), each matched against the end of a module's name. Raises ValueError if one matches nothing.
+    """
     layers = [name for name, module in model.named_modules() if isinstance(module, Linear | Int8Linear)]
     inner = [name for name in layers if name.split(".")[0] not in model.HEAD]
     if targets == "all-linear":
         return inner
-    parts = [targets] if targets.startswith("re:") else [part.strip() for part in targets.split(",") if part.strip()]
-    chosen: list[str] = []
-    for target in parts:
+    patterns = [targets] if targets.startswith("re:") else [t.strip() for t in targets.split(",") if t.strip()]
+    if not patterns:
+        raise ValueError("no LoRA target given; for example query,value or all-linear")
+    chosen: set[str] = set()
+    for target in patterns:
         found = [name for name in inner if matches(name, target)]
         if not found:
             reason = "is part of the head, which is trained anyway" if target in layers else "matches no linear layer"
             known = ", ".join(sorted({name.rpartition(".")[2] for name in inner}))
             raise ValueError(f"LoRA target {target!r} {reason}; known: {known}, all-linear")
-        chosen += found
-    if not chosen:
-        raise ValueError("no LoRA target given; for example query,value or all-linear")
+        chosen.update(found)
     return [name for name in layers if name in chosen]
 
 
 def matches(name: str, target: str) -> bool:
+    """Returns whether `target` is the last part of a module's name, or its pattern (`re:`) matches all of it."""
     if target.startswith("re:"):
         return re.fullmatch(target[3:], name) is not None
     return name == target or name.endswith(f".{target}")
 
 
-def parse_pattern(text: str, flag: str, kind: type) -> dict[str, int | float]:
-    """`value=16 layers.0=4` -> {"value": 16, "layers.0": 4}. Raises ValueError."""
+def parse_pattern(text: str, flag: str, kind: type) -> dict[str, Any]:
+    """Parses `value=16 layers.0=4` into {"value": 16, "layers.0": 4}. Raises ValueError."""
     values = {}
     for part in text.split():
         name, _, number = part.partition("=")
@@ -186,57 +220,57 @@ def parse_pattern(text: str, flag: str, kind: type) -> dict[str, int | float]:
     return values
 
 
-def by_pattern(name: str, patterns: dict[str, int | float], default: int | float, used: set[str]) -> int | float:
-    """The value of the first pattern that is a whole part of a layer's dotted name (`value`, `layers.0`), or the
-    default."""
-    for pattern, value in patterns.items():
-        if f".{pattern}." in f".{name}.":
-            used.add(pattern)
-            return value
-    return default
+def matching_patterns(name: str, patterns: dict[str, Any]) -> list[str]:
+    """Returns the patterns that are whole components of a layer's dotted name (`value`, `layers.0`), in order."""
+    return [pattern for pattern in patterns if f".{pattern}." in f".{name}."]
 
 
-def apply(
-    model: Module,
-    rank: int = 8,
-    alpha: float = 16.0,
-    lora_dropout: float = 0.0,
-    targets: str = "",
-    rslora: bool = False,
-    dora: bool = False,
-    lora_bias: str = "none",
-    rank_pattern: str = "",
-    alpha_pattern: str = "",
-) -> dict:
-    """Wraps the target layers of `model` in place; targets "" -> the model's own default. lora_bias: which biases are
-    trained too: none, all, or lora_only (of the targets). Returns what the adapter's config must remember."""
-    if lora_bias not in BIASES:
-        raise ValueError(f"unknown lora_bias {lora_bias!r}; known: {', '.join(BIASES)}")
-    names = choose_targets(model, targets or ",".join(model.LORA_TARGETS))
-    ranks, alphas = (
-        parse_pattern(rank_pattern, "rank_pattern", int),
-        parse_pattern(alpha_pattern, "alpha_pattern", float),
-    )
-    used: set[str] = set()
-    layer = DoRALinear if dora else LoRALinear
-    for name in names:
-        own = by_pattern(name, ranks, rank, used), by_pattern(name, alphas, alpha, used)
-        model.set_submodule(name, layer(model.get_submodule(name), *own, lora_dropout, rslora))
+def by_pattern(name: str, patterns: dict[str, Any], default: float) -> Any:
+    """Returns the value of the first pattern that matches a layer's name, or the default."""
+    return next((patterns[pattern] for pattern in matching_patterns(name, patterns)), default)
+
+
+# ---------------------------------------------------------------------------------------------- apply and merge
+
+
+def apply(model: Encoder, options: LoRAOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
+    """Wraps the target layers of `model`, in place. Returns the settings that the adapter's file records.
+
+    init_ids has no effect on LoRA. Raises ValueError for a target, bias or pattern that does not exist.
+    """
+    o = options
+    if o.lora_bias not in BIASES:
+        raise ValueError(f"unknown lora_bias {o.lora_bias!r}; known: {', '.join(BIASES)}")
+    names = choose_targets(model, o.targets or ",".join(model.LORA_TARGETS))
+    ranks = parse_pattern(o.rank_pattern, "rank_pattern", int)
+    alphas = parse_pattern(o.alpha_pattern, "alpha_pattern", float)
+    used = {pattern for name in names for table in (ranks, alphas) for pattern in matching_patterns(name, table)[:1]}
     if unused := (ranks.keys() | alphas.keys()) - used:
         raise ValueError(f"no LoRA target matches the pattern {', '.join(sorted(unused))}")
-    if lora_bias != "none":
-        for name, parameter in model.named_parameters():
-            inside = name.endswith(".base.bias")
-            parameter.requires_grad_(inside or (lora_bias == "all" and name.endswith("bias")))
-    remembered = {"rank": rank, "alpha": alpha, "lora_dropout": lora_dropout, "rslora": rslora, "dora": dora}
-    return remembered | {"lora_bias": lora_bias, "names": names}
+    layer = DoRALinear if o.dora else LoRALinear
+    for name in names:
+        base: Any = model.get_submodule(name)
+        rank, alpha = by_pattern(name, ranks, o.rank), by_pattern(name, alphas, o.alpha)
+        model.set_submodule(name, layer(base, rank, alpha, dropout=o.lora_dropout, rslora=o.rslora))
+    train_biases(model, o.lora_bias)
+    return asdict(options) | {"names": names}
+
+
+def train_biases(model: Module, which: str) -> None:
+    """Makes biases trainable: all, those of the wrapped layers (lora_only), or none."""
+    if which == "none":
+        return
+    for name, parameter in model.named_parameters():
+        in_target = name.endswith(".base.bias")
+        parameter.requires_grad_(in_target or (which == "all" and name.endswith("bias")))
 
 
 def wrapped(model: Module) -> list[tuple[str, LoRALinear]]:
+    """Returns the names and modules of the layers with an adapter."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear)]
 
 
-def merge(model: Module) -> None:
-    """Puts the merged plain layer in each wrapped one's place."""
+def merge(model: Encoder) -> None:
+    """Replaces every wrapped layer by its merged plain layer, in place."""
     for name, module in wrapped(model):
         model.set_submodule(name, module.merged())

@@ -1,28 +1,41 @@
-"""P-tuning (Liu et al. 2021, arXiv 2103.10385, §3.2): a prompt whose rows an encoder makes from trained inputs.
+"""P-tuning (Liu et al. 2021, arXiv 2103.10385, §3.2): an encoder computes the rows of a prompt from trained inputs.
 
-    lstm:  p = W₂ ReLU(W₁ BiLSTM(e) + b₁) + b₂                          Eq. (4)
-    mlp:   p = W₃ ReLU(W₂ ReLU(W₁ e + b₁) + b₂) + b₃                    huggingface/peft's default
+    lstm:  p = e₀ + W₂ ReLU(W₁ BiLSTM(e) + b₁) + b₂                          Eq. (4)
+    mlp:   p = e₀ + W₃ ReLU(W₂ ReLU(W₁ e + b₁) + b₂) + b₃                    huggingface/peft's default
 
-e: [P, E] is trained with the weights. Behind training only p is needed: the encoder stays in a side file, to go on
-training from. How the prompt joins the model: peft/prompt.py.
+e: [P, E] is trained together with the encoder. After training only p is needed; the encoder is saved in a separate file
+so that training can continue. peft/prompt.py shows how the prompt joins the model.
 
-Differs from the paper: e starts at the rows of a text's tokens and the encoder's output is added to them, through a
-last layer that starts at 0: p starts at real words. The backbone stays frozen (the paper tunes it, too, for SuperGLUE).
+Differs from the paper: e₀, the word embeddings of a text, is added to the encoder's output, and the last layer starts
+at 0, so that p starts at real words. The backbone stays frozen (the paper also tunes it, for SuperGLUE).
 """
+
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
+from data.flags import option
+from nn.encoder import Encoder
 from nn.lstm import LSTM
-from peft.prompt import SoftPrompt, first_rows
+from peft.prompt import PromptOptions, SoftPrompt, initial_rows
 
-OPTIONS = ("virtual_tokens", "prompt_init", "pool", "prompt_encoder", "prompt_hidden")
 ENCODERS = ("mlp", "lstm")
 
 
+@dataclass(frozen=True)
+class PTuningOptions(PromptOptions):
+    prompt_encoder: str = option("mlp", "virtual tokens", "p_tuning: encoder of the prompt, mlp or lstm")
+    prompt_hidden: int = option(128, "virtual tokens", "p_tuning: width of the encoder")
+
+
 class PromptEncoder(Module):
-    """p = e₀ + f(e), [P, E]; f is `kind`, hidden_size wide; e₀: where e starts, fixed."""
+    """Computes p = e₀ + f(e): [P, E]. f is of the given kind, hidden_size wide; e₀ -> start, e -> inputs.
+
+    mlp:  W₁, W₂, W₃ -> first, second, last;   lstm:  BiLSTM, W₁, W₂ -> lstm, first, last
+    """
 
     def __init__(self, rows: Tensor, kind: str, hidden_size: int) -> None:
         super().__init__()
@@ -31,7 +44,7 @@ class PromptEncoder(Module):
         width = rows.size(1)
         self.register_buffer("start", rows.detach().clone())
         self.inputs = Parameter(rows.detach() / rows.std())
-        self.lstm = LSTM(width, hidden_size, 2) if kind == "lstm" else None
+        self.lstm = LSTM(width, hidden_size, num_layers=2) if kind == "lstm" else None
         inner = 2 * hidden_size if kind == "lstm" else hidden_size
         self.first = Linear(inner if kind == "lstm" else width, inner)
         self.second = Linear(inner, inner) if kind == "mlp" else None
@@ -49,17 +62,8 @@ class PromptEncoder(Module):
         return self.start + self.last(x)
 
 
-def apply(
-    model: Module,
-    virtual_tokens: int = 20,
-    prompt_init: str = "text",
-    pool: str = "cls",
-    prompt_encoder: str = "mlp",
-    prompt_hidden: int = 128,
-    init_ids: list[int] | None = None,
-) -> dict:
-    """Puts an encoded prompt on `model`, in place."""
-    rows = first_rows(model, virtual_tokens, prompt_init, init_ids)
-    model.virtual = SoftPrompt(PromptEncoder(rows, prompt_encoder, prompt_hidden), pool)
-    remembered = {"virtual_tokens": virtual_tokens, "prompt_init": prompt_init, "pool": pool}
-    return remembered | {"prompt_encoder": prompt_encoder, "prompt_hidden": prompt_hidden}
+def apply(model: Encoder, options: PTuningOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
+    """Attaches an encoded prompt to `model`, in place. Returns the settings that the adapter's file records."""
+    rows = initial_rows(model, options.virtual_tokens, options.prompt_init, init_ids)
+    model.virtual = SoftPrompt(PromptEncoder(rows, options.prompt_encoder, options.prompt_hidden), options.pool)
+    return asdict(options)

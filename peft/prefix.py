@@ -1,35 +1,59 @@
 """Prefix tuning (Li & Liang 2021, arXiv 2101.00190) and P-tuning v2 (Liu et al. 2022, arXiv 2110.07602): P trained keys
-and values that every query of every layer may look at.
+and values in every layer, visible to every query.
 
-    head = Attention(q, [K_p; K], [V_p; V])                                     how: nn/attention.py, nn/deberta.py
-    prefix:       row_p = e₀ + W₂ tanh(W₁ e_p + b₁) + b₂       Li & Liang, Eq. (3): made by an MLP while training
-    p_tuning_v2:  row_p is trained itself                      Liu et al., §3.2
+    head = Attention(q, [K_p; K], [V_p; V])                     Li & Liang, Eq. (3); nn/attention.py, nn/deberta.py
+    prefix:       row_p = e₀ + W₂ tanh(W₁ e_p + b₁) + b₂       Li & Liang, §4.3: computed by an MLP while training
+    p_tuning_v2:  row_p is a trained parameter                 Liu et al., §3.2
 
-row_p: [2·L·D], keys and values of layer 1, then of layer 2 …: 2·P·L·D parameters at use. In DeBERTa prefix keys have no
-position, so their relative terms are 0. The classifier reads the real [CLS].
+                 trained    frozen
+        keys     K_p        K = x W_k
+        values   V_p        V = x W_v
+                  └───────────┴── softmax(q·keys) values, in each of the L layers; q = x W_q
 
-init: `text` starts from the keys and values that the model itself has at the tokens of a text (Li & Liang, §7.4: better
-than random); `random` from N(0, 0.02²).
+row_p: [2·L·D], keys and values of layer 1, then of layer 2, …: 2·P·L·D values. In DeBERTa prefix keys have no position,
+so their relative terms are 0. The classifier reads the real [CLS].
 
-Differs from the papers: the MLP's output is added to the fixed start, through a last layer that starts at 0. BERT's and
-RoBERTa's positions begin behind the prefix, as in huggingface/peft, so that its files mean the same here.
+init: `text` starts from the model's own keys and values for the tokens of a text (Li & Liang, §7.4: better than
+random); `random` draws from N(0, 0.02²).
+
+Differs from the papers: the output of the MLP is added to the fixed initial values, and its last layer starts at 0. The
+positions of BERT and RoBERTa start after the prefix, as in huggingface/peft, so that adapter files are compatible.
 """
+
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
+from data.flags import option
 from nn.attention import Prefix
 from nn.dropout import Dropout
-from peft.prompt import Table, fill
+from nn.encoder import Encoder
+from peft.prompt import Table, VirtualTokenOptions, repeat_to_length
 
-OPTIONS_V2 = ("virtual_tokens", "prefix_init", "prefix_dropout")
-OPTIONS = (*OPTIONS_V2, "prefix_hidden")
 INITS = ("text", "random")
 
 
+@dataclass(frozen=True)
+class PTuningV2Options(VirtualTokenOptions):
+    prefix_init: str = option(
+        "text", "virtual tokens", "a prefix is initialized from: text (its keys, values) or random"
+    )
+    prefix_dropout: float = option(0.0, "virtual tokens", "dropout on the keys and values of a prefix")
+
+
+@dataclass(frozen=True)
+class PrefixOptions(PTuningV2Options):
+    prefix_hidden: int = option(512, "virtual tokens", "prefix: width of the MLP")
+
+
 class PrefixEncoder(Module):
-    """rows = start + W₂ tanh(W₁ e + b₁) + b₂: [P, 2·L·D];   e: [P, D] -> inputs, W₁ -> down, W₂ -> up."""
+    """Computes rows = e₀ + W₂ tanh(W₁ e + b₁) + b₂: [P, 2·L·D].
+
+    e₀ -> start;  e: [P, D] -> inputs;  W₁, W₂ -> down, up
+    """
 
     def __init__(self, start: Tensor, width: int, hidden_size: int) -> None:
         super().__init__()
@@ -41,11 +65,11 @@ class PrefixEncoder(Module):
         torch.nn.init.zeros_(self.up.bias)
 
     def forward(self) -> Tensor:
-        return self.start + self.up(self.down(self.inputs).tanh())  # Eq. (3)
+        return self.start + self.up(self.down(self.inputs).tanh())
 
 
 class DeepPrefix(Module):
-    """features(x) with keys and values of `source`, [P, 2·L·D], before those of x in every layer."""
+    """Computes features(x) with the keys and values of `source`, [P, 2·L·D], before those of x in every layer."""
 
     def __init__(self, source: Module, num_layers: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -53,28 +77,29 @@ class DeepPrefix(Module):
         self.dropout = Dropout(dropout)
 
     def pairs(self) -> list[Prefix]:
-        """Keys and values of each layer: [1, H, P, K] each."""
+        """Returns keys and values of each layer: [1, H, P, K] each."""
         rows = self.dropout(self.source())  # [P, 2·L·D]
-        parts = rows.unflatten(-1, (2 * self.num_layers, self.num_heads, -1)).permute(1, 2, 0, 3)  # [2L, H, P, K]
-        return [(parts[2 * n][None], parts[2 * n + 1][None]) for n in range(self.num_layers)]
+        split = rows.unflatten(-1, (2 * self.num_layers, self.num_heads, -1)).permute(1, 2, 0, 3)  # [2L, H, P, K]
+        return [(split[2 * n][None], split[2 * n + 1][None]) for n in range(self.num_layers)]
 
-    def forward(self, model: Module, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, T] ids -> features [B, D]"""
+    def forward(self, model: Encoder, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: int64 [B, T];  mask: bool [B, T] -> features [B, D]"""
         pairs = self.pairs()
         shift = pairs[0][0].size(2) if model.PREFIX_SHIFTS else 0
-        return model.pool(model.encode(model.embed(input_ids, mask, shift), mask, pairs, queries=1), mask)
+        h = model.encode(model.embed(input_ids, mask, shift), mask, prefix=pairs, queries=1)  # [B, 1, D]
+        return model.pool(h, mask)
 
 
 @torch.no_grad()
-def keys_and_values(model: Module, ids: Tensor) -> Tensor:
-    """What each layer's key and value projections give for the tokens `ids`, [P]: rows [P, 2·L·D]."""
+def keys_and_values(model: Encoder, ids: Tensor) -> Tensor:
+    """Computes the outputs of each layer's key and value projections for the tokens `ids`, [P]: rows [P, 2·L·D]"""
     projections = [p for layer in model.layers for p in (layer.attention.key, layer.attention.value)]
-    found: dict[Module, Tensor] = {}
+    outputs: dict[Module, Tensor] = {}
 
-    def keep(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.setdefault(module, output[0])  # the first call: DeBERTa's key then projects relative positions, too
+    def keep_first(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.setdefault(module, output[0])  # DeBERTa's key then projects the relative positions as well
 
-    hooks = [projection.register_forward_hook(keep) for projection in projections]
+    hooks = [projection.register_forward_hook(keep_first) for projection in projections]
     mask = torch.ones(1, len(ids), dtype=torch.bool, device=ids.device)
     training = model.training
     try:
@@ -84,46 +109,38 @@ def keys_and_values(model: Module, ids: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
         model.train(training)
-    return torch.cat([found[projection] for projection in projections], -1)
+    return torch.cat([outputs[projection] for projection in projections], -1)
 
 
-def first_prefix(model: Module, count: int, init: str, init_ids: list[int] | None) -> Tensor:
-    """Where the prefix starts: [P, 2·L·D]. Raises ValueError."""
-    if count < 1:
-        raise ValueError(f"{count} virtual tokens; at least 1 is needed")
+def initial_prefix(model: Encoder, count: int, init: str, init_ids: list[int] | None) -> Tensor:
+    """Computes the initial prefix: [P, 2·L·D]. Raises ValueError for an unknown init or a missing text."""
     if init == "random":
         return torch.randn(count, 2 * len(model.layers) * model.layers[0].attention.key.out_features) * 0.02
     if init == "text":
         if not init_ids:
             raise ValueError("prefix_init text needs the ids of a text")
-        return keys_and_values(model, fill(init_ids, count).to(next(model.parameters()).device))
+        return keys_and_values(model, repeat_to_length(init_ids, count).to(next(model.parameters()).device))
     raise ValueError(f"unknown prefix_init {init!r}; known: {', '.join(INITS)}")
 
 
-def apply_v2(
-    model: Module,
-    virtual_tokens: int = 20,
-    prefix_init: str = "text",
-    prefix_dropout: float = 0.0,
-    init_ids: list[int] | None = None,
-) -> dict:
-    """Puts a trained table of keys and values on `model`, in place."""
-    start = first_prefix(model, virtual_tokens, prefix_init, init_ids)
-    model.virtual = DeepPrefix(Table(start), len(model.layers), model.config.num_heads, prefix_dropout)
-    return {"virtual_tokens": virtual_tokens, "prefix_init": prefix_init, "prefix_dropout": prefix_dropout}
+def attach_prefix(model: Encoder, source: Module, dropout: float = 0.0) -> None:
+    """Makes `source`, which returns [P, 2·L·D], the prefix of `model`, in place."""
+    model.virtual = DeepPrefix(source, len(model.layers), model.config.num_heads, dropout)
 
 
-def apply(
-    model: Module,
-    virtual_tokens: int = 20,
-    prefix_init: str = "text",
-    prefix_dropout: float = 0.0,
-    prefix_hidden: int = 512,
-    init_ids: list[int] | None = None,
-) -> dict:
-    """Puts a prefix on `model`, in place, that an MLP makes."""
-    start = first_prefix(model, virtual_tokens, prefix_init, init_ids)
-    source = PrefixEncoder(start, model.config.hidden_size, prefix_hidden)
-    model.virtual = DeepPrefix(source, len(model.layers), model.config.num_heads, prefix_dropout)
-    remembered = {"virtual_tokens": virtual_tokens, "prefix_init": prefix_init, "prefix_dropout": prefix_dropout}
-    return remembered | {"prefix_hidden": prefix_hidden}
+def apply_v2(model: Encoder, options: PTuningV2Options, init_ids: list[int] | None = None) -> dict[str, Any]:
+    """Attaches a trained table of keys and values to `model`, in place. Returns what the adapter's file records.
+
+    init_ids: token ids of options.prompt_text, for prefix_init text.
+    """
+    start = initial_prefix(model, options.virtual_tokens, options.prefix_init, init_ids)
+    attach_prefix(model, Table(start), options.prefix_dropout)
+    return asdict(options)
+
+
+def apply(model: Encoder, options: PrefixOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
+    """Attaches a prefix that an MLP computes to `model`, in place. Returns what the adapter's file records."""
+    start = initial_prefix(model, options.virtual_tokens, options.prefix_init, init_ids)
+    source = PrefixEncoder(start, model.config.hidden_size, options.prefix_hidden)
+    attach_prefix(model, source, options.prefix_dropout)
+    return asdict(options)

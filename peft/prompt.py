@@ -2,27 +2,55 @@
 
     [p₁ … p_P; e(x₁) … e(x_T)],   p: [P, E]
 
-They join as word embeddings, so positions, types and the embedding norm act on them once, as on words. The classifier
-reads the real [CLS], behind them; pool `virtual` reads p₁ instead, as huggingface/peft does. P·E parameters, beside the
-head.
+        trained   frozen word embeddings
+        p₁ … p_P  [CLS]  x₂ … x_T
+           └───────┴──────┴── positions, types, norm ── encoder ── h[CLS] ── classifier
 
-init: `vocabulary` draws rows of the word table (§3.2, "sampled vocabulary"), `text` takes those of given tokens,
-`random` has their spread.
+The vectors join the sequence as word embeddings, so positions, types and the embedding norm apply to them once, as to
+words. The classifier reads the real [CLS], which follows them. With pool `virtual` it reads the first virtual token, as
+in huggingface/peft. The prompt has P·E parameters; the head is trained as well.
 
-Differs from the paper: a classification head on [CLS], not words of an answer.
+init: `vocabulary` draws rows of the word table (§3.2, "sampled vocabulary"), `text` copies the rows of given tokens,
+`random` draws vectors with the standard deviation of the table.
+
+Differs from the paper: a classification head reads [CLS]; the paper generates the words of an answer.
 """
+
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-OPTIONS = ("virtual_tokens", "prompt_init", "pool")
+from data.flags import option
+from nn.encoder import Encoder
+
 INITS = ("vocabulary", "text", "random")
 POOLS = ("cls", "virtual")
+PROMPT_TEXT = "Is this review of a movie positive or negative? great wonderful excellent, or bad boring awful:"
+
+
+@dataclass(frozen=True)
+class VirtualTokenOptions:
+    """The options that all methods with virtual tokens share."""
+
+    virtual_tokens: int = option(20, "virtual tokens", "number P of virtual tokens")
+    prompt_text: str = option(PROMPT_TEXT, "virtual tokens", "the text that virtual tokens are initialized from")
+
+    def __post_init__(self) -> None:
+        if self.virtual_tokens < 1:
+            raise ValueError(f"{self.virtual_tokens} virtual tokens; at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class PromptOptions(VirtualTokenOptions):
+    prompt_init: str = option("text", "virtual tokens", "a prompt is initialized from: text, vocabulary or random")
+    pool: str = option("cls", "virtual tokens", "a prompt's classifier reads cls, or virtual as in huggingface/peft")
 
 
 class Table(Module):
-    """[P, …] trained rows."""
+    """Returns P trained rows: [P, …]"""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -33,7 +61,7 @@ class Table(Module):
 
 
 class SoftPrompt(Module):
-    """features(x) with the rows of `source`, [P, E], before the words of x."""
+    """Computes features(x) with the rows of `source`, [P, E], before the words of x."""
 
     def __init__(self, source: Module, pool: str = "cls") -> None:
         super().__init__()
@@ -41,48 +69,43 @@ class SoftPrompt(Module):
             raise ValueError(f"unknown pool {pool!r}; known: {', '.join(POOLS)}")
         self.source, self.pool = source, pool
 
-    def forward(self, model: Module, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, T] ids -> features [B, D]"""
+    def forward(self, model: Encoder, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids: int64 [B, T];  mask: bool [B, T] -> features [B, D]"""
         words = model.embeddings.word(input_ids)  # [B, T, E]
         rows = self.source()  # [P, E]
         prompt = rows.to(words.dtype).expand(len(words), -1, -1)  # [B, P, E]
         joined = torch.cat([prompt, words], 1)  # [B, P + T, E]
-        seen = torch.cat([mask.new_ones(prompt.shape[:2]), mask], 1)  # [B, P + T]
+        visible = torch.cat([mask.new_ones(prompt.shape[:2]), mask], 1)  # [B, P + T]
         first = len(rows) if self.pool == "cls" else 0
-        h = model.encode(model.embed_words(joined, seen), seen, queries=first + 1)  # [B, first + 1, D]
-        return model.pool(h[:, first:], seen[:, first:])
+        h = model.encode(model.embed_words(joined, visible), visible, queries=first + 1)  # [B, first + 1, D]
+        return model.pool(h[:, first:], visible[:, first:])
 
 
-def fill(ids: list[int], count: int) -> Tensor:
-    """`ids`, repeated or cut to `count`."""
+def repeat_to_length(ids: list[int], count: int) -> Tensor:
+    """Repeats or truncates `ids` to `count` ids: int64 [count]"""
     return torch.tensor((ids * (count // len(ids) + 1))[:count])
 
 
 @torch.no_grad()
-def first_rows(model: Module, count: int, init: str, init_ids: list[int] | None) -> Tensor:
-    """Where the virtual tokens start: [P, E]. Raises ValueError."""
+def initial_rows(model: Encoder, count: int, init: str, init_ids: list[int] | None) -> Tensor:
+    """Computes the initial virtual tokens: [P, E]. Raises ValueError for an unknown init or a missing text."""
     word = model.embeddings.word
-    if count < 1:
-        raise ValueError(f"{count} virtual tokens; at least 1 is needed")
     if init == "vocabulary":
         return word(torch.randint(word.num_embeddings, (count,)))
     if init == "text":
         if not init_ids:
             raise ValueError("prompt_init text needs the ids of a text")
-        return word(fill(init_ids, count))
+        return word(repeat_to_length(init_ids, count))
     if init == "random":
         return torch.randn(count, word.embedding_dim) * word(torch.arange(min(1000, word.num_embeddings))).std()
     raise ValueError(f"unknown prompt_init {init!r}; known: {', '.join(INITS)}")
 
 
-def apply(
-    model: Module,
-    virtual_tokens: int = 20,
-    prompt_init: str = "text",
-    pool: str = "cls",
-    init_ids: list[int] | None = None,
-) -> dict:
-    """Puts a soft prompt on `model`, in place. init_ids: tokens of the text to start from."""
-    rows = first_rows(model, virtual_tokens, prompt_init, init_ids)
-    model.virtual = SoftPrompt(Table(rows), pool)
-    return {"virtual_tokens": virtual_tokens, "prompt_init": prompt_init, "pool": pool}
+def apply(model: Encoder, options: PromptOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
+    """Attaches a soft prompt to `model`, in place. Returns the settings that the adapter's file records.
+
+    init_ids: token ids of options.prompt_text, for prompt_init text.
+    """
+    rows = initial_rows(model, options.virtual_tokens, options.prompt_init, init_ids)
+    model.virtual = SoftPrompt(Table(rows), options.pool)
+    return asdict(options)

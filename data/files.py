@@ -1,4 +1,4 @@
-"""Files that must never be half-written, and readers that say what is wrong with one."""
+"""Writes files atomically, and reads JSON and safetensors with errors that name the file and the defect."""
 
 import errno
 import json
@@ -15,8 +15,11 @@ from torch import Tensor
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; afterwards it takes the place of `path` in one step, or, after an error,
-    is removed and `path` is as it was. An error of the disk is an OSError that says so."""
+    """Yields a temporary path in the same directory and renames it to `path` when the block ends.
+
+    After an error the temporary file is deleted and `path` is unchanged. Raises OSError that names `path` if the disk
+    is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,22 +30,24 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
-        raise OSError(f"cannot write {path}: {error}; the file that was there is untouched") from error
+        raise OSError(f"cannot write {path}: {error}; an existing file of that name is unchanged") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Raises FileNotFoundError or ValueError, each naming the file."""
+    """Reads a JSON file. Raises FileNotFoundError or ValueError, each naming the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -52,17 +57,18 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors as safetensors, atomically. metadata: the header's strings, {"format": "pt"} by default."""
     with replacing(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # what the umask allows; safetensors makes its files private
-        whole = {name: t.detach().contiguous() for name, t in tensors.items()}
-        save_file(whole, temporary, metadata or {"format": "pt"})
+        mode = temporary.stat().st_mode  # of the umask; safetensors would restrict its files to their owner
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, filename=temporary, metadata=metadata or {"format": "pt"})
         temporary.chmod(mode)
 
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """A memory-mapped safetensors file. Raises FileNotFoundError, or ValueError where it is cut short or damaged."""
+    """Opens a memory-mapped safetensors file. Raises FileNotFoundError, or ValueError if it is truncated or damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:

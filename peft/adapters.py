@@ -1,0 +1,175 @@
+"""Applies, detaches, attaches and merges adapters.
+
+`apply` freezes the weights of the checkpoint, adds the method, and leaves trainable: the method's own parameters, the
+head (pooler and classifier), and every parameter that is newly initialized. Newly initialized layers that stay frozen
+would only add noise (no published backbone contains DeBERTa's pooler: huggingface/peft#2171).
+
+Several adapters can share one backbone: `detach_adapter` returns an Adapter, `attach_adapter` restores it.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from data.flags import check_choice
+from nn import Model
+from nn.checkpoint import TRAINING_ONLY
+from nn.encoder import Encoder
+from peft import lora
+from peft.methods import METHODS
+from peft.prefix import DeepPrefix
+
+
+def apply(model: Model, method: str, init_ids: list[int] | None = None, **options: Any) -> Model:
+    """Applies `method` to `model`, in place, and freezes the rest. Returns the model.
+
+    options: the fields of the method's options class.  init_ids: token ids of the text that virtual tokens are
+    initialized from. Raises ValueError for an unknown method, option or target, and for an unsuitable model.
+    """
+    entry = check_choice("method", method, METHODS)
+    names = [field.name for field in dataclasses.fields(entry.options)]
+    if unknown := sorted(set(options) - set(names)):
+        raise ValueError(f"{method} has no option {', '.join(unknown)}; it has: {', '.join(names)}")
+    settings = entry.options(**options)
+    if entry.apply is None:
+        return model
+    if not isinstance(model, Encoder):
+        raise ValueError(f"{method} is for pretrained encoders; {model.model_type} is trained whole: --peft none")
+    check_no_adapter(model)
+    trained = [p for name, p in model.named_parameters() if stays_trainable(model, name)]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.adapter = {"method": method, **entry.apply(model, settings, init_ids)}
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return model
+
+
+def check_no_adapter(model: Encoder) -> None:
+    """Raises ValueError if the model already has an adapter."""
+    if model.adapter is not None:
+        raise ValueError(f"the model already has a {model.adapter['method']} adapter; detach it first")
+
+
+def stays_trainable(model: Encoder, name: str) -> bool:
+    """Returns whether a parameter of the plain model is trained together with an adapter."""
+    return name.split(".")[0] in model.HEAD or name in model.newly_initialized
+
+
+def backbone_name(name: str) -> str | None:
+    """Maps a parameter name of an adapted model to its name in the plain model; None for the adapter's own."""
+    if name.startswith("virtual.") or name.rpartition(".")[2] in ("A", "B", "magnitude"):
+        return None
+    return name.replace(".base.", ".")
+
+
+def is_adapter_parameter(name: str) -> bool:
+    """Returns whether a parameter belongs to the adapter and not to the plain model."""
+    return backbone_name(name) is None
+
+
+def in_adapter_file(model: Encoder, name: str) -> bool:
+    """Returns whether an adapter file contains a parameter: adapter, head, or a bias that LoRA trains."""
+    plain = backbone_name(name)
+    if plain is None or plain.split(".")[0] in model.HEAD:
+        return True
+    bias = (model.adapter or {}).get("lora_bias", "none")
+    return name.endswith("bias") and (bias == "all" or (bias == "lora_only" and ".base." in name))
+
+
+def trains_backbone(model: Encoder) -> bool:
+    """Returns whether parameters are trained that an adapter file does not contain."""
+    return any(
+        p.requires_grad and not name.startswith(TRAINING_ONLY) and not in_adapter_file(model, name)
+        for name, p in model.named_parameters()
+    )
+
+
+# ------------------------------------------------------------------------------- several adapters on one backbone
+
+
+class Adapter(NamedTuple):
+    """A detached adapter."""
+
+    settings: dict[str, Any]  # method and options
+    modules: dict[str, Module]  # the method's modules, by their place in the model
+    values: dict[str, Tensor]  # values of the head and of trained biases, by name
+
+
+def detach_adapter(model: Encoder) -> Adapter:
+    """Removes the adapter of `model` and returns it. The head keeps its values. Raises ValueError if there is none."""
+    if model.adapter is None:
+        raise ValueError("the model has no adapter")
+    plain_names = ((backbone_name(name), p) for name, p in model.named_parameters() if in_adapter_file(model, name))
+    values = {name: p.detach().clone() for name, p in plain_names if name is not None}
+    layers = lora.wrapped(model)
+    for name, layer in layers:
+        model.set_submodule(name, layer.base)
+    modules: dict[str, Module] = dict(layers)
+    if model.virtual is not None:
+        modules["virtual"] = model.virtual
+        model.virtual = None
+    adapter = Adapter(model.adapter, modules, values)
+    model.adapter = None
+    return adapter
+
+
+@torch.no_grad()
+def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
+    """Restores a detached adapter, in place. Raises ValueError if the model has another one."""
+    check_no_adapter(model)
+    for name, value in adapter.values.items():
+        model.get_parameter(name).copy_(value)
+    for name, module in adapter.modules.items():
+        if name == "virtual":
+            model.virtual = module
+        else:
+            module.base = model.get_submodule(name)
+            model.set_submodule(name, module)
+    model.adapter = adapter.settings
+    return model
+
+
+def merge(model: Encoder) -> Encoder:
+    """Merges the adapter into the weights, in place; `unmerge` undoes it.
+
+    Raises ValueError if there is no adapter, and for virtual tokens, which are not weights.
+    """
+    if model.adapter is None:
+        raise ValueError("the model has no adapter to merge")
+    entry = METHODS[model.adapter["method"]]
+    if entry.merge is None:
+        raise ValueError(f"a {model.adapter['method']} adapter cannot be merged into the weights")
+    modules: dict[str, Module] = dict(lora.wrapped(model))
+    entry.merge(model)
+    model.merged = Adapter(model.adapter, modules, {})
+    model.adapter = None
+    return model
+
+
+def unmerge(model: Encoder) -> Encoder:
+    """Restores the adapted model from before `merge`, up to rounding. Raises ValueError if nothing was merged."""
+    if model.merged is None:
+        raise ValueError("nothing was merged into this model")
+    merged, model.merged = model.merged, None
+    for module in merged.modules.values():
+        module.unmerge()
+    return attach_adapter(model, merged)
+
+
+def check_positions(model: Model, max_length: int) -> None:
+    """Raises ValueError if virtual tokens plus a review of max_length tokens exceed the position table."""
+    if not isinstance(model, Encoder) or model.virtual is None or model.embeddings.position is None:
+        return
+    if isinstance(model.virtual, DeepPrefix) and not model.PREFIX_SHIFTS:
+        return
+    count = model.adapter["virtual_tokens"]
+    available = model.embeddings.position.num_embeddings - model.first_position
+    if count + max_length > available:
+        raise ValueError(
+            f"{count} virtual tokens and --max-length {max_length} need {count + max_length} positions; "
+            f"{model.model_type} has {available}: lower one of them"
+        )

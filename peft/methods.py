@@ -1,0 +1,64 @@
+"""The parameter-efficient methods, one line each.
+
+A method's options are a dataclass next to its math; train.py makes flags, help and defaults from its fields.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from nn.encoder import Encoder
+from peft import lora, p_tuning, prefix, prompt
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For methods without options."""
+
+
+def apply_nothing(model: Encoder, options: NoOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
+    """Attaches nothing: the head alone is trained."""
+    return {}
+
+
+class MethodEntry(NamedTuple):
+    apply: Callable[..., dict[str, Any]] | None  # (model, options, init_ids) -> settings to record; None: train all
+    options: type  # dataclass of the method's settings
+    training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from train.py's
+    builtin: dict[str, Any] = {}  # noqa: RUF012  further defaults over the built-in weights, which are small
+    merge: Callable[[Encoder], None] | None = None  # None: the method cannot be merged into the weights
+
+
+# The learning rate decides whether a method works at all. If an MLP computes the virtual tokens, one step moves them by
+# up to the MLP's width times the rate, and at 1e-3 a prefix did not learn (MiniLM on IMDB: data/results/SEARCH.md).
+LORA = {"learning_rate": 5e-4, "head_learning_rate": 1e-3}
+PREFIX = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
+PREFIX_MLP = {"learning_rate": 1e-4, "head_learning_rate": 1e-3}
+PROMPT = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
+P_TUNING = {"learning_rate": 3e-4, "head_learning_rate": 1e-3}
+HEAD = {"learning_rate": 1e-3}
+# found on the built-in reviews: data/results/SEARCH.md
+BUILTIN = {"learning_rate": 4e-4}
+BUILTIN_LORA = {
+    "targets": "all-linear",
+    "rank": 32,
+    "alpha": 32.0,
+    "learning_rate": 5e-4,
+    "schedule": "constant",
+    "average": 0.99,
+    "batch_size": 8,
+    "epochs": 6,
+    "dropout": 0.0,
+}
+
+# fmt: off
+METHODS: dict[str, MethodEntry] = {
+    "none":        MethodEntry(None, NoOptions, builtin=BUILTIN),
+    "head":        MethodEntry(apply_nothing, NoOptions, HEAD),
+    "lora":        MethodEntry(lora.apply, lora.LoRAOptions, LORA, BUILTIN_LORA, merge=lora.merge),
+    "prefix":      MethodEntry(prefix.apply, prefix.PrefixOptions, PREFIX_MLP),
+    "prompt":      MethodEntry(prompt.apply, prompt.PromptOptions, PROMPT),
+    "p_tuning":    MethodEntry(p_tuning.apply, p_tuning.PTuningOptions, P_TUNING),
+    "p_tuning_v2": MethodEntry(prefix.apply_v2, prefix.PTuningV2Options, PREFIX),
+}
+# fmt: on
