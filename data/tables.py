@@ -1,0 +1,219 @@
+"""Publishes finished runs, compares runs, and generates the tables and pictures of the READMEs.
+
+python -m data.tables publish runs/NAME ROW    copies result and log of a run to data/results/ROW.json, ROW.log.jsonl
+python -m data.tables                          rewrites all generated tables and pictures
+
+In a README, the comment `<!-- results GROUP … -->` opens a table of the published rows of these groups (a group is the
+part of a row's name before the first dash), `<!-- models -->` opens the table with one row per model, and
+`<!-- bench NAME -->` opens a table of speeds.
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.errors import clean_exit
+from data.files import read_json, write_text
+from data.pictures import new_figure, write_pictures
+from data.rows import RESULTS, Row, publish, published_rows
+from data.runs import ROOT, Run
+
+BENCH = ROOT / "tests" / "bench"
+READMES = (ROOT / "README.md", RESULTS / "README.md", BENCH / "README.md")  # the files with generated tables
+
+# ------------------------------------------------------------------------------------------- comparison of any runs
+
+COLUMNS = ("run", "model", "peft", "loss", "trained", "best val", "test", "minutes", "val by epoch")
+
+
+def epochs(run: Run) -> list[dict[str, Any]]:
+    """Returns the `epoch` events of a run's log: train_acc, val_acc, seconds and others."""
+    events = map(json.loads, run.log_file.read_text(encoding="utf-8").splitlines())
+    return [event for event in events if event["event"] == "epoch"]
+
+
+def comparison_row(run: Run) -> tuple[str, ...]:
+    """Returns the cells of one run, in the order of COLUMNS."""
+    options, result, history = run.config["options"], run.result or {}, epochs(run)
+    curve = [event["val_acc"] for event in history]
+    test = result.get("test", {}).get("accuracy")
+    return (
+        run.folder.name,
+        *(options[name] for name in ("model", "peft", "loss")),
+        f"{result['parameters']['trained']:,}" if result else "?",
+        f"{max(curve):.4f}" if curve else "-",
+        f"{test:.4f}" if test is not None else "-",
+        f"{history[-1]['seconds'] / 60:.0f}" if history else "-",
+        " ".join(f"{value:.4f}" for value in curve),
+    )
+
+
+def comparison(runs: Iterable[Run]) -> str:
+    """Returns a plain text table with one line per run."""
+    rows = [COLUMNS, *map(comparison_row, runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def draw_curves(runs: Iterable[Run], path: Path) -> None:
+    """Draws accuracy over epochs into a .png, .svg or .pdf file: validation solid, training dashed.
+
+    Raises ValueError if matplotlib is not installed or does not support the file type.
+    """
+    figure = new_figure(width=7, height=4.5)
+    axes = figure.subplots()
+    for run in runs:
+        history = epochs(run)
+        numbers = [event["epoch"] for event in history]
+        (line,) = axes.plot(numbers, [event["val_acc"] for event in history], marker="o", label=run.folder.name)
+        axes.plot(numbers, [event["train_acc"] for event in history], linestyle="--", color=line.get_color())
+    axes.set(xlabel="epoch", ylabel="accuracy: validation (solid), training (dashed)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def millions(count: int) -> str:
+    """Formats a number of parameters: `0.656 M`."""
+    return f"{count / 1e6:.3g} M"
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Formats accuracies: `0.8850` for one seed, `0.8850 ± 0.0012` (standard deviation) for several, `–` for none."""
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+
+
+def results_table(groups: Sequence[str], folder: Path = RESULTS) -> str:
+    """Returns a Markdown table of the published rows of some groups, with the command of the first seed."""
+    header = ("row", "trained", "validation", "test", "seed", "minutes", "commit", "command")
+    return markdown(header, [results_row(row) for row in published_rows(folder) if row.group in groups])
+
+
+def results_row(row: Row) -> tuple[str, ...]:
+    """Returns the cells of one published row in `results_table`."""
+    first = row.results[0]
+    trained, total = millions(row.trained), millions(first["parameters"]["total"])
+    count = row.options.get("test_reviews")
+    return (
+        row.name,
+        trained if trained == total else f"{trained} of {total}",
+        mean_and_deviation(row.accuracies("validation")),
+        f"**{mean_and_deviation(row.accuracies('test'))}{f' of {count:,}' if count else ''}**",
+        " ".join(str(result["options"]["seed"]) for result in row.results),
+        f"{row.minutes:.0f}",
+        first["commit"][:7],
+        f"`{row.command}`",
+    )
+
+
+def best_by_model(folder: Path = RESULTS) -> dict[str, Row]:
+    """Returns the row with the highest validation accuracy of each model, the best test accuracy first.
+
+    Only rows that are one command and that scored all test reviews take part: no row that starts from another run.
+    """
+    best: dict[str, Row] = {}
+    for row in published_rows(folder):
+        if row.full_test and not row.options["weights"].startswith("runs/"):
+            model = row.options["model"]
+            best[model] = max(best.get(model, row), row, key=lambda row: row.mean("validation"))
+    return dict(sorted(best.items(), key=lambda item: -item[1].mean("test")))
+
+
+def models_table(folder: Path = RESULTS) -> str:
+    """Returns a Markdown table with the best row of each model."""
+    header = ("model", "starts from", "method", "loss", "trained", "validation", "test", "minutes", "row")
+    return markdown(header, [models_row(model, row) for model, row in best_by_model(folder).items()])
+
+
+def start_of(options: dict[str, Any]) -> str:
+    """Returns what a model was initialized from: published weights, word vectors, or random numbers."""
+    if options["weights"] != "none":
+        return {"builtin": "built-in weights", "minilm": "MiniLM"}.get(options["weights"], options["weights"])
+    return {"none": "random", "train": "GloVe"}.get(options["word_vectors"], options["word_vectors"])
+
+
+def models_row(model: str, row: Row) -> tuple[str, ...]:
+    """Returns the cells of one model in `models_table`."""
+    options = row.options
+    return (
+        f"`{model}`",
+        start_of(options),
+        options["peft"],
+        options["loss"],
+        millions(row.trained),
+        mean_and_deviation(row.accuracies("validation")),
+        f"**{mean_and_deviation(row.accuracies('test'))}**",
+        f"{row.minutes:.0f}",
+        f"[{row.name}](data/results/{row.results[0]['row']}.json)",
+    )
+
+
+def bench_table(name: str) -> str:
+    """Returns a Markdown table of tests/bench/NAME.json, which peers.py wrote: reviews per second, and in brackets the
+    speed divided by that of the compared library."""
+    header = ("work", "compared with", "its reviews/s", "ours, fp32", "ours, bf16", "memory, MiB")
+    return markdown(header, map(bench_row, read_json(BENCH / f"{name}.json")["rows"]))
+
+
+def bench_row(row: dict[str, Any]) -> list[str]:
+    """Returns the cells of one kind of work in `bench_table`."""
+    peer = next(name for name in row if name != "work")
+    speeds = [f"{row[name]} ({row[f'ratio {name}']} ×)" if name in row else "–" for name in ("ours", "ours, auto")]
+    used = [str(row[f"memory {name}"]) for name in (peer, "ours", "auto") if f"memory {name}" in row]
+    return [row["work"], peer, str(row[peer]), *speeds, " / ".join(used) or "–"]
+
+
+def with_tables(text: str) -> str:
+    """Returns the text of a README with its generated tables made anew."""
+    tables: dict[str, Callable[[str], str]] = {
+        "results": lambda groups: results_table(groups.split()),
+        "models": lambda _: models_table(),
+        "bench": lambda name: bench_table(name.strip()),
+    }
+
+    def generated(match: re.Match[str]) -> str:
+        opening, kind, argument, closing = match.groups()
+        return f"{opening}{tables[kind](argument)}\n{closing}"
+
+    marked = re.compile(r"(<!-- (results|models|bench)([\w -]*) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+    return marked.sub(generated, text)
+
+
+def write_tables(readmes: Sequence[Path] = READMES) -> None:
+    """Rewrites the generated tables of the READMEs."""
+    for readme in readmes:
+        write_text(readme, with_tables(readme.read_text(encoding="utf-8")))
+
+
+def main(argv: list[str]) -> None:
+    match argv:
+        case ["publish", folder, row]:
+            print(publish(folder, row))
+        case []:
+            write_tables()
+            write_pictures()
+        case _:
+            raise ValueError("usage: python -m data.tables [publish RUN ROW]")
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(sys.argv[1:])
