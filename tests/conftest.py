@@ -1,4 +1,4 @@
-"""Fixtures: small checkpoints, the folders that slow tests need, and runs that are stopped and compared."""
+"""Fixtures: small checkpoints, the folders of slow tests, and runs that are stopped and compared."""
 
 import os
 import subprocess
@@ -9,10 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import peft
+from data.demo import reviews
+from data.errors import Stopped
+from data.flags import field_names
+from data.tokenization import train_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import save_pretrained
-from nn.runtime import Stopped
 from peft import METHODS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,7 +27,7 @@ ENCODERS = [name for name, entry in MODELS.items() if entry.tokenizer != "wordle
 
 
 def tiny(name: str, seed: int = 0, **changes) -> torch.nn.Module:
-    """A model of the table with its own kind of settings and very small sizes, with weights of ordinary size."""
+    """Returns a very small model of the table, with the settings of its family and weights of ordinary size."""
     entry = MODELS[name]
     torch.manual_seed(seed)
     values = entry.shape | TINY | ({} if name in ENCODERS else TINY_WORDS) | {"pad_token_id": 0} | changes
@@ -34,12 +38,12 @@ def tiny(name: str, seed: int = 0, **changes) -> torch.nn.Module:
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.weight.data.normal_(1, 0.15)
-    model.fresh = frozenset()
+    model.newly_initialized = frozenset()
     return model
 
 
-def wanted_shape(objective: str) -> dict[str, str]:
-    """The shape that an objective asks of a model."""
+def required_shape(objective: str) -> dict[str, str]:
+    """Returns the config fields that an objective requires of a model."""
     return dict(part.split("=") for part in OBJECTIVES[objective].training.get("shape", "").split())
 
 
@@ -48,7 +52,7 @@ def fields(config: type) -> set[str]:
 
 
 def token_batch(lengths: list[int], vocab: int = 61, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids [B, T], mask [B, T]) of rows with these lengths; padding is 0."""
+    """Returns (ids [B, T], mask [B, T]) of rows with these lengths; padding is 0."""
     stream = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return torch.randint(1, vocab, mask.shape, generator=stream) * mask, mask
@@ -59,10 +63,8 @@ SMALL_OPTIONS = {"rank": 2, "alpha": 6.0, "virtual_tokens": 4, "prompt_hidden": 
 
 
 def adapt(model: torch.nn.Module, method: str, **options) -> torch.nn.Module:
-    """`method` on a tiny model, its zero-initialised parts moved off zero so that they change the output."""
-    import peft
-
-    small = {name: value for name, value in SMALL_OPTIONS.items() if name in METHODS[method].options}
+    """Applies `method` to a tiny model and moves parameters that start at zero, so that they change the output."""
+    small = {name: value for name, value in SMALL_OPTIONS.items() if name in field_names(METHODS[method].options)}
     peft.apply(model, method, INIT_IDS, **small | options)
     for name, parameter in model.named_parameters():
         if name.endswith((".B", ".magnitude")) or name.startswith("virtual."):
@@ -72,7 +74,7 @@ def adapt(model: torch.nn.Module, method: str, **options) -> torch.nn.Module:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A tiny BERT checkpoint directory."""
+    """Returns the directory of a tiny BERT checkpoint."""
     save_pretrained(tiny("bert"), tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
@@ -80,7 +82,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def folder_from(variable: str) -> Path:
     value = os.environ.get(variable, "")
     if not value or not Path(value).is_dir():
-        pytest.skip(f"{variable} names no folder")
+        pytest.skip(f"{variable} is not the path of a folder")
     return Path(value)
 
 
@@ -96,15 +98,12 @@ def minilm() -> Path:
 
 @pytest.fixture
 def spm() -> Path:
-    """The directory of DeBERTa-v3's published spm.model."""
+    """Returns the directory of DeBERTa-v3's published spm.model."""
     return folder_from("TOKENIZERS_DIR") / "deberta-v3"
 
 
 def tiny_weights(folder: Path, name: str = "bert") -> Path:
-    """A tiny checkpoint with a tokenizer beside it, both made for the built-in reviews."""
-    from data.demo import reviews
-    from data.tokenization import train_tokenizer
-
+    """Writes a tiny checkpoint with a tokenizer, both made for the built-in reviews."""
     tokenizer = train_tokenizer(MODELS[name].tokenizer, [text for _, text, _ in reviews("train")[:300]], 300)
     model = tiny(name, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
     save_pretrained(model, folder)
@@ -114,7 +113,7 @@ def tiny_weights(folder: Path, name: str = "bert") -> Path:
 
 @pytest.fixture
 def small_run(tmp_path: Path, monkeypatch) -> list[str]:
-    """Arguments of a run of a few seconds: a tiny BERT with LoRA on 64 of the built-in reviews, five steps an epoch."""
+    """Returns the arguments of a run of a few seconds: a tiny BERT, LoRA, 64 built-in reviews, five steps an epoch."""
     monkeypatch.chdir(tmp_path)
     weights = tiny_weights(tmp_path / "weights")
     text = f"--model bert --weights {weights} --peft lora --data demo --train-reviews 64 --batch-size 13 --epochs 2"
@@ -131,7 +130,7 @@ def program(*arguments: str, script: str = "train.py", **settings) -> subprocess
 
 @pytest.fixture
 def one_thread():
-    """As many threads as `program` has: sums in another order would differ in the last bit."""
+    """Sets the number of threads of `program`: with another number, sums differ in the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -139,7 +138,7 @@ def one_thread():
 
 
 def final_weights(folder) -> dict[str, torch.Tensor]:
-    """Everything that was trained, and what was kept as best."""
+    """Returns all trained tensors and the best adapter of a run folder."""
     return load_file(folder / "state/state.safetensors") | load_file(folder / "best/adapter_model.safetensors")
 
 
@@ -148,7 +147,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def fail_at(call: int, monkeypatch, error: type = Stopped) -> None:
-    """Makes the `call`-th optimizer step raise instead."""
+    """Makes the `call`-th optimizer step raise an error instead."""
     step, count = torch.optim.AdamW.step, iter(range(1, 10_000))
 
     def counted(self, *args, **kwargs):

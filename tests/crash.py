@@ -1,45 +1,53 @@
-"""Runs train.py again and again, and kills it with SIGKILL at a chosen moment each time.
+"""Runs train.py repeatedly, and kills it with SIGKILL at a chosen moment each time.
 
     python tests/crash.py MOMENT,MOMENT,… RUN ARGUMENTS…
 
-Moments are counted: before and after each optimizer step, while a file is being saved (its temporary twin is written),
-right after it took its place, and around each line of the log. RUN is the run's folder: from the first death on that
-leaves one, it is resumed. Each death is a process of its own, forked from this one, which has imported what it needs.
+Moments are numbered: before and after each optimizer step, each replacement of a file (the temporary file is written
+before it), and each line of the log. RUN is the run's folder. If it has a config.json, the run is resumed. Each run
+is a process forked from this one, which has imported all modules.
 """
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-import torch._dynamo  # as the optimizer does
+import torch._dynamo  # the optimizer imports it
 
 import train
 from data.runs import Run
 
 
-def counted(function, state: dict[str, int], moment: int):
-    def call(*args, **kwargs):
-        for part in (lambda: None, lambda: function(*args, **kwargs)):
-            result = part()
-            state["count"] += 1
-            if state["count"] == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+def counted(function: Callable[..., Any], state: dict[str, int], moment: int) -> Callable[..., Any]:
+    """Wraps a function: counts one moment before and one after each call, and kills the process at `moment`."""
+
+    def count() -> None:
+        state["count"] += 1
+        if state["count"] == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        count()
+        result = function(*args, **kwargs)
+        count()
         return result
 
     return call
 
 
 def main(moment: int, arguments: list[str]) -> None:
+    """Runs train.py until `moment`."""
     state = {"count": 0}
     for owner, name in ((torch.optim.AdamW, "step"), (Path, "replace"), (Run, "log")):
-        setattr(owner, name, counted(getattr(owner, name), state, moment))
+        setattr(owner, name, counted(getattr(owner, name), state=state, moment=moment))
     torch.set_num_threads(1)
     train.main(arguments)
-    print(f"moment {moment} did not come: there were {state['count']}", flush=True)
+    print(f"the run ended before moment {moment}; it has {state['count']} moments", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The plain forms that tests hold the project against: loops written straight from the equations, in float64."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -77,3 +78,156 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
             q = (1 - smoothing) * (c == label) + smoothing / len(row)
             total = total - q * p[c].log()
     return total / len(labels)
+
+
+def relative_scores(
+    q: Tensor, k: Tensor, k_r: Tensor, q_r: Tensor, kinds: tuple[str, ...], span: int, limit: int
+) -> Tensor:
+    """Computes He et al. 2021, Eq. (4), for one head, pair by pair: the sum of the n terms (content, and c2p or p2c if
+    in `kinds`) over √(K·n). q: [T, K];  k: [S, K];  k_r, q_r: [2s, K];  span, limit: s and M -> [T, S]"""
+    scores = []
+    for i in range(len(q)):
+        for j in range(len(k)):
+            row = min(max(bucket(i - j, span, limit) + span, 0), 2 * span - 1)
+            terms = [q[i] @ k[j]]
+            if "c2p" in kinds:
+                terms.append(q[i] @ k_r[row])
+            if "p2c" in kinds:
+                terms.append(k[j] @ q_r[row])
+            scores.append(sum(terms) / math.sqrt(q.size(1) * len(terms)))
+    return torch.stack(scores).view(len(q), len(k))
+
+
+def bilstm(x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor) -> Tensor:
+    """Computes a bidirectional LSTM layer (Hochreiter & Schmidhuber 1997) for one text, gate by gate. x: [T, in];
+    weight: [2, 4D, in];  recurrent: [2, 4D, D];  bias: [2, 4D], rows in the order i, f, g, o -> [T, 2D]"""
+    directions = []
+    for n, order in enumerate((range(len(x)), range(len(x) - 1, -1, -1))):
+        w, u, b = weight[n].chunk(4), recurrent[n].chunk(4), bias[n].chunk(4)
+        h = c = x.new_zeros(recurrent.size(2))
+        states = {}
+        for t in order:
+            i, f, g, o = (w[k] @ x[t] + u[k] @ h + b[k] for k in range(4))
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = states[t] = o.sigmoid() * c.tanh()
+        directions.append(torch.stack([states[t] for t in range(len(x))]))
+    return torch.cat(directions, 1)
+
+
+def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Computes KL(P ‖ Q) of each row, class by class. [B, C], [B, C] -> [B]"""
+    rows = []
+    for a, b in zip(logits_p, logits_q, strict=True):
+        p, q = a.exp() / a.exp().sum(), b.exp() / b.exp().sum()
+        rows.append(sum(p[c] * (p[c].log() - q[c].log()) for c in range(len(p))))
+    return torch.stack(rows)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Computes -Σ p log p of each row, class by class. [B, C] -> [B]"""
+    rows = []
+    for row in logits:
+        p = row.exp() / row.exp().sum()
+        rows.append(-sum(p[c] * p[c].log() for c in range(len(p))))
+    return torch.stack(rows)
+
+
+def scale_reviews(direction: Tensor, mask: Tensor, lengths: list[float]) -> Tensor:
+    """Scales the real tokens of each review to a given norm; padding becomes 0. direction: [B, T, E];  mask: [B, T]"""
+    out = torch.zeros_like(direction)
+    for b, length in enumerate(lengths):
+        real = direction[b, mask[b]]
+        out[b, mask[b]] = real * (length / real.square().sum().sqrt())
+    return out
+
+
+def adversarial_perturbation(
+    log_p: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor, lengths: list[float]
+) -> Tensor:
+    """Miyato et al. 2017, Eq. (5): r = -ε g/‖g‖ with g = ∇ log p(y|s), review by review. x: [B, T, E];  mask: [B, T];
+    log_p: embeddings -> log p(y|s), [B];  lengths: ε of each review -> [B, T, E]"""
+    s = x.detach().requires_grad_()
+    values = log_p(s)
+    g = torch.stack([torch.autograd.grad(values[b], s, retain_graph=True)[0][b] for b in range(len(s))])
+    return -scale_reviews(g, mask, lengths)
+
+
+@torch.no_grad()
+def virtual_perturbation(
+    logits: Callable[[Tensor], Tensor], d: Tensor, mask: Tensor, lengths: list[float], step: float = 1e-4
+) -> Tensor:
+    """Miyato et al. 2017, Eq. (7), one power iteration: r = ε g/‖g‖ with g = ∇_d KL[p(·|s) ‖ p(·|s + d)], by central
+    differences, one coordinate at a time. logits: shift of the embeddings -> [B, C];  d: [B, T, E];  mask: [B, T];
+    lengths: ε of each review -> [B, T, E]"""
+    clean, g = logits(torch.zeros_like(d)), torch.zeros_like(d)
+    for t in range(d.size(1)):
+        for e in range(d.size(2)):
+            move = torch.zeros_like(d)
+            move[:, t, e] = step  # reviews do not influence one another
+            ahead, back = (kl_divergence(clean, logits(d + sign * move)) for sign in (1, -1))
+            g[:, t, e] = (ahead - back) / (2 * step)
+    return scale_reviews(g, mask, lengths)
+
+
+def bigru(x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, recurrent_bias: Tensor) -> Tensor:
+    """Computes a bidirectional GRU layer (Cho et al. 2014, Eq. 5–8, with r after U_n) for one text, gate by gate.
+    x: [T, in];  weight: [2, 3D, in];  recurrent: [2, 3D, D];  bias: [2, 3D], rows in the order r, z, n;
+    recurrent_bias: d_n, [2, D] -> [T, 2D]"""
+    directions = []
+    for side, order in enumerate((range(len(x)), range(len(x) - 1, -1, -1))):
+        w, u, b = weight[side].chunk(3), recurrent[side].chunk(3), bias[side].chunk(3)
+        h = x.new_zeros(recurrent.size(2))
+        states = {}
+        for t in order:
+            r, z = ((w[k] @ x[t] + u[k] @ h + b[k]).sigmoid() for k in range(2))
+            n = (w[2] @ x[t] + b[2] + r * (u[2] @ h + recurrent_bias[side])).tanh()
+            h = states[t] = (1 - z) * n + z * h
+        directions.append(torch.stack([states[t] for t in range(len(x))]))
+    return torch.cat(directions, 1)
+
+
+def additive_attention(h: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, query: Tensor) -> Tensor:
+    """Computes Yang et al. 2016, Eq. (5)–(7), word by word. h: [B, T, D];  mask: [B, T];  weight: W [A, D];
+    bias: b [A];  query: v [A] -> r [B, D]"""
+    rows = []
+    for b in range(len(h)):
+        words = [h[b, t] for t in range(h.size(1)) if mask[b, t]]
+        powers = [(query @ (weight @ word + bias).tanh()).exp() for word in words]
+        rows.append(sum(power * word for power, word in zip(powers, words, strict=True)) / sum(powers))
+    return torch.stack(rows)
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Computes W·[x_t; …; x_{t+k-1}] + b, filter by filter. x: [B, T, E];  weight: [F, k, E];  bias: [F] ->
+    [B, T - k + 1, F]"""
+    filters, width, _ = weight.shape
+    rows = []
+    for b in range(len(x)):
+        for t in range(x.size(1) - width + 1):
+            for f in range(filters):
+                rows.append(sum(weight[f, p] @ x[b, t + p] for p in range(width)) + bias[f])
+    return torch.stack(rows).view(len(x), -1, filters)
+
+
+def squash(s: Tensor) -> Tensor:
+    """Computes Sabour et al. 2017, Eq. (1), for one vector. s: [K] -> [K]"""
+    norm = sum(value * value for value in s).sqrt()
+    return norm**2 / (1 + norm**2) * s / norm
+
+
+def route(u: Tensor, mask: Tensor, iterations: int) -> Tensor:
+    """Computes Sabour et al. 2017, Procedure 1, with s_j as a weighted mean, for one pair (t, j) at a time.
+    u: û [B, T, J, K];  mask: [B, T] -> v [B, J, K]"""
+    rows, capsules = [], range(u.size(2))
+    for b in range(len(u)):
+        real = [t for t in range(u.size(1)) if mask[b, t]]
+        logits = {(t, j): u.new_zeros(()) for t in real for j in capsules}
+        for _ in range(iterations):
+            c = {}
+            for t in real:
+                total = sum(logits[t, j].exp() for j in capsules)
+                c |= {(t, j): logits[t, j].exp() / total for j in capsules}
+            v = [squash(sum(c[t, j] * u[b, t, j] for t in real) / sum(c[t, j] for t in real)) for j in capsules]
+            logits = {(t, j): logits[t, j] + u[b, t, j] @ v[j] for t in real for j in capsules}
+        rows.append(torch.stack(v))
+    return torch.stack(rows)

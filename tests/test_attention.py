@@ -1,14 +1,26 @@
 import pytest
 import reference
 import torch
+from torch import Tensor
 
-from nn.attention import MultiHeadAttention, attention, fused_attention, masked_softmax, merge_heads, split_heads
+from nn.attention import (
+    MultiHeadAttention,
+    attention,
+    fused_attention,
+    masked_softmax,
+    merge_heads,
+    select_queries,
+    split_heads,
+)
+from nn.dropout import LEVELS, Dropout, keep_mask
 
 B, H, T, S, K = 2, 3, 5, 7, 11
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64 against float64
+P_DROP = 0.375  # a multiple of 1/256, so that the rate is exact
 
 
-def inputs(seed: int = 0):
+def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns q [B, H, T, K], k and v [B, H, S, K], and mask [B, S] with padding in the second row."""
     torch.manual_seed(seed)
     q = torch.randn(B, H, T, K, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(B, H, S, K, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -16,17 +28,58 @@ def inputs(seed: int = 0):
     return q, k, v, mask
 
 
+def dropped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Computes (m · weights / (1 - p)) v with the weights of the loop and the next mask of the random stream."""
+    one_hot = torch.eye(k.size(2), dtype=k.dtype).expand(*k.shape[:2], -1, -1)
+    weights = reference.attention(q, k, one_hot, mask)  # [B, H, T, S]
+    kept = keep_mask(weights.shape, round(P_DROP * LEVELS))
+    return weights * kept / (1 - P_DROP) @ v
+
+
 @pytest.mark.parametrize("form", [attention, fused_attention])
 def test_equals_the_loop_with_gradients(form):
     q, k, v, mask = inputs()
-    ours, plain = form(q, k, v, mask[:, None, None]), reference.attention(q, k, v, mask)
-    torch.testing.assert_close(ours, plain, **EXACT)
+    ours, expected = form(q, k, v, mask[:, None, None]), reference.attention(q, k, v, mask)
+    torch.testing.assert_close(ours, expected, **EXACT)
     upstream = torch.randn_like(ours)
-    for mine, theirs in zip(*(torch.autograd.grad(y, (q, k, v), upstream) for y in (ours, plain)), strict=True):
+    gradients = (torch.autograd.grad(y, (q, k, v), upstream) for y in (ours, expected))
+    for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, **EXACT)
 
 
-def test_softmax_sums_to_one_over_the_mask_alone():
+def test_training_drops_and_scales_the_attention_weights():
+    """Dropout is applied to the weights, not to the values or the result, and E[dropout(weights)] = weights."""
+    q, k, v, mask = inputs()
+    torch.manual_seed(3)
+    ours = attention(q, k, v, mask=mask[:, None, None], dropout=Dropout(P_DROP).train())
+    torch.manual_seed(3)
+    expected = dropped_attention(q, k, v, mask)
+    torch.testing.assert_close(ours, expected, **EXACT)
+    upstream = torch.randn_like(ours)
+    gradients = (torch.autograd.grad(y, (q, k, v), upstream) for y in (ours, expected))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, **EXACT)
+
+
+def test_multi_head_attention_in_training_is_its_equation_with_dropped_weights():
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(hidden_size=H * K, num_heads=H, dropout=P_DROP).double().train()
+    x, mask = torch.randn(B, T, H * K, dtype=torch.float64), torch.arange(T) < torch.tensor([T, 3])[:, None]
+    torch.manual_seed(3)
+    ours = layer(x, mask)
+    torch.manual_seed(3)
+    q, k, v = (split_heads(project(x), H) for project in (layer.query, layer.key, layer.value))
+    torch.testing.assert_close(ours, layer.output(merge_heads(dropped_attention(q, k, v, mask))), **EXACT)
+
+
+def test_multi_head_attention_without_a_dropout_rate_is_the_same_in_training_and_evaluation():
+    torch.manual_seed(0)
+    x, mask = torch.randn(B, T, H * K), torch.ones(B, T, dtype=torch.bool)
+    layer = MultiHeadAttention(H * K, H)
+    torch.testing.assert_close(layer.train()(x, mask), layer.eval()(x, mask))
+
+
+def test_softmax_sums_to_one_over_the_unmasked_positions():
     scores = torch.randn(B, H, T, S)
     mask = (torch.arange(S) < torch.tensor([S, 4])[:, None])[:, None, None]
     weights = masked_softmax(scores, mask)
@@ -35,16 +88,17 @@ def test_softmax_sums_to_one_over_the_mask_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_row_without_keys_is_uniform(dtype):
+def test_a_fully_masked_row_is_uniform(dtype):
     weights = masked_softmax(torch.randn(2, S).to(dtype), torch.zeros(2, S, dtype=torch.bool))
     torch.testing.assert_close(weights, torch.full((2, S), 1 / S, dtype=dtype))
 
 
-def test_softmax_of_bf16_is_summed_in_fp32():
+def test_the_sum_of_a_bf16_softmax_is_computed_in_fp32():
     scores = (4 * torch.randn(3, 4099)).bfloat16()
     mask = torch.ones(1, dtype=torch.bool)
-    wide = masked_softmax(scores.float(), mask)
-    torch.testing.assert_close(masked_softmax(scores, mask).float(), wide, rtol=2**-8, atol=0)  # one rounding, no more
+    expected = masked_softmax(scores.float(), mask)
+    one_rounding = {"rtol": 2**-8, "atol": 0}
+    torch.testing.assert_close(masked_softmax(scores, mask).float(), expected, **one_rounding)
 
 
 def test_equals_torch_multi_head_attention():
@@ -60,37 +114,42 @@ def test_equals_torch_multi_head_attention():
     torch.testing.assert_close(ours(x, mask)[mask], expected[mask], rtol=1e-5, atol=1e-6)
 
 
-def test_heads_split_and_merge_back():
+@pytest.mark.parametrize("queries", [3, torch.tensor([[4, 0, 4], [2, 3, 1]])], ids=["first n", "indices"])
+def test_selected_queries_have_the_rows_of_the_full_result(queries):
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(H * K, H).eval()
+    x, mask = torch.randn(B, T, H * K), torch.arange(T) < torch.tensor([T, 3])[:, None]
+    full = layer(x, mask)
+    rows = torch.arange(3).expand(B, -1) if isinstance(queries, int) else queries
+    expected = torch.stack([full[b, rows[b]] for b in range(B)])
+    torch.testing.assert_close(layer(x, mask, queries=queries), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(select_queries(full, queries), expected)
+
+
+def test_heads_are_blocks_of_the_width_and_merging_reverses_splitting():
     x = torch.randn(B, T, H * K)
-    assert split_heads(x, H).shape == (B, H, T, K)
-    assert torch.equal(merge_heads(split_heads(x, H)), x)
+    heads = split_heads(x, H)
+    assert all(torch.equal(heads[:, h], x[..., h * K : (h + 1) * K]) for h in range(H))
+    assert torch.equal(merge_heads(heads), x)
 
 
-def test_prefix_of_real_keys_and_values_equals_longer_input():
-    """Keys and values handed over as a prefix count like tokens that stand in front."""
+def test_a_prefix_of_real_keys_and_values_equals_a_longer_input():
+    """Keys and values of the first two tokens, passed as a prefix, give the same result as the two tokens."""
     torch.manual_seed(0)
     layer = MultiHeadAttention(H * K, H).eval()
     x, mask = torch.randn(B, T, H * K), torch.ones(B, T, dtype=torch.bool)
     front, rest = x[:, :2], x[:, 2:]
     prefix = split_heads(layer.key(front), H), split_heads(layer.value(front), H)
-    torch.testing.assert_close(layer(rest, mask[:, 2:], prefix), layer(x, mask)[:, 2:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer(rest, mask[:, 2:], prefix=prefix), layer(x, mask)[:, 2:], rtol=1e-5, atol=1e-6)
 
 
 def test_a_zero_length_prefix_changes_nothing():
     layer = MultiHeadAttention(H * K, H).eval()
     x, mask = torch.randn(B, T, H * K), torch.ones(B, T, dtype=torch.bool)
     empty = torch.zeros(1, H, 0, K)
-    assert torch.equal(layer(x, mask, (empty, empty)), layer(x, mask))
+    assert torch.equal(layer(x, mask, prefix=(empty, empty)), layer(x, mask))
 
 
-def test_training_with_dropout_differs_and_without_equals_eval():
-    torch.manual_seed(0)
-    x, mask = torch.randn(B, T, H * K), torch.ones(B, T, dtype=torch.bool)
-    dropping, plain = MultiHeadAttention(H * K, H, 0.5), MultiHeadAttention(H * K, H, 0.0)
-    assert not torch.equal(dropping.train()(x, mask), dropping(x, mask))
-    torch.testing.assert_close(plain.train()(x, mask), plain.eval()(x, mask))
-
-
-def test_width_must_divide_into_heads():
-    with pytest.raises(ValueError, match="not a multiple"):
+def test_the_width_must_be_a_multiple_of_the_number_of_heads():
+    with pytest.raises(ValueError, match="hidden_size 10 is not a multiple of num_heads 3"):
         MultiHeadAttention(10, 3)

@@ -1,4 +1,5 @@
 import pytest
+import reference
 import torch
 from conftest import tiny, token_batch
 
@@ -12,16 +13,13 @@ def test_additive_attention_equals_the_loop_with_gradients():
     torch.manual_seed(0)
     layer = AdditiveAttention(D, A).double()
     h = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
-    rows = []
-    for b in range(B):
-        real = [h[b, t] for t in range(T) if MASK[b, t]]
-        powers = [(layer.query.weight[0] @ (layer.dense.weight @ h_t + layer.dense.bias).tanh()).exp() for h_t in real]
-        rows.append(sum(p * h_t for p, h_t in zip(powers, real, strict=True)) / sum(powers))  # Eq. (6), (7)
-    ours, plain = layer(h, MASK)[0], torch.stack(rows)
-    torch.testing.assert_close(ours, plain)
-    upstream, wanted = torch.randn_like(ours), [h, *layer.parameters()]
-    for mine, theirs in zip(*(torch.autograd.grad(y, wanted, upstream) for y in (ours, plain)), strict=True):
-        torch.testing.assert_close(mine, theirs)
+    actual = layer(h, MASK)[0]
+    expected = reference.additive_attention(
+        h, mask=MASK, weight=layer.dense.weight, bias=layer.dense.bias, query=layer.query.weight[0]
+    )
+    torch.testing.assert_close(actual, expected)
+    upstream, inputs = torch.randn_like(actual), [h, *layer.parameters()]
+    torch.testing.assert_close(*(torch.autograd.grad(y, inputs, upstream) for y in (actual, expected)))
 
 
 def test_weights_sum_to_one_over_real_words():
@@ -33,10 +31,12 @@ def test_weights_sum_to_one_over_real_words():
 
 
 @pytest.mark.parametrize("with_max", [False, True])
-def test_features_with_and_without_the_maximum(with_max):
+def test_features_with_and_without_the_maximum(with_max: bool):
     model, (ids, mask) = tiny("attention_lstm", with_max=with_max).eval(), token_batch([7, 4])
     h = model.encode(model.embed(ids, mask), mask)
     r = torch.einsum("bt,btd->bd", model.attention_weights(ids, mask), h)
     features = model.features(ids, mask)
     torch.testing.assert_close(features[:, :24], r, rtol=1e-5, atol=1e-6)
     assert features.shape == (2, 48 if with_max else 24)
+    if with_max:
+        torch.testing.assert_close(features[1, 24:], h[1, :4].amax(0))

@@ -1,10 +1,16 @@
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from conftest import tiny, wanted_shape
+from conftest import required_shape, tiny
 
 import train
 from data.batches import Corpus, batches, shuffled_order, sorted_order, step_batches
+from data.options import Options, Settings
+from losses import OBJECTIVES
 from nn import MODELS
 from nn.runtime import Machine
 
@@ -12,6 +18,7 @@ LENGTHS = [5, 2, 9, 3, 7, 4, 11, 2, 6, 8, 3]
 
 
 def corpus() -> Corpus:
+    """Returns 11 random examples with alternating labels."""
     stream = np.random.default_rng(0)
     return Corpus.from_rows([stream.integers(1, 61, n).tolist() for n in LENGTHS], [i % 2 for i in range(11)], pad_id=0)
 
@@ -28,58 +35,61 @@ def test_a_batch_is_padded_on_the_right():
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 100])
-def test_every_example_once_an_epoch(size):
+def test_an_epoch_contains_every_example_once(size: int):
     lengths = np.array(LENGTHS * 40)
-    order = shuffled_order(lengths, size, seed=1, epoch=2)
+    order = shuffled_order(lengths, batch_size=size, seed=1, epoch=2)
     assert sorted(np.concatenate(order)) == list(range(len(lengths)))
     assert max(map(len, order)) <= size
 
 
-def test_order_is_a_function_of_seed_and_epoch():
+def test_order_is_a_pure_function_of_seed_and_epoch():
     lengths = np.array(LENGTHS * 40)
 
-    def order(seed, epoch):
-        return np.concatenate(shuffled_order(lengths, 4, seed, epoch)).tolist()
+    def order(seed: int, epoch: int) -> list[int]:
+        return np.concatenate(shuffled_order(lengths, batch_size=4, seed=seed, epoch=epoch)).tolist()
 
     state = torch.get_rng_state()
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
-    assert torch.equal(torch.get_rng_state(), state)  # no other stream is touched
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is not used
 
 
-def test_buckets_leave_little_padding():
+def test_length_buckets_leave_little_padding():
     lengths = np.random.default_rng(0).lognormal(5, 0.7, 4000).astype(int) + 3
-    places = sum(len(rows) * lengths[rows].max() for rows in shuffled_order(lengths, 16, 0, 0))
-    assert places < 1.08 * lengths.sum()
+    order = shuffled_order(lengths, batch_size=16, seed=0, epoch=0)
+    positions = sum(len(rows) * lengths[rows].max() for rows in order)
+    assert positions < 1.08 * lengths.sum()
 
 
-def test_scoring_order_is_longest_first_within_a_token_budget():
+def test_sorted_order_is_longest_first_within_a_token_budget():
     lengths = np.array(LENGTHS)
-    order = sorted_order(lengths, tokens=20)
+    order = sorted_order(lengths, max_tokens=20)
     assert sorted(np.concatenate(order)) == list(range(11))
     assert all(len(rows) * lengths[rows].max() <= 20 or len(rows) == 1 for rows in order)
     assert lengths[order[0]].max() == 11
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_padding_and_bucketing_never_change_a_logit(name):
+def test_padding_and_bucketing_do_not_change_logits(name: str):
     c, model = corpus(), tiny(name).eval()
-    alone = torch.stack([model(*c.batch(np.array([i]))[:2])[0] for i in range(len(c))])
-    for order in (shuffled_order(c.lengths, 4, 0, 0), sorted_order(c.lengths, 20)):
-        for batch in batches(c, order, torch.device("cpu")):
-            torch.testing.assert_close(model(batch.input_ids, batch.mask), alone[batch.rows], rtol=1e-5, atol=1e-6)
+    single = [c.batch(np.array([i])) for i in range(len(c))]
+    expected = torch.cat([model(batch.input_ids, batch.mask) for batch in single])
+    orders = (shuffled_order(c.lengths, batch_size=4, seed=0, epoch=0), sorted_order(c.lengths, max_tokens=20))
+    for order in orders:
+        for batch in batches(c, order=order, device=torch.device("cpu")):
+            torch.testing.assert_close(model(batch.input_ids, batch.mask), expected[batch.rows], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_stands_in_the_padding_does_not_matter(name):
+def test_ids_at_padded_positions_do_not_change_logits(name: str):
     model, batch = tiny(name).eval(), corpus().batch(np.array([0, 2]))
     noise = torch.where(batch.mask, batch.input_ids, torch.randint(1, 61, batch.input_ids.shape))
     torch.testing.assert_close(model(noise, batch.mask), model(batch.input_ids, batch.mask), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_fully_padded_row_stays_finite(name):
+def test_a_fully_padded_row_gives_finite_logits_and_gradients(name: str):
     model, batch = tiny(name), corpus().batch(np.array([0, 2]))
     batch.mask[0] = False
     logits = model(batch.input_ids, batch.mask)
@@ -88,11 +98,11 @@ def test_a_fully_padded_row_stays_finite(name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_cached_corpus_is_mapped_and_equal(tmp_path):
+def test_a_cached_corpus_is_memory_mapped_and_equal(tmp_path: Path):
     c = corpus()
     rows = [c.ids[c.offsets[i] : c.offsets[i + 1]].tolist() for i in range(len(c))]
-    for made in (lambda: rows, lambda: pytest.fail("made twice")):
-        again = Corpus.cached(tmp_path / "ids.npy", made, c.labels, 0)
+    for made in (lambda: rows, lambda: pytest.fail("called twice")):
+        again = Corpus.cached(tmp_path / "ids.npy", make=made, labels=c.labels, pad_id=0)
         assert isinstance(again.ids, np.memmap)
         assert again.ids.tolist() == c.ids.tolist()
         assert again.offsets.tolist() == c.offsets.tolist()
@@ -103,49 +113,77 @@ def test_a_cached_corpus_is_mapped_and_equal(tmp_path):
 def test_batches_by_token_budget():
     lengths = np.random.default_rng(0).integers(1, 60, 500)
     lengths[7] = 999  # more than the budget: a batch of its own
-    order = shuffled_order(lengths, 16, seed=1, epoch=0, tokens=256)
+    order = shuffled_order(lengths, batch_size=16, seed=1, epoch=0, tokens_per_batch=256)
     assert sorted(np.concatenate(order).tolist()) == list(range(500))
-    places = [len(rows) * lengths[rows].max() for rows in order if 7 not in rows]
-    assert max(places) <= 256
-    assert np.mean(places) > 0.8 * 256
-    again = shuffled_order(lengths, 16, seed=1, epoch=0, tokens=256)
+    positions = [len(rows) * lengths[rows].max() for rows in order if 7 not in rows]
+    assert max(positions) <= 256
+    assert np.mean(positions) > 0.8 * 256
+    again = shuffled_order(lengths, batch_size=16, seed=1, epoch=0, tokens_per_batch=256)
     assert all(np.array_equal(a, b) for a, b in zip(order, again, strict=True))
-    assert not np.array_equal(order[0], shuffled_order(lengths, 16, seed=1, epoch=1, tokens=256)[0])
+    other = shuffled_order(lengths, batch_size=16, seed=1, epoch=1, tokens_per_batch=256)
+    assert not np.array_equal(order[0], other[0])
 
 
-def test_pieces_give_the_gradient_of_the_whole():
+def one_token_rows(lengths: Iterable[int]) -> Corpus:
+    """Returns examples of the given lengths with alternating labels. All tokens of an example have the same id."""
+    rows = [[number + 1] * length for number, length in enumerate(lengths)]
+    return Corpus.from_rows(rows, labels=[number % 2 for number in range(len(rows))], pad_id=0)
+
+
+def step_gradients(num_splits: int) -> list[torch.Tensor]:
+    """Returns the gradients of a step of two micro-batches (7 and 6 examples), each split into num_splits passes."""
     torch.manual_seed(0)
-    corpus = Corpus.from_rows([[k + 1] * (k % 5 + 2) for k in range(13)], [k % 2 for k in range(13)], 0)
-    machine, options = Machine(torch.device("cpu"), torch.float32), train.Options()
-    gradients = []
-    for pieces in (1, 2, 13):
-        model = tiny("bert").eval()
-        batches = list(step_batches(corpus, None, [np.arange(7), np.arange(7, 13)], 0, pieces))
-        assert len(batches) == min(2 * pieces, 13)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        train.gradient(model, train.OBJECTIVES["ce"].objective, batches, scaler, machine, options)
-        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-    for other in gradients[1:]:
-        for a, b in zip(gradients[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    corpus = one_token_rows(number % 5 + 2 for number in range(13))
+    model = tiny("bert").eval()
+    micro_batches = [np.arange(7), np.arange(7, 13)]
+    batches = list(step_batches(corpus, stream=None, micro_batches=micro_batches, number=0, num_splits=num_splits))
+    assert len(batches) == min(2 * num_splits, 13)
+    objective_options = OBJECTIVES["ce"].options()
+    training = SimpleNamespace(
+        settings=Settings(options=Options(loss="ce"), method=None, objective=objective_options, origins={}),
+        machine=Machine(torch.device("cpu"), torch.float32),
+        model=model,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    train.gradient(training, batches)
+    return [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def test_passes_have_no_more_places_than_asked_for():
-    corpus = Corpus.from_rows([[1] * (k + 1) for k in range(20)], [0] * 20, 0)
-    batches = list(step_batches(corpus, None, [np.arange(10), np.arange(10, 20)], 0, 1, 40))
-    assert [len(batch.labels) for batch in batches] == [4, 3, 3, 2, 2, 2, 2, 2]
-    assert [len(batch.labels) for batch in step_batches(corpus, None, [np.arange(18, 20)], 0, 1, 5)] == [1, 1]
-    assert len(list(step_batches(corpus, None, [np.arange(20)], 0, 4, 200))) == 4
+@pytest.mark.parametrize("num_splits", [2, 13])
+def test_split_passes_give_the_gradient_of_the_whole_batch(num_splits: int):
+    for a, b in zip(step_gradients(1), step_gradients(num_splits), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [name for name, entry in train.OBJECTIVES.items() if entry.additive])
-def test_an_additive_loss_of_a_batch_is_the_mean_of_its_parts(loss):
-    corpus = Corpus.from_rows([[k + 1] * 6 for k in range(8)], [k % 2 for k in range(8)], 0)
+def split_sizes(micro_batches: list[np.ndarray], num_splits: int, tokens_per_pass: int) -> list[int]:
+    """Returns the examples of each pass of a step, for a corpus of 20 examples with 1 to 20 tokens."""
+    batches = step_batches(
+        one_token_rows(range(1, 21)),
+        stream=None,
+        micro_batches=micro_batches,
+        number=0,
+        num_splits=num_splits,
+        tokens_per_pass=tokens_per_pass,
+    )
+    return [len(batch.labels) for batch in batches]
+
+
+def test_passes_are_split_by_tokens():
+    halves = [np.arange(10), np.arange(10, 20)]
+    assert split_sizes(halves, num_splits=1, tokens_per_pass=40) == [4, 3, 3, 2, 2, 2, 2, 2]
+    assert split_sizes([np.arange(18, 20)], num_splits=1, tokens_per_pass=5) == [1, 1]
+    assert len(split_sizes([np.arange(20)], num_splits=4, tokens_per_pass=200)) == 4
+
+
+@pytest.mark.parametrize("loss", [name for name, entry in OBJECTIVES.items() if entry.additive])
+def test_an_additive_loss_is_the_mean_over_the_splits_of_a_batch(loss: str):
+    corpus = one_token_rows([6] * 8)
     torch.manual_seed(0)
-    shape = wanted_shape(loss)
+    shape = required_shape(loss)
     model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
-    whole, *parts = (
-        train.OBJECTIVES[loss].objective(model, corpus.batch(rows), train.Options())[0]
+    entry = OBJECTIVES[loss]
+    whole, *halves = (
+        entry.objective(model, corpus.batch(rows), entry.options())[0]
         for rows in (np.arange(8), np.arange(4), np.arange(4, 8))
     )
-    torch.testing.assert_close(whole, sum(parts) / 2)
+    torch.testing.assert_close(whole, sum(halves) / 2)

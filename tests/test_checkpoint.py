@@ -5,30 +5,28 @@ import sys
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, tiny, token_batch
+from conftest import ENCODERS, GOLDEN, ROOT, tiny, token_batch
 from safetensors.torch import load_file, save_file
 
+from data.files import read_json, write_json
+from data.hub import CONFIG, INDEX, WEIGHTS, find_pretrained, weight_files
 from nn import MODELS
 from nn.checkpoint import load_pretrained, save_pretrained, translate
-from nn.files import read_json, write_json
-from nn.hub import CONFIG, INDEX, WEIGHTS, find_pretrained, weight_files
-
-ENCODERS = [name for name, entry in MODELS.items() if hasattr(entry.build, "KEYS")]
 
 
 def rewrite(folder, change):
-    """Saves the tensors of a checkpoint again after change(dict)."""
+    """Saves the tensors of a checkpoint again after change(tensors)."""
     tensors = load_file(folder / WEIGHTS)
     save_file(change(tensors), folder / WEIGHTS, {"format": "pt"})
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", MODELS)
 def test_round_trip_is_exact(name, tmp_path):
     model = tiny(name)
     save_pretrained(model, tmp_path)
     again = load_pretrained(tmp_path)
     assert again.config == model.config
-    assert again.fresh == frozenset()
+    assert again.newly_initialized == frozenset()
     for (key, ours), (other, theirs) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert key == other
         assert torch.equal(ours, theirs)
@@ -44,7 +42,7 @@ def test_published_to_ours_to_published_is_exact(folder, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_every_parameter_has_a_published_name_of_its_own():
+def test_published_names_are_unique():
     for name in ENCODERS:
         names = [translate(key, MODELS[name].build.KEYS) for key, _ in tiny(name).named_parameters()]
         assert len(names) == len(set(names))
@@ -75,12 +73,12 @@ def test_fp16_files_become_fp32(checkpoint):
     assert {p.dtype for p in load_pretrained(checkpoint, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
-def test_a_missing_head_is_initialised_and_named(checkpoint):
-    gone = ("classifier", "bert.pooler")
-    rewrite(checkpoint, lambda tensors: {k: t for k, t in tensors.items() if not k.startswith(gone)})
+def test_a_missing_head_is_initialized_and_named(checkpoint):
+    head_names = ("classifier", "bert.pooler")
+    rewrite(checkpoint, lambda tensors: {k: t for k, t in tensors.items() if not k.startswith(head_names)})
     model = load_pretrained(checkpoint, num_labels=3)
     head = {"classifier.weight", "classifier.bias", "pooler.dense.weight", "pooler.dense.bias"}
-    assert model.fresh == head
+    assert model.newly_initialized == head
     assert model.classifier.weight.shape == (3, 12)
     assert 0 < model.pooler.dense.weight.std() < 0.04
     assert torch.equal(model.classifier.bias, torch.zeros(3))
@@ -139,7 +137,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(checkpoint, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_everything_wrong_is_listed_at_once(checkpoint):
+def test_all_problems_are_listed_at_once(checkpoint):
     def spoil(tensors):
         del tensors["bert.encoder.layer.1.output.dense.bias"]
         tensors["bert.encoder.layer.0.output.dense.weight"] = torch.zeros(3, 5)
@@ -151,7 +149,7 @@ def test_everything_wrong_is_listed_at_once(checkpoint):
         load_pretrained(checkpoint)
     for part in (
         "missing bert.encoder.layer.1.output.dense.bias",
-        "misshaped bert.encoder.layer.0.output.dense.weight: [3, 5], the config asks for [12, 17]",
+        "misshaped bert.encoder.layer.0.output.dense.weight: [3, 5], the config implies [12, 17]",
         "bert.embeddings.LayerNorm.bias does not hold floating point numbers",
         "surplus bert.something",
     ):
@@ -220,7 +218,7 @@ def test_label_names_are_kept(checkpoint):
     assert load_pretrained(checkpoint).config.labels == ("negative", "positive")
 
 
-def test_where_weights_may_come_from(tmp_path, checkpoint):
+def test_sources_of_weights(tmp_path, checkpoint):
     assert find_pretrained(checkpoint) == checkpoint
     with pytest.raises(FileNotFoundError, match="is a file"):
         find_pretrained(checkpoint / WEIGHTS)
@@ -234,7 +232,7 @@ def test_where_weights_may_come_from(tmp_path, checkpoint):
 
 def test_offline_and_not_cached_is_one_line(tmp_path):
     program = (
-        "from nn.hub import find_pretrained\n"
+        "from data.hub import find_pretrained\n"
         "try: find_pretrained('some/model')\n"
         "except FileNotFoundError as error: print(error)"
     )
@@ -245,7 +243,7 @@ def test_offline_and_not_cached_is_one_line(tmp_path):
     assert done.stdout.count("\n") == 1
 
 
-def test_what_is_saved_is_plain_json_and_pt(checkpoint):
+def test_the_saved_config_has_the_published_fields(checkpoint):
     config = json.loads((checkpoint / CONFIG).read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["num_hidden_layers"] == 2

@@ -1,12 +1,33 @@
 import pytest
 import reference
 import torch
-from conftest import tiny, token_batch
+from conftest import ENCODERS, tiny, token_batch
+from torch.nn import Linear
 
 from nn.attention import MultiHeadAttention
-from nn.encoder import Embeddings, EncoderBlock, FeedForward, Pooler, activation, run_layer
+from nn.dropout import Dropout
+from nn.encoder import Embeddings, Encoder, EncoderBlock, FeedForward, Pooler, activation, checkpointed
 
-B, T, D, F = 2, 5, 6, 13
+B, T, D, H, F = 2, 5, 6, 2, 13
+
+
+def block(act: str = "gelu", dropout: float = 0.0, **changes: float) -> EncoderBlock:
+    """Returns a float64 block with random weights; its attention weights have no dropout."""
+    torch.manual_seed(0)
+    values = {"hidden_size": D, "feed_forward_size": F, "act": act, "eps": 1e-5, "dropout": dropout} | changes
+    return EncoderBlock(attention=MultiHeadAttention(D, H), **values).double()
+
+
+def random_input() -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns x [B, T, D] and a mask of real tokens only."""
+    return torch.randn(B, T, D, dtype=torch.float64), torch.ones(B, T, dtype=torch.bool)
+
+
+def post_norm(layer: EncoderBlock, x: torch.Tensor, mask: torch.Tensor, drops: tuple[Dropout, Dropout]) -> torch.Tensor:
+    """Computes a = LN(x + drop₁(attention(x))), y = LN(a + drop₂(ffn(a)))."""
+    n1, n2 = layer.attention_norm, layer.feed_forward_norm
+    a = reference.layer_norm(x + drops[0](layer.attention(x, mask)), n1.weight, n1.bias, 1e-5)
+    return reference.layer_norm(a + drops[1](layer.feed_forward(a)), n2.weight, n2.bias, 1e-5)
 
 
 def test_layer_norm_is_the_equation_over_the_last_axis():
@@ -18,54 +39,76 @@ def test_layer_norm_is_the_equation_over_the_last_axis():
 
 
 def test_block_is_post_norm():
-    """a = LN(x + attention(x)), y = LN(a + ffn(a)): the norm comes after each residual sum."""
-    torch.manual_seed(0)
-    block = EncoderBlock(MultiHeadAttention(D, 2), D, F, "gelu", 1e-5, 0.0).double().eval()
-    x, mask = torch.randn(B, T, D, dtype=torch.float64), torch.ones(B, T, dtype=torch.bool)
-    n1, n2, ff = block.attention_norm, block.feed_forward_norm, block.feed_forward
-    a = reference.layer_norm(x + block.attention(x, mask), n1.weight, n1.bias, 1e-5)
-    y = reference.layer_norm(a + ff(a), n2.weight, n2.bias, 1e-5)
-    torch.testing.assert_close(block(x, mask), y)
+    """The norm is applied after each residual sum."""
+    layer, (x, mask) = block().eval(), random_input()
+    for norm in (layer.attention_norm, layer.feed_forward_norm):
+        norm.weight.data.normal_(1, 0.2)
+    torch.testing.assert_close(layer(x, mask), post_norm(layer, x, mask, (Dropout(0.0), Dropout(0.0))))
+
+
+@pytest.mark.parametrize("rates", [{}, {"attention_dropout": 0.0}, {"attention_dropout": 0.25}], ids=str)
+def test_block_drops_each_sublayer_before_its_residual_sum(rates):
+    layer, (x, mask) = block(dropout=0.5, **rates).train(), random_input()
+    drops = Dropout(rates.get("attention_dropout", 0.5)).train(), Dropout(0.5).train()
+    torch.manual_seed(3)
+    ours = layer(x, mask)
+    torch.manual_seed(3)
+    torch.testing.assert_close(ours, post_norm(layer, x, mask, drops))
 
 
 def test_block_equals_torch_encoder_layer():
-    torch.manual_seed(0)
-    block = EncoderBlock(MultiHeadAttention(D, 2), D, F, "relu", 1e-5, 0.0).eval()
-    theirs = torch.nn.TransformerEncoderLayer(D, 2, F, 0.0, batch_first=True).train()  # eval() takes a fused path
-    a, parts = block.attention, theirs.self_attn
-    ff = block.feed_forward
-    pairs = [(parts.out_proj, a.output), (theirs.linear1, ff.up), (theirs.linear2, ff.down)]
+    ours = block("relu").float().eval()
+    theirs = torch.nn.TransformerEncoderLayer(D, H, F, 0.0, batch_first=True).train()  # eval() selects a fused path
+    a, ff, b = ours.attention, ours.feed_forward, theirs.self_attn
+    pairs = [(b.out_proj, a.output), (theirs.linear1, ff.up), (theirs.linear2, ff.down)]
     with torch.no_grad():
-        parts.in_proj_weight.copy_(torch.cat([a.query.weight, a.key.weight, a.value.weight]))
-        parts.in_proj_bias.copy_(torch.cat([a.query.bias, a.key.bias, a.value.bias]))
-        for there, here in pairs:
-            there.load_state_dict(here.state_dict())
+        b.in_proj_weight.copy_(torch.cat([a.query.weight, a.key.weight, a.value.weight]))
+        b.in_proj_bias.copy_(torch.cat([a.query.bias, a.key.bias, a.value.bias]))
+        for target, source in pairs:
+            target.load_state_dict(source.state_dict())
     x, mask = torch.randn(B, T, D), torch.arange(T) < torch.tensor([T, 3])[:, None]
-    torch.testing.assert_close(block(x, mask)[mask], theirs(x, src_key_padding_mask=~mask)[mask], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours(x, mask)[mask], theirs(x, src_key_padding_mask=~mask)[mask], rtol=1e-5, atol=1e-6)
 
 
 def test_feed_forward_is_the_equation():
-    ff = FeedForward(D, F, "gelu").double()
+    ff = FeedForward(hidden_size=D, feed_forward_size=F, act="gelu").double()
     x = torch.randn(B, T, D, dtype=torch.float64)
     hidden = x @ ff.up.weight.T + ff.up.bias
     exact = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
     torch.testing.assert_close(ff(x), exact @ ff.down.weight.T + ff.down.bias)
 
 
-def test_embeddings_add_word_type_and_position_before_the_norm():
+def embeddings(dropout: float = 0.0, num_types: int = 2) -> Embeddings:
+    """Returns float64 embeddings of 11 words and 7 positions, of width 4 before the projection."""
     torch.manual_seed(0)
-    layer = Embeddings(11, D, 7, 2, 0, 1e-12, 0.0, embedding_size=4).double().eval()
-    ids, mask = token_batch([T, 3], vocab=11)
-    e = layer.word.weight[ids] + layer.token_type.weight[0] + layer.position.weight[torch.arange(T)]
+    sizes = {"vocab_size": 11, "hidden_size": D, "num_positions": 7, "num_types": num_types, "embedding_size": 4}
+    return Embeddings(**sizes, pad_id=0, eps=1e-12, dropout=dropout).double()
+
+
+@pytest.mark.parametrize("first_position", [0, 2])
+def test_embeddings_add_word_type_and_position_before_the_norm(first_position):
+    layer, (ids, mask) = embeddings().eval(), token_batch([T, 3], vocab=11)
+    positions = torch.arange(first_position, first_position + T)
+    e = layer.word.weight[ids] + layer.token_type.weight[0] + layer.position.weight[positions]
     expected = reference.layer_norm(e @ layer.project.weight.T, layer.norm.weight, layer.norm.bias, 1e-12)
-    torch.testing.assert_close(layer(ids, mask), expected * mask[..., None])
+    torch.testing.assert_close(layer(ids, mask, first_position=first_position), expected * mask[..., None])
 
 
-def test_too_long_for_the_positions():
-    layer = Embeddings(11, D, 7, 0, 0, 1e-12, 0.0)
-    ids, mask = token_batch([8], vocab=11)
-    with pytest.raises(ValueError, match="8 tokens, but the model has 7 positions"):
+def test_embeddings_drop_after_the_norm():
+    layer, (ids, mask) = embeddings(dropout=0.5), token_batch([T, 3], vocab=11)
+    plain = layer.eval()(ids, mask)
+    torch.manual_seed(3)
+    ours = layer.train()(ids, mask)
+    torch.manual_seed(3)
+    torch.testing.assert_close(ours, Dropout(0.5).train()(plain))
+
+
+def test_more_tokens_than_positions_raise():
+    layer, (ids, mask) = embeddings(), token_batch([8], vocab=11)
+    with pytest.raises(ValueError, match="8 tokens, but the model has 7 positions; lower --max-length"):
         layer(ids, mask)
+    with pytest.raises(ValueError, match="8 tokens, but the model has 5 positions"):
+        layer(ids, mask, first_position=2)
 
 
 @pytest.mark.parametrize(("name", "act"), [("bert", torch.tanh), ("deberta", torch.nn.functional.gelu)])
@@ -77,23 +120,68 @@ def test_pooler_reads_the_first_token(name, act):
 
 
 def test_pooler_drops_before_the_dense_layer():
-    pooler = Pooler(D, "gelu", 0.5).train()
-    assert not torch.equal(pooler(torch.ones(B, T, D)), pooler(torch.ones(B, T, D)))
+    """f = act(W dropout(h_[CLS]) + b), with the mask of the same seed."""
+    torch.manual_seed(0)
+    pooler, h = Pooler(hidden_size=D, act="gelu", dropout=0.5).double().train(), random_input()[0]
+    torch.manual_seed(3)
+    ours = pooler(h)
+    torch.manual_seed(3)
+    dropped = Dropout(0.5).train()(h[:, 0])
+    assert (dropped == 0).any()
+    expected = torch.nn.functional.gelu(dropped @ pooler.dense.weight.T + pooler.dense.bias)
+    torch.testing.assert_close(ours, expected)
 
 
-def test_unknown_activation_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown activation 'swish'; known: gelu"):
+def test_an_unknown_activation_raises_with_the_known_names():
+    with pytest.raises(ValueError, match=r"unknown activation 'swish'; known: gelu, gelu_new, relu, tanh"):
         activation("swish")
 
 
-def test_checkpointing_replays_dropout():
-    """Same seed, same gradient, with and without recomputing."""
-    block = EncoderBlock(MultiHeadAttention(D, 2, 0.3), D, F, "gelu", 1e-5, 0.3).train()
-    x, mask = torch.randn(B, T, D, requires_grad=True), torch.ones(B, T, dtype=torch.bool)
+def test_checkpointing_reproduces_dropout():
+    """The gradients are the same with and without activation checkpointing."""
+    layer, (x, mask) = block(dropout=0.3).train(), random_input()
+    layer.attention.dropout.p = 0.3
+    x.requires_grad_()
     gradients = []
-    for checkpointing in (False, True):
+    for enabled in (False, True):
         torch.manual_seed(5)
-        y = run_layer(block, checkpointing, x, mask, None)
-        gradients.append(torch.autograd.grad(y.square().sum(), [x, *block.parameters()]))
-    for plain, replayed in zip(*gradients, strict=True):
-        assert torch.equal(plain, replayed)
+        y = checkpointed(layer, enabled)(x, mask, prefix=None)
+        gradients.append(torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]))
+    for stored, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(stored, recomputed)
+
+
+def test_checkpointing_runs_a_layer_twice_and_once_without_gradients():
+    layer, (x, mask), calls = block(), random_input(), []
+    layer.register_forward_pre_hook(lambda module, inputs: calls.append(module))
+    checkpointed(layer, True)(x, mask).sum().backward()
+    assert len(calls) == 2
+    with torch.no_grad():
+        checkpointed(layer, True)(x, mask)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_attached_modules_are_registered(name):
+    """A class attribute None would hide a registered submodule; `Encoder` sets instance attributes."""
+    model = tiny(name)
+    assert isinstance(model, Encoder)
+    for attribute in ("virtual", "projection", "pretraining"):
+        assert getattr(model, attribute) is None
+        module = Linear(2, 3)
+        setattr(model, attribute, module)
+        assert getattr(model, attribute) is module
+        assert f"{attribute}.weight" in dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_embed_is_embed_words_on_the_word_embeddings(name):
+    model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
+    words = model.embeddings.word(ids)
+    for shift in (0, 3):
+        assert torch.equal(model.embed(ids, mask, shift), model.embed_words(words, mask, shift))
+    same = torch.equal(model.embed(ids, mask), model.embed(ids, mask, 3))
+    assert same == (model.embeddings.position is None)
+    position = model.config.pad_token_id + 1 if name == "roberta" else 0
+    expected = model.embeddings.combine(words, mask=mask, first_position=position)
+    assert torch.equal(model.embed(ids, mask), expected)

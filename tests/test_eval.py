@@ -8,10 +8,10 @@ from conftest import tiny
 
 import train
 from data.batches import Corpus
-from eval import CACHED_TOKENS, auc, erasure, heaviest, log_odds, metrics, places_at_once, score
+from data.files import read_json
+from eval import auc, erasure, largest_gains, log_odds, metrics, score
 from eval import main as evaluate
-from nn.files import read_json
-from nn.runtime import Machine
+from nn.runtime import CACHED_TOKENS, Machine, tokens_per_pass
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 
@@ -36,19 +36,19 @@ def test_auc_counts_pairs_and_ties_half():
     assert math.isnan(auc(scores[labels == 1], labels[labels == 1]))
 
 
-def test_half_precision_takes_twice_the_places_and_only_a_cpu_is_limited():
+def test_half_precision_doubles_the_tokens_of_a_pass_and_only_cpus_limit_them():
     model, half = tiny("bert"), torch.bfloat16
-    assert places_at_once(model, CPU) == CACHED_TOKENS
-    assert places_at_once(model, CPU._replace(dtype=half)) == 2 * CACHED_TOKENS
-    assert places_at_once(model, Machine(torch.device("cuda"), half)) == 0
-    assert places_at_once(tiny("lstm"), CPU) == 0
+    assert tokens_per_pass(model, CPU) == CACHED_TOKENS
+    assert tokens_per_pass(model, CPU._replace(dtype=half)) == 2 * CACHED_TOKENS
+    assert tokens_per_pass(model, Machine(torch.device("cuda"), half)) == 0
+    assert tokens_per_pass(tiny("lstm"), CPU) == 0
 
 
 def test_three_classes_have_no_auc():
     assert metrics(np.eye(3, dtype=np.float32), np.array([0, 1, 1])).keys() == {"accuracy", "loss", "count"}
 
 
-def test_scores_come_in_the_order_of_the_corpus_and_the_mode_is_put_back():
+def test_scores_are_in_the_order_of_the_corpus_and_the_mode_is_restored():
     rows = [np.random.default_rng(n).integers(1, 61, n).tolist() for n in (5, 2, 9, 3)]
     corpus, model = Corpus.from_rows(rows, [0, 1, 1, 0], 0), tiny("bert").train()
     together = score(model, corpus, CPU)
@@ -59,23 +59,23 @@ def test_scores_come_in_the_order_of_the_corpus_and_the_mode_is_put_back():
         np.testing.assert_allclose(together[i], alone[0], rtol=1e-5, atol=1e-6)
 
 
-def test_training_goes_on_after_scoring():
-    """What scoring caches (relative positions) must still serve a backward pass."""
+def test_training_works_after_scoring():
+    """Relative positions that scoring caches can be used in a backward pass."""
     corpus, model = Corpus.from_rows([[1, 2, 3, 4, 5, 6, 7]], [0], 0), tiny("deberta")
     score(model, corpus, CPU)
     batch = corpus.batch(np.array([0]))
     model(batch.input_ids, batch.mask).sum().backward()
 
 
-def test_erasure_of_a_linear_model_gives_back_its_weights():
-    """A bag of words adds up its log-odds, so that leaving a word out takes away that word's own."""
+def test_erasure_of_a_linear_model_equals_its_weights():
+    """The log-odds of a bag of words are a sum: without a word they decrease by the weight of that word."""
     weights = np.array([1.5, -0.5, 0.0, 2.0])
     whole = np.array([[0.0, weights.sum()]])
     without = np.stack([np.zeros(4), weights.sum() - weights], axis=1)
     np.testing.assert_allclose(erasure(whole, without), weights)
-    np.testing.assert_allclose(erasure(whole[:, ::-1], without[:, ::-1]), weights)  # of the label given, whichever
-    assert heaviest(["good", "slow", "film", "superb"], weights) == "superb 2.00, good 1.50"
-    assert heaviest(["film"], np.array([-1.0])) == "no word"
+    np.testing.assert_allclose(erasure(whole[:, ::-1], without[:, ::-1]), weights)  # also for the other label
+    assert largest_gains(["good", "slow", "film", "superb"], weights) == "superb 2.00, good 1.50"
+    assert largest_gains(["film"], np.array([-1.0])) == "no word"
 
 
 def test_log_odds_of_three_labels_are_those_of_their_probabilities():
@@ -114,13 +114,13 @@ def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, mon
     capsys.readouterr()
     evaluate(["--run", "runs/words", "--text", "A wonderful film, I didn't sleep!"])
     shown = capsys.readouterr().out
-    assert "looks at: " in shown
+    assert "highest attention: " in shown
     assert "wonderful" in shown
     evaluate(["--run", "runs/words", "--text", "A wonderful film", "--explain"])
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].startswith("because of: ")
     assert shown[2].startswith("in spite of: ")
-    evaluate(["--run", "runs/words", "--text", "wonderful", "--explain"])  # one word: nothing would be left
+    evaluate(["--run", "runs/words", "--text", "wonderful", "--explain"])  # one word: the rest would be empty
     (tmp_path / "test.tsv").write_text('id\treview\n"3_9"\t"good!"\n"1_2"\t"***"\n')
     evaluate(["--run", "runs/words", "--predict", "test.tsv", "--out", "out.csv"])
     assert [line.split(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()] == ["id", "3_9", "1_2"]

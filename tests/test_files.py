@@ -1,15 +1,16 @@
 import errno
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from nn.files import open_tensors, read_json, replacing, write_json, write_tensors, write_text
+from data.files import open_tensors, read_json, replacing, write_json, write_tensors, write_text
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_write_replaces_the_whole_file(tmp_path: Path):
     path = tmp_path / "deep" / "a.txt"
     write_text(path, "one")
     write_text(path, "two")
@@ -17,7 +18,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
-def test_an_error_leaves_what_was_there(tmp_path):
+def test_an_error_leaves_the_previous_file_unchanged(tmp_path: Path):
     path = tmp_path / "a.txt"
     write_text(path, "one")
 
@@ -32,21 +33,21 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_tensors_may_be_read_by_whoever_may_read_text(tmp_path):
+def test_tensor_files_have_the_permissions_of_text_files(tmp_path: Path):
     write_tensors(tmp_path / "a", {"x": torch.zeros(1)})
     write_text(tmp_path / "b", "")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path):
-    """A limit on the size of files fails a write in the middle, as a full disk does."""
+def test_a_full_disk_raises_and_leaves_the_previous_file_unchanged(tmp_path: Path):
+    """A limit on the file size interrupts a write, as a full disk does."""
     path, old = tmp_path / "model.safetensors", {"x": torch.arange(7.0)}
     write_tensors(path, old)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
-        with pytest.raises(OSError, match=r"cannot write .*untouched"):
+        with pytest.raises(OSError, match=r"cannot write .*model\.safetensors: .*unchanged"):
             write_tensors(path, {"x": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -55,12 +56,12 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_no_space_is_said_with_the_name(tmp_path):
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path):
     with pytest.raises(OSError, match=r"cannot write .*a\.txt: .*No space left"), replacing(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_readers_name_the_file(tmp_path):
+def test_errors_of_readers_name_the_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"a\.json does not exist"):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("{")

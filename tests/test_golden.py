@@ -1,4 +1,5 @@
-"""Our encoders against transformers 5.23: logits and gradients of tiny random checkpoints (golden/make_golden.py)."""
+"""Compares the encoders with transformers 5.23: logits and gradients of tiny random checkpoints
+(golden/make_golden.py)."""
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ PARITY = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(params=CHECKPOINTS)
-def golden(request):
+def golden(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Returns a model and its expected tensors."""
     expected = load_file(GOLDEN / request.param / "expected.safetensors")
     return load_pretrained(GOLDEN / request.param, expected["logits"].size(1)), expected
 
 
-def test_there_are_several_configurations_of_each_family():
+def test_there_are_several_configurations_of_bert_and_deberta():
     assert sum(name.startswith("bert") for name in CHECKPOINTS) >= 2
     assert sum(name.startswith("deberta") for name in CHECKPOINTS) >= 8
 
@@ -53,7 +55,7 @@ ADAPTERS = sorted(path.name for path in (GOLDEN / "adapters").iterdir())
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_written_by_huggingface_peft(name):
-    """Every method that peft 0.21 can run, on every family (golden/peft_interop.py)."""
+    """Covers every method that peft 0.21 can run, on every family (golden/peft_interop.py)."""
     base = GOLDEN / name.split("-")[0]
     batch = load_file(base / "expected.safetensors")
     model = load_adapter(load_pretrained(base), GOLDEN / "adapters" / name).eval()

@@ -1,22 +1,26 @@
-"""Runs that are stopped, killed or out of memory, and go on."""
+"""Tests that runs which are stopped, killed or out of memory can be resumed and end in the same weights."""
 
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import fail_at, final_weights, program, same
+from torch import Tensor
 
 import train
+from data.files import read_json
 from nn.bert import Bert
-from nn.files import read_json
 
 EXTRAS = [[], ["--accumulation", "2"], ["--checkpointing"], ["--precision", "bf16"], ["--average", "0.9"]]
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_ten_steps_equal_five_and_a_resumed_five(small_run, tmp_path, monkeypatch, extra):
+def test_a_resumed_run_equals_an_uninterrupted_run(
+    small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
+):
     train.main([*small_run, *extra, "--name", "whole"])
     with monkeypatch.context() as patch:
         fail_at(3, patch)
@@ -30,7 +34,7 @@ def test_ten_steps_equal_five_and_a_resumed_five(small_run, tmp_path, monkeypatc
     assert accuracy[0] == accuracy[1]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(small_run, tmp_path, one_thread):
+def test_ctrl_c_saves_and_prints_the_command_to_resume(small_run: list[str], tmp_path: Path, one_thread: None):
     small_run += ["--epochs", "3", "--batch-size", "1"]
     train.main([*small_run, "--name", "whole"])
     process = program(*small_run, cwd=tmp_path)
@@ -46,8 +50,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small_run, tmp_path, one_thread):
     assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
 
 
-def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(small_run, tmp_path, one_thread):
-    """One run dies twelve times, at moments of every kind (tests/crash.py), saving included, and goes on."""
+def test_a_run_that_is_killed_at_any_moment_can_be_resumed(small_run: list[str], tmp_path: Path, one_thread: None):
+    """Kills one run twelve times (tests/crash.py), at moments of every kind, saving included."""
     small_run += ["--save-minutes", "0"]
     train.main([*small_run, "--name", "whole"])
     process = program("1,2,3,5,8,4,9,6,11,7,10,12", "runs/small", *small_run, script="tests/crash.py", cwd=tmp_path)
@@ -57,7 +61,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_weights(small_run,
     assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
 
 
-def test_batches_by_tokens_train_and_resume(small_run, tmp_path, monkeypatch):
+def test_batches_by_tokens_train_and_resume(small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     arguments = [*small_run[:-1], "tokens", "--tokens-per-batch", "2048"]
     with monkeypatch.context() as patch:
         fail_at(3, patch)
@@ -67,22 +71,27 @@ def test_batches_by_tokens_train_and_resume(small_run, tmp_path, monkeypatch):
     assert len(read_json(tmp_path / "runs/tokens/result.json")["history"]) == 2
 
 
-@pytest.mark.parametrize("way", ["halve", "stop"])
-def test_out_of_memory(way, small_run, tmp_path, monkeypatch, capsys):
-    """A pass of more than four reviews fails: with `halve` the run goes on in pieces, to the same gradient."""
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a forward pass of more than four training reviews run out of memory."""
     forward = Bert.forward
 
-    def small_memory(self, input_ids, mask):
+    def limited(self: Bert, input_ids: Tensor, mask: Tensor) -> Tensor:
         if self.training and len(input_ids) > 4:
-            raise torch.OutOfMemoryError("pretended")
+            raise torch.OutOfMemoryError("simulated")
         return forward(self, input_ids, mask)
 
-    monkeypatch.setattr(Bert, "forward", small_memory)
-    arguments = [*small_run, "--epochs", "1", "--out-of-memory", way]
-    if way == "stop":
-        with pytest.raises(torch.OutOfMemoryError):
-            train.main(arguments)
-        return
-    train.main(arguments)
-    assert "cut into 4 pieces" in capsys.readouterr().out
+    monkeypatch.setattr(Bert, "forward", limited)
+
+
+def test_out_of_memory_splits_the_passes_and_continues(
+    small_run: list[str], small_memory: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train.main([*small_run, "--epochs", "1", "--out-of-memory", "halve"])
+    assert "each forward pass is split into 4" in capsys.readouterr().out
     assert read_json(tmp_path / "runs/small/result.json")["test"]["count"] == 600
+
+
+def test_out_of_memory_can_stop_the_run(small_run: list[str], small_memory: None):
+    with pytest.raises(torch.OutOfMemoryError):
+        train.main([*small_run, "--epochs", "1", "--out-of-memory", "stop"])

@@ -1,18 +1,17 @@
-"""What every objective of the table must do, and cross-entropy against its loop."""
+"""Properties of every classification objective of the table; cross-entropy and the margin loss against loops."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import pytest
 import reference
 import torch
-from conftest import tiny, token_batch, wanted_shape
+from conftest import required_shape, tiny, token_batch
 
 from data.batches import Batch
 from losses import OBJECTIVES
 from losses.cross_entropy import cross_entropy
-from losses.margin import margin_loss
+from losses.margin import MarginOptions, margin_loss
 from losses.margin import objective as margin_objective
-from train import Options
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -33,31 +32,35 @@ def test_cross_entropy_equals_torch(smoothing):
 
 
 def test_cross_entropy_of_bf16_is_computed_in_fp32():
-    logits = (30 * torch.randn(5, 3)).bfloat16()
-    assert torch.equal(
-        cross_entropy(logits, torch.zeros(5).long()), cross_entropy(logits.float(), torch.zeros(5).long())
-    )
+    logits, labels = (30 * torch.randn(5, 3)).bfloat16(), torch.zeros(5, dtype=torch.int64)
+    assert torch.equal(cross_entropy(logits, labels), cross_entropy(logits.float(), labels))
 
 
-def test_cross_entropy_is_finite_at_the_extremes_and_refuses_nonsense():
+def test_cross_entropy_is_finite_for_extreme_logits():
     assert torch.isfinite(cross_entropy(torch.tensor([[1e30, -1e30]]), torch.tensor([1])))
-    with pytest.raises(ValueError, match=r"label smoothing 1\.0 is outside"):
-        cross_entropy(torch.zeros(1, 2), torch.tensor([0]), 1.0)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_label_smoothing_outside_its_range_raises(smoothing):
+    with pytest.raises(ValueError, match=rf"label smoothing {smoothing} is outside \[0, 1\)"):
+        cross_entropy(torch.zeros(1, 2), torch.tensor([0]), smoothing)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name, entry in OBJECTIVES.items() if not entry.pretraining])
 def test_an_objective_is_a_mean_over_examples(name):
-    """Twice the same batch: the same loss, but for the contrast, which sees more. And it returns the logits that
-    accuracy is counted from."""
-    shape = wanted_shape(name)
+    """A batch that contains every example twice has the same loss.
+
+    The contrastive loss is left out, because its contrast set grows. The second value is the logits.
+    """
+    shape, entry = required_shape(name), OBJECTIVES[name]
     model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
-    (ids, mask), labels = token_batch([7, 5, 3]), torch.tensor([0, 1, 1])
-    options = SimpleNamespace(**{field: getattr(Options, field) for field in Options.__dataclass_fields__})
+    (ids, mask), labels, options = token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), entry.options()
+    if hasattr(options, "supcon_weight"):
+        options = dataclasses.replace(options, supcon_weight=0.0)
     once = Batch(ids, mask, labels, torch.arange(3))
-    twice = Batch(*(torch.cat([part, part]) for part in once[:4]))
-    options.supcon_weight = 0.0
-    (loss, logits), (same, _) = (OBJECTIVES[name].objective(model, batch, options) for batch in (once, twice))
+    twice = Batch(*(torch.cat([tensor, tensor]) for tensor in once[:4]))
+    (loss, logits), (same, _) = (entry.objective(model, batch, options) for batch in (once, twice))
     torch.testing.assert_close(loss, same)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(logits[:3], model(ids, mask))
@@ -85,7 +88,15 @@ def test_margin_loss_equals_the_loop_with_gradients():
     torch.testing.assert_close(*(torch.autograd.grad(loss, lengths)[0] for loss in (ours, plain)))
 
 
+def test_the_margin_objective_is_the_loss_of_the_capsule_lengths():
+    model = tiny("capsule_lstm", **required_shape("margin")).eval()
+    batch = Batch(*token_batch([4, 3]), torch.tensor([0, 1]), torch.arange(2))
+    loss, lengths = margin_objective(model, batch, MarginOptions())
+    assert torch.equal(lengths, model(batch.input_ids, batch.mask))
+    torch.testing.assert_close(loss, margin_loss(lengths, batch.labels))
+
+
 def test_margin_loss_needs_class_capsules():
     batch = Batch(*token_batch([4, 3]), torch.tensor([0, 1]), torch.arange(2))
     with pytest.raises(ValueError, match="needs class capsules"):
-        margin_objective(tiny("capsule_lstm"), batch, None)
+        margin_objective(tiny("capsule_lstm"), batch, MarginOptions())

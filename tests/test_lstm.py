@@ -1,7 +1,18 @@
 import pytest
+import reference
 import torch
+from torch import Tensor
 
-from nn.lstm import LSTM, LSTMLayer, Scan, both_ways, join_ways, plain_scan, project, steps
+from nn.lstm import LSTM, LSTMLayer
+from nn.recurrence import (
+    LSTMStep,
+    fast_lstm,
+    join_directions,
+    plain_lstm,
+    project_inputs,
+    stack_directions,
+    time_steps,
+)
 from nn.words import last_states
 
 B, T, IN, D = 3, 7, 5, 4
@@ -9,110 +20,120 @@ LENGTHS = torch.tensor([7, 4, 1])
 MASK = torch.arange(T) < LENGTHS[:, None]
 
 
-def loop(layer: LSTMLayer, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The equations, one review, one direction, one step and one gate at a time."""
-    out = x.new_zeros(B, T, len(layer.weight) * D)
-    rows = []
-    for b in range(B):
-        sides = []
-        for n in range(len(layer.weight)):
-            gates = [slice(k * D, (k + 1) * D) for k in range(4)]
-            w, u, bias = layer.weight[n], layer.recurrent[n], layer.bias[n]
-            h, c = x.new_zeros(D), x.new_zeros(D)
-            steps = range(int(lengths[b])) if n == 0 else range(int(lengths[b]) - 1, -1, -1)
-            states = [x.new_zeros(D)] * T
-            for t in steps:
-                i, f, g, o = (w[k] @ x[b, t] + u[k] @ h + bias[k] for k in gates)
-                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-                h = o.sigmoid() * c.tanh()
-                states[t] = h
-            sides.append(torch.stack(states))
-        rows.append(torch.cat(sides, -1))
-    return out + torch.stack(rows)
+def reference_states(layer: LSTMLayer, x: Tensor) -> Tensor:
+    """Computes the layer by loops. x: [B, T, IN] -> [B, T, N·D], 0 at padding.
+
+    The reference has two directions; a layer with one is run as two equal ones.
+    """
+    directions = len(layer.weight)
+    weights = [torch.cat([p] * (3 - directions)) for p in (layer.weight, layer.recurrent, layer.bias)]
+    states = [reference.bilstm(text[:n], *weights)[:, : directions * D] for text, n in zip(x, LENGTHS, strict=True)]
+    return torch.stack([torch.nn.functional.pad(h, (0, 0, 0, T - len(h))) for h in states])
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_equals_the_loop_with_gradients(bidirectional):
+def test_equals_the_loop_with_gradients(bidirectional: bool):
     torch.manual_seed(0)
-    layer = LSTMLayer(IN, D, bidirectional).double()
+    layer = LSTMLayer(input_size=IN, hidden_size=D, bidirectional=bidirectional).double()
     x = torch.randn(B, T, IN, dtype=torch.float64, requires_grad=True)
-    ours, plain = layer(x, MASK), loop(layer, x, LENGTHS)
-    torch.testing.assert_close(ours, plain)
-    upstream = torch.randn_like(ours)
-    wanted = [x, *layer.parameters()]
-    for mine, theirs in zip(*(torch.autograd.grad(y, wanted, upstream) for y in (ours, plain)), strict=True):
-        torch.testing.assert_close(mine, theirs)
+    actual, expected = layer(x, MASK), reference_states(layer, x)
+    torch.testing.assert_close(actual, expected)
+    upstream, inputs = torch.randn_like(actual), [x, *layer.parameters()]
+    torch.testing.assert_close(*(torch.autograd.grad(y, inputs, upstream) for y in (actual, expected)))
+
+
+def scan_inputs() -> tuple[Tensor, Tensor]:
+    """Returns random a [2, T·B, 4D] and u [2, 4D, D] in float64."""
+    torch.manual_seed(0)
+    return tuple(torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, T * B, 4 * D), (2, 4 * D, D)))
 
 
 def test_hand_derived_backward():
-    torch.manual_seed(0)
-    inputs = [
-        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, T * B, 4 * D), (2, 4 * D, D))
-    ]
-    padding = both_ways(~MASK.T, 2)
+    padding = stack_directions(~MASK.T, 2)
 
-    def scan(a, u):
-        return Scan.apply(a.clone(), u, padding)[0]  # it overwrites a
+    def scan(a: Tensor, u: Tensor) -> Tensor:
+        return fast_lstm(a.clone(), u=u, padding=padding)  # fast_lstm overwrites a
 
-    assert torch.autograd.gradcheck(scan, inputs, check_undefined_grad=False)
-    ours, plain = scan(*inputs), plain_scan(*inputs, padding)
-    torch.testing.assert_close(join_ways(ours, ~MASK.T), join_ways(plain, ~MASK.T))
+    assert torch.autograd.gradcheck(scan, scan_inputs(), check_undefined_grad=False)
+
+
+def test_fast_form_equals_the_plain_form_with_gradients():
+    a, u = scan_inputs()
+    padding = stack_directions(~MASK.T, 2)
+    states = fast_lstm(a.clone(), u=u, padding=padding), plain_lstm(a, u=u, padding=padding)
+    fast, plain = (join_directions(h, ~MASK.T) for h in states)
+    torch.testing.assert_close(fast, plain)
+    upstream = torch.randn_like(fast)
+    torch.testing.assert_close(*(torch.autograd.grad(h, (a, u), upstream) for h in (fast, plain)))
 
 
 def test_equals_torch_with_copied_weights():
     torch.manual_seed(0)
-    ours, theirs = LSTM(IN, D, num_layers=2), torch.nn.LSTM(IN, D, 2, batch_first=True, bidirectional=True)
+    ours = LSTM(input_size=IN, hidden_size=D, num_layers=2)
+    theirs = torch.nn.LSTM(IN, D, num_layers=2, batch_first=True, bidirectional=True)
     with torch.no_grad():
         for number, layer in enumerate(ours.layers):
-            for n, side in enumerate(("", "_reverse")):
-                getattr(theirs, f"weight_ih_l{number}{side}").copy_(layer.weight[n])
-                getattr(theirs, f"weight_hh_l{number}{side}").copy_(layer.recurrent[n])
-                getattr(theirs, f"bias_ih_l{number}{side}").copy_(layer.bias[n])
-                getattr(theirs, f"bias_hh_l{number}{side}").zero_()
+            for n, suffix in enumerate(("", "_reverse")):
+                getattr(theirs, f"weight_ih_l{number}{suffix}").copy_(layer.weight[n])
+                getattr(theirs, f"weight_hh_l{number}{suffix}").copy_(layer.recurrent[n])
+                getattr(theirs, f"bias_ih_l{number}{suffix}").copy_(layer.bias[n])
+                getattr(theirs, f"bias_hh_l{number}{suffix}").zero_()
     x = torch.randn(B, T, IN)
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, LENGTHS, batch_first=True)
     out, (h, _) = theirs(packed)
     expected = torch.nn.utils.rnn.pad_packed_sequence(out, batch_first=True)[0]
-    mine = ours(x, MASK)
-    torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(last_states(mine, MASK), torch.cat([h[2], h[3]], -1), rtol=1e-5, atol=1e-6)
+    actual = ours(x, MASK)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(last_states(actual, MASK), torch.cat([h[2], h[3]], -1), rtol=1e-5, atol=1e-6)
 
 
 def test_padding_changes_nothing():
     torch.manual_seed(0)
-    lstm, x = LSTM(IN, D, num_layers=2), torch.randn(B, T, IN)
+    lstm, x = LSTM(input_size=IN, hidden_size=D, num_layers=2), torch.randn(B, T, IN)
     noise = torch.where(MASK[..., None], x, torch.randn_like(x))
     assert torch.equal(lstm(x, MASK), lstm(noise, MASK))
     torch.testing.assert_close(lstm(x, MASK)[1:2, :4], lstm(x[1:2, :4], MASK[1:2, :4]), rtol=1e-5, atol=1e-6)
     assert (lstm(x, MASK)[~MASK] == 0).all()
 
 
-def test_the_second_direction_reads_from_the_last_step():
+def test_the_second_direction_starts_at_the_last_step():
     x = torch.arange(T * B).view(T, B, 1)
-    ways = both_ways(x, 2)
-    pairs = [(int(first[0]), int(second[0])) for first, second in ways[:, :, 0].unbind(1)]
+    stacked = stack_directions(x, 2)
+    pairs = [(int(first[0]), int(second[0])) for first, second in stacked[:, :, 0].unbind(1)]
     assert pairs == [(B * t, B * (T - 1 - t)) for t in range(T)]
-    assert torch.equal(join_ways(ways, torch.zeros(T, B, dtype=torch.bool)), x.expand(T, B, 2).transpose(0, 1))
-    assert [tuple(views[0].shape) for views in steps(ways)] == [(2, B, 1)] * T
+    joined = join_directions(stacked, torch.zeros(T, B, dtype=torch.bool))
+    assert torch.equal(joined, x.expand(T, B, 2).transpose(0, 1))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_time_steps_yields_views_of_each_step(reverse: bool):
+    buffers = LSTMStep(*(torch.randn(2, T, B, 1 + k) for k in range(len(LSTMStep._fields))))
+    steps = list(time_steps(buffers, reverse=reverse))
+    assert len(steps) == T
+    for t, step in zip(reversed(range(T)) if reverse else range(T), steps, strict=True):
+        for views, buffer in zip(step, buffers, strict=True):
+            assert torch.equal(views, buffer[:, t])
+            assert views.data_ptr() == buffer[:, t].data_ptr()
 
 
 @pytest.mark.parametrize("width", [IN, 8])
-def test_the_projection_is_its_formula_whatever_the_width(width):
+def test_projection_equals_the_formula_for_any_width(width: int):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(T, B, width), torch.randn(2, 3, width), torch.randn(2, 3)
-    expected = torch.stack([x @ weight[0].T + bias[0], x.flip(0) @ weight[1].T + bias[1]])
-    torch.testing.assert_close(project(x, weight, bias), expected.flatten(1, 2), rtol=1e-5, atol=1e-5)
+    expected = torch.stack([x @ weight[0].T + bias[0], x.flip(0) @ weight[1].T + bias[1]]).flatten(1, 2)
+    torch.testing.assert_close(project_inputs(x, weight=weight, bias=bias), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_initialisation():
-    layer = LSTMLayer(IN, D)
+    layer = LSTMLayer(input_size=IN, hidden_size=D)
     assert torch.equal(layer.bias[:, D : 2 * D], torch.ones(2, D))
     assert layer.bias.sum() == 2 * D
     u = layer.recurrent[1, 2 * D : 3 * D]
     torch.testing.assert_close(u @ u.T, torch.eye(D), rtol=0, atol=1e-5)
 
 
-def test_one_direction_takes_the_last_real_step():
-    lstm, x = LSTM(IN, D, bidirectional=False), torch.randn(B, T, IN)
+def test_last_states_of_one_direction_are_those_of_the_last_real_step():
+    lstm, x = LSTM(input_size=IN, hidden_size=D, bidirectional=False), torch.randn(B, T, IN)
     h = lstm(x, MASK)
-    assert torch.equal(last_states(h, MASK, bidirectional=False), torch.stack([h[0, 6], h[1, 3], h[2, 0]]))
+    expected = torch.stack([h[0, 6], h[1, 3], h[2, 0]])
+    assert torch.equal(last_states(h, MASK, bidirectional=False), expected)

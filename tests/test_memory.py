@@ -1,37 +1,37 @@
-"""The account of a training step's memory, against what is measured."""
+"""The account of a training step's memory, compared with measurements."""
 
 import functools
 
 import pytest
 import torch
 from conftest import adapt, tiny, token_batch
+from memory_account import Live, account, saved_bytes
 
-from nn.memory import Live, account, describe, saved_bytes, standing
 from nn.quant import quantize_int8
+from nn.runtime import describe_memory, static_memory
 
 
-def test_standing_counts_parameters_by_hand():
+def test_static_memory_counts_parameters():
     model = tiny("bert")
     count = sum(p.numel() for p in model.parameters())
-    assert standing(model) == (4 * count, 4 * count, 8 * count, 0)
-    assert standing(model).total == 16 * count
+    assert static_memory(model) == (4 * count, 4 * count, 8 * count)
     frozen = adapt(quantize_int8(tiny("bert")), "lora")
     trained = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
-    assert standing(frozen)[1:3] == (4 * trained, 8 * trained)
-    assert standing(frozen).weights < 4 * count
+    assert static_memory(frozen)[1:3] == (4 * trained, 8 * trained)
+    assert static_memory(frozen).weights < 4 * count
 
 
-def test_the_line_that_a_run_prints():
+def test_the_memory_line_of_a_run():
     model = tiny("bert", hidden_size=384, feed_forward_size=1536)
     size = 4 * sum(p.numel() for p in model.parameters()) / 2**20
-    assert describe(model) == f"memory: weights {size:,.0f} MiB, gradients and moments {3 * size:,.0f} MiB"
-    assert describe(model, average=True) == describe(model) + f", their average {size:,.0f} MiB"
-    line = describe(adapt(quantize_int8(model), "lora"))
+    assert describe_memory(model) == f"memory: weights {size:,.0f} MiB, gradients and moments {3 * size:,.0f} MiB"
+    assert describe_memory(model, average=True) == describe_memory(model) + f", running mean {size:,.0f} MiB"
+    line = describe_memory(adapt(quantize_int8(model), "lora"))
     assert "(8 bits save 10)" in line
     assert line.endswith("gradients and moments 2 MiB (frozen weights save 43)"), line
 
 
-def test_each_storage_is_counted_once_and_the_models_own_not_at_all():
+def test_each_storage_counts_once_and_parameters_do_not_count():
     layer, x = torch.nn.Linear(5, 7), torch.randn(3, 5)
     assert saved_bytes(layer, lambda: layer(x).sum()) == 4 * 15
     assert saved_bytes(layer, lambda: (layer(x) + layer(x)).sum()) == 4 * 15
@@ -52,8 +52,8 @@ def test_live_bytes():
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("name", ["bert", "deberta"])
-def test_the_account_is_what_a_step_takes(name, mixed, checkpointing):
-    """Within 15 %: beside what is kept, the gradients of a layer live for a moment."""
+def test_the_account_equals_a_measured_step(name, mixed, checkpointing):
+    """Equal within 15 %: the gradients of a layer exist briefly in addition to the saved activations."""
     sizes = {"hidden_size": 48, "num_layers": 5, "feed_forward_size": 192, "num_heads": 3}
     model = adapt(tiny(name, **sizes), "lora", targets="all-linear").train()
     model.checkpointing = checkpointing
@@ -69,7 +69,7 @@ def test_the_account_is_what_a_step_takes(name, mixed, checkpointing):
     assert len(model.layers) == 5
 
 
-def test_checkpointing_saves_what_it_says():
+def test_checkpointing_saves_memory():
     model, batch = tiny("bert", num_layers=6).train(), token_batch([50] * 4)
     autocast = functools.partial(torch.autocast, "cpu", enabled=False)
     plain = account(model, *batch, autocast)

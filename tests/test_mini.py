@@ -1,21 +1,25 @@
-"""The built-in checkpoint, data/weights/deberta-mini."""
+"""The built-in checkpoint, data/weights/deberta-mini: its files, its tokenizer and its outputs."""
 
 import hashlib
+from pathlib import Path
 
 import torch
 from conftest import GOLDEN
 
 import peft
-from data.options import resolve
+from data.files import read_json
+from data.hub import BUILTIN
+from data.options import Tables, resolve
 from data.tokenization import load_tokenizer
+from losses import OBJECTIVES
+from nn import MODELS
 from nn.checkpoint import load_pretrained
-from nn.files import read_json
-from nn.hub import BUILTIN
+from peft import METHODS
 
 MIB = 2**20
 
 
-def test_its_files_are_the_published_ones_and_small():
+def test_files_are_the_published_ones_and_smaller_than_20_mib():
     golden = read_json(GOLDEN / "mini.json")
     found = {name: hashlib.sha256((BUILTIN / name).read_bytes()).hexdigest() for name in golden["sha256"]}
     assert found == golden["sha256"]
@@ -23,14 +27,14 @@ def test_its_files_are_the_published_ones_and_small():
     assert (BUILTIN / "README.md").is_file()
 
 
-def test_tokenizer_and_config_fit():
+def test_tokenizer_and_config_agree():
     tokenizer, config = load_tokenizer(BUILTIN), read_json(BUILTIN / "config.json")
     assert tokenizer.vocab_size == config["vocab_size"]
     assert tokenizer.pad_id == config["pad_token_id"]
     assert tokenizer.id_of("[MASK]") is not None
 
 
-def test_it_gives_what_transformers_gives():
+def test_ids_and_hidden_states_equal_transformers():
     golden, tokenizer = read_json(GOLDEN / "mini.json"), load_tokenizer(BUILTIN)
     assert list(tokenizer.encode(golden["texts"], 64)) == golden["input_ids"]
     model, (ids, mask) = load_pretrained(BUILTIN).eval(), tokenizer.encode_batch(golden["texts"], 64)
@@ -39,14 +43,18 @@ def test_it_gives_what_transformers_gives():
     torch.testing.assert_close(h, torch.tensor(golden["hidden"]), rtol=1e-4, atol=1e-4)
 
 
-def test_it_goes_by_its_name(tmp_path):
-    """So that an adapter on it, and a run, find it in whatever place the project lies."""
-    options, origins, _ = resolve(["--weights", "builtin", "--peft", "lora"])
-    assert (options.weights, origins["weights"], origins["rank"]) == ("builtin", "command line", "built-in weights")
-    peft.save_adapter(peft.apply(load_pretrained("builtin"), "lora", rank=2), tmp_path, "builtin")
+def test_runs_and_adapters_record_the_name_builtin(tmp_path: Path):
+    """Checks that they record the name instead of a path, so that they still work after the project is moved."""
+    tables = Tables(models=MODELS, methods=METHODS, objectives=OBJECTIVES)
+    settings, _ = resolve(["--weights", "builtin", "--peft", "lora"], tables)
+    origins = settings.origins
+    assert settings.options.weights == "builtin"
+    assert (origins["weights"], origins["rank"]) == ("command line", "built-in weights")
+    model = peft.apply(load_pretrained("builtin"), "lora", rank=2)
+    peft.save_adapter(model, tmp_path, "builtin")
     assert read_json(tmp_path / "adapter_config.json")["base_model_name_or_path"] == "builtin"
 
 
-def test_only_the_classifier_starts_at_random():
+def test_only_the_classifier_and_the_pooler_are_newly_initialized():
     model = load_pretrained(BUILTIN)
-    assert {name.split(".")[0] for name in model.fresh} == {"pooler", "classifier"}
+    assert {name.split(".")[0] for name in model.newly_initialized} == {"pooler", "classifier"}

@@ -1,133 +1,293 @@
+"""Adversarial training, virtual adversarial training and entropy minimisation against their equations."""
+
 import dataclasses
+from collections.abc import Callable
 
 import pytest
+import reference
 import torch
-from conftest import tiny, token_batch
+from conftest import adapt, tiny, token_batch
+from torch import Tensor
+from torch.nn import Module
 
 import train
 from data.batches import Batch, Corpus, Stream
-from losses import OBJECTIVES
-from losses.mixed import Reviews, entropy, kl, objective, of_length, prepare, vat_loss, virtual_perturbation
-from train import Options
+from losses import mixed
+from losses.mixed import (
+    AdversarialOptions,
+    MixedOptions,
+    Reviews,
+    entropy,
+    kl,
+    objective,
+    prepare,
+    scale_to_length,
+    vat_loss,
+    virtual_perturbation,
+)
 
-MODELS_HERE = ["lstm", "bert", "deberta"]
+SOME_MODELS = ["lstm", "bert", "deberta"]
+some_models = pytest.mark.parametrize("name", SOME_MODELS)
+dropout = pytest.mark.parametrize("training", [False, True], ids=["no dropout", "equal dropout masks"])
+WEIGHTS = {"adversarial_weight": 0.7, "vat_weight": 0.6, "entropy_weight": 0.3}
+FP32 = 2e-3  # relative error: the gradient of KL near its minimum is a difference of nearly equal fp32 probabilities
 
 
-def reviews(name: str, train: bool = True) -> Reviews:
+def embedded_reviews(name: str, training: bool = True) -> Reviews:
+    """Returns three embedded reviews of a float64 model."""
     torch.manual_seed(0)
-    model, (ids, mask) = tiny(name).train(train), token_batch([7, 4, 5])
+    model, (ids, mask) = tiny(name).double().train(training), token_batch([5, 2, 4])
     return Reviews.embed(model, ids, mask)
 
 
-def test_divergence_and_entropy_equal_their_sums():
+def labelled_and_unlabelled() -> Batch:
+    """Returns four labelled reviews together with three unlabelled ones of other lengths."""
+    labelled = Batch(*token_batch([5, 4, 3, 1]), torch.tensor([0, 1, 1, 0]), torch.arange(4))
+    return labelled._replace(unlabelled=Batch(*token_batch([2, 4, 3], seed=1), torch.full((3,), -1), torch.arange(3)))
+
+
+# ------------------------------------------------------------------------------------------------------ the terms
+
+
+def test_divergence_and_entropy_equal_the_loops_with_gradients():
     torch.manual_seed(0)
-    a, b = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    p, q = a.softmax(-1), b.softmax(-1)
-    sums = [sum(p[i, c] * (p[i, c] / q[i, c]).log() for c in range(3)) for i in range(4)]
-    torch.testing.assert_close(kl(a, b), sum(sums) / 4)
-    torch.testing.assert_close(entropy(a), -(p * p.log()).sum() / 4)
+    a, b = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    for ours, plain, inputs in (
+        (kl(a, b), reference.kl_divergence(a, b).mean(), [a, b]),
+        (entropy(a), reference.entropy(a).mean(), [a]),
+    ):
+        torch.testing.assert_close(ours, plain)
+        for mine, theirs in zip(*(torch.autograd.grad(y, inputs) for y in (ours, plain)), strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
-def test_a_direction_gets_its_length_over_the_whole_review():
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    scaled = of_length(torch.randn(2, 3, 5), mask, 2.5)
-    torch.testing.assert_close(scaled.flatten(1).norm(dim=1), torch.full((2,), 2.5))
-    assert (scaled[~mask] == 0).all()
-    assert (of_length(torch.zeros(2, 3, 5), mask, 2.5) == 0).all()
+def test_the_norm_is_taken_over_all_real_tokens_of_a_review():
+    mask, direction = torch.tensor([[True, True, False], [True, False, False]]), torch.randn(2, 3, 5)
+    expected = reference.scale_reviews(direction, mask, [2.5, 2.5])
+    torch.testing.assert_close(scale_to_length(direction, mask, 2.5), expected)
+    torch.testing.assert_close(expected.flatten(1).norm(dim=1), torch.full((2,), 2.5))
+    assert (scale_to_length(torch.zeros(2, 3, 5), mask, 2.5) == 0).all()
 
 
-@pytest.mark.parametrize("name", MODELS_HERE)
-def test_passes_share_their_dropout(name):
-    these = reviews(name)
-    assert torch.equal(these.logits(), these.logits())
-    assert not torch.equal(these.logits(), reviews(name, train=False).logits())
+@some_models
+def test_all_passes_of_a_review_use_the_same_dropout_masks(name):
+    reviews = embedded_reviews(name)
+    assert torch.equal(reviews.logits(), reviews.logits())
+    assert not torch.equal(reviews.logits(), embedded_reviews(name, training=False).logits())
 
 
-@pytest.mark.parametrize("name", MODELS_HERE)
-def test_the_perturbation_has_its_radius_and_beats_noise(name):
-    these = reviews(name, train=False)
-    target = these.logits().detach()
-    r = virtual_perturbation(these, target, 0.5)
-    torch.testing.assert_close(r.flatten(1).norm(dim=1), (0.5 * these.spread()).expand(3), rtol=1e-4, atol=1e-6)
+@dropout
+@pytest.mark.parametrize("xi", [0.1, 2.0])
+@some_models
+def test_the_virtual_perturbation_equals_a_power_iteration_by_finite_differences(name, xi, training, monkeypatch):
+    """With a large ξ, KL is not symmetric and its gradient depends on ξ."""
+    reviews, drawn = embedded_reviews(name, training), recorded_noise(monkeypatch)
+    if xi != 0.1:  # the default
+        monkeypatch.setattr(mixed, "XI", xi)
+    r = virtual_perturbation(reviews, reviews.logits().detach(), radius=2.0)
+    epsilon = 2.0 * reviews.x.detach()[reviews.mask].std()
+    d = start_of_the_iteration(*drawn, reviews.x, reviews.mask, xi=xi)
+    plain = reference.virtual_perturbation(pass_of(reviews), d, reviews.mask, [epsilon] * 3)
+    torch.testing.assert_close(r, plain, rtol=0, atol=FP32 * epsilon.item(), check_dtype=False)
     assert not r.requires_grad
+
+
+def recorded_noise(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Returns a list to which every later result of torch.randn_like is appended."""
+    drawn, randn_like = [], torch.randn_like
+
+    def record(*arguments: Tensor, **keywords: torch.dtype) -> Tensor:
+        drawn.append(randn_like(*arguments, **keywords))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randn_like", record)
+    return drawn
+
+
+def start_of_the_iteration(noise: Tensor, x: Tensor, mask: Tensor, xi: float = 0.1) -> Tensor:
+    """Scales the noise of each review of n tokens to ξ √n standard deviations of the embeddings: [B, T, E]"""
+    lengths = [xi * x.detach()[mask].std() * n**0.5 for n in mask.sum(1).tolist()]
+    return reference.scale_reviews(noise.double(), mask, lengths)
+
+
+def pass_of(reviews: Reviews) -> Callable[[Tensor], Tensor]:
+    """Returns a function: shift of the embeddings [B, T, E] -> logits [B, C], under the dropout masks of `reviews`."""
+
+    def logits(shift: Tensor) -> Tensor:
+        torch.set_rng_state(reviews.state["random.cpu"])
+        h = reviews.model.encode(reviews.x + shift, reviews.mask)
+        return reviews.model.classifier(reviews.model.pool(h, reviews.mask))
+
+    return logits
+
+
+@some_models
+def test_the_virtual_perturbation_changes_the_answer_more_than_noise_of_its_length(name):
+    reviews = embedded_reviews(name, training=False)
+    target = reviews.logits().detach()
+    r = virtual_perturbation(reviews, target, radius=0.5)
     with torch.no_grad():
-        worst = kl(target, these.logits(r))
-        noise = [of_length(torch.randn_like(r), these.mask, 0.5 * these.spread()) for _ in range(20)]
-        usual = sorted(float(kl(target, these.logits(part))) for part in noise)
-    assert worst > usual[-1]
+        noise = [scale_to_length(torch.randn_like(r), reviews.mask, 0.5 * reviews.spread()) for _ in range(20)]
+        assert kl(target, reviews.logits(r)) > max(kl(target, reviews.logits(shift)) for shift in noise)
 
 
 def test_no_gradient_flows_through_the_target():
-    these = reviews("lstm", train=False)
-    clean = these.logits()
+    reviews = embedded_reviews("lstm", training=False)
+    clean = reviews.logits()
     torch.manual_seed(1)
-    loss = vat_loss(these, clean, 1.0)
+    loss = vat_loss(reviews, clean, 1.0)
     (through,) = torch.autograd.grad(loss, clean, allow_unused=True, retain_graph=True)
     assert through is None
-    gradients = torch.autograd.grad(loss, list(these.model.parameters()), allow_unused=True)
+    gradients = torch.autograd.grad(loss, list(reviews.model.parameters()), allow_unused=True)
     assert any(g is not None and g.abs().sum() > 0 for g in gradients)
 
 
-def four(unlabelled: bool = True) -> Batch:
-    ids, mask = token_batch([9, 7, 5, 3])
-    batch = Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
-    return batch._replace(unlabelled=batch._replace(input_ids=ids.flip(0), mask=mask.flip(0)) if unlabelled else None)
+# -------------------------------------------------------------------------------------------------- the objective
 
 
-@pytest.mark.parametrize("name", MODELS_HERE)
-def test_each_part_counts(name):
-    values = {}
-    for part in ("none", "adversarial_weight", "vat_weight", "entropy_weight"):
-        weights = dict.fromkeys(("adversarial_weight", "vat_weight", "entropy_weight"), 0.0)
-        options = dataclasses.replace(Options(), **(weights | {part: 1.0} if part != "none" else weights))
-        torch.manual_seed(0)
-        values[part] = objective(tiny(name).train(), four(), options)[0].item()
-    assert all(values[part] > values["none"] for part in values if part != "none")
+def embed_for_plain_form(model: Module, batch: Batch) -> Reviews:
+    """Embeds a batch, records the random state of its passes, and runs one pass as the objective does."""
+    x = model.embed(batch.input_ids, batch.mask)
+    reviews = Reviews(model, x, batch.mask, {"random.cpu": torch.get_rng_state()})
+    pass_of(reviews)(torch.zeros_like(x))
+    return reviews
 
 
-@pytest.mark.parametrize("name", MODELS_HERE)
-def test_adversarial_training_is_its_equations(name):
+def plain_terms(model: Module, batch: Batch, options: AdversarialOptions, drawn: list[Tensor]) -> dict[str, Tensor]:
+    """Computes the terms of L by the plain forms. drawn: the noise of each virtual perturbation."""
+    parts = [embed_for_plain_form(model, part) for part in (batch, batch.unlabelled) if part is not None]
+    shifts = [options.radius * part.x.detach()[part.mask].std() for part in parts]
+
+    def log_p(x: Tensor) -> Tensor:
+        """Computes Σ_c q_c log p(c|s), which is log p(y|s) without label smoothing: [B]"""
+        log_p = pass_of(parts[0]._replace(x=x))(torch.zeros_like(x)).log_softmax(-1)
+        true = log_p.gather(1, batch.labels[:, None]).squeeze(1)
+        return (1 - options.label_smoothing) * true + options.label_smoothing * log_p.mean(1)
+
+    r = reference.adversarial_perturbation(log_p, parts[0].x, batch.mask, [shifts[0]] * len(batch.labels))
+    divergences = []
+    for part, noise, shift in zip(parts, drawn, shifts, strict=False):
+        logits, d = pass_of(part), start_of_the_iteration(noise, part.x, part.mask)
+        r_v = reference.virtual_perturbation(logits, d, part.mask, [shift] * len(d))
+        divergences.append(reference.kl_divergence(logits(torch.zeros_like(d)).detach(), logits(r_v)))
+    return {
+        "likelihood": -log_p(parts[0].x).mean(),
+        "adversarial": -log_p(parts[0].x + r).mean(),
+        "virtual": torch.cat(divergences).mean() if divergences else torch.tensor(0.0),
+        "entropy": reference.entropy(pass_of(parts[-1])(torch.zeros_like(parts[-1].x))).mean(),
+    }
+
+
+def assert_equal_with_gradients(model: Module, ours: Tensor, plain: Tensor) -> None:
+    """Compares two losses and their gradients with respect to all parameters."""
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6, check_dtype=False)
+    parameters = [*model.parameters()]
+    gradients = [torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in (ours, plain)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6 + FP32 * theirs.abs().max().item())
+
+
+@dropout
+@some_models
+def test_adversarial_training_equals_its_equations(name, training):
+    """L = L_ML + λ_AT L_AT: Miyato et al., Eq. (5) and (6)."""
     torch.manual_seed(0)
-    model, batch = tiny(name).eval().double(), four(unlabelled=False)
-    options = dataclasses.replace(Options(), **OBJECTIVES["adversarial"].training, adversarial_weight=0.7, radius=2.0)
-    ours, _ = OBJECTIVES["adversarial"].objective(model, batch, options)
-
-    def losses(x: torch.Tensor) -> torch.Tensor:
-        logits = model.classifier(model.pool(model.encode(x, batch.mask), batch.mask))
-        return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")  # [B]
-
-    x = model.embed(batch.input_ids, batch.mask).detach().requires_grad_()
-    clean = losses(x)
-    gradients = [torch.autograd.grad(clean[b], x, retain_graph=True)[0][b] for b in range(len(clean))]
-    r = torch.stack([2.0 * x[batch.mask].std() * g / g.norm() for g in gradients])  # Eq. (5)
-    torch.testing.assert_close(ours, clean.mean() + 0.7 * losses(x + r).mean(), rtol=1e-5, atol=1e-6, check_dtype=False)
-    assert losses(x + r).mean() > clean.mean()
+    model, batch = tiny(name).double().train(training), labelled_and_unlabelled()._replace(unlabelled=None)
+    options = AdversarialOptions(adversarial_weight=0.7, radius=2.0, label_smoothing=0.1)
+    torch.manual_seed(3)
+    loss, logits = objective(model, batch, options)
+    torch.manual_seed(3)
+    plain = plain_terms(model, batch, options, drawn=[])
+    assert logits.shape == (4, 2)
+    assert plain["adversarial"] > plain["likelihood"]
+    assert_equal_with_gradients(model, loss, plain["likelihood"] + 0.7 * plain["adversarial"])
 
 
-def test_bad_settings(tmp_path):
-    with pytest.raises(ValueError, match="radius 0 must be above 0"):
-        prepare(tiny("lstm"), dataclasses.replace(Options(), radius=0), None)
-    arguments = [
-        "--model",
-        "cnn",
-        "--loss",
-        "mixed",
-        "--data",
-        "demo",
-        "--runs",
-        str(tmp_path),
-        "--word-vectors",
-        "none",
-    ]
+@dropout
+@some_models
+def test_the_mixed_objective_equals_its_equations(name, training, monkeypatch):
+    """L = L_ML + λ_AT L_AT + λ_VAT L_VAT + λ_EM L_EM: Sachan et al., Eq. (5), with Miyato et al., Eq. (5)–(8)."""
+    torch.manual_seed(0)
+    model, batch = tiny(name).double().train(training), labelled_and_unlabelled()
+    options, drawn = MixedOptions(**WEIGHTS, radius=2.0), recorded_noise(monkeypatch)
+    torch.manual_seed(3)
+    loss, logits = objective(model, batch, options)
+    torch.manual_seed(3)
+    plain = plain_terms(model, batch, options, drawn)
+    assert logits.shape == (4, 2)
+    assert [noise.shape[:2] for noise in drawn] == [(4, 5), (3, 4)]
+    total = plain["likelihood"] + 0.7 * plain["adversarial"] + 0.6 * plain["virtual"] + 0.3 * plain["entropy"]
+    assert_equal_with_gradients(model, loss, total)
+
+
+def test_virtual_adversarial_training_without_unlabelled_reviews(monkeypatch):
+    """L_VAT is then the mean over the labelled reviews, and L_EM is omitted."""
+    torch.manual_seed(0)
+    model, batch = tiny("lstm").double().eval(), labelled_and_unlabelled()._replace(unlabelled=None)
+    drawn = recorded_noise(monkeypatch)
+    for options in (
+        AdversarialOptions(adversarial_weight=0.0, vat_weight=0.6, radius=2.0),
+        MixedOptions(**WEIGHTS | {"adversarial_weight": 0.0}, radius=2.0),
+    ):
+        drawn.clear()
+        loss, _ = objective(model, batch, options)
+        plain = plain_terms(model, batch, options, drawn)
+        assert_equal_with_gradients(model, loss, plain["likelihood"] + 0.6 * plain["virtual"])
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_each_weight_scales_its_term(weight):
+    """L is linear in each weight, with the term as its slope."""
+    losses = []
+    for value in (0.0, 1.0, 3.0):
+        torch.manual_seed(0)
+        options = dataclasses.replace(MixedOptions(**dict.fromkeys(WEIGHTS, 0.0)), **{weight: value})
+        losses.append(objective(tiny("bert").eval(), labelled_and_unlabelled(), options)[0])
+    torch.testing.assert_close(losses[2] - losses[0], 3 * (losses[1] - losses[0]), rtol=1e-4, atol=1e-6)
+    assert losses[1] > losses[0] + 1e-4
+
+
+def test_without_gradients_the_adversarial_terms_are_omitted():
+    """A perturbation is a gradient, which no_grad rules out; L_ML and L_EM remain."""
+    torch.manual_seed(0)
+    model, batch = tiny("bert").eval(), labelled_and_unlabelled()
+    with torch.no_grad():
+        loss, logits = objective(model, batch, MixedOptions(**WEIGHTS))
+        unlabelled = model(batch.unlabelled.input_ids, batch.unlabelled.mask)
+    expected = torch.nn.functional.cross_entropy(logits, batch.labels) + 0.3 * reference.entropy(unlabelled).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+@some_models
+def test_a_frozen_embedding_table_changes_neither_loss_nor_other_gradients(name):
+    results = []
+    for frozen in (False, True):
+        model = tiny(name).train()
+        model.embeddings.requires_grad_(not frozen)
+        torch.manual_seed(3)
+        loss, _ = objective(model, labelled_and_unlabelled(), MixedOptions(**WEIGHTS))
+        results.append((loss, torch.autograd.grad(loss, model.classifier.weight)[0]))
+    for trained, constant in zip(*results, strict=True):
+        torch.testing.assert_close(trained, constant)
+
+
+def test_unsupported_settings_raise(tmp_path):
+    for options in (AdversarialOptions, MixedOptions):
+        with pytest.raises(ValueError, match="radius 0 must be above 0"):
+            options(radius=0)
+    with pytest.raises(ValueError, match="do not go with --peft prompt"):
+        prepare(adapt(tiny("bert"), "prompt"), MixedOptions(), None)
+    arguments = ["--model", "cnn", "--loss", "mixed", "--data", "demo", "--word-vectors", "none"]
     with pytest.raises(ValueError, match="needs unlabelled reviews"):
-        train.main(arguments)
+        train.main([*arguments, "--runs", str(tmp_path)])
 
 
-def test_a_stream_gives_every_review_once_an_epoch_and_the_same_again():
-    corpus = Corpus.from_rows([[k + 1] * (k % 4 + 1) for k in range(10)], [-1] * 10, 0)
-    stream = Stream(corpus, 3, seed=1)
+def test_a_stream_gives_every_review_once_an_epoch_and_is_reproducible():
+    corpus = Corpus.from_rows([[k + 1] * (k % 4 + 1) for k in range(10)], [-1] * 10, pad_id=0)
+    stream = Stream(corpus, batch_size=3, seed=1)
     seen = [stream.batch(number).rows.tolist() for number in range(8)]
     for epoch in (seen[:4], seen[4:]):
         assert sorted(row for rows in epoch for row in rows) == list(range(10))
     assert seen[:4] != seen[4:]
-    assert [Stream(corpus, 3, seed=1).batch(number).rows.tolist() for number in (6, 2)] == [seen[6], seen[2]]
+    again = Stream(corpus, batch_size=3, seed=1)
+    assert [again.batch(6).rows.tolist(), again.batch(2).rows.tolist()] == [seen[6], seen[2]]

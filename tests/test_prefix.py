@@ -1,3 +1,5 @@
+"""Prefix tuning and P-tuning v2: keys and values before those of a review, in every layer."""
+
 import math
 
 import pytest
@@ -13,22 +15,35 @@ P, L, H, K = 4, 2, 3, 4
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_prefix_of_the_models_own_keys_is_a_longer_review(name):
-    """Every layer sees the prefix as it would see these tokens, but for their positions: so with the keys and values of
-    the first tokens of a review without positions, the rest comes out alike in the first layer."""
-    model = tiny(name).eval()
+def test_keys_and_values_are_the_outputs_of_each_layers_projections(name):
+    model = tiny(name).train()
+    inputs = []
+    for layer in model.layers:
+        layer.attention.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     rows = keys_and_values(model, torch.tensor(INIT_IDS))
+    expected = []
+    for layer, x in zip(model.layers, inputs, strict=True):
+        expected += [layer.attention.key(x)[0], layer.attention.value(x)[0]]
+    torch.testing.assert_close(rows, torch.cat(expected, 1))
     assert rows.shape == (len(INIT_IDS), 2 * L * H * K)
-    x = model.embed(torch.tensor([INIT_IDS]), torch.ones(1, 5, dtype=torch.bool))
-    key = model.layers[0].attention.key(x)[0]
-    torch.testing.assert_close(rows[:, : H * K], key)
-    value = model.layers[0].attention.value(x)[0]
-    torch.testing.assert_close(rows[:, H * K : 2 * H * K], value)
+    assert all(module.training for module in model.modules())
+    assert not any(layer.attention.key._forward_hooks for layer in model.layers)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_prefix_of_own_keys_and_values_equals_a_longer_review(name):
+    """In one layer, with positions that start after the prefix, the prefix has the effect of the tokens themselves."""
+    model, (ids, mask) = tiny(name, num_layers=1).eval(), token_batch([6, 4])
+    longer = torch.cat([torch.tensor([INIT_IDS] * 2), ids], 1)
+    wide = torch.cat([torch.ones(2, 5, dtype=torch.bool), mask], 1)
+    h = model.encode(model.embed(longer, wide), wide)[:, 5:]
+    peft.apply(model, "p_tuning_v2", INIT_IDS, virtual_tokens=5)
+    torch.testing.assert_close(model(ids, mask), model.classifier(model.pool(h, mask)), rtol=1e-5, atol=1e-5)
 
 
 def test_rows_are_keys_and_values_layer_by_layer():
     rows = torch.arange(P * 2 * L * H * K, dtype=torch.float32).view(P, -1)
-    pairs = DeepPrefix(Table(rows), L, H).pairs()
+    pairs = DeepPrefix(Table(rows), num_layers=L, num_heads=H).pairs()
     for layer in range(L):
         for which in range(2):
             for h in range(H):
@@ -38,22 +53,22 @@ def test_rows_are_keys_and_values_layer_by_layer():
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_an_empty_prefix_is_the_base(name):
+def test_an_empty_prefix_changes_nothing(name):
     model, batch = tiny(name).eval(), token_batch([7, 4])
     before = model(*batch)
-    model.virtual = DeepPrefix(Table(torch.zeros(0, 2 * L * H * K)), L, H)
+    model.virtual = DeepPrefix(Table(torch.zeros(0, 2 * L * H * K)), num_layers=L, num_heads=H)
     torch.testing.assert_close(model(*batch), before)
 
 
 def test_prefix_on_deberta_equals_the_loop_over_pairs():
-    """c2c + c2p + p2c for real keys, c2c alone for prefix keys, all over √(3K)."""
+    """The scores are c2c + c2p + p2c for real keys and c2c for prefix keys, all divided by √(3K)."""
     torch.manual_seed(0)
     model = tiny("deberta").double().eval()
     layer, table = model.layers[0].attention, model.relative_norm(model.relative.weight)
     x, mask = torch.randn(2, 5, 12, dtype=torch.float64), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     prefix = tuple(torch.randn(1, H, P, K, dtype=torch.float64) for _ in range(2))
-    q, k, v = (part(x).view(2, 5, H, K) for part in (layer.query, layer.key, layer.value))
-    pos_q, pos_k = (part(table).view(-1, H, K) for part in (layer.query, layer.key))
+    q, k, v = (projection(x).view(2, 5, H, K) for projection in (layer.query, layer.key, layer.value))
+    pos_q, pos_k = (projection(table).view(-1, H, K) for projection in (layer.query, layer.key))
     rows = []
     for b in range(2):
         for i in range(5):
@@ -61,26 +76,32 @@ def test_prefix_on_deberta_equals_the_loop_over_pairs():
             for h in range(H):
                 scores = [q[b, i, h] @ prefix[0][0, h, p] for p in range(P)]
                 for j in range(5):
-                    delta = layer.span + i - j  # short distances have a row each
+                    delta = layer.span + i - j  # each of these short distances has its own row
                     scores.append(q[b, i, h] @ k[b, j, h] + q[b, i, h] @ pos_k[delta, h] + k[b, j, h] @ pos_q[delta, h])
-                seen = torch.tensor([True] * P + mask[b].tolist())
-                weights = masked_softmax(torch.stack(scores) / math.sqrt(3 * K), seen)
+                visible = torch.tensor([True] * P + mask[b].tolist())
+                weights = masked_softmax(torch.stack(scores) / math.sqrt(3 * K), visible)
                 heads.append(weights @ torch.cat([prefix[1][0, h], v[b, :, h]]))
             rows.append(layer.output(torch.cat(heads)))
-    torch.testing.assert_close(layer(x, mask, prefix, None, table), torch.stack(rows).view(2, 5, 12))
+    ours = layer(x, mask, prefix=prefix, queries=None, relative=table)
+    torch.testing.assert_close(ours, torch.stack(rows).view(2, 5, 12))
 
 
-def test_the_mlp_is_its_equation_and_starts_at_the_start():
+def test_the_mlp_equals_the_loop_with_gradients_and_starts_at_the_initial_rows():
+    """row_p = e₀ + W₂ tanh(W₁ e_p + b₁) + b₂"""
     torch.manual_seed(0)
-    start = torch.randn(P, 24)
-    encoder = PrefixEncoder(start, 5, 7)
+    start = torch.randn(P, 24, dtype=torch.float64)
+    encoder = PrefixEncoder(start, width=5, hidden_size=7).double()
     assert torch.equal(encoder(), start)
-    encoder.up.weight.data.normal_()
-    encoder.up.bias.data.normal_()
+    for parameter in (encoder.up.weight, encoder.up.bias):
+        parameter.data.normal_()
+    rows = []
     for p in range(P):
         inner = (encoder.down.weight @ encoder.inputs[p] + encoder.down.bias).tanh()
-        expected = start[p] + encoder.up.weight @ inner + encoder.up.bias
-        torch.testing.assert_close(encoder()[p], expected, rtol=1e-5, atol=1e-6)
+        rows.append(start[p] + encoder.up.weight @ inner + encoder.up.bias)
+    ours, plain, wanted, upstream = encoder(), torch.stack(rows), [*encoder.parameters()], torch.randn_like(start)
+    torch.testing.assert_close(ours, plain)
+    for mine, theirs in zip(*(torch.autograd.grad(y, wanted, upstream) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -93,21 +114,33 @@ def test_number_of_parameters(name):
     assert counts["prefix"] == P * 12 + (12 * 7 + 7) + (7 + 1) * 2 * L * 12
 
 
-def test_dropout_hits_keys_and_values():
-    model = peft.apply(tiny("bert"), "p_tuning_v2", INIT_IDS, virtual_tokens=20, prefix_dropout=0.5)
-    keys, _ = model.virtual.train().pairs()[0]
-    assert 0.3 < (keys == 0).float().mean() < 0.7
-    keys, _ = model.virtual.eval().pairs()[0]
-    assert (keys != 0).all()
+@pytest.mark.parametrize("method", ["prefix", "p_tuning_v2"])
+def test_dropout_acts_on_keys_and_values(method):
+    model = peft.apply(tiny("bert"), method, INIT_IDS, virtual_tokens=20, prefix_dropout=0.5)
+    for keys_or_values in model.virtual.train().pairs()[1]:
+        assert 0.3 < (keys_or_values == 0).float().mean() < 0.7
+    for keys_or_values in model.virtual.eval().pairs()[1]:
+        assert (keys_or_values != 0).all()
 
 
-def test_bad_settings():
-    for options, message in (
+def test_a_random_prefix_has_the_stated_standard_deviation():
+    torch.manual_seed(0)
+    model = peft.apply(tiny("bert"), "p_tuning_v2", virtual_tokens=50, prefix_init="random")
+    assert model.virtual.source().std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"prefix_init": "zero"}, "unknown prefix_init 'zero'; known: text, random"),
         ({"virtual_tokens": 0}, "0 virtual tokens"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            peft.apply(tiny("bert"), "prefix", INIT_IDS, **options)
+    ],
+)
+def test_unsupported_settings_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        peft.apply(tiny("bert"), "prefix", INIT_IDS, **options)
+
+
+def test_initial_rows_from_a_text_need_its_ids():
     with pytest.raises(ValueError, match="needs the ids of a text"):
         peft.apply(tiny("bert"), "prefix")
-    assert peft.apply(tiny("bert"), "prefix", prefix_init="random").virtual is not None

@@ -1,117 +1,177 @@
-"""losses/mlm.py and losses/rtd.py: masking, the two losses, the shared embeddings."""
+"""Masked language modelling and replaced-token detection: masking, losses, sampling, shared embeddings."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ENCODERS, tiny, token_batch
+from conftest import ENCODERS, adapt, tiny, token_batch
+from torch import Tensor
+from torch.nn import Module
 
 from data.batches import Batch
+from data.files import open_tensors
 from data.tokenization import train_tokenizer
-from data.word_vectors import WordVectors, put_vectors
+from data.word_vectors import WordVectors
 from losses import OBJECTIVES, mlm, rtd
-from losses.mlm import Pieces, choose, corrupt
+from losses.mlm import MLMOptions, Vocabulary, choose, corrupt
 from nn.checkpoint import load_pretrained, save_pretrained
-from nn.files import open_tensors
-from train import Options
+from nn.vectors import put_vectors
 
 PRETRAINING = [name for name, entry in OBJECTIVES.items() if entry.pretraining]
-V, MASK, SPECIAL = 61, 4, [0, 1, 2, 3, 4]
-ORDINARY = torch.arange(V) > 4
-PIECES = Pieces(MASK, ORDINARY, (torch.arange(V) % 3 > 0) | ~ORDINARY)  # every third ordinary piece goes on a word
+V, MASK = 61, 4
+ORDINARY = torch.arange(V) > 4  # the first five ids are special tokens
+STARTS = (torch.arange(V) % 3 > 0) & ORDINARY  # every third ordinary token continues a word
+VOCABULARY = Vocabulary(mask_id=MASK, ordinary=ORDINARY, starts=STARTS)
 
 
-class PieceNames:
-    """What masking asks of a tokenizer, for the pieces of `tiny`."""
+class FakeTokenizer:
+    """Has the members of Tokenizer that masking reads, for the vocabulary of `tiny`."""
 
     kind = "unigram"
 
     def __init__(self, mask: str = "mask") -> None:
         self.special = {"pad": "p", "cls": "c", "sep": "s", "unk": "u", mask: "m"}
-        self.words = [*self.special.values(), *(f"{'▁' * (n % 3 > 0)}{n}" for n in range(5, V))]
+        self.tokens = [*self.special.values(), *(f"{'▁' * (n % 3 > 0)}{n}" for n in range(5, V))]
 
-    def id_of(self, piece: str) -> int | None:
-        return self.words.index(piece) if piece in self.words else None
+    def id_of(self, token: str) -> int | None:
+        return self.tokens.index(token) if token in self.tokens else None
 
-    def starts_word(self, piece: str) -> bool:
-        return piece.startswith("▁")
+    def starts_word(self, token: str) -> bool:
+        return token.startswith("▁")
 
 
-def texts(count: int = 40, length: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+def texts(count: int = 40, length: int = 50) -> tuple[Tensor, Tensor]:
+    """Returns (ids, mask) of texts of up to `length` tokens that begin with [CLS]."""
     ids, mask = token_batch([length - n % 7 for n in range(count)])
     ids[:, 0] = 1
     return ids, mask
 
 
-def prepared(name: str, objective: str, **changes):
-    options = dataclasses.replace(
-        Options(), model=name, **OBJECTIVES[objective].training | {"loss": objective} | changes
-    )
-    model = tiny(name)
-    OBJECTIVES[objective].prepare(model, options, PieceNames())
+def prepared(name: str, objective: str, **options: Any) -> tuple[Module, Batch, Any]:
+    """Returns a tiny model with its pretraining heads, a batch of four texts, and the options of the objective."""
+    settings, model = OBJECTIVES[objective].options(**options), tiny(name)
+    OBJECTIVES[objective].prepare(model, settings, FakeTokenizer())
     for parameter in model.pretraining.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     ids, mask = token_batch([19, 17, 13, 11])
     ids[:, 0] = 1  # [CLS]
-    return model, Batch(ids, mask, torch.full((4,), -1), torch.arange(4)), options
+    return model, Batch(ids, mask, torch.full((4,), -1), torch.arange(4)), settings
+
+
+def fix_draws(monkeypatch: pytest.MonkeyPatch, uniform: Tensor, integers: Tensor | None = None) -> None:
+    """Replaces the results of torch.rand and torch.randint."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **keywords: uniform)
+    monkeypatch.setattr(torch, "randint", lambda *arguments, **keywords: integers)
 
 
 # -------------------------------------------------------------------------------------------------------- masking
 
 
-def test_pieces_of_a_tokenizer():
-    pieces = Pieces.of(PieceNames())
-    assert pieces.mask_id == MASK
-    assert torch.equal(pieces.ordinary, ORDINARY)
-    assert pieces.starts.tolist() == [False] * 5 + [n % 3 > 0 for n in range(5, V)]
+def test_vocabulary_of_a_tokenizer():
+    vocabulary = Vocabulary.of(FakeTokenizer())
+    assert vocabulary.mask_id == MASK
+    assert torch.equal(vocabulary.ordinary, ORDINARY)
+    assert torch.equal(vocabulary.starts, STARTS)
 
 
-@pytest.mark.parametrize(("kind", "begins", "goes_on"), [("wordpiece", "the", "##s"), ("unigram", "▁the", "s")])
-def test_which_pieces_begin_a_word(kind, begins, goes_on):
+@pytest.mark.parametrize(("kind", "first", "later"), [("wordpiece", "the", "##s"), ("unigram", "▁the", "s")])
+def test_which_tokens_start_a_word(kind, first, later):
     tokenizer = train_tokenizer(kind, ["the cats saw the dogs"] * 9, 300)
-    assert tokenizer.starts_word(begins)
-    assert not tokenizer.starts_word(goes_on)
+    assert tokenizer.starts_word(first)
+    assert not tokenizer.starts_word(later)
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_fifteen_percent_of_real_ordinary_tokens_are_chosen(whole_words):
     torch.manual_seed(0)
     ids, mask = texts(400)
-    chosen = choose(ids, mask, PIECES, whole_words)
+    chosen = choose(ids, mask, VOCABULARY, whole_words)
     candidates = mask & ORDINARY[ids]
     assert not (chosen & ~candidates).any()
     assert abs(chosen.sum() / candidates.sum() - 0.15) < 0.01
 
 
-def test_whole_words_are_chosen_together():
+def test_a_token_is_chosen_if_its_draw_is_below_the_rate(monkeypatch):
+    """Of 100 draws 0.00, 0.01, …, 0.99, exactly 15 are below 0.15."""
+    ids, mask = torch.arange(200).view(2, 100) % (V - 5) + 5, torch.ones(2, 100, dtype=torch.bool)
+    fix_draws(monkeypatch, uniform=torch.arange(100).div(100).expand(2, 100))
+    assert choose(ids, mask, VOCABULARY).sum(1).tolist() == [15, 15]
+    assert choose(ids, mask, VOCABULARY, rate=0.4).sum(1).tolist() == [40, 40]
+    ids[0, 3], mask[0, 10:] = MASK, False  # a special token and padding
+    assert choose(ids, mask, VOCABULARY).nonzero().tolist() == [
+        *([0, t] for t in (0, 1, 2, 4, 5, 6, 7, 8, 9)),
+        *([1, t] for t in range(15)),
+    ]
+
+
+def test_whole_words_equal_the_loop_over_words():
+    """The word of number n in a text is chosen, with all its subwords, if the n-th draw of the text is below the rate.
+
+    A special token is a word of its own.
+    """
+    ids, mask = texts()
+    ids[::2, 7] = MASK
+    ids[:5, 0] = 6  # these texts begin within a word, as a later part of a long document does
+    torch.manual_seed(0)
+    chosen = choose(ids, mask, VOCABULARY, whole_words=True, rate=0.3)
+    torch.manual_seed(0)
+    draws = torch.rand(ids.shape)
+    several = 0
+    for b, row in enumerate(ids.tolist()):
+        number = -1
+        for t, token in enumerate(row):
+            begins = STARTS[token] or not ORDINARY[token]
+            number += int(begins)
+            expected = mask[b, t] and ORDINARY[token] and draws[b, max(0, number)] < 0.3
+            assert chosen[b, t] == expected, (b, t)
+            several += int(expected and not begins)
+    assert several > 100  # chosen tokens that continue a word
+
+
+def test_subwords_of_a_word_are_chosen_together():
     torch.manual_seed(0)
     ids, mask = texts()
-    chosen = choose(ids, mask, PIECES, whole_words=True)
-    goes_on = mask & ~PIECES.starts[ids]
-    goes_on[:, 0] = False
-    rows, places = goes_on.nonzero(as_tuple=True)
-    inside = ORDINARY[ids[rows, places - 1]]
-    rows, places = rows[inside], places[inside]
+    chosen = choose(ids, mask, VOCABULARY, whole_words=True)
+    continues = mask & ORDINARY[ids] & ~STARTS[ids]
+    rows, positions = continues[:, 1:].nonzero(as_tuple=True)
+    after_ordinary = ORDINARY[ids[rows, positions]]  # the token before
+    rows, positions = rows[after_ordinary], positions[after_ordinary]
     assert len(rows) > 100
-    assert torch.equal(chosen[rows, places], chosen[rows, places - 1])
+    assert torch.equal(chosen[rows, positions + 1], chosen[rows, positions])
 
 
-def test_eighty_ten_ten():
+def test_eighty_ten_ten_of_a_hundred_equal_draws(monkeypatch):
+    """Of 100 draws 0.00, 0.01, …, 0.99, exactly 80 give [MASK], 10 a random token and 10 the original."""
+    ids, chosen = torch.full((2, 100), 7), torch.tensor([[True], [False]]).expand(2, 100)
+    fix_draws(
+        monkeypatch,
+        uniform=torch.arange(100).div(100).expand(2, 100),
+        integers=torch.arange(100).remainder(56).expand(2, 100),
+    )
+    first, second = corrupt(ids, chosen, VOCABULARY).tolist()
+    assert first[:80] == [MASK] * 80
+    assert first[80:90] == [5 + n % 56 for n in range(80, 90)]  # the n-th ordinary token has the id 5 + n
+    assert first[90:] == [7] * 10
+    assert second == [7] * 100
+
+
+def test_corruption_by_frequency():
     torch.manual_seed(0)
-    ids, mask = texts(400)
-    chosen = choose(ids, mask, PIECES)
-    out = corrupt(ids, chosen, PIECES)
+    ids, mask = texts(2000)
+    chosen = choose(ids, mask, VOCABULARY)
+    out = corrupt(ids, chosen, VOCABULARY)
     assert torch.equal(out[~chosen], ids[~chosen])
     before, after = ids[chosen], out[chosen]
     assert abs((after == MASK).float().mean() - 0.8) < 0.02
-    other = after[(after != MASK) & (after != before)]
-    assert ORDINARY[other].all()
-    assert abs(len(other) / len(after) - 0.1 * 55 / 56) < 0.02
+    random = after[(after != MASK) & (after != before)]
+    assert {*random.tolist()} == {*range(5, V)}  # every ordinary token, and no special one
+    assert abs(len(random) / len(after) - 0.1 * 55 / 56) < 0.02
 
 
 @pytest.mark.parametrize("objective", PRETRAINING)
-def test_the_same_seed_gives_the_same_loss(objective):
+def test_the_seed_determines_the_loss(objective):
     model, batch, options = prepared("deberta", objective)
     model.train()
     losses = []
@@ -121,119 +181,180 @@ def test_the_same_seed_gives_the_same_loss(objective):
     assert losses[0] == losses[1] != losses[2]
 
 
-# --------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------ masked language modelling
 
 
+@pytest.mark.parametrize("whole_words", [False, True])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_mlm_equals_the_dense_formula_with_gradients(name, monkeypatch):
-    model, batch, options = prepared(name, "mlm")
+def test_mlm_equals_the_dense_formula_with_gradients(name, whole_words):
+    """The plain form computes the logits of all positions."""
+    model, batch, options = prepared(name, "mlm", whole_words=whole_words)
     model = model.double().eval()
     ids, mask = batch.input_ids, batch.mask
     torch.manual_seed(5)
-    chosen = choose(ids, mask, PIECES)
-    broken = corrupt(ids, chosen, PIECES)
+    chosen = choose(ids, mask, VOCABULARY, whole_words)
+    corrupted = corrupt(ids, chosen, VOCABULARY)
     head, table = model.pretraining.head, model.embeddings.word.weight
-    h = model.encode(model.embed(broken, mask), mask)
+    h = model.encode(model.embed(corrupted, mask), mask)
     log_p = F.log_softmax(head.norm(head.activation(head.dense(h))) @ table.T + head.bias, -1)  # [B, T, V]
-    places = [(b, t) for b in range(4) for t in range(ids.size(1)) if chosen[b, t]]
-    naive = -sum(log_p[b, t, ids[b, t]] for b, t in places) / len(places)
-    wanted = torch.autograd.grad(naive, [table, head.dense.weight, head.bias])
+    positions = chosen.nonzero().tolist()
+    plain = -sum(log_p[b, t, ids[b, t]] for b, t in positions) / len(positions)
+    inputs = [table, *head.parameters()]
+    expected = torch.autograd.grad(plain, inputs)
     torch.manual_seed(5)
-    loss, decisions = mlm.objective(model, batch, options)
-    torch.testing.assert_close(loss, naive)
-    torch.testing.assert_close(torch.autograd.grad(loss, [table, head.dense.weight, head.bias]), wanted)
-    assert len(decisions["acc"]) == len(places)
+    loss, correct = mlm.objective(model, batch, options)
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs), expected)
+    assert correct["acc"].tolist() == [bool(log_p[b, t].argmax() == ids[b, t]) for b, t in positions]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_bag_equals_the_loop_over_its_pieces_with_gradients(name):
+def test_the_bag_equals_the_loop_over_its_tokens_with_gradients(name):
     model, batch, options = prepared(name, "mlm", bag_weight=2.0)
     model = model.double().eval()
-    ids, mask, aside = batch.input_ids, batch.mask, model.pretraining
+    ids, mask, heads = batch.input_ids, batch.mask, model.pretraining
     torch.manual_seed(5)
-    broken = corrupt(ids, choose(ids, mask, PIECES), PIECES)
-    h, table = model.encode(model.embed(broken, mask), mask)[:, 0], model.embeddings.word.weight  # [CLS]
-    terms = []
+    corrupted = corrupt(ids, choose(ids, mask, VOCABULARY), VOCABULARY)
+    h, table = model.encode(model.embed(corrupted, mask), mask)[:, 0], model.embeddings.word.weight  # [CLS]
+    terms, found = [], []
     for text in range(4):
-        pieces = {v for v, real in zip(ids[text].tolist(), mask[text].tolist(), strict=True) if real and ORDINARY[v]}
-        scores = table @ (aside.bag.dense.weight @ h[text] + aside.bag.dense.bias) + aside.bag.bias  # [V]
-        total = torch.logsumexp(scores, 0)
-        terms.append(sum(total - scores[v] for v in pieces) / len(pieces))
-    of_bag = [table, *aside.bag.parameters(), *model.layers[0].parameters()]
-    naive = 2 * sum(terms) / 4
-    wanted = torch.autograd.grad(naive, of_bag, allow_unused=True)
+        tokens = {v for v, real in zip(ids[text].tolist(), mask[text].tolist(), strict=True) if real and ORDINARY[v]}
+        scores = table @ (heads.bag.dense.weight @ h[text] + heads.bag.dense.bias) + heads.bag.bias  # [V]
+        terms.append(sum(torch.logsumexp(scores, 0) - scores[v] for v in tokens) / len(tokens))
+        found += [v in tokens for v in scores.topk(50).indices.tolist()]
+    inputs = [table, *heads.bag.parameters(), *model.layers[0].parameters()]
+    plain = 2 * sum(terms) / 4
     losses = []
     for weight in (0.0, 2.0):
         torch.manual_seed(5)
-        losses.append(mlm.objective(model, batch, dataclasses.replace(options, bag_weight=weight))[0])
+        loss, correct = mlm.objective(model, batch, dataclasses.replace(options, bag_weight=weight))
+        losses.append(loss)
     difference = losses[1] - losses[0]
-    torch.testing.assert_close(difference, naive)
-    found = torch.autograd.grad(difference, of_bag, allow_unused=True)
-    for one, other in zip(found, wanted, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other)
+    torch.testing.assert_close(difference, plain)
+    assert correct["bag"].tolist() == found
+    gradients = (torch.autograd.grad(y, inputs, materialize_grads=True) for y in (difference, plain))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
-def test_a_text_of_special_tokens_alone_has_an_empty_bag():
-    logits = torch.randn(2, V, requires_grad=True)
-    occurs = mlm.bag(torch.tensor([[5, 6, 6], [5, 5, 5]]), torch.tensor([[True, True, True], [False] * 3]), V)
-    assert occurs.nonzero().tolist() == [[0, 5], [0, 6]]
-    mlm.bag_loss(logits, occurs).backward()
-    assert logits.grad[0].abs().sum() > 0 == logits.grad[1].abs().sum()
+def test_the_bag_loss_equals_the_loop_with_gradients():
+    """The second text is empty: it adds 0 and counts in the mean."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    bags = [{1, 4, 5}, set(), {6}]
+    occurs = torch.tensor([[v in tokens for v in range(7)] for tokens in bags])
+    plain = torch.zeros((), dtype=torch.float64)
+    for row, tokens in zip(logits, bags, strict=True):
+        for v in tokens:
+            plain = plain - (row[v].exp() / row.exp().sum()).log() / len(tokens) / len(bags)
+    ours = mlm.bag_loss(logits, occurs)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, plain)))
+
+
+def test_the_bag_contains_the_counted_tokens_once():
+    ids, counted = torch.tensor([[5, 6, 6], [5, 5, 5]]), torch.tensor([[True, True, True], [False] * 3])
+    assert mlm.bag(ids, counted, V).nonzero().tolist() == [[0, 5], [0, 6]]
 
 
 @pytest.mark.parametrize("objective", PRETRAINING)
-def test_nothing_chosen_gives_a_finite_loss(objective, monkeypatch):
+def test_an_empty_choice_gives_a_finite_loss(objective, monkeypatch):
     model, batch, options = prepared("bert", objective)
     for module in (mlm, rtd):
         monkeypatch.setattr(module, "choose", lambda ids, mask, *_: torch.zeros_like(mask))
-    loss, _ = OBJECTIVES[objective].objective(model, batch, options)
+    loss, correct = OBJECTIVES[objective].objective(model, batch, options)
     loss.backward()
     assert torch.isfinite(loss)
+    if objective == "mlm":
+        assert loss == 0
+        assert len(correct["acc"]) == 0
+
+
+# ------------------------------------------------------------------------------------- replaced-token detection
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_rtd_asks_exactly_where_the_sampled_token_differs(name, monkeypatch):
-    model, batch, options = prepared(name, "rtd")
+def test_rtd_equals_the_loop_over_tokens_with_gradients(name, monkeypatch):
+    """Every second sampled token differs from the original; a sample that equals the original is not a replacement."""
+    model, batch, options = prepared(name, "rtd", rtd_weight=7.0)
     model = model.double().eval()
-    ids, mask, aside = batch.input_ids, batch.mask, model.pretraining
+    ids, mask, parts = batch.input_ids, batch.mask, model.pretraining
     torch.manual_seed(6)
-    chosen = choose(ids, mask, PIECES)
+    chosen = choose(ids, mask, VOCABULARY)
     drawn = ids[chosen].clone()
-    drawn[::2] = (drawn[::2] + 1) % V  # every second one is another token, the rest happen to be right
+    drawn[::2] = (drawn[::2] + 1) % V
     monkeypatch.setattr(rtd, "sample", lambda logits: drawn)
-    seen = ids.clone()
-    seen[chosen] = drawn
+    corrupted = ids.clone()
+    corrupted[chosen] = drawn
     torch.manual_seed(6)
-    loss, decisions = rtd.objective(model, batch, options)
-    h = model.encode(model.embed(seen, mask), mask)
-    p = torch.sigmoid(aside.detector(h))
-    terms = [
-        -torch.log(p[b, t] if seen[b, t] != ids[b, t] else 1 - p[b, t])
-        for b in range(4)
-        for t in range(ids.size(1))
-        if mask[b, t]
-    ]
+    loss, correct = rtd.objective(model, batch, options)
+    d = parts.detector
+    h = d.activation(d.dense(model.encode(model.embed(corrupted, mask), mask)))
+    p = torch.sigmoid(h @ d.query.weight[0] + d.query.bias)  # [B, T]
+    terms, detected = [], []
+    for b, t in mask.nonzero().tolist():
+        replaced = bool(corrupted[b, t] != ids[b, t])
+        terms.append(-torch.log(p[b, t] if replaced else 1 - p[b, t]))
+        detected.append((replaced, bool(p[b, t] > 0.5) == replaced))
     masked = torch.where(chosen, MASK, ids)
-    h = aside.generator.encode(aside.generator.embed(masked, mask), mask)
-    log_p = F.log_softmax(aside.head(h, aside.generator.embeddings.word.weight), -1)
-    guess = -log_p[chosen].gather(1, ids[chosen][:, None]).mean()
-    torch.testing.assert_close(loss, guess + 50 * sum(terms) / len(terms), rtol=1e-6, atol=1e-6)
-    assert len(decisions["found"]) == (seen != ids).sum() == (len(drawn) + 1) // 2
-    assert len(decisions["acc"]) == mask.sum()
+    h = parts.generator.encode(parts.generator.embed(masked, mask), mask)
+    log_p = F.log_softmax(parts.head(h, parts.generator.embeddings.word.weight), -1)
+    generator_loss = -log_p[chosen].gather(1, ids[chosen][:, None]).mean()
+    plain = generator_loss + 7 * sum(terms) / len(terms)
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-6)  # the detection loss is computed in fp32
+    inputs = [p for key, p in model.named_parameters() if key.split(".")[0] not in model.HEAD]
+    gradients = (torch.autograd.grad(y, inputs, materialize_grads=True) for y in (loss, plain))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert correct["acc"].tolist() == [right for _, right in detected]
+    assert correct["found"].tolist() == [right for replaced, right in detected if replaced]
+    assert len(correct["found"]) == (len(drawn) + 1) // 2
+    assert correct["guessed"].tolist() == (log_p.argmax(-1) == ids)[chosen].tolist()
 
 
-def test_samples_follow_the_generator():
+def test_samples_follow_the_distribution():
     torch.manual_seed(0)
-    p = torch.tensor([0.5, 0.0, 0.3, 0.2])
-    drawn = rtd.sample(p.log().expand(20_000, 4))
-    assert (drawn.bincount(minlength=4) / 20_000 - p).abs().max() < 0.02
+    p = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 0.1, 0.9, 0.0]])
+    drawn = rtd.sample((p.log() + 3.0).repeat_interleave(20_000, 0)).view(2, 20_000)
+    for row, expected in zip(drawn, p, strict=True):
+        frequencies = row.bincount(minlength=4) / 20_000
+        assert (frequencies - expected).abs().max() < 0.015  # four standard deviations
+        assert (frequencies[expected == 0] == 0).all()
+
+
+def test_a_sample_inverts_the_cumulative_distribution_up_to_its_last_value(monkeypatch):
+    """Rounding ends the cumulative sums slightly below or above 1; a draw u selects the first sum above u · last.
+
+    The draws lie within a few units in the last place of each step of the distribution.
+    """
+    torch.manual_seed(0)
+    logits = torch.randn(200, 7)
+    sums = logits.softmax(-1).cumsum(-1)
+    last = sums[:, -1:]
+    assert (last < 1).sum() > 20 < (last > 1).sum()
+    for step in range(7):
+        for ulps in (-2, -1, 0, 1, 2):
+            draws = (sums[:, step : step + 1] / last * (1 + ulps * 2.0**-24)).clamp(max=1 - 2.0**-24)
+            fix_draws(monkeypatch, uniform=draws)
+            expected = []
+            for row, draw, total in zip(sums.tolist(), draws, last, strict=True):
+                threshold = (draw * total).item()  # in fp32
+                expected.append(next(token for token in range(7) if row[token] > threshold))
+            assert rtd.sample(logits).tolist() == expected
+
+
+def test_the_extreme_draws_select_no_impossible_token(monkeypatch):
+    torch.manual_seed(0)
+    logits = torch.randn(200, 5)
+    logits[:, [0, 4]] = -torch.inf
+    for draw, token in ((0.0, 1), (1 - 2.0**-24, 3)):
+        fix_draws(monkeypatch, uniform=torch.full((200, 1), draw))
+        assert rtd.sample(logits).tolist() == [token] * 200
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_discriminator_moves_its_difference_and_not_the_generators_table(name):
-    """With λ = 0 and λ = 50, E_G gets the same gradient; E_Δ gets one only from the second."""
+def test_detection_trains_the_difference_and_not_the_generators_table(name):
+    """The gradient of E_G is the same for λ = 0 and λ = 50; E_Δ has one for λ = 50 only."""
     tables, differences = [], []
     for weight in (0.0, 50.0):
         model, batch, options = prepared(name, "rtd", rtd_weight=weight)
@@ -247,28 +368,44 @@ def test_the_discriminator_moves_its_difference_and_not_the_generators_table(nam
     assert differences[0].abs().sum() == 0 < differences[1].abs().sum()
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_generator_is_a_copy_of_the_lower_half_without_a_head(name):
+    plain, model = tiny(name, num_layers=4), tiny(name, num_layers=4)
+    OBJECTIVES["rtd"].prepare(model, rtd.RTDOptions(), FakeTokenizer())
+    generator = model.pretraining.generator
+    assert len(generator.layers) == 2
+    assert not [key for key, _ in generator.named_parameters() if key.split(".")[0] in model.HEAD]
+    for key, value in generator.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[key]), key
+
+
+# --------------------------------------------------------------------------------- parameters, files and messages
+
+
 @pytest.mark.parametrize("objective", PRETRAINING)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_no_dead_operation(name, objective):
-    model, batch, options = prepared(name, objective)
+    """Every parameter but those of the classification head gets a gradient."""
+    model, batch, options = prepared(name, objective, **{"bag_weight": 1.0} if objective == "mlm" else {})
     torch.manual_seed(1)
     OBJECTIVES[objective].objective(model.train(), batch, options)[0].backward()
     for key, parameter in model.named_parameters():
         if key.split(".")[0] in model.HEAD:
             assert parameter.grad is None, key
-        elif "key.bias" not in key:
+        elif "key.bias" not in key:  # a shift of all keys cancels in the softmax
             assert parameter.grad.abs().sum() > 0, key
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_model_is_saved_with_the_sum_of_the_tables_and_without_what_served_training(name, tmp_path):
+def test_a_model_is_saved_with_the_sum_of_the_tables_and_without_pretraining_modules(name, tmp_path):
     model, batch, _ = prepared(name, "rtd")
     model.embeddings.word.delta.data.normal_()
     save_pretrained(model, tmp_path, heads=False)
     loaded = load_pretrained(tmp_path)
-    wanted = model.pretraining.generator.embeddings.word.weight + model.embeddings.word.delta
-    assert torch.equal(loaded.embeddings.word.weight, wanted)
-    assert {key.split(".")[0] for key in loaded.fresh} == set(model.HEAD)
+    expected = model.pretraining.generator.embeddings.word.weight + model.embeddings.word.delta
+    assert torch.equal(loaded.embeddings.word.weight, expected)
+    assert loaded.pretraining is None
+    assert {key.split(".")[0] for key in loaded.newly_initialized} == set(model.HEAD)
     h, same = (m.eval().encode(m.embed(*batch[:2]), batch.mask) for m in (model, loaded))
     torch.testing.assert_close(h, same)
 
@@ -282,18 +419,27 @@ def test_half_precision_files_load(tmp_path):
     assert torch.equal(loaded.classifier.weight, model.classifier.weight.half().float())
 
 
-def test_word_vectors_go_into_the_generators_table():
+def test_word_vectors_are_copied_to_the_generators_table():
     model, *_ = prepared("deberta", "rtd")
-    put_vectors(model.embeddings.word.table.data, {"a": 7, "b": 9}, WordVectors(["a", "b"], torch.randn(2, 12)))
-    for table in (model.pretraining.generator.embeddings.word.weight, model.embeddings.word.weight):
-        assert torch.equal(table[7], model.embeddings.word.table[7])
+    vectors = WordVectors(["a", "b"], torch.randn(2, 12))
+    put_vectors(model.embeddings.word.table.data, {"a": 7, "b": 9}, vectors=vectors)
+    generator = model.pretraining.generator.embeddings.word.weight
+    factor = vectors.vectors[0] / generator[7]
+    torch.testing.assert_close(factor, factor[:1].expand(12), rtol=1e-4, atol=0)
+    assert torch.equal(model.embeddings.word.weight[7], generator[7])
 
 
-def test_a_bag_weight_below_zero_is_refused():
+@pytest.mark.parametrize("objective", PRETRAINING)
+def test_unsupported_models_methods_and_tokenizers_raise(objective):
+    entry = OBJECTIVES[objective]
+    with pytest.raises(ValueError, match="pretrain encoders over subwords, not lstm"):
+        entry.prepare(tiny("lstm"), entry.options(), FakeTokenizer())
+    with pytest.raises(ValueError, match="leave out --peft lora"):
+        entry.prepare(adapt(tiny("bert"), "lora"), entry.options(), FakeTokenizer())
+    with pytest.raises(ValueError, match="the unigram tokenizer has no mask token"):
+        entry.prepare(tiny("bert"), entry.options(), FakeTokenizer(mask="other"))
+
+
+def test_a_negative_bag_weight_raises():
     with pytest.raises(ValueError, match=r"bag weight -0\.5 must not be negative"):
-        prepared("bert", "mlm", bag_weight=-0.5)
-
-
-def test_a_tokenizer_without_a_mask_is_refused():
-    with pytest.raises(ValueError, match="has no mask token"):
-        Pieces.of(PieceNames(mask="other"))
+        MLMOptions(bag_weight=-0.5)

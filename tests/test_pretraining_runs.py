@@ -1,4 +1,4 @@
-"""Corpora without labels, and runs that pretrain."""
+"""Corpora without labels, and pretraining runs."""
 
 import json
 
@@ -7,18 +7,18 @@ import torch
 
 import train
 from data import load_texts
+from data.files import open_tensors
 from data.imdb import UNKNOWN
 from data.tokenization import train_tokenizer
 from eval import main as evaluate
-from nn.files import open_tensors
 
 
-def test_long_texts_become_chunks_alike_in_length():
+def test_long_texts_become_chunks_of_similar_length():
     tokenizer = train_tokenizer("wordpiece", ["a b c d e f g h"] * 9, 100)
-    (whole,) = tokenizer.pieces(["a b c d e f g h"])
+    (whole,) = tokenizer.subword_ids(["a b c d e f g h"])
     rows = list(tokenizer.encode(["a b c d e f g h", "a"], 5, "chunks"))
     assert [len(row) for row in rows] == [4, 5, 5, 3]
-    assert [piece for row in rows[:3] for piece in row[1:-1]] == whole
+    assert [subword for row in rows[:3] for subword in row[1:-1]] == whole
 
 
 def test_a_text_file_and_a_table_are_corpora(tmp_path):
@@ -35,7 +35,7 @@ def test_a_text_file_and_a_table_are_corpora(tmp_path):
         load_texts(str(tmp_path / "empty.txt"))
 
 
-def test_a_folder_gives_training_and_unlabelled_reviews_alone(tmp_path):
+def test_a_folder_gives_training_and_unlabelled_reviews_only(tmp_path):
     rows = [f'"{n}_{1 if n % 2 else 9}"\t{n % 2}\t"labelled {n}"\n' for n in range(20)]
     (tmp_path / "labeledTrainData.tsv").write_text("id\tsentiment\treview\n" + "".join(rows))
     (tmp_path / "unlabeledTrainData.tsv").write_text('id\treview\n"5_0"\t"unlabelled"\n')
@@ -67,10 +67,10 @@ def test_loss_falls_and_a_classifier_starts_from_it(model, objective, tmp_path, 
     assert f"--weights {best} starts from it" in capsys.readouterr().out
     small = f"--model {model} --data demo --train-reviews 20 --epochs 1 --max-length 24 --runs {tmp_path} --name fine"
     train.main([*small.split(), "--weights", str(best)])
-    assert "new and random: classifier" in capsys.readouterr().out
+    assert "newly initialized: classifier" in capsys.readouterr().out
 
 
-def test_what_was_pretrained_is_exported_without_a_classifier_and_not_scored(tmp_path):
+def test_a_pretrained_model_is_exported_without_a_classifier_and_not_scored(tmp_path):
     (tmp_path / "toy.txt").write_text("\n".join(f"the cat number {n % 7} sat on the mat again" for n in range(60)))
     text = f"--model deberta --loss rtd --data {tmp_path / 'toy.txt'} --epochs 1 --word-vectors train"
     pretrain(tmp_path, "pre", text)
@@ -95,12 +95,12 @@ def test_pretraining_is_reproducible(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("--model lstm --loss mlm", "pretrains the encoders over pieces, not lstm"),
+        ("--model lstm --loss mlm", "pretrain encoders over subwords, not lstm"),
         ("--model bert --loss rtd --peft lora", "leave out --peft lora"),
-        ("--model bert --loss ce --truncate chunks", "parts a review from its label"),
+        ("--model bert --loss ce --truncate chunks", "separates a review from its label"),
     ],
 )
-def test_what_cannot_be_pretrained_is_refused(text, message, tmp_path, monkeypatch):
+def test_models_and_methods_that_cannot_be_pretrained_are_refused(text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         train.main(["--data", "demo", "--weights", "none", "--word-vectors", "none", *text.split()])

@@ -6,12 +6,12 @@ from torch.nn import Embedding, LayerNorm, Linear
 
 import peft
 import train
+from data.files import read_json
+from data.hub import CONFIG, WEIGHTS
 from eval import main as evaluate
 from nn import quant
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta
-from nn.files import read_json
-from nn.hub import CONFIG, WEIGHTS
 from nn.quant import (
     OUTLIER,
     Int8Embedding,
@@ -43,6 +43,7 @@ V3_BASE = {
 
 
 def pair(path: str = "auto") -> tuple[Linear, Int8Linear]:
+    """Returns a layer and its 8-bit form."""
     torch.manual_seed(0)
     layer = Linear(IN, OUT)
     return layer, Int8Linear.from_linear(layer, path)
@@ -58,23 +59,23 @@ def test_rounding_is_within_half_a_step():
     assert (q[4] == 0).all()
     assert s[4] == 0
     exact, _ = quantize_rows(torch.tensor([[127.0, 0.5, 1.5, -2.5]]))
-    assert exact.tolist() == [[127, 0, 2, -2]]  # halves to even
+    assert exact.tolist() == [[127, 0, 2, -2]]  # halves round to even
 
 
 @pytest.mark.parametrize("path", ["fp32", "bf16", "int8"])
 def test_each_path_equals_the_dequantized_product(path):
-    """Within the rounding of fp32, and within 3 % of it by the two short paths."""
+    """The tolerance is the rounding of fp32 for the path fp32 and 3 % for the two others."""
     _, small = pair(path)
     x = torch.randn(B, T, IN, requires_grad=True)
     y, plain = small(x), torch.nn.functional.linear(x, small.dequantized(), small.bias)
     bound = {"fp32": 1e-6, "bf16": 0.03, "int8": 0.03}[path]
     torch.testing.assert_close(y.float(), plain, rtol=bound, atol=bound)
     g = torch.randn_like(plain)
-    mine, theirs = torch.autograd.grad(y, x, g.to(y.dtype))[0], torch.autograd.grad(plain, x, g)[0]
-    torch.testing.assert_close(mine, theirs, rtol=bound, atol=bound)
+    ours, expected = torch.autograd.grad(y, x, g.to(y.dtype))[0], torch.autograd.grad(plain, x, g)[0]
+    torch.testing.assert_close(ours, expected, rtol=bound, atol=bound)
 
 
-def test_backward_is_exact_in_double():
+def test_the_backward_passes_gradcheck():
     _, small = pair("fp32")
     x = torch.randn(4, IN, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: Int8Matmul.apply(x, small.weight, small.scale, "fp32"), x)
@@ -95,11 +96,11 @@ def test_outlier_columns_are_kept_whole():
     assert layer.in_features == small.in_features
 
 
-def test_auto_takes_the_path_for_the_occasion(monkeypatch):
+def test_auto_selects_the_path_by_device_precision_and_gradient(monkeypatch):
     _, small = pair()
     x = torch.randn(B, IN)
-    for has_instructions, path in ((False, "fp32"), (True, "int8")):
-        monkeypatch.setattr(quant, "multiplies_int8", lambda device, found=has_instructions: found)
+    for supported, path in ((False, "fp32"), (True, "int8")):
+        monkeypatch.setattr(quant, "multiplies_int8", lambda device, supported=supported: supported)
         assert small.chosen_path(x) == path
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert small.chosen_path(x.requires_grad_()) == "bf16"
@@ -109,7 +110,7 @@ def test_auto_takes_the_path_for_the_occasion(monkeypatch):
         Int8Linear.from_linear(Linear(2, 2), "int4")
 
 
-def test_embedding_rows():
+def test_embedding_rows_are_within_half_a_step():
     table = Embedding(13, 5, padding_idx=0)
     small = Int8Embedding.from_embedding(table)
     ids = torch.randint(0, 13, (2, 6))
@@ -119,7 +120,7 @@ def test_embedding_rows():
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, "lstm", "transformer"])
-def test_heads_norms_and_adapters_stay(name):
+def test_head_and_norms_keep_their_precision(name):
     model = quantize_int8(tiny(name))
     assert is_quantized(model)
     for key, module in model.named_modules():
@@ -130,10 +131,18 @@ def test_heads_norms_and_adapters_stay(name):
     assert any(isinstance(module, LayerNorm) for module in model.modules()) == (name != "lstm")
 
 
+def test_adapters_and_projection_heads_keep_their_precision():
+    model = adapt(tiny("bert"), "p_tuning")
+    model.projection = Linear(12, 5)
+    names = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    assert {"projection", "virtual.source.last"} <= set(names)
+    assert {name.split(".")[0] for name in quantizable(model)} == {"embeddings", "layers"}
+
+
 @pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "p_tuning", "p_tuning_v2", "head"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_method_trains_on_8_bits(name, method, monkeypatch):
-    """The adapted 8-bit model is the adapted model of its dequantized weights, in values and gradients."""
+    """Values and gradients equal those of the same adapter on a model with the dequantized weights."""
     monkeypatch.setattr(quant, "multiplies_int8", lambda device: False)
     torch.manual_seed(0)
     small, plain = quantize_int8(tiny(name)), tiny(name)
@@ -159,7 +168,7 @@ def test_every_method_trains_on_8_bits(name, method, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_saved_and_loaded_and_straight_into_8_bits(name, tmp_path):
+def test_loading_into_8_bits_equals_quantizing_and_survives_saving(name, tmp_path):
     save_pretrained(tiny(name), tmp_path / "plain")
     batch = token_batch([7, 4])
     small = load_pretrained(tmp_path / "plain", int8=True).eval()
@@ -171,11 +180,11 @@ def test_saved_and_loaded_and_straight_into_8_bits(name, tmp_path):
     assert torch.equal(stored(*batch), small(*batch))
     plain = load_pretrained(tmp_path / "plain")
     layers = [plain.get_submodule(key).weight for key in quantizable(plain)]
-    saved = sum(3 * w.numel() - 4 * len(w) for w in layers)  # int8 for fp32, and a scale a row
+    saved = sum(3 * w.numel() - 4 * len(w) for w in layers)  # bytes: int8 instead of fp32, plus a scale per row
     assert resident_bytes(stored) == resident_bytes(small) == resident_bytes(plain) - saved
 
 
-def test_deberta_v3_base_takes_a_quarter():
+def test_deberta_v3_base_in_8_bits_takes_less_than_190_mib_instead_of_705():
     with torch.device("meta"):
         model = Deberta(Deberta.Config(**V3_BASE))
     before = resident_bytes(model) / 2**20
@@ -184,7 +193,7 @@ def test_deberta_v3_base_takes_a_quarter():
     assert after < 190
 
 
-def test_a_quantized_file_that_does_not_fit(tmp_path):
+def test_a_quantized_file_without_scales_or_int8_weights_raises(tmp_path):
     save_pretrained(quantize_int8(tiny("bert")), tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     key = "bert.encoder.layer.0.attention.self.query.weight"
@@ -197,13 +206,13 @@ def test_a_quantized_file_that_does_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_lora_is_not_merged_into_8_bits(dora):
+def test_merging_lora_into_8_bits_raises(dora):
     model = peft.apply(quantize_int8(tiny("bert")), "lora", rank=2, dora=dora)
-    with pytest.raises(ValueError, match="not merged into 8-bit weights"):
+    with pytest.raises(ValueError, match="merged into 8-bit weights"):
         peft.merge(model)
 
 
-def test_a_run_on_8_bits(small_run, tmp_path, capsys):
+def test_training_and_scoring_a_run_in_8_bits(small_run, tmp_path, capsys):
     train.main([*small_run, "--quantize", "int8"])
     with pytest.raises(ValueError, match="for frozen weights"):
         train.main(["--model", "bert", "--weights", "none", "--quantize", "int8"])
@@ -215,7 +224,7 @@ def test_a_run_on_8_bits(small_run, tmp_path, capsys):
 
 
 def test_rounds_as_bitsandbytes():
-    """tests/golden/make_int8.py: a row of zeros, an outlier, and exact halves among them."""
+    """The matrix of tests/golden/make_int8.py has a row of zeros, an outlier, and exact halves."""
     golden = read_json(GOLDEN / "int8.json")
     q, s = quantize_rows(torch.tensor(golden["W"]))
     assert torch.equal(q, torch.tensor(golden["Q"], dtype=torch.int8))

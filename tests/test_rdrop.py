@@ -1,24 +1,27 @@
+"""R-Drop against its equations, example by example."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny, token_batch
+from torch import Tensor
 
 from data.batches import Batch
 from losses.cross_entropy import cross_entropy
-from losses.rdrop import objective, rdrop_loss, symmetric_kl
-from train import Options
+from losses.rdrop import RDropOptions, objective, rdrop_loss, symmetric_kl
 
 B, C = 5, 3
 
 
-def pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_pair(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns two float64 logits [B, C] and labels [B]."""
     torch.manual_seed(seed)
     first, second = (torch.randn(B, C, dtype=torch.float64, requires_grad=True) for _ in range(2))
     return first, second, torch.tensor([0, 2, 1, 1, 0])
 
 
-def loop(first, second, labels, alpha):
-    """Eq. (1)–(4), example by example, class by class; the CE of both passes as their mean."""
+def loop(first: Tensor, second: Tensor, labels: Tensor, alpha: float) -> Tensor:
+    """Computes Eq. (1)–(4), example by example and class by class, with the mean of both cross-entropies."""
     total = torch.zeros((), dtype=torch.float64)
     for one, two, label in zip(first, second, labels.tolist(), strict=True):
         p, q = (row.exp() / row.exp().sum() for row in (one, two))
@@ -29,15 +32,15 @@ def loop(first, second, labels, alpha):
 
 
 def test_equals_the_loop_with_gradients():
-    first, second, labels = pair()
-    ours, plain = rdrop_loss(first, second, labels, 0.7), loop(first, second, labels, 0.7)
+    first, second, labels = random_pair()
+    ours, plain = rdrop_loss(first, second, labels, alpha=0.7), loop(first, second, labels, alpha=0.7)
     torch.testing.assert_close(ours, plain)
     for mine, theirs in zip(*(torch.autograd.grad(loss, (first, second)) for loss in (ours, plain)), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
 def test_equals_torchs_kl():
-    first, second, _ = pair()
+    first, second, _ = random_pair()
     p, q = first.log_softmax(-1), second.log_softmax(-1)
     both = F.kl_div(p, q, reduction="batchmean", log_target=True) + F.kl_div(
         q, p, reduction="batchmean", log_target=True
@@ -45,24 +48,48 @@ def test_equals_torchs_kl():
     torch.testing.assert_close(symmetric_kl(first, second), both / 2)
 
 
-def test_properties():
-    first, second, labels = pair()
-    torch.testing.assert_close(rdrop_loss(first, first, labels, 3.0), cross_entropy(first, labels))
-    torch.testing.assert_close(rdrop_loss(first, second, labels, 0.7), rdrop_loss(second, first, labels, 0.7))
-    doubled = rdrop_loss(torch.cat([first, first]), torch.cat([second, second]), labels.repeat(2), 0.7)
-    torch.testing.assert_close(doubled, rdrop_loss(first, second, labels, 0.7))
-    assert all(symmetric_kl(*pair(seed)[:2]) > 0 for seed in range(9))
-    assert rdrop_loss(first.bfloat16(), second.bfloat16(), labels, 0.7).dtype == torch.float32
-    with pytest.raises(ValueError, match="rdrop_alpha -1"):
-        rdrop_loss(first, second, labels, -1.0)
+def test_equal_passes_give_cross_entropy():
+    first, _, labels = random_pair()
+    loss = rdrop_loss(first, first, labels, alpha=3.0, smoothing=0.1)
+    torch.testing.assert_close(loss, cross_entropy(first, labels, 0.1))
 
 
-def test_objective_has_two_passes_in_one_batch():
+def test_is_symmetric_and_a_mean_over_examples():
+    first, second, labels = random_pair()
+    loss = rdrop_loss(first, second, labels, alpha=0.7)
+    torch.testing.assert_close(rdrop_loss(second, first, labels, alpha=0.7), loss)
+    doubled = rdrop_loss(torch.cat([first, first]), torch.cat([second, second]), labels.repeat(2), alpha=0.7)
+    torch.testing.assert_close(doubled, loss)
+
+
+def test_the_divergence_is_positive_and_computed_in_fp32():
+    assert all(symmetric_kl(*random_pair(seed)[:2]) > 0 for seed in range(9))
+    first, second, labels = random_pair()
+    assert rdrop_loss(first.bfloat16(), second.bfloat16(), labels, alpha=0.7).dtype == torch.float32
+
+
+def test_the_objective_runs_two_passes_in_one_batch():
     model, (ids, mask) = tiny("lstm").train(), token_batch([7, 4])
     batch = Batch(ids, mask, torch.tensor([0, 1]), torch.arange(2))
-    loss, logits = objective(model, batch, Options())
+    loss, logits = objective(model, batch, RDropOptions(rdrop_alpha=0.7, label_smoothing=0.1))
     assert logits.shape == (4, 2)
-    torch.testing.assert_close(loss, rdrop_loss(logits[:2], logits[2:], batch.labels, Options.rdrop_alpha))
-    still = tiny("lstm", word_dropout=0.0, embedding_dropout=0.0, dropout=0.0).train()
+    assert not torch.allclose(logits[:2], logits[2:])
+    expected = rdrop_loss(logits[:2], logits[2:], batch.labels, alpha=0.7, smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_training_model_without_dropout_gives_a_warning():
+    (ids, mask), rates = token_batch([7, 4]), dict.fromkeys(("word_dropout", "embedding_dropout", "dropout"), 0.0)
+    batch = Batch(ids, mask, torch.tensor([0, 1]), torch.arange(2))
+    model = tiny("lstm", **rates)
     with pytest.warns(UserWarning, match="both passes are equal"):
-        objective(still, batch, Options())
+        objective(model.train(), batch, RDropOptions())
+    objective(model.eval(), batch, RDropOptions())  # no warning
+
+
+def test_a_negative_alpha_raises():
+    first, second, labels = random_pair()
+    with pytest.raises(ValueError, match=r"rdrop_alpha -1\.0 is negative"):
+        rdrop_loss(first, second, labels, alpha=-1.0)
+    with pytest.raises(ValueError, match=r"rdrop_alpha -0\.5 is negative"):
+        RDropOptions(rdrop_alpha=-0.5)

@@ -1,8 +1,10 @@
-"""README tells the truth: its commands run, its paths and equations exist, its table is what the results make."""
+"""Tests of the READMEs: commands run, code runs, paths and equations exist, generated tables are up to date."""
 
 import ast
 import re
 import shlex
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ENCODERS, ROOT, tiny_weights
@@ -12,73 +14,128 @@ from data import Splits, load_splits
 from data.flags import parse_flags
 from data.imdb import UNKNOWN
 from data.options import resolve
-from data.runs import with_tables
+from data.tables import READMES, with_tables
 from eval import Options as EvalOptions
 from eval import main as evaluate
+from losses import OBJECTIVES
+from nn import MODELS
+from peft import METHODS
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```\n(.*?)\n```", README, re.DOTALL)
-COMMANDS = [c for c in re.findall(r"`(python (?:train|eval)\.py [^`]*)`", README) if " --" in c]
+SKIPPED = {".git", "runs", ".venv"}
+MARKDOWN = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in sorted(ROOT.rglob("*.md"))
+    if not SKIPPED & set(path.relative_to(ROOT).parts)
+}
+# tests/test_contributing.py runs the example of .github/CONTRIBUTING.md
+TEXTS = {name: text for name, text in MARKDOWN.items() if not name.startswith(".github/")}
+README, MAP = TEXTS["README.md"], TEXTS["tests/README.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+SOURCES = [path for folder in ("nn", "peft", "losses", "data") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    """Returns the code blocks in a language; "" is a block without one."""
+    return [body for name, body in BLOCK.findall(text) if name == language]
+
+
+def commands(text: str) -> list[str]:
+    """Returns the commands with flags in inline code and in code blocks, each on one line."""
+    lines = [line for block in blocks(text) for line in block.splitlines()]
+    inline = re.findall(r"`(python (?:train|eval)\.py [^`]*)`", BLOCK.sub("", text))
+    found = [" ".join(command.split()) for command in [*inline, *lines]]
+    return [c for c in found if re.match(r"python (?:train|eval)\.py .*--", c)]
+
+
+COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in commands(text)))
 NUMBERS = "epochs|batch-size|accumulation|train-reviews|validation-reviews|test-reviews"
-REPLACED = re.compile(rf" --({NUMBERS}|name|seed|data|weights) \S+")  # by test_commands_run, with the same for all
-DIFFERENT = {REPLACED.sub("", command): command for command in reversed(COMMANDS)}  # the first of those alike
+REPLACED = re.compile(rf" --({NUMBERS}|name|seed|data|weights) \S+")  # test_command_runs sets these
+CARDS = {command for name, text in TEXTS.items() if "weights/" in name for command in commands(text)}  # take hours
+DIFFERENT = {REPLACED.sub("", command): command for command in reversed(COMMANDS) if command not in CARDS}
 
 
-def definitions(path) -> set[str]:
+def definitions(path: Path) -> set[str]:
+    """Returns the names of all functions and classes in a file."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-def test_two_commands_are_all_the_set_up():
-    assert BLOCKS == [
+def test_readme_is_one_page():
+    assert len(README.encode()) <= 12_288
+
+
+def test_two_commands_install_and_run():
+    assert blocks(README) == [
         "pip install -r requirements.txt && python train.py --model deberta --peft lora",
         "pip install -r requirements-dev.txt && python -m pytest",
     ]
-    names = [line.split("==")[0].split(">")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()]
-    assert names == [
-        "torch",
-        "numpy",
-        "pandas",
-        "beautifulsoup4",
-        "safetensors",
-        "tokenizers",
-        "huggingface_hub",
-        "tqdm",
-    ]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    names = [line.split("==")[0].split(">")[0] for line in lines]
+    runtime = ["torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers"]
+    assert names == [*runtime, "huggingface_hub", "tqdm"]
 
 
-def test_every_path_in_the_file_map_is_there_and_none_is_forgotten():
-    table = README.split("## Where things are")[1].split("## ")[0]
-    named = {path for path in re.findall(r"`([\w./]+)`", table) if "." in path or path.endswith("/")}
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_links_and_anchors_exist(name: str):
+    text = MARKDOWN[name]
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if "://" in path:
+            continue
+        linked = (ROOT / name).parent / path if path else ROOT / name
+        assert linked.exists(), target
+        titles = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {title.lower().replace(" ", "-") for title in titles}, target
+
+
+def test_the_table_of_contents_has_every_model_method_and_loss():
+    table = README.split("## Contents")[1].split("\n## ")[0]
+    for entries in (MODELS, METHODS, OBJECTIVES):
+        assert all(f"[`{name}`](" in table for name in entries)
+    columns = zip(*[line.split("|")[1:4] for line in table.splitlines() if line.startswith("| ")], strict=True)
+    for column, entries in zip(columns, (MODELS, METHODS, OBJECTIVES), strict=True):
+        named = [name for cell in column for name in re.findall(r"\[`(\w+)`\]", cell)]
+        assert sorted(named) == sorted(entries)
+
+
+def test_the_file_map_lists_every_source_file():
+    table = MAP.split("## File map")[1].split("\n## ")[0]
+    named = {path for path in re.findall(r"`([\w./-]+)`", table) if "/" in path or path.endswith(".py")}
     assert all((ROOT / path).exists() for path in named)
-    ours = {
-        str(path.relative_to(ROOT))
-        for folder in ("nn", "peft", "losses", "data")
-        for path in (ROOT / folder).glob("*.py")
-    }
-    assert ours <= named
+    assert {str(path.relative_to(ROOT)) for path in SOURCES} <= named
 
 
-def test_every_equation_is_where_the_index_says():
-    rows = re.findall(r"^\| .* \| `([\w/.]+)` `(\w+)` \| `([\w/.]+)` `(\w+)` \|$", README, re.MULTILINE)
-    assert len(rows) == README.split("## Where each equation is")[1].count("\n|") - 2
+def test_the_equation_index_names_existing_code_and_tests():
+    rows = re.findall(r"^\| .* \| `([\w/.]+)` `(\w+)` \| `([\w/.]+)` `(\w+)` \|$", MAP, re.MULTILINE)
+    assert len(rows) == MAP.split("## Equation index")[1].count("\n|") - 2
     for code, name, test, function in rows:
         assert name in definitions(ROOT / code), (code, name)
         assert function in definitions(ROOT / test), (test, function)
 
 
-def test_the_tables_are_what_the_results_make():
-    assert with_tables(README) == README
-    openings = re.findall(r"<!-- (?:results|bench)[\w -]* -->\n(.*)", README)
-    assert len(openings) > 2
-    assert all(line.startswith("| ") for line in openings)
+def test_generated_tables_are_up_to_date():
+    for path in READMES:
+        text = path.read_text(encoding="utf-8")
+        assert with_tables(text) == text, path
+        openings = re.findall(r"<!-- (?:results|models|bench)[\w -]* -->\n(.*)", text)
+        assert openings
+        assert all(line.startswith("| ") for line in openings)
 
 
-def test_the_main_command(tmp_path, monkeypatch, capsys):
-    """The first command itself, with fewer reviews and one epoch."""
+@pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if blocks(text, "python")])
+def test_python_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs the code blocks of a README with the built-in weights instead of published ones."""
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(TEXTS[name], "python"):
+        exec(compile(block.replace('"microsoft/deberta-v3-base"', '"builtin"'), name, "exec"), {})
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_first_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs the first command with fewer reviews and one epoch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IMDB_DIR", raising=False)
-    arguments = shlex.split(BLOCKS[0].split("python train.py ")[1])
+    arguments = shlex.split(blocks(README)[0].split("python train.py ")[1])
     fewer = "--epochs 1 --train-reviews 40 --validation-reviews 40 --test-reviews 40"
     train.main([*arguments, *fewer.split()])
     printed = capsys.readouterr().out
@@ -86,42 +143,47 @@ def test_the_main_command(tmp_path, monkeypatch, capsys):
     assert "weights: builtin" in printed
 
 
-def few_reviews(*arguments, **keywords) -> Splits:
-    """What load_splits gives, a few of each; some of the test's stand in for unlabelled ones."""
+def few_reviews(*arguments: Any, **keywords: Any) -> Splits:
+    """Returns a few reviews of each split of load_splits; some test reviews serve as unlabelled ones."""
     splits = load_splits(*arguments, **keywords)
-    parts = [frame.groupby("sentiment").head(6).reset_index(drop=True) for frame in splits[:3]]
-    return Splits(*parts, splits.test.tail(9).assign(sentiment=UNKNOWN).reset_index(drop=True))
+    few = [frame.groupby("sentiment").head(6).reset_index(drop=True) for frame in splits[:3]]
+    return Splits(*few, splits.test.tail(9).assign(sentiment=UNKNOWN).reset_index(drop=True))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_flags_and_values_are_known(command):
+def test_command_has_valid_flags_and_values(command: str):
     script, *arguments = shlex.split(command)[1:]
     if script == "eval.py":
-        parse_flags(EvalOptions, arguments, "")
+        parse_flags({"eval.py": EvalOptions}, arguments, description="")
     elif "--help" not in arguments and "--resume" not in arguments:
-        resolve(arguments)
+        resolve(arguments, train.TABLES)
+
+
+def shortened(arguments: list[str]) -> list[str]:
+    """Returns the flags that make a run of `arguments` short: one epoch of a few reviews."""
+    short = ["--epochs", "1", "--train-reviews", "8", "--batch-size", "4", "--accumulation", "1"]
+    short += ["--rank", "8"] if "--rank" in arguments else []  # at most the width of the tiny model
+    for flag in ("--validation-reviews", "--test-reviews"):
+        short += [flag, "4"] if flag in arguments else []
+    return short
 
 
 @pytest.mark.parametrize("command", DIFFERENT.values())
-def test_commands_run(command, tmp_path, monkeypatch, capsys):
-    """Each command in README, with its placeholders and hub ids replaced by what is here, for one short epoch; those
-    that are the same then, once."""
+def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs each command, shortened, with tiny weights and built-in reviews; commands that are equal then run once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "load_splits", few_reviews)
     monkeypatch.setattr("eval.load_splits", few_reviews)
-    arguments = shlex.split(command)[1:]
-    script, arguments = arguments[0], arguments[1:]
+    script, *arguments = shlex.split(command)[1:]
     name = arguments[arguments.index("--model") + 1] if "--model" in arguments else "bert"
     weights = str(tiny_weights(tmp_path / "weights", name)) if name in ENCODERS else "none"
-    places = {"DIR": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made", "imdb": "demo"}
-    places |= {"runs/NAME runs/OTHER": "runs/made", "glove.txt": "glove.txt"}
+    replaced = {"DIR": "demo", "imdb": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made"}
+    replaced |= {"runs/NAME runs/OTHER": "runs/made"}
+    arguments = [replaced.get(argument, argument) for argument in arguments]
     (tmp_path / "glove.txt").write_text("the " + "0.1 " * 299 + "0.2\n")
-    arguments = [places.get(argument, argument) for argument in arguments]
-    short = ["--epochs", "1", "--train-reviews", "8", "--batch-size", "4", "--accumulation", "1"]
-    short += ["--rank", "8"] if "--rank" in arguments else []  # no more than the tiny model is wide
-    for part in ("--validation-reviews", "--test-reviews"):
-        short += [part, "4"] if part in arguments else []
-    if script == "train.py" and "--help" in arguments:
+    (tmp_path / "testData.tsv").write_text('id\treview\n"1_9"\t"good"\n')
+    short = shortened(arguments)
+    if "--help" in arguments:
         with pytest.raises(SystemExit) as stop:
             train.main(arguments)
         assert stop.value.code == 0
@@ -130,7 +192,6 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
         train.main([*arguments, "--weights", weights, *short])
         return
     train.main(["--model", name, "--weights", weights, "--data", "demo", "--name", "made", *short])
-    (tmp_path / "testData.tsv").write_text('id\treview\n"1_9"\t"good"\n')
     if script == "train.py":
         (tmp_path / "runs/made/result.json").unlink()
         train.main(arguments)
@@ -138,20 +199,17 @@ def test_commands_run(command, tmp_path, monkeypatch, capsys):
         evaluate(arguments)
 
 
-def test_nothing_outside_ci_names_the_shared_folder():
+def test_no_file_names_the_shared_folder():
     shared = "../" + "shared"
     for path in ROOT.rglob("*"):
-        if path.suffix in (".py", ".md", ".txt", ".toml", ".json") and not {".git", "runs", ".venv"} & set(path.parts):
+        if path.suffix in (".py", ".md", ".txt", ".toml", ".json") and not SKIPPED & set(path.parts):
             assert shared not in path.read_text(encoding="utf-8"), path
 
 
-def test_no_pickle_but_in_the_one_converter():
-    for path in [
-        *ROOT.glob("*.py"),
-        *(p for folder in ("nn", "peft", "losses", "data") for p in (ROOT / folder).glob("*.py")),
-    ]:
+def test_only_the_converter_unpickles():
+    for path in [*ROOT.glob("*.py"), *SOURCES]:
         text = path.read_text(encoding="utf-8")
-        if path.name == "old_pickle.py":  # its unpickler admits data alone: tests/test_word_vectors.py
+        if path.name == "old_pickle.py":  # its unpickler accepts data only: tests/test_word_vectors.py
             continue
         assert "import pickle" not in text, path
         calls = re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*\)", text.replace("torch.load(weights_only=True)", ""))

@@ -1,18 +1,19 @@
-"""What holds for every entry of the three tables."""
+"""Properties of every entry of the three tables."""
 
 import dataclasses
 import math
 
 import pytest
 import torch
-from conftest import ENCODERS, adapt, tiny, token_batch, wanted_shape
+from conftest import ENCODERS, adapt, required_shape, tiny, token_batch
 
 from data.batches import Batch
-from data.options import BESIDE
+from data.flags import field_names
+from data.options import Options
 from losses import OBJECTIVES
 from nn import MODELS
 from peft import METHODS
-from train import Options
+from train import TABLES
 
 CLASSIFYING = [name for name, entry in OBJECTIVES.items() if not entry.pretraining]  # others: test_pretraining.py
 models = pytest.mark.parametrize("name", MODELS)
@@ -20,25 +21,19 @@ encoders = pytest.mark.parametrize("name", ENCODERS)
 
 
 def fitting(name: str, objective: str) -> dict[str, str]:
-    """The shape that an objective wants of a model; skips where a model has none such."""
-    wanted = wanted_shape(objective)
-    if not wanted.keys() <= MODELS[name].build.Config.__dataclass_fields__.keys():
+    """Returns the config fields that an objective requires; skips models that have no such field."""
+    shape = required_shape(objective)
+    if not shape.keys() <= field_names(MODELS[name].build.Config):
         pytest.skip(f"{objective} is for other models")
-    return wanted
+    return shape
 
 
 def four_reviews(objective: str) -> Batch:
     ids, mask = token_batch([9, 7, 5, 3])
     batch = Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
-    return (
-        batch._replace(unlabelled=batch._replace(input_ids=ids.flip(0), mask=mask.flip(0)))
-        if (OBJECTIVES[objective].unlabelled)
-        else batch
-    )
-
-
-def objective_options(name: str):
-    return dataclasses.replace(Options(), **OBJECTIVES[name].training)
+    if not OBJECTIVES[objective].unlabelled:
+        return batch
+    return batch._replace(unlabelled=batch._replace(input_ids=ids.flip(0), mask=mask.flip(0)))
 
 
 def test_names_that_must_stay():
@@ -50,20 +45,20 @@ def test_names_that_must_stay():
 
 @pytest.mark.parametrize("table", [MODELS, METHODS, OBJECTIVES], ids=["models", "methods", "objectives"])
 def test_training_defaults_are_options_of_train(table):
-    for entry in table.values():
-        assert entry.training.keys() <= Options.__dataclass_fields__.keys()
-    for entry in METHODS.values():
-        assert set(entry.options) <= Options.__dataclass_fields__.keys()
+    for name, entry in table.items():
+        own = field_names(entry.options) if table is not MODELS else set()
+        assert entry.training.keys() <= field_names(Options), name
+        assert getattr(entry, "builtin", {}).keys() <= field_names(Options) | own, name
 
 
-@pytest.mark.parametrize(
-    ("table", "groups", "beside"),
-    [(OBJECTIVES, {"objective"}, set()), (METHODS, {"LoRA", "virtual tokens"}, set(BESIDE))],
-    ids=["objectives", "methods"],
-)
-def test_every_option_of_an_objective_or_method_is_said_to_be_read(table, groups, beside):
-    said = {name for entry in table.values() for name in entry.options} | beside
-    assert said == {field.name for field in dataclasses.fields(Options) if field.metadata["group"] in groups}
+def test_a_flag_has_one_type_one_group_and_one_help_text():
+    """Options classes may share a flag; no flag of a method or an objective is also a general one."""
+    seen: dict[str, tuple] = {}
+    for owner, cls in TABLES.option_classes().items():
+        for field in dataclasses.fields(cls):
+            described = (field.type, dict(field.metadata))
+            assert seen.setdefault(field.name, described) == described, (owner, field.name)
+            assert owner == "train.py" or field.name not in field_names(Options), (owner, field.name)
 
 
 @models
@@ -83,7 +78,7 @@ def test_every_model_is_embed_encode_pool(name):
 
 @models
 def test_padding_changes_nothing(name):
-    """Neither how much there is of it, nor what stands there."""
+    """Neither the amount of padding nor its token ids change the logits."""
     model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
     wide, seen = token_batch([7, 4, 12])
     wide = torch.where(seen, wide, torch.full_like(wide, 17))
@@ -104,18 +99,18 @@ def test_a_prefix_is_one_pair_a_layer(name):
 
 @encoders
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("queries", [1, 3, torch.tensor([[6, 0, 2], [3, 1, 1]])], ids=["one", "three", "those"])
-def test_what_is_not_wanted_of_the_last_layer_changes_nothing(name, queries, checkpointing):
-    """In values and gradients, with padding and a prefix; DeBERTa's convolution stands beside the only layer, too."""
+@pytest.mark.parametrize("queries", [1, 3, torch.tensor([[6, 0, 2], [3, 1, 1]])], ids=["one", "three", "indices"])
+def test_selecting_queries_of_the_last_layer_changes_nothing(name, queries, checkpointing):
+    """Values and gradients are equal with padding and a prefix, and with DeBERTa's convolution at the only layer."""
     for changes in ({}, {"conv_kernel_size": 3}, {"conv_kernel_size": 3, "num_layers": 1}):
         model, (ids, mask) = tiny(name, **changes).eval(), token_batch([7, 4])
         model.checkpointing = checkpointing
         prefix = [(torch.randn(1, 3, 5, 4), torch.randn(1, 3, 5, 4)) for _ in model.layers]
         inside = [parameter for key, parameter in model.named_parameters() if key.split(".")[0] not in model.HEAD]
         results = []
-        for wanted in (queries, None):
-            h = model.encode(model.embed(ids, mask), mask, prefix, wanted)
-            if wanted is None:
+        for selected in (queries, None):
+            h = model.encode(model.embed(ids, mask), mask, prefix, selected)
+            if selected is None:
                 h = h[:, :queries] if isinstance(queries, int) else h[torch.arange(2)[:, None], queries]
             results.append((h, *torch.autograd.grad(h.square().sum(), inside)))
         for narrow, whole in zip(*results, strict=True):
@@ -141,9 +136,9 @@ def test_no_dead_operation(name, method, objective):
             adapt(model, method)
         return
     model = model if method == "none" else adapt(model, method)
-    options = dataclasses.replace(objective_options(objective), peft=method)
-    if objective in ("adversarial", "mixed") and getattr(model, "virtual", None) is not None:
-        with pytest.raises(ValueError, match=f"does not go with --peft {method}"):
+    options = OBJECTIVES[objective].options()
+    if objective in ("adversarial", "mixed") and model.virtual is not None:
+        with pytest.raises(ValueError, match=f"do not go with --peft {method}"):
             OBJECTIVES[objective].prepare(model, options, None)
         return
     OBJECTIVES[objective].prepare(model, options, None)
@@ -164,21 +159,22 @@ def test_no_dead_operation(name, method, objective):
     [(n, o) for n in MODELS for o in CLASSIFYING if o in ("ce", "margin") or n in ("lstm", "bert")],
 )
 def test_loss_falls(name, objective):
-    """Four examples are learned by heart."""
+    """Training memorizes four examples."""
     still = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "cls_dropout")
     still += ("word_dropout", "embedding_dropout", "dropout", "layer_dropout")
     model = tiny(name, **dict.fromkeys(still, 0.0), **fitting(name, objective))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
+    options = OBJECTIVES[objective].options()
     for _ in range(250 if objective == "margin" else 120):
-        loss, _ = OBJECTIVES[objective].objective(model.train(), four_reviews(objective), objective_options(objective))
+        loss, _ = OBJECTIVES[objective].objective(model.train(), four_reviews(objective), options)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    # with n positives each, the contrast cannot fall below log n: theirs share the softmax
+    # n positives share the softmax, so the contrastive loss is at least log n
     positives = {"supcon": 1, "rdrop_supcon": 3}.get(objective, 1)
-    floor = Options.supcon_weight * math.log(positives)
+    floor = getattr(options, "supcon_weight", 0.0) * math.log(positives)
     assert losses[-1] - floor < 0.1 * losses[0]
 
 

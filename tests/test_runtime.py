@@ -4,34 +4,27 @@ import signal
 import pytest
 import torch
 
-from nn.runtime import (
-    Interrupt,
-    Stopped,
-    choose_machine,
-    clean_exit,
-    derive_seed,
-    peak_memory,
-    random_state,
-    set_random_state,
-)
+from data.errors import Interrupt, Stopped, clean_exit
+from data.seeds import derive_seed, random_state, set_random_state
+from nn.runtime import choose_machine, peak_memory
 
 CPU = torch.device("cpu")
 
 
-def test_seeds_of_different_purposes_differ_for_ever():
+def test_seeds_of_different_purposes_differ():
     seeds = {derive_seed(seed, purpose) for seed in range(50) for purpose in ("dropout", "order 0", "order 1")}
     assert len(seeds) == 150
-    assert derive_seed(42, "dropout") == 8314730153327713313
+    assert derive_seed(42, "dropout") == 8314730153327713313  # a change would invalidate all published rows
 
 
-def test_random_state_goes_back():
+def test_random_state_is_restored():
     state = random_state(CPU)
     first = torch.rand(5)
     set_random_state(state, CPU)
     assert torch.equal(torch.rand(5), first)
 
 
-def test_precision():
+def test_choose_machine():
     assert choose_machine("cpu", "fp32").dtype == torch.float32
     assert choose_machine("cpu", "bf16").dtype == torch.bfloat16
     assert choose_machine("cpu", "auto").dtype in (torch.float32, torch.bfloat16)
@@ -41,7 +34,7 @@ def test_precision():
         choose_machine("gpu", "fp32")
 
 
-def test_matrix_products_alone_are_lowered():
+def test_autocast_lowers_only_matrix_products():
     machine = choose_machine("cpu", "bf16")
     x = torch.randn(3, 3)
     with machine.autocast():
@@ -59,20 +52,20 @@ def test_matrix_products_alone_are_lowered():
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "error: out of memory"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(error, message, capsys):
+def test_errors_that_a_user_can_fix_are_one_line(error: Exception, message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop, clean_exit():
         raise error
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_defects_keep_their_traceback():
+def test_defects_of_the_program_keep_their_traceback():
     with pytest.raises(RuntimeError, match="shapes"), clean_exit():
         raise RuntimeError("shapes do not match")
 
 
-def test_the_first_signal_asks_and_the_second_stops():
-    before = signal.getsignal(signal.SIGINT)  # ignored where a shell started the tests in the background
+def test_the_first_signal_sets_a_flag_and_the_second_stops():
+    before = signal.getsignal(signal.SIGINT)  # SIG_IGN if a shell started the tests in the background
     with Interrupt() as interrupt:
         interrupt.check()
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,25 +1,27 @@
-import dataclasses
+"""The supervised contrastive loss against its equations and the numbers of published code."""
 
 import pytest
 import torch
 from conftest import ENCODERS, tiny, token_batch
+from torch import Tensor
 
 from data.batches import Batch
 from losses.cross_entropy import cross_entropy
-from losses.supcon import objective, prepare, rdrop_objective, supcon_loss
+from losses.rdrop import symmetric_kl
+from losses.supcon import RDropSupConOptions, SupConOptions, objective, prepare, rdrop_objective, supcon_loss
 from nn.checkpoint import load_pretrained, save_pretrained
-from train import Options
 
 LABELS = torch.tensor([0, 1, 1, 0, 2, 1])
 
 
-def features(seed: int = 0) -> torch.Tensor:
+def random_features(seed: int = 0) -> Tensor:
+    """Returns float64 features [6, 5]."""
     torch.manual_seed(seed)
     return torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
 
 
-def loop(x, labels, tau, inside):
-    """Eq. (2) or (3), anchor by anchor; anchors without a positive are left out."""
+def loop(x: Tensor, labels: Tensor, tau: float, inside: bool) -> Tensor:
+    """Computes Eq. (2) or (3), anchor by anchor, without the anchors that have no positive."""
     z = [row / row.square().sum().sqrt() for row in x]
     losses = []
     for i, y in enumerate(labels.tolist()):
@@ -37,15 +39,18 @@ def loop(x, labels, tau, inside):
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("tau", [0.07, 0.5])
 def test_equals_the_loop_with_gradients(inside, tau):
-    x = features()
-    ours, plain = supcon_loss(x, LABELS, tau, inside), loop(x, LABELS, tau, inside)
+    x = random_features()
+    ours = supcon_loss(x, LABELS, temperature=tau, inside=inside)
+    plain = loop(x, LABELS, tau=tau, inside=inside)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, plain)))
 
 
-def test_the_numbers_of_the_published_code():
-    """What SupConLoss(temperature=τ, base_temperature=τ) of HobbitLong/SupContrast, losses.py, commit 02f458c, gave for
-    these features, normalised, in one view, and in two views of [B, 2, D]."""
+def test_equals_the_numbers_of_the_published_code():
+    """Compares with SupConLoss(temperature=τ, base_temperature=τ) of HobbitLong/SupContrast, losses.py, commit 02f458c.
+
+    Its input was these features, normalized: one view, and two views as [B, 2, D].
+    """
     x = torch.tensor([[3.0, 4.0], [4.0, -3.0], [0.0, 1.0], [-5.0, 12.0]])
     labels = LABELS[:4]
     assert supcon_loss(x, labels, 0.07).item() == pytest.approx(10.15457, rel=1e-4)  # its log has 1e-9 added
@@ -53,16 +58,25 @@ def test_the_numbers_of_the_published_code():
     assert supcon_loss(torch.cat([x, x.flip(0)]), labels.repeat(2), 0.3).item() == pytest.approx(3.161502, rel=1e-5)
 
 
-def test_properties():
-    x = features().detach()
-    loss = supcon_loss(x, LABELS, 0.3)
-    order = torch.randperm(6)
+def test_order_and_norms_of_the_features_have_no_effect():
+    x = random_features().detach()
+    loss, order = supcon_loss(x, LABELS, 0.3), torch.randperm(6)
     torch.testing.assert_close(supcon_loss(x[order], LABELS[order], 0.3), loss)
     torch.testing.assert_close(supcon_loss(x * torch.rand(6, 1).add(0.1), LABELS, 0.3), loss)
+
+
+def test_the_mean_inside_the_logarithm_is_a_lower_bound():
     for seed in range(9):
-        y = features(seed).detach()
-        assert supcon_loss(y, LABELS, 0.3, inside=True) <= supcon_loss(y, LABELS, 0.3) + 1e-12
-    assert supcon_loss(x.bfloat16(), LABELS, 0.07).dtype == torch.float32
+        x = random_features(seed).detach()
+        assert supcon_loss(x, LABELS, 0.3, inside=True) <= supcon_loss(x, LABELS, 0.3) + 1e-12
+
+
+def test_the_loss_of_bf16_features_is_computed_in_fp32():
+    x = random_features().detach().bfloat16()
+    expected = supcon_loss(x.float(), LABELS, 0.07)
+    assert torch.equal(supcon_loss(x, LABELS, 0.07), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(supcon_loss(x, LABELS, 0.07), expected)
 
 
 @pytest.mark.parametrize(
@@ -76,55 +90,70 @@ def test_properties():
     ],
     ids=["one", "no positives", "one class", "identical", "zero"],
 )
-def test_odd_batches_are_finite(x, labels):
-    x.requires_grad_()
+def test_loss_and_gradient_are_finite_for_degenerate_batches(x, labels):
+    x = x.clone().requires_grad_()
     loss = supcon_loss(x, labels, 0.07)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(x.grad).all()
+    if len(labels.unique()) == len(labels):
+        assert loss == 0
 
 
-def batch() -> Batch:
+def four_reviews() -> Batch:
+    """Returns a batch of four reviews, two of each class."""
     ids, mask = token_batch([7, 4, 3, 5])
     return Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
 
 
-def test_objective_mixes_both():
-    model = tiny("bert").eval()
-    options = dataclasses.replace(Options(), supcon_weight=0.3, temperature=0.5)
-    loss, logits = objective(model, batch(), options)
-    x = model.features(batch().input_ids, batch().mask)
-    ce = cross_entropy(logits, batch().labels)
-    torch.testing.assert_close(loss, 0.7 * ce + 0.3 * supcon_loss(x, batch().labels, 0.5))
+def test_the_objective_is_the_weighted_sum_of_both_losses():
+    model, batch = tiny("bert").eval(), four_reviews()
+    options = SupConOptions(supcon_weight=0.3, temperature=0.5, label_smoothing=0.1)
+    loss, logits = objective(model, batch, options)
+    x = model.features(batch.input_ids, batch.mask)
+    ce = cross_entropy(logits, batch.labels, 0.1)
+    torch.testing.assert_close(loss, 0.7 * ce + 0.3 * supcon_loss(x, batch.labels, 0.5))
 
 
-def test_two_passes_give_every_anchor_a_positive():
-    model, options = tiny("bert").train(), dataclasses.replace(Options(), supcon_weight=1.0, rdrop_alpha=0.0)
-    ids, mask = token_batch([7, 4])
-    alone = Batch(ids, mask, torch.tensor([0, 1]), torch.arange(2))
-    loss, logits = rdrop_objective(model, alone, options)
-    assert logits.shape == (4, 2)
-    assert loss > 0
+def test_the_two_passes_of_rdrop_are_two_views():
+    """Each review has a class of its own, so that its only positive is its other pass."""
+    model, (ids, mask) = tiny("bert").train(), token_batch([7, 4])
+    batch = Batch(ids, mask, torch.tensor([0, 1]), torch.arange(2))
+    options = RDropSupConOptions(supcon_weight=0.3, temperature=0.5, rdrop_alpha=0.7, label_smoothing=0.1)
+    torch.manual_seed(1)
+    x = model.features(ids.repeat(2, 1), mask.repeat(2, 1))
+    torch.manual_seed(1)
+    loss, logits = rdrop_objective(model, batch, options)
+    torch.testing.assert_close(logits, model.classifier(x))
+    labels = torch.tensor([0, 1, 0, 1])
+    ce, contrast, kl = cross_entropy(logits, labels, 0.1), supcon_loss(x, labels, 0.5), symmetric_kl(*logits.chunk(2))
+    assert contrast > 0 < kl
+    torch.testing.assert_close(loss, 0.7 * ce + 0.3 * contrast + 0.7 * kl)
 
 
 @pytest.mark.parametrize("name", [ENCODERS[0], "lstm"])
-def test_the_projection_head_is_dropped(name, tmp_path):
-    model, options = tiny(name), dataclasses.replace(Options(), supcon_weight=0.5, projection=6)
+def test_the_projection_head_is_trained_and_not_saved(name, tmp_path):
+    model, batch, options = tiny(name), four_reviews(), SupConOptions(supcon_weight=1.0, temperature=0.5, projection=6)
     prepare(model, options, None)
-    loss, _ = objective(model.train(), batch(), options)
+    first, second = model.projection.first, model.projection.second
+    assert second.weight.shape == (6, model.classifier.in_features)
+    loss, _ = objective(model.eval(), batch, options)
     loss.backward()
-    assert model.projection.second.weight.shape == (6, model.classifier.in_features)
-    assert model.projection.first.weight.grad.abs().sum() > 0
+    x = model.features(batch.input_ids, batch.mask)
+    hidden = (x @ first.weight.T + first.bias).clamp(min=0)
+    torch.testing.assert_close(loss, supcon_loss(hidden @ second.weight.T + second.bias, batch.labels, 0.5))
+    assert first.weight.grad.abs().sum() > 0
     save_pretrained(model, tmp_path)
-    again = load_pretrained(tmp_path)
-    assert not hasattr(again, "projection")
-    assert torch.equal(again.eval()(batch().input_ids, batch().mask), model.eval()(batch().input_ids, batch().mask))
+    again = load_pretrained(tmp_path).eval()
+    assert again.projection is None
+    assert torch.equal(again(batch.input_ids, batch.mask), model(batch.input_ids, batch.mask))
 
 
-def test_bad_settings():
+def test_unsupported_settings_raise():
     with pytest.raises(ValueError, match="temperature 0 must be above 0"):
         supcon_loss(torch.randn(3, 5), LABELS[:3], 0)
-    with pytest.raises(ValueError, match=r"supcon_weight 1\.5 is outside"):
-        prepare(tiny("bert"), dataclasses.replace(Options(), supcon_weight=1.5), None)
+    for options in (SupConOptions, RDropSupConOptions):
+        with pytest.raises(ValueError, match=r"supcon_weight 1\.5 is outside \[0, 1\]"):
+            options(supcon_weight=1.5)
     with pytest.raises(ValueError, match=r"rdrop_alpha -1\.0 is negative"):
-        rdrop_objective(tiny("bert"), batch(), dataclasses.replace(Options(), rdrop_alpha=-1.0))
+        RDropSupConOptions(rdrop_alpha=-1.0)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -6,18 +7,29 @@ from conftest import final_weights, same, tiny_weights
 from safetensors.torch import load_file
 
 import train
-from data.options import find_data
+from data.errors import clean_exit
+from data.files import read_json
+from data.flags import field_names
+from data.options import Settings, find_data, resolve
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import load_run
 from eval import main as evaluate
+from nn.checkpoint import load_pretrained
 from nn.dropout import Dropout
-from nn.files import read_json
 from nn.optim import parameter_groups, schedule
-from nn.runtime import clean_exit
 
 
-def test_a_run_leaves_what_design_says(small_run, tmp_path, capsys):
+def resolved(arguments: list[str]) -> Settings:
+    return resolve(arguments, train.TABLES)[0]
+
+
+def changed(settings: Settings, **values) -> Settings:
+    """Returns the settings with other general options."""
+    return settings._replace(options=dataclasses.replace(settings.options, **values))
+
+
+def test_a_run_writes_its_documented_files(small_run, tmp_path, capsys):
     train.main(small_run)
     folder = tmp_path / "runs" / "small"
     shown = capsys.readouterr().out
@@ -44,7 +56,7 @@ def test_a_run_leaves_what_design_says(small_run, tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_it_may_be_judged_by_fewer_reviews(small_run, tmp_path):
+def test_validation_and_test_reviews_can_be_fewer(small_run, tmp_path):
     counts = ["--epochs", "1", "--train-reviews", "20", "--validation-reviews", "30", "--test-reviews", "50"]
     found = []
     for seed in ("1", "2"):
@@ -54,7 +66,7 @@ def test_it_may_be_judged_by_fewer_reviews(small_run, tmp_path):
         assert sum(found[-1]["test"]["confusion"][0]) == 25  # half of each label
 
 
-def test_going_on_from_a_run_with_its_seed_is_warned_of(small_run, tmp_path, capsys):
+def test_starting_from_a_run_with_the_same_seed_gives_a_warning(small_run, tmp_path, capsys):
     first = [*small_run, "--peft", "none", "--epochs", "1", "--validation-reviews", "20", "--test-reviews", "20"]
     train.main([*first, "--name", "first"])
     again = [*first, "--weights", str(tmp_path / "runs" / "first" / "best"), "--name"]
@@ -64,7 +76,7 @@ def test_going_on_from_a_run_with_its_seed_is_warned_of(small_run, tmp_path, cap
         assert ("saw the same batches under the same dropout masks" in capsys.readouterr().out) == warned
 
 
-def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
+def test_the_seed_determines_the_weights(small_run, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         train.main([*small_run, "--epochs", "1", "--name", name, "--seed", seed])
     a, b, c = (final_weights(tmp_path / "runs" / name) for name in "abc")
@@ -72,14 +84,14 @@ def test_same_seed_same_weights_other_seed_others(small_run, tmp_path):
     assert not same(a, c)
 
 
-def test_random_weights_are_trained_and_saved_whole(tmp_path, monkeypatch, capsys):
+def test_random_weights_are_all_trained_and_saved(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     entry = train.MODELS["deberta"]
     shape = entry.shape | {"hidden_size": 12, "num_layers": 1, "feed_forward_size": 17}
     monkeypatch.setitem(train.MODELS, "deberta", entry._replace(shape=shape))
     arguments = "--weights none --peft lora --data demo --train-reviews 64 --epochs 1 --vocab-size 300 --name r"
     train.main(arguments.split())
-    assert "warning: random weights are trained, all of them" in capsys.readouterr().out
+    assert "warning: random weights are all trained" in capsys.readouterr().out
     run = Run.open("runs/r")
     assert read_json(run.best / "adapter_config.json")["base_model_name_or_path"] == "base"
     model, _ = load_run(run, torch.device("cpu"))
@@ -121,9 +133,7 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsy
     ids = torch.arange(1, 9)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
     adapted, _ = load_run(Run.open("runs/small"), torch.device("cpu"))
-    torch.testing.assert_close(
-        train.load_pretrained("plain").eval()(ids, mask), adapted(ids, mask), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(load_pretrained("plain").eval()(ids, mask), adapted(ids, mask), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="holds a checkpoint already"):
         evaluate(["--run", "runs/small", "--merge", "plain"])
 
@@ -136,11 +146,12 @@ def test_patience_stops_early(small_run, tmp_path):
 
 
 def test_rates_groups_and_schedule(small_run):
-    options, origins, _ = train.resolve([*small_run, "--head-learning-rate", "7e-3"])
-    model = train.build_model(options, load_tokenizer(options.weights))
-    groups = parameter_groups(model, options)
+    settings = resolved([*small_run, "--head-learning-rate", "7e-3"])
+    model = train.build_model(settings, load_tokenizer(settings.options.weights))
+    groups = parameter_groups(model, settings.options, train.peft.is_adapter_parameter)
+    assert [group["part"] for group in groups] == ["adapter", "head", "head"]
     assert {(group["peak"], group["weight_decay"]) for group in groups} == {(5e-4, 0.01), (7e-3, 0.01), (7e-3, 0.0)}
-    assert origins["head_learning_rate"] == "command line"
+    assert settings.origins["head_learning_rate"] == "command line"
     factors = [schedule(step, 10, 0.2) for step in range(10)]
     assert factors == [0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
     assert schedule(0, 1, 0.0) == 1.0
@@ -153,13 +164,13 @@ def test_the_built_in_reviews_are_too_short_for_bf16(monkeypatch, tmp_path):
         (["--data", "demo", "--precision", "auto"], ("auto", "command line")),
         (["--data", str(tmp_path)], ("auto", "default")),
     ):
-        options, origins, _ = find_data(*train.resolve(given)[:2])
-        assert (options.precision, origins["precision"]) == found
+        settings, _ = find_data(resolved(given))
+        assert (settings.options.precision, settings.origins["precision"]) == found
 
 
 def test_no_decay_on_biases_and_norms(small_run):
-    options, *_ = train.resolve([*small_run, "--peft", "none"])
-    model = train.build_model(options, load_tokenizer(options.weights))
+    settings = resolved([*small_run, "--peft", "none"])
+    options, model = settings.options, train.build_model(settings, load_tokenizer(settings.options.weights))
     plain = {id(p) for group in parameter_groups(model, options) if not group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in plain) == (name.endswith("bias") or "norm" in name), name
@@ -173,7 +184,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(small_run, tmp_path
         return value * (float("nan") if next(calls) == 3 else 1), logits
 
     monkeypatch.setitem(train.OBJECTIVES, "ce", train.OBJECTIVES["ce"]._replace(objective=poisoned))
-    with pytest.raises(ValueError, match=r"the loss is nan at epoch 1/2, step 4; saved before it; batch: train_\d{4}"):
+    with pytest.raises(
+        ValueError, match=r"the loss is nan at epoch 1/2, step 4; the state before it is saved; batch: train_\d{4}"
+    ):
         train.main(small_run)
     assert (tmp_path / "runs/small/state/state.safetensors").exists()
     monkeypatch.undo()
@@ -207,7 +220,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_a_user_can_get_wrong_is_one_line_and_exit_code_2(small_run, message, capsys):
+def test_user_errors_are_one_line_with_exit_code_2(small_run, message, capsys):
     with pytest.raises(SystemExit) as stop, clean_exit():
         train.main([*small_run, *WRONG[message]])
     assert stop.value.code == 2
@@ -237,14 +250,14 @@ def test_a_run_folder_that_exists_is_not_overwritten(small_run, tmp_path):
         train.main(["--resume", "runs/small"])
     with pytest.raises(ValueError, match="leave out --epochs"):
         train.main(["--resume", "runs/small", "--epochs", "3"])
-    with pytest.raises(FileNotFoundError, match="nothing is no run folder"):
+    with pytest.raises(FileNotFoundError, match="nothing is not a run folder"):
         train.main(["--resume", "runs/nothing"])
     assert (tmp_path / "runs/small/result.json").read_bytes() == before
 
 
 def test_another_architecture_is_named(small_run, tmp_path):
     tiny_weights(tmp_path / "deberta", "deberta")
-    with pytest.raises(ValueError, match="holds a deberta-v2 model, not what --model bert is"):
+    with pytest.raises(ValueError, match="holds a deberta-v2 model, which --model bert is not"):
         train.main([*small_run, "--weights", str(tmp_path / "deberta")])
 
 
@@ -253,37 +266,40 @@ def test_help_groups_every_flag(capsys):
         train.main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for field in train.Options.__dataclass_fields__:
-        assert "--" + field.replace("_", "-") in shown
-    for group in ("what:", "data:", "training:", "LoRA:", "machine:", "run:"):
+    for cls in train.TABLES.option_classes().values():
+        for field in field_names(cls):
+            assert "--" + field.replace("_", "-") in shown
+    assert "architecture: cnn, lstm" in shown
+    for group in ("what:", "data:", "training:", "objective:", "LoRA:", "virtual tokens:", "machine:", "run:"):
         assert f"\n{group}" in shown
 
 
-def test_layer_decay_dropout_and_reinitialised_layers(small_run):
+def test_layer_decay_dropout_and_reinitialized_layers(small_run):
     extra = ["--peft", "none", "--layer-decay", "0.5", "--learning-rate", "1e-3", "--classifier-dropout", "0.4"]
-    options, *_ = train.resolve([*small_run, *extra, "--reinit-layers", "1"])
-    tokenizer, before = load_tokenizer(options.weights), train.load_pretrained(options.weights)
-    model = train.build_model(options, tokenizer)
+    settings = resolved([*small_run, *extra, "--reinit-layers", "1"])
+    options = settings.options
+    tokenizer, before = load_tokenizer(options.weights), load_pretrained(options.weights)
+    model = train.build_model(settings, tokenizer)
     assert model.dropout.p == 0.4
-    without = train.build_model(train.dataclasses.replace(options, dropout=0.0), tokenizer)
+    without = train.build_model(changed(settings, dropout=0.0), tokenizer)
     rates = {name: module.p for name, module in without.named_modules() if isinstance(module, Dropout)}
     assert rates.pop("dropout") == 0.4
     assert {*rates.values()} == {0.0}
     with pytest.raises(ValueError, match=r"dropout 1\.0 is outside \[0, 1\)"):
-        train.build_model(train.dataclasses.replace(options, dropout=1.0), tokenizer)
+        train.build_model(changed(settings, dropout=1.0), tokenizer)
     assert torch.equal(model.layers[0].attention.query.weight, before.layers[0].attention.query.weight)
     assert not torch.equal(model.layers[1].attention.query.weight, before.layers[1].attention.query.weight)
-    assert all(name.startswith("layers.1.") for name in model.fresh)
+    assert all(name.startswith("layers.1.") for name in model.newly_initialized)
     rate = {id(p): group["peak"] for group in parameter_groups(model, options) for p in group["params"]}
     assert rate[id(model.classifier.weight)] == 1e-3
     assert rate[id(model.layers[1].feed_forward.up.weight)] == 1e-3
     assert rate[id(model.layers[0].feed_forward.up.weight)] == 5e-4
     assert rate[id(model.embeddings.word.weight)] == 2.5e-4
     with pytest.raises(ValueError, match=r"--reinit-layers 3 is outside 0 … 2"):
-        train.build_model(train.dataclasses.replace(options, reinit_layers=3), tokenizer)
+        train.build_model(changed(settings, reinit_layers=3), tokenizer)
 
 
-def test_token_ids_are_cached_and_belong_to_their_settings(small_run, tmp_path):
+def test_token_ids_are_cached_for_each_setting(small_run, tmp_path):
     train.main([*small_run, "--epochs", "1", "--max-length", "20", "--name", "a"])
     first = {path.name for path in (tmp_path / "runs/.cache").glob("*.npy")}
     assert len(first) == 3  # training, validation, test

@@ -1,7 +1,12 @@
+"""Word vectors: their files, GloVe training, whitening, and runs that start from them."""
+
 import gzip
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,21 +14,13 @@ import torch
 
 import train
 from data import glove
+from data.files import read_json
 from data.glove import Glove, count_pairs, train_glove, weight
 from data.old_pickle import read_pickle3
 from data.tokenization import load_tokenizer, train_tokenizer
-from data.word_vectors import (
-    WordVectors,
-    load_vectors,
-    put_vectors,
-    read_text_vectors,
-    read_vectors,
-    save_vectors,
-    trained_vectors,
-    whitened,
-)
+from data.word_vectors import WordVectors, load_vectors, read_text_vectors, save_vectors, trained_vectors
 from nn.checkpoint import load_pretrained
-from nn.files import read_json
+from nn.vectors import put_vectors, read_vectors, whitened
 
 GLOVE = b"the 0.1 0.2 0.3\n. . . 1 2 3\ncaf\xc3\xa9 -1e-3 5 6\n\xff\xfe 7 8 9\nthe 9 9 9\n"
 
@@ -32,7 +29,7 @@ GLOVE = b"the 0.1 0.2 0.3\n. . . 1 2 3\ncaf\xc3\xa9 -1e-3 5 6\n\xff\xfe 7 8 9\nt
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".gz", ".zip"])
-def test_reads_glove_text(tmp_path, suffix):
+def test_reads_glove_text(tmp_path: Path, suffix: str):
     path = tmp_path / f"glove{suffix}"
     if suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
@@ -40,11 +37,11 @@ def test_reads_glove_text(tmp_path, suffix):
     else:
         path.write_bytes(gzip.compress(GLOVE) if suffix == ".gz" else GLOVE)
     found = read_text_vectors(path, ["the", "café", ". . .", "absent"])
-    assert found.words == ["the", ". . .", "café"]  # the order of the file; the first of two counts
+    assert found.words == ["the", ". . .", "café"]  # in the order of the file; the first line of a word counts
     torch.testing.assert_close(found.vectors, torch.tensor([[0.1, 0.2, 0.3], [1, 2, 3], [-1e-3, 5, 6]]))
 
 
-def test_reads_word2vec_text_as_gensim_writes_it(tmp_path):
+def test_reads_word2vec_text_with_gensims_header(tmp_path: Path):
     (tmp_path / "w2v.txt").write_bytes(b"2 3\ngood 1.0 2.0 3.0 \nbad -1.0 0.5 1e-05 \n")
     found = read_text_vectors(tmp_path / "w2v.txt", ["bad", "2"])
     assert found.words == ["bad"]
@@ -55,18 +52,18 @@ def test_reads_word2vec_text_as_gensim_writes_it(tmp_path):
     ("text", "message"),
     [
         (b"", "empty"),
-        (b"one\ntwo\n", "no file of word vectors"),
+        (b"one\ntwo\n", "not a file of word vectors"),
         (b"4 3\na 1 2 3\nb 1 2\n", "line 3 has fewer than 3 numbers"),
-        (b"a 1 2 3\nb 1 x 3\n", "line 2 holds no vector of 3 numbers"),
+        (b"a 1 2 3\nb 1 x 3\n", "line 2 does not end in 3 numbers"),
     ],
 )
-def test_odd_text_is_named_by_line(tmp_path, text, message):
+def test_errors_in_a_text_file_name_the_line(tmp_path: Path, text: bytes, message: str):
     (tmp_path / "bad.txt").write_bytes(text)
     with pytest.raises(ValueError, match=message):
         read_text_vectors(tmp_path / "bad.txt", ["a", "b"])
 
 
-def test_a_cut_archive_is_refused(tmp_path):
+def test_cut_archives_and_missing_files_are_refused(tmp_path: Path):
     (tmp_path / "glove.gz").write_bytes(gzip.compress(GLOVE * 1000)[:-20])
     with pytest.raises(ValueError, match="cut short or damaged"):
         read_text_vectors(tmp_path / "glove.gz", ["the"])
@@ -74,7 +71,7 @@ def test_a_cut_archive_is_refused(tmp_path):
         read_vectors(tmp_path / "absent", [])
 
 
-def test_our_own_file_keeps_words_and_numbers(tmp_path):
+def test_a_saved_file_has_the_same_words_and_numbers(tmp_path: Path):
     vectors = WordVectors(["a b", "é", "c"], torch.randn(3, 5))
     save_vectors(tmp_path / "v.safetensors", vectors)
     again = load_vectors(tmp_path / "v.safetensors")
@@ -95,66 +92,68 @@ def test_whitened_vectors_of_running_words_have_unit_covariance():
     torch.testing.assert_close(running.mean(0), torch.zeros(7).double(), atol=1e-5, rtol=0)
 
 
-def test_put_vectors_whitens_where_counts_are_given():
+def test_put_vectors_whitens_if_counts_are_given():
     torch.manual_seed(0)
     table, vectors = torch.randn(9, 3), WordVectors(["a", "b", "c", "d", "e", "f"], torch.randn(6, 3))
     counts = np.arange(9)
-    assert put_vectors(table, {word: 2 + k for k, word in enumerate("abcdef")}, vectors, counts) == 6
+    assert put_vectors(table, {word: 2 + k for k, word in enumerate("abcdef")}, vectors=vectors, counts=counts) == 6
     plain = whitened(vectors.vectors, torch.from_numpy(counts[2:8]))
     ratio = table[2:8] / plain
     torch.testing.assert_close(ratio, ratio[0, 0].expand(6, 3))
 
 
-def test_put_vectors_takes_the_spread_of_the_table():
+def test_put_vectors_scales_to_the_standard_deviation_of_the_table():
     torch.manual_seed(0)
     table = torch.randn(50, 30)
-    before, spread = table.clone(), table.std()
+    before, std = table.clone(), table.std()
     vectors = WordVectors([f"w{k}" for k in range(40)] + ["other"], torch.randn(41, 30) * 7)
-    assert put_vectors(table, {f"w{k}": k + 5 for k in range(40)}, vectors) == 40
-    torch.testing.assert_close(table[5:45].std(), spread)
+    assert put_vectors(table, {f"w{k}": k + 5 for k in range(40)}, vectors=vectors) == 40
+    torch.testing.assert_close(table[5:45].std(), std)
     assert torch.equal(table[:5], before[:5])
     assert torch.cosine_similarity(table[5], vectors.vectors[0], dim=0) > 0.9999
-    with pytest.raises(ValueError, match="30 wide, the model 20"):
-        put_vectors(torch.zeros(50, 20), {"w1": 3}, vectors)
+    with pytest.raises(ValueError, match="30 dimensions, the model's embeddings 20"):
+        put_vectors(torch.zeros(50, 20), {"w1": 3}, vectors=vectors)
     with pytest.raises(ValueError, match="none of the vocabulary"):
-        put_vectors(table, {"absent": 3}, vectors)
+        put_vectors(table, {"absent": 3}, vectors=vectors)
 
 
-# ------------------------------------------------------------------------------------------------ the old project
+# ---------------------------------------------------------------------------------------------- the older project
 
 
-def old_file(path, protocol=3, table=None):
+def old_file(path: Path, protocol: int, table: Any) -> Path:
+    """Writes a file in the format of the older project."""
     features, labels = torch.zeros(2, 4, dtype=torch.int64), torch.tensor([0, 1])
-    table = torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]) if table is None else table
     words = {"<unk>": 0, "good": 1, "nowhere": 2, "bad": 3}
     names = {row: word for word, row in words.items()}
-    parts = [features, labels, features, labels, features, table, words, names, {"good", "bad", "nowhere"}]
-    path.write_bytes(pickle.dumps(parts, protocol=protocol))
+    values = [features, labels, features, labels, features, table, words, names, {"good", "bad", "nowhere"}]
+    path.write_bytes(pickle.dumps(values, protocol=protocol))
     return path
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
-def test_reads_the_old_projects_pickle(tmp_path, protocol, kind):
+def test_reads_the_pickle_of_the_older_project(tmp_path: Path, protocol: int, kind: Callable):
     table = kind([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [3.0, 4.0]])
-    words, vectors = read_pickle3(old_file(tmp_path / "imdb_glove.pickle3", protocol, table))
+    words, vectors = read_pickle3(old_file(tmp_path / "imdb_glove.pickle3", protocol=protocol, table=table))
     assert words == ["good", "bad"]
     assert vectors.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert read_vectors(tmp_path / "imdb_glove.pickle3", []).words == words
 
 
 class Payload:
-    def __init__(self, path):
+    """Creates a file when it is unpickled by pickle.load."""
+
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
         return os.system, (f"touch {self.path}",)
 
 
-def test_refuses_a_pickle_that_runs_something(tmp_path):
+def test_refuses_a_pickle_that_runs_code(tmp_path: Path):
     path, touched = tmp_path / "evil.pickle3", tmp_path / "touched"
     path.write_bytes(pickle.dumps([torch.zeros(2, 2), Payload(touched)]))
-    with pytest.raises(ValueError, match="system, which is no plain data"):
+    with pytest.raises(ValueError, match="system, which is not plain data"):
         read_pickle3(path)
     assert not touched.exists()
     for data in (b"", b"garbage", pickle.dumps([1, 2]), pickle.dumps({"a": 1})):
@@ -166,8 +165,8 @@ def test_refuses_a_pickle_that_runs_something(tmp_path):
 # --------------------------------------------------------------------------------------------------------- GloVe
 
 
-def dense_counts(reviews, size, window):
-    """X by its definition, one pair of places at a time."""
+def dense_counts(reviews: list[list[int]], size: int, window: int) -> np.ndarray:
+    """Computes X by its definition, one pair of positions at a time: float64 [V, V]."""
     x = np.zeros((size, size))
     for ids in reviews:
         for t, i in enumerate(ids):
@@ -177,20 +176,22 @@ def dense_counts(reviews, size, window):
     return x
 
 
-def test_counts_equal_the_definition(monkeypatch):
+def test_co_occurrence_counts_equal_the_definition(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(glove, "BLOCK", 4)
-    monkeypatch.setattr(glove, "CHUNK", 20)  # several chunks, merged
+    monkeypatch.setattr(glove, "CHUNK", 20)  # several chunks, which are merged
     stream = np.random.default_rng(0)
     reviews = [stream.integers(0, 11, size).tolist() for size in (7, 1, 13, 0, 30, 9)]
     pairs = count_pairs(reviews, 11, window=3)
     x = np.zeros((11, 11))
-    for row, column, part in pairs.blocks:
-        x[row * 4 + pairs.rows[part].astype(int), column * 4 + pairs.columns[part].astype(int)] = pairs.count[part]
-    np.testing.assert_allclose(x, dense_counts(reviews, 11, 3), rtol=1e-5)
+    for row, column, span in pairs.blocks:
+        x[row * 4 + pairs.rows[span].astype(int), column * 4 + pairs.columns[span].astype(int)] = pairs.counts[span]
+    np.testing.assert_allclose(x, dense_counts(reviews, size=11, window=3), rtol=1e-5)
 
 
-def dense_loss(w, c, b, d, x, x_max, alpha):
-    """Eq. (8) by loops."""
+def dense_loss(
+    w: torch.Tensor, c: torch.Tensor, b: torch.Tensor, d: torch.Tensor, x: np.ndarray, x_max: float, alpha: float
+) -> torch.Tensor:
+    """Computes J, Eq. (8), by loops. w, c: [V, D];  b, d: [V];  x: [V, V] -> scalar"""
     total = torch.zeros((), dtype=w.dtype)
     for i in range(len(x)):
         for j in range(len(x)):
@@ -207,55 +208,58 @@ def test_a_step_is_adagrad_on_the_dense_loss():
         tensor.normal_()
     leaves = [t.double().clone().requires_grad_() for t in (*glove.vectors, *glove.biases)]
     x = np.random.default_rng(0).integers(0, 9, (5, 5)).astype(float)
-    loss = dense_loss(*leaves, x, 6.0, 0.75)
+    loss = dense_loss(*leaves, x=x, x_max=6.0, alpha=0.75)
     gradients = torch.autograd.grad(loss / 2, leaves)
-    i, j = (torch.from_numpy(place) for place in np.nonzero(x))
+    i, j = (torch.from_numpy(indices) for indices in np.nonzero(x))
     count = torch.tensor(x[i, j], dtype=torch.float32)
-    found = glove.step(slice(0, 5), slice(0, 5), i, j, count, 0.05, weight(count, 6.0, 0.75))
+    f = weight(count, x_max=6.0, alpha=0.75)
+    found = glove.step(slice(0, 5), slice(0, 5), i=i, j=j, x=count, f=f, rate=0.05)
     assert found == pytest.approx(loss.item(), rel=1e-4)
     for before, g, after in zip(leaves, gradients, (*glove.vectors, *glove.biases), strict=True):
         expected = before - 0.05 * g / (1 + g * g).sqrt()
         torch.testing.assert_close(after.double(), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_words_of_one_kind_end_up_together(monkeypatch):
-    """Two sets of words that are exchanged for one another in their own set's sentences only."""
+def test_words_with_the_same_contexts_get_similar_vectors(monkeypatch: pytest.MonkeyPatch):
+    """Trains on sentences whose words all come from one of two sets: vectors within a set are closer."""
     monkeypatch.setattr(glove, "BLOCK", 8)
     stream = np.random.default_rng(0)
-    kinds = [range(2, 12), range(12, 22)]
-    reviews = [stream.choice(kinds[k % 2], 12).tolist() for k in range(200)]
+    word_sets = [range(2, 12), range(12, 22)]
+    reviews = [stream.choice(word_sets[k % 2], 12).tolist() for k in range(200)]
     losses = []
-    vectors = train_glove(
-        count_pairs(reviews, 22, 5), 22, 10, epochs=30, x_max=10, report=lambda epoch, loss: losses.append(loss)
-    )
+    pairs = count_pairs(reviews, vocab_size=22, window=5)
+    vectors = train_glove(pairs, 22, width=10, epochs=30, x_max=10, report=lambda epoch, loss: losses.append(loss))
     assert losses[-1] < 0.1 * losses[0]
     unit = torch.nn.functional.normalize(vectors, dim=1)
-    near = unit @ unit.T
-    assert near[2:12, 2:12].mean() > near[2:12, 12:22].mean() + 0.3
+    cosine = unit @ unit.T
+    assert cosine[2:12, 2:12].mean() > cosine[2:12, 12:22].mean() + 0.3
 
 
-def test_training_is_kept_and_reproducible(tmp_path, capsys):
+def test_trained_vectors_are_cached_and_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     texts = ["a fine film , a fine day", "a bad film", "bad day"] * 5
-    tokenizer = train_tokenizer("wordlevel", texts, 100)
-    first = trained_vectors(tokenizer, texts, 8, tmp_path)
+    tokenizer = train_tokenizer("wordlevel", texts, vocab_size=100)
+    first = trained_vectors(tokenizer, texts, width=8, cache=tmp_path)
     assert "GloVe" in capsys.readouterr().out
-    again = trained_vectors(tokenizer, texts, 8, tmp_path)
+    again = trained_vectors(tokenizer, texts, width=8, cache=tmp_path)
     assert capsys.readouterr().out == ""
-    assert first.words == again.words == tokenizer.words
-    other = trained_vectors(tokenizer, texts, 8, tmp_path / "elsewhere")
+    assert first.words == again.words == tokenizer.tokens
+    other = trained_vectors(tokenizer, texts, width=8, cache=tmp_path / "other")
     assert torch.equal(first.vectors, other.vectors)
 
 
 # ------------------------------------------------------------------------------------------------------ in a run
 
 
-def run_arguments(tmp_path, *more):
+def run_arguments(tmp_path: Path, *more: str) -> list[str]:
+    """Returns the arguments of a short run of a small CNN over word vectors."""
     common = f"--model cnn --data demo --train-reviews 40 --epochs 1 --runs {tmp_path}/runs --name words"
     shape = "one_hot=false embedding_size=6 filters=5 widths=2,3"
     return [*common.split(), "--shape", shape, *more]
 
 
-def test_a_run_with_fixed_vectors_from_a_file(tmp_path, monkeypatch, capsys):
+def test_a_run_with_frozen_vectors_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.chdir(tmp_path)
     words = ["the", "great", "awful", "movie"]
     save_vectors(tmp_path / "mine.safetensors", WordVectors(words, torch.randn(4, 6)))
@@ -263,17 +267,20 @@ def test_a_run_with_fixed_vectors_from_a_file(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "word vectors: mine.safetensors, for" in shown
     counts = read_json(tmp_path / "runs/words/result.json")["parameters"]
-    assert counts["total"] - counts["trained"] == 6 * len(train.load_tokenizer(tmp_path / "runs/words/tokenizer").words)
+    frozen = counts["total"] - counts["trained"]
+    assert frozen == 6 * load_tokenizer(tmp_path / "runs/words/tokenizer").vocab_size
 
 
-def test_a_checkpoint_gives_its_table(tmp_path, monkeypatch, capsys):
+def test_vectors_from_a_checkpoint_are_means_of_subword_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     tokenizer, table = load_tokenizer("builtin"), load_pretrained("builtin").embeddings.word.weight
     words = ["<pad>", "film", "unwatchable"]
     found = read_vectors("builtin", words)
     assert found.words == words[1:]
     assert read_vectors("builtin", words[:1]).vectors.shape == (0, 256)
     for word, vector in zip(*found, strict=True):
-        (ids,) = tokenizer.pieces([word])
+        (ids,) = tokenizer.subword_ids([word])
         torch.testing.assert_close(vector, table[ids].mean(0))
     monkeypatch.chdir(tmp_path)
     more = ["--shape", "one_hot=false embedding_size=256 filters=5 widths=2,3"]
@@ -281,20 +288,26 @@ def test_a_checkpoint_gives_its_table(tmp_path, monkeypatch, capsys):
     assert "word vectors: builtin, for" in capsys.readouterr().out
 
 
-def test_vectors_of_another_width_are_refused(tmp_path, monkeypatch):
+def test_vectors_of_another_width_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     save_vectors(tmp_path / "wide.safetensors", WordVectors(["the"], torch.randn(1, 7)))
-    with pytest.raises(ValueError, match="7 wide, the model 6; --shape embedding_size=7"):
+    with pytest.raises(ValueError, match="7 dimensions, the model's embeddings 6; use --shape embedding_size=7"):
         train.main(run_arguments(tmp_path, "--word-vectors", "wide.safetensors"))
 
 
-def test_encoders_take_no_word_vectors(tmp_path):
-    with pytest.raises(ValueError, match="networks over words"):
+def test_encoders_refuse_word_vectors(tmp_path: Path):
+    with pytest.raises(ValueError, match="--word-vectors are for word networks"):
         train.main(["--model", "bert", "--weights", "none", "--word-vectors", "train", "--runs", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
-def test_one_hot_words_take_no_vectors(tmp_path, monkeypatch):
+def test_models_over_one_hot_words_refuse_word_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="one-hot words have no vectors to start from; --shape one_hot=false"):
+    with pytest.raises(ValueError, match="one-hot words have no vectors to start from; use --shape one_hot=false"):
         train.main(run_arguments(tmp_path, "--word-vectors", "builtin", "--shape", "filters=5"))
+
+
+def test_every_line_of_a_long_file_is_read(tmp_path: Path):
+    (tmp_path / "long.txt").write_text("".join(f"w{k} {k} 1 2\n" for k in range(150)))
+    found = read_text_vectors(tmp_path / "long.txt", [f"w{k}" for k in range(150)])
+    assert found.vectors[:, 0].tolist() == list(range(150))

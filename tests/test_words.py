@@ -8,6 +8,18 @@ LENGTHS = [7, 4, 1]
 MASK = torch.arange(T) < torch.tensor(LENGTHS)[:, None]
 
 
+def embedding(embedding_size: int = 3, word_dropout: float = 0.0, dropout: float = 0.0) -> WordEmbedding:
+    return WordEmbedding(
+        vocab_size=50,
+        embedding_size=embedding_size,
+        embedding_range=0.5,
+        pad_id=0,
+        unk_id=1,
+        word_dropout=word_dropout,
+        dropout=dropout,
+    )
+
+
 def test_poolings_equal_the_loop():
     torch.manual_seed(0)
     h = torch.randn(B, T, D, dtype=torch.float64)
@@ -19,7 +31,7 @@ def test_poolings_equal_the_loop():
         assert torch.equal(last_states(h, MASK, bidirectional=False)[b], real[-1])
 
 
-def test_several_poolings_stand_side_by_side():
+def test_several_poolings_are_concatenated():
     h = torch.randn(B, T, D)
     pooling = Pooling("max+mean+last", D)
     assert pooling.width == 3 * D
@@ -29,26 +41,36 @@ def test_several_poolings_stand_side_by_side():
         Pooling("max+sum", D)
 
 
-def test_word_dropout_hits_words_at_its_rate_and_only_while_training():
+def test_embeddings_are_uniform_in_their_range():
     torch.manual_seed(0)
-    layer = WordEmbedding(50, 3, 0.5, pad_id=0, unk_id=1, word_dropout=0.25, dropout=0.0)
-    ids = torch.full((100, 40), 7)
+    weight = embedding(embedding_size=100).word.weight
+    assert (weight[0] == 0).all()
+    assert weight.abs().max() <= 0.5
+    assert abs(weight[1:].std() - 0.5 / 3**0.5) < 0.01
+
+
+def test_word_dropout_has_its_rate_in_training_only():
+    torch.manual_seed(0)
+    layer = embedding(word_dropout=0.25)
     mask = torch.arange(40).expand(100, 40) < 30
-    ids = ids * mask
+    ids = torch.full((100, 40), 7) * mask
     x = layer.train()(ids, mask)
-    became_unk = (x == layer.word.weight[1]).all(-1)
-    assert abs(became_unk[mask].float().mean() - 0.25) < 0.03
+    dropped = (x == layer.word.weight[1]).all(-1)
+    assert abs(dropped[mask].float().mean() - 0.25) < 0.03
     assert (x[~mask] == 0).all()
     assert torch.equal(layer.eval()(ids, mask), layer.word(ids))
 
 
 def test_embedding_dropout_drops_columns_of_a_review():
     torch.manual_seed(0)
-    layer = WordEmbedding(50, 200, 0.5, pad_id=0, unk_id=1, word_dropout=0.0, dropout=0.5).train()
+    layer = embedding(embedding_size=200, dropout=0.5).train()
     ids = torch.randint(2, 50, (2, 9))
     dropped = layer(ids, torch.ones_like(ids, dtype=torch.bool)) == 0
-    assert torch.equal(dropped.all(1), dropped.any(1))  # a column is 0 at all places or at none
+    assert torch.equal(dropped.all(1), dropped.any(1))  # a column is 0 at all positions or at none
     assert 0.4 < dropped.float().mean() < 0.6
     assert not torch.equal(dropped[0], dropped[1])
-    with pytest.raises(ValueError, match="word_dropout 1"):
-        WordEmbedding(50, 3, 0.5, 0, 1, 1.0, 0.0)
+
+
+def test_word_dropout_must_be_a_probability():
+    with pytest.raises(ValueError, match=r"word_dropout 1\.0 is outside"):
+        embedding(word_dropout=1.0)

@@ -1,26 +1,26 @@
-"""What torch.compile would bring on a CPU: the same steps and the same scoring, plain and with compiled layers,
-alternating, medians. Needs a C++ compiler; compiling takes a minute and is not counted.
+"""Measures the effect of torch.compile on a CPU: training steps and scoring with plain and with compiled layers.
 
     python tests/bench/compiled.py IMDB_FOLDER [--repeats N] | tee tests/bench/compiled.txt
 
-The 6-layer BERT of peers.py, fine-tuning and scoring, at most 256 tokens; batches as train.py and eval.py cut them.
+Uses the 6-layer BERT of peers.py on reviews of at most 256 tokens, in batches as in train.py and eval.py. Both models
+have the same weights and alternate in one process. Prints medians in seconds; the compilation, which takes a minute, is
+not included. Needs a C++ compiler.
 """
 
 import argparse
 import copy
 import functools
 import json
-import statistics
 import warnings
+from collections.abc import Callable
 
 import torch
-from peers import BATCH, BERT, Step, of_ours, orders, real_reviews, seconds
+from peers import BATCH, BERT, Step, alternate, bucketed_steps, of_ours, real_reviews
 
-from data.batches import sorted_order
-from eval import CACHED_TOKENS
+from data.batches import Batch, sorted_order
 from nn import dropout
 from nn.bert import Bert, BertConfig
-from nn.runtime import keep_freed_memory
+from nn.runtime import CACHED_TOKENS, keep_freed_memory
 
 LENGTH = 256
 plain_mask = dropout.keep_mask
@@ -28,45 +28,57 @@ plain_mask = dropout.keep_mask
 
 @torch.library.custom_op("bench::keep_mask", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
 def keep_mask(shape: list[int], threshold: int) -> torch.Tensor:
-    """Dropout's random bytes as one operation that the compiler leaves alone: it cannot trace them."""
+    """Draws dropout's random bytes as one operation, since the compiler cannot trace them."""
     return plain_mask(torch.Size(shape), threshold)
 
 
 @keep_mask.register_fake
-def _(shape, threshold):
+def fake_keep_mask(shape: list[int], threshold: int) -> torch.Tensor:
+    """Returns an empty tensor of the result's shape for the compiler."""
     return torch.empty(shape, dtype=torch.uint8)
 
 
-def main(folder: str, repeats: int) -> None:
+def models() -> dict[str, Bert]:
+    """Builds the plain model and a copy with compiled layers."""
     torch.manual_seed(0)
-    model, corpus = Bert(BertConfig(**BERT)), real_reviews(folder, LENGTH)
-    compiled = copy.deepcopy(model)
+    plain = Bert(BertConfig(**BERT))
+    compiled = copy.deepcopy(plain)
     for layer in compiled.layers:
         layer.compile(dynamic=True)
     dropout.keep_mask = lambda shape, threshold: keep_mask(list(shape), threshold)
-    _, steps = orders(corpus, BATCH)
-    ranked = [corpus.batch(rows) for rows in sorted_order(corpus.lengths, CACHED_TOKENS)]
+    return {"plain": plain, "compiled": compiled}
 
-    def train(step: Step) -> None:
-        for passes in steps:
-            step(*passes)
 
-    @torch.inference_mode()
-    def score(model: torch.nn.Module) -> None:
-        for batch in ranked:
-            of_ours(model.eval(), batch)
+def train(step: Step, steps: list[list[Batch]]) -> None:
+    """Runs all training steps."""
+    for passes in steps:
+        step(*passes)
 
-    for work, run, sides in (
-        ("fine-tuning", train, {"plain": Step(model, of_ours), "compiled": Step(compiled, of_ours)}),
-        ("scoring", score, {"plain": model, "compiled": compiled}),
-    ):
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(repeats + 1):
-            for name, side in sides.items():
-                times[name].append(seconds(functools.partial(run, side)))
-        medians = {name: round(statistics.median(values[1:]), 2) for name, values in times.items()}  # first: warm-up
-        ratio = round(medians["compiled"] / medians["plain"], 2)
-        print(json.dumps({"work": work, "length": LENGTH, **medians, "of the time": ratio}), flush=True)
+
+@torch.inference_mode()
+def score(model: Bert, batches: list[Batch]) -> None:
+    """Scores all batches."""
+    model.eval()
+    for batch in batches:
+        of_ours(model, batch)
+
+
+def compare(work: str, runs: dict[str, Callable[[], None]], repeats: int) -> None:
+    """Prints the median seconds of both models and the speed of the compiled one, relative to the plain one."""
+    medians = alternate(runs, repeats)
+    row = {"work": work, "length": LENGTH, **{name: round(value, 2) for name, value in medians.items()}}
+    print(json.dumps(row | {"speed": round(medians["plain"] / medians["compiled"], 2)}), flush=True)
+
+
+def main(folder: str, repeats: int) -> None:
+    """Compares fine-tuning, then scoring."""
+    both, corpus = models(), real_reviews(folder, LENGTH)
+    steps = bucketed_steps(corpus, batch=BATCH, limit=CACHED_TOKENS)
+    runs = {name: functools.partial(train, Step(model, of_ours), steps) for name, model in both.items()}
+    compare("fine-tuning", runs, repeats=repeats)
+    batches = [corpus.batch(rows) for rows in sorted_order(corpus.lengths, CACHED_TOKENS)]
+    runs = {name: functools.partial(score, model, batches) for name, model in both.items()}
+    compare("scoring", runs, repeats=repeats)
 
 
 if __name__ == "__main__":
@@ -77,4 +89,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     keep_freed_memory()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    main(given.folder, given.repeats)
+    main(folder=given.folder, repeats=given.repeats)

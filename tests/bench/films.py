@@ -1,9 +1,9 @@
-"""Writes a data folder whose test reviews are labelled training reviews of other films: what settings are searched on.
+"""Writes a data folder for the search of settings: its test reviews are labelled training reviews of other films.
 
     python tests/bench/films.py IMDB_FOLDER OUT
 
-Ids of labeledTrainData.tsv count up film by film, so blocks of 100 ids hold few films. One block in five, by the hash
-of its label and number, becomes OUT/testData.tsv; the others become OUT/labeledTrainData.tsv.
+The ids of labeledTrainData.tsv are ordered by film, so a block of 100 ids contains few films. One block in five, chosen
+by the hash of its label and number, becomes OUT/testData.tsv; the others become OUT/labeledTrainData.tsv.
 """
 
 import gzip
@@ -18,23 +18,25 @@ from data import LABELED, TEST, find_file
 BLOCK = 100
 
 
-def held_out(row: str) -> bool:
+def is_held_out(row: str) -> bool:
+    """Returns whether the block of a row (a line of the file) is held out."""
     key, label = (field.strip('"') for field in row.split("\t")[:2])
     block = f"{label}{int(key.split('_')[0]) // BLOCK}"
     return int(hashlib.sha256(block.encode()).hexdigest(), 16) % 5 == 0
 
 
 def main(folder: str, out: str) -> None:
+    """Splits the labelled reviews of `folder` into `out`."""
     path = find_file(Path(folder), LABELED)
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     header, *rows = [row for row in text.decode("utf-8").split("\n") if row]
-    kept = [row for row in rows if not held_out(row)]
-    tested = ["\t".join(row.split("\t")[::2]) for row in rows if held_out(row)]  # id and review
+    kept = [row for row in rows if not is_held_out(row)]
+    tested = ["\t".join(row.split("\t")[::2]) for row in rows if is_held_out(row)]  # id and review
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / LABELED).write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
     (Path(out) / TEST).write_text("\n".join(["id\treview", *tested]) + "\n", encoding="utf-8")
-    print(f"{out}: {len(kept):,} reviews to train and validate on, {len(tested):,} of other films")
+    print(f"{out}: {len(kept):,} reviews for training and validation, {len(tested):,} reviews of other films")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(folder=sys.argv[1], out=sys.argv[2])

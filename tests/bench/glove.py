@@ -1,11 +1,12 @@
-"""What GloVe's settings are worth: a linear classifier on the mean word vector of each review.
+"""Measures the value of GloVe's settings by the accuracy of a linear classifier on the mean word vector of each review.
 
     python tests/bench/films.py IMDB_FOLDER FILMS
     python tests/bench/glove.py IMDB_FOLDER FILMS [WINDOW,X_MAX,RATE,EPOCHS …]
 
-Trains GloVe on the unlabelled reviews and those of FILMS/labeledTrainData.tsv, words that occur 15 times there, fits a
-logistic regression by L-BFGS on the means, and prints its accuracy on those reviews and on the other films of
-FILMS/testData.tsv. Two minutes a setting on one core.
+Trains GloVe on the unlabelled reviews and on the reviews of FILMS/labeledTrainData.tsv, with the words that occur at
+least 15 times in the latter. Fits a logistic regression by L-BFGS on the means, and prints its accuracy on those
+labelled reviews ("trained on") and on the reviews of FILMS/testData.tsv ("other films"). A setting takes two minutes on
+one core.
 """
 
 import json
@@ -31,12 +32,17 @@ MIN_COUNT, DECAY = 15, 1e-5
 
 
 def means(rows: list[list[int]], vectors: Tensor) -> Tensor:
+    """Computes the mean word vector of each review: [N, D]. rows: word ids;  vectors: [V, D]"""
     return torch.stack([vectors[torch.tensor(row)].mean(0) for row in rows])
 
 
-def accuracies(x: Tensor, y: Tensor, other_x: Tensor, other_y: Tensor) -> tuple[float, float]:
-    mean, spread = x.mean(0), x.std(0)
-    x, other_x = (x - mean) / spread, (other_x - mean) / spread
+def accuracies(x: Tensor, y: Tensor, *, other_x: Tensor, other_y: Tensor) -> tuple[float, float]:
+    """Fits a logistic regression on x [N, D], y [N] and returns its accuracy on (x, y) and on (other_x, other_y).
+
+    Features are standardized by the mean and standard deviation of x. The loss is the mean cross-entropy and L2 decay.
+    """
+    mean, std = x.mean(0), x.std(0)
+    x, other_x = (x - mean) / std, (other_x - mean) / std
     w, b = torch.zeros(x.size(1), requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -46,29 +52,34 @@ def accuracies(x: Tensor, y: Tensor, other_x: Tensor, other_y: Tensor) -> tuple[
         value.backward()
         return value
 
+    def accuracy(features: Tensor, labels: Tensor) -> float:
+        return round(float(((features @ w + b > 0) == (labels == 1)).float().mean()), 4)
+
     optimizer.step(loss)
     with torch.no_grad():
-        pairs = ((x, y), (other_x, other_y))
-        return tuple(round(float(((a @ w + b > 0) == (c == 1)).float().mean()), 4) for a, c in pairs)
+        return accuracy(x, y), accuracy(other_x, other_y)
 
 
 def main(folder: str, films: str, settings: list[str]) -> None:
+    """Prints one row for each setting."""
     splits = load_splits(films)
-    known, other = pd.concat([splits.train, splits.validation]), splits.test
+    labelled, other = pd.concat([splits.train, splits.validation]), splits.test
     unlabelled = load_reviews(find_file(Path(folder), UNLABELED))["review"]
-    tokenizer = train_tokenizer("wordlevel", splits.train["review"], 40_000, MIN_COUNT)
-    known_rows, other_rows = (list(tokenizer.pieces(frame["review"])) for frame in (known, other))
-    rows = [*tokenizer.pieces(unlabelled), *known_rows]
-    y, other_y = (torch.from_numpy(frame["sentiment"].to_numpy(np.int64)) for frame in (known, other))
+    tokenizer = train_tokenizer("wordlevel", splits.train["review"], vocab_size=40_000, min_count=MIN_COUNT)
+    labelled_rows, other_rows = (list(tokenizer.subword_ids(frame["review"])) for frame in (labelled, other))
+    rows = [*tokenizer.subword_ids(unlabelled), *labelled_rows]
+    y, other_y = (torch.from_numpy(frame["sentiment"].to_numpy(np.int64)) for frame in (labelled, other))
     for setting in settings:
         window, x_max, rate, epochs = map(float, setting.split(","))
         begin = time.perf_counter()
-        pairs = count_pairs(rows, tokenizer.vocab_size, int(window))
+        pairs = count_pairs(rows, tokenizer.vocab_size, window=int(window))
         vectors = train_glove(pairs, tokenizer.vocab_size, rate=rate, x_max=x_max, epochs=int(epochs))
-        here, there = accuracies(means(known_rows, vectors), y, means(other_rows, vectors), other_y)
+        x, other_x = means(labelled_rows, vectors), means(other_rows, vectors)
+        trained_on, other_films = accuracies(x, y, other_x=other_x, other_y=other_y)
         row = {"window": int(window), "x_max": x_max, "rate": rate, "epochs": int(epochs)}
-        print(json.dumps(row | {"trained on": here, "other films": there, "s": round(time.perf_counter() - begin)}))
+        row |= {"trained on": trained_on, "other films": other_films, "s": round(time.perf_counter() - begin)}
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:] or list(SETTINGS))
+    main(folder=sys.argv[1], films=sys.argv[2], settings=sys.argv[3:] or list(SETTINGS))

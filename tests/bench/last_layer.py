@@ -1,7 +1,9 @@
-"""What it saves that the last layer works out [CLS] alone: training steps and scoring of the same models with
-`queries=1`, as they are, and with whole last layers, alternating, medians.
+"""Measures what is saved by a single query, [CLS], in the last layer: training steps and scoring.
 
-python tests/bench/last_layer.py [--repeats N] | tee tests/bench/last_layer.txt
+    python tests/bench/last_layer.py [--repeats N] | tee tests/bench/last_layer.txt
+
+The same model runs with `queries=1` and with all queries in the last layer, in alternation; the times are medians in
+seconds, and "whole / [CLS]" is the speed-up by the single query.
 """
 
 import argparse
@@ -12,10 +14,12 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from losses.cross_entropy import cross_entropy
+from nn.attention import Prefix, Queries
 from nn.bert import Bert, BertConfig
 from nn.checkpoint import load_pretrained
 from nn.runtime import keep_freed_memory
@@ -26,13 +30,14 @@ MODELS = {"BERT, 6 layers": lambda: Bert(BertConfig(**BERT)), "built-in, 4 layer
 
 
 def measure(name: str, batch: int, length: int, repeats: int) -> dict:
+    """Measures the model `name` in both forms. Returns a row of results."""
     torch.manual_seed(0)
     model = MODELS[name]().train()
     ids, labels = torch.randint(5, 8000, (batch, length)), torch.randint(0, 2, (batch,))
     mask, encode = torch.ones_like(ids, dtype=torch.bool), model.encode
 
-    def whole(x, mask, prefix=None, queries=None):
-        return encode(x, mask, prefix)
+    def whole(x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
+        return encode(x, mask, prefix=prefix)
 
     def step() -> None:
         cross_entropy(model(ids, mask), labels).backward()
@@ -51,19 +56,19 @@ def measure(name: str, batch: int, length: int, repeats: int) -> dict:
                 begin = time.perf_counter()
                 work()
                 times.setdefault(f"{work.__name__} {last}", []).append(time.perf_counter() - begin)
-    medians = {key: statistics.median(values[1:]) for key, values in times.items()}  # the first warms up
+    medians = {key: statistics.median(values[1:]) for key, values in times.items()}  # the first call is a warm-up
     row = {key: round(value, 3) for key, value in medians.items()}
     for work in ("step", "score"):
-        row[f"{work}, of the time"] = round(medians[f"{work} [CLS]"] / medians[f"{work} whole"], 2)
+        row[f"{work}, whole / [CLS]"] = round(medians[f"{work} whole"] / medians[f"{work} [CLS]"], 2)
     return {"model": name, "batch": f"{batch} x {length}", **row}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="measured calls of each form")
     repeats = parser.parse_args().repeats
     keep_freed_memory()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for model in MODELS:
         for batch, length in ((16, 128), (4, 512)):
-            print(json.dumps(measure(model, batch, length, repeats)), flush=True)
+            print(json.dumps(measure(model, batch=batch, length=length, repeats=repeats)), flush=True)

@@ -1,10 +1,10 @@
-"""Memory and time of loading a checkpoint in deberta-v2-xxlarge's shape: 1.57 B random parameters, fp16 on disk.
+"""Measures memory and time of loading a checkpoint of deberta-v2-xxlarge's shape: 1.57 billion random parameters, fp16.
 
     python tests/bench/load_xxlarge.py FOLDER [fp32|bf16]
 
-Writes the checkpoint into FOLDER once (3.2 GB, four shards), loads it, runs one forward pass over 64 tokens and prints
-the peak memory of loading as a multiple of the model's size in the target dtype. Needs 8 GB of memory for fp32, 5 for
-bf16.
+The first call writes the checkpoint into FOLDER (3.2 GB, four shards). The next call loads it, runs one forward pass
+over 64 tokens and prints the peak memory of loading, also as a multiple of the model's size in the target dtype. Needs
+8 GB of memory for fp32, 5 GB for bf16.
 """
 
 import json
@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from data.files import write_json
+from data.hub import CONFIG, INDEX
 from nn.checkpoint import load_pretrained, translate, write_config
 from nn.deberta import Deberta, DebertaConfig
-from nn.files import write_json
-from nn.hub import CONFIG, INDEX
 
 SHARDS = 4
 XXLARGE = DebertaConfig(
@@ -41,39 +41,43 @@ XXLARGE = DebertaConfig(
 )
 
 
+def random_weights(name: str, shape: torch.Size) -> torch.Tensor:
+    """Draws N(0, 0.02²) in fp16; the scales of layer norms have mean 1."""
+    return torch.randn(shape).mul_(0.02).add_(float("Norm.weight" in name)).half()
+
+
 def write(folder: Path) -> None:
+    """Writes the checkpoint, one shard in memory at a time."""
     with torch.device("meta"):
         model = Deberta(XXLARGE)
-    names = [(translate(name, model.KEYS), p.shape) for name, p in model.named_parameters()]
+    shapes = [(translate(name, model.KEYS), p.shape) for name, p in model.named_parameters()]
     torch.manual_seed(0)
-    where = {}
+    weight_map = {}
     for shard in range(SHARDS):
         file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
-        part = names[shard::SHARDS]
-        tensors = {
-            name: torch.randn(shape).mul_(0.02).add_(float("Norm.weight" in name)).half() for name, shape in part
-        }
-        save_file(tensors, folder / file, {"format": "pt"})
-        where |= dict.fromkeys(tensors, file)
-    write_json(folder / INDEX, {"metadata": {}, "weight_map": where})
+        tensors = {name: random_weights(name, shape) for name, shape in shapes[shard::SHARDS]}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": weight_map})
     write_json(folder / CONFIG, write_config(model))
 
 
 def peak() -> int:
+    """Returns the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(folder: Path, dtype: torch.dtype) -> None:
+    """Loads the checkpoint, runs one forward pass and prints the measurements."""
     before, start = peak(), time.perf_counter()
     model = load_pretrained(folder, dtype=dtype).eval()
     seconds, loaded = time.perf_counter() - start, peak() - before
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    count = sum(p.numel() for p in model.parameters())
     start = time.perf_counter()
     with torch.inference_mode():
         logits = model(torch.arange(1, 65)[None], torch.ones(1, 64, dtype=torch.bool))
     row = {
-        "parameters": count,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(dtype).removeprefix("torch."),
         "model_bytes": size,
         "peak_bytes_of_loading": loaded,
@@ -89,9 +93,9 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     folder = Path(sys.argv[1])
-    if not (folder / INDEX).exists():
+    if (folder / INDEX).exists():
+        main(folder, {"fp32": torch.float32, "bf16": torch.bfloat16}[sys.argv[2] if len(sys.argv) > 2 else "fp32"])
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         write(folder)
-        print(f"written to {folder}; call again to load it in a fresh process")
-    else:
-        main(folder, {"fp32": torch.float32, "bf16": torch.bfloat16}[sys.argv[2] if len(sys.argv) > 2 else "fp32"])
+        print(f"written to {folder}; call again to load it in a new process")

@@ -1,16 +1,18 @@
-"""What stands in a frozen encoder: a linear classifier on [CLS], and on the mean of all tokens.
+"""Measures what the features of a frozen encoder contain: the accuracy of a linear classifier on [CLS] and on the mean
+over all tokens.
 
     python tests/bench/probe.py IMDB_FOLDER [WEIGHTS …]
 
 WEIGHTS: folders or hub ids; default: builtin. Fits a logistic regression (`accuracies` of glove.py) on 3,000 training
-reviews, the first 128 and the last of at most 256 pieces each, and prints its accuracy on 2,000 validation reviews. Two
-minutes a model on one core.
+reviews, truncated to 256 tokens (head+tail), and prints its accuracy on 2,000 validation reviews. A model takes two
+minutes on one core.
 """
 
 import json
 import sys
 from pathlib import Path
 
+import pandas as pd
 import torch
 from glove import accuracies
 from torch import Tensor
@@ -21,37 +23,42 @@ from data import load_splits
 from data.batches import Corpus, sorted_order
 from data.imdb import subset
 from data.tokenization import Tokenizer, load_tokenizer
-from eval import CACHED_TOKENS
 from nn.checkpoint import load_pretrained
+from nn.encoder import Encoder
+from nn.runtime import CACHED_TOKENS
 from nn.words import masked_mean
 
-TRAINED, JUDGED, LENGTH = 3000, 2000, 256
+TRAIN_REVIEWS, VALIDATION_REVIEWS, LENGTH = 3000, 2000, 256
 
 
 @torch.inference_mode()
-def states(model: torch.nn.Module, tokenizer: Tokenizer, frame) -> tuple[Tensor, Tensor, Tensor]:
-    """[CLS] and the mean of each review, [N, D] both, and the labels."""
-    rows = tokenizer.encode(frame["review"], LENGTH, "head+tail")
-    corpus = Corpus.from_rows(rows, frame["sentiment"], tokenizer.pad_id)
+def states(model: Encoder, tokenizer: Tokenizer, frame: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the last hidden state of [CLS] and the mean over all tokens, both [N, D], and returns the labels [N]."""
+    rows = tokenizer.encode(frame["review"], max_length=LENGTH, truncate="head+tail")
+    corpus = Corpus.from_rows(rows, labels=frame["sentiment"], pad_id=tokenizer.pad_id)
     first, mean = torch.empty(2, len(corpus), model.config.hidden_size)
-    for some in sorted_order(corpus.lengths, CACHED_TOKENS):
-        batch = corpus.batch(some)
-        h = model.encode(model.embed(batch.input_ids, batch.mask), batch.mask)
-        first[some] = h[:, 0]
-        mean[some] = masked_mean(h, batch.mask)
+    for order in sorted_order(corpus.lengths, CACHED_TOKENS):
+        batch = corpus.batch(order)
+        h = model.encode(model.embed(batch.input_ids, batch.mask), batch.mask)  # [B, T, D]
+        first[order] = h[:, 0]
+        mean[order] = masked_mean(h, batch.mask)
     return first, mean, torch.from_numpy(corpus.labels)
 
 
-def main(folder: str, *weights: str) -> None:
+def main(folder: str, weights: list[str]) -> None:
+    """Prints one row for each of `weights`."""
     splits = load_splits(folder)
-    frames = [subset(splits.train, TRAINED, 42, "train"), subset(splits.validation, JUDGED, 42, "validation")]
-    for name in weights or ["builtin"]:
+    train = subset(splits.train, count=TRAIN_REVIEWS, seed=42)
+    validation = subset(splits.validation, count=VALIDATION_REVIEWS, seed=42)
+    for name in weights:
         model, tokenizer = load_pretrained(name).eval(), load_tokenizer(name)
-        (first, mean, y), (other_first, other_mean, other_y) = (states(model, tokenizer, frame) for frame in frames)
-        found = {"[CLS]": (first, other_first), "mean": (mean, other_mean)}
-        row = {part: accuracies(x.clone(), y, other_x.clone(), other_y)[1] for part, (x, other_x) in found.items()}
-        print(json.dumps({"weights": name} | row), flush=True)
+        first, mean, y = states(model, tokenizer, frame=train)
+        other_first, other_mean, other_y = states(model, tokenizer, frame=validation)
+        row = {"weights": name}
+        for feature, x, other_x in (("[CLS]", first, other_first), ("mean", mean, other_mean)):
+            row[feature] = accuracies(x.clone(), y, other_x=other_x.clone(), other_y=other_y)[1]
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(folder=sys.argv[1], weights=sys.argv[2:] or ["builtin"])

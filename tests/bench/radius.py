@@ -1,9 +1,10 @@
-"""How far --loss mixed's --radius moves a trained model: the divergence and the predictions it changes.
+"""Measures how far `--radius` of `--loss mixed` moves a trained model: the divergence, and the predictions it changes.
 
     python tests/bench/radius.py RUN IMDB_FOLDER
 
-Two batches of 32 training reviews, dropout on, as in training. For each radius ε and each batch: L_VAT (Eq. 8 of
-losses/mixed.py), the share of predictions that change sides, and the divergence that noise of the same length makes.
+Uses two batches of 32 training reviews, with dropout as in training. Prints for each batch and each radius ε: L_VAT
+(Eq. 8 of losses/mixed.py), the fraction of predictions that change, and the divergence caused by random noise of the
+same length.
 """
 
 import json
@@ -20,36 +21,42 @@ from data import LABELED, find_file
 from data.batches import Corpus
 from data.imdb import load_reviews
 from data.tokenization import load_tokenizer
-from losses.mixed import Reviews, kl, of_length, virtual_perturbation
+from losses.mixed import Reviews, kl, scale_to_length, virtual_perturbation
 from nn.checkpoint import load_pretrained
 
 RADII, BATCH, LENGTH = (0.5, 1, 2, 3, 5), 32, 400
 
 
-def moved(reviews: Reviews, logits: Tensor, shift: Tensor) -> tuple[float, float]:
-    """KL to the predictions at `shift`, and how many of them change sides."""
-    with torch.no_grad():
-        other = reviews.logits(shift)
+@torch.no_grad()
+def effect(reviews: Reviews, logits: Tensor, shift: Tensor) -> tuple[float, float]:
+    """Computes KL to the predictions at `shift` [B, T, E], and the fraction of predictions that change.
+
+    logits: of the clean pass, [B, C]
+    """
+    other = reviews.logits(shift)
     return kl(logits, other).item(), (logits.argmax(1) != other.argmax(1)).float().mean().item()
 
 
 def main(run: str, folder: str) -> None:
+    """Prints one row for each batch and radius."""
     best = Path(run) / "best"
     model, tokenizer = load_pretrained(best).train(), load_tokenizer(best)
     frame = load_reviews(find_file(Path(folder), LABELED))[: 2 * BATCH]
-    rows = tokenizer.encode(frame["review"], LENGTH, "head+tail")
-    corpus = Corpus.from_rows(rows, frame["sentiment"], tokenizer.pad_id)
+    rows = tokenizer.encode(frame["review"], max_length=LENGTH, truncate="head+tail")
+    corpus = Corpus.from_rows(rows, labels=frame["sentiment"], pad_id=tokenizer.pad_id)
     torch.manual_seed(0)
-    for at in range(0, len(corpus), BATCH):
-        batch = corpus.batch(np.arange(at, at + BATCH))
-        reviews = Reviews.embed(model, batch.input_ids, batch.mask)
+    for start in range(0, len(corpus), BATCH):
+        batch = corpus.batch(np.arange(start, start + BATCH))
+        reviews = Reviews.embed(model, input_ids=batch.input_ids, mask=batch.mask)
         logits, spread = reviews.logits().detach(), reviews.spread()
         for radius in RADII:
-            worst = moved(reviews, logits, virtual_perturbation(reviews, logits, radius).detach())
-            noise = moved(reviews, logits, of_length(torch.randn_like(reviews.x), reviews.mask, radius * spread))
-            row = {"radius": radius, "vat": round(worst[0], 4), "change sides": round(worst[1], 3)}
-            print(json.dumps(row | {"noise": round(noise[0], 6)}), flush=True)
+            shift = virtual_perturbation(reviews, logits, radius=radius).detach()
+            divergence, changed = effect(reviews, logits, shift=shift)
+            noise = scale_to_length(torch.randn_like(reviews.x), reviews.mask, length=radius * spread)
+            random_divergence, _ = effect(reviews, logits, shift=noise)
+            row = {"radius": radius, "vat": round(divergence, 4), "changed": round(changed, 3)}
+            print(json.dumps(row | {"noise": round(random_divergence, 6)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(run=sys.argv[1], folder=sys.argv[2])

@@ -1,20 +1,25 @@
-"""Our LSTM and GRU against torch.nn's: forward + backward of two bidirectional layers, 128 wide, inputs 300 wide.
+"""Compares the speed of our LSTM and GRU with torch.nn's: forward and backward of two bidirectional layers, 128 wide,
+with inputs 300 wide.
 
-    python tests/bench/rnn.py [REPEATS [IMDB_FOLDER]]
+    python tests/bench/rnn.py [REPEATS [IMDB_DIRECTORY]]
 
-First 64 × 256 places, all real. Then, where a folder is named, BATCHES batches of 64 reviews with their real lengths,
-at most 400 words: torch's padded to the longest of a random batch, ours bucketed by length as train.py has them. The
-two alternate in one process; a row holds the medians in seconds and their ratio (above 1: ours is faster).
+The first comparison has 64 × 256 tokens without padding. With a directory, the second one has BATCHES batches of 64
+reviews with their real lengths, truncated to 400 words: torch's batches are random and padded to their longest review,
+ours are bucketed by length as in train.py. The two implementations alternate in one process. A row has the medians in
+seconds and their ratio, torch / ours: above 1, ours is faster.
 """
 
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import Module
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
@@ -27,62 +32,82 @@ from nn.lstm import LSTM
 from nn.runtime import keep_freed_memory
 
 BATCH, STEPS, WIDTH, HIDDEN, LAYERS, BATCHES = 64, 256, 300, 128, 2, 12
+PairedBatches = dict[str, list[tuple[Tensor, Tensor]]]  # ours, torch -> batches of x [B, T, WIDTH] and mask [B, T]
 
 
-def seconds(step) -> float:
+def seconds(step: Callable[[], None]) -> float:
+    """Returns the wall time of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
-def compare(name: str, runs: dict, repeats: int) -> None:
-    times = {key: [] for key in runs}
+def compare(name: str, steps: dict[str, Callable[[], None]], repeats: int) -> None:
+    """Alternates the steps and prints a row with their medians; the first repeat is a warm-up."""
+    times = {key: [] for key in steps}
     for _ in range(repeats + 1):
-        for key, run in runs.items():
-            times[key].append(seconds(run))
-    medians = {key: statistics.median(values[1:]) for key, values in times.items()}  # the first one warms up
+        for key, step in steps.items():
+            times[key].append(seconds(step))
+    medians = {key: statistics.median(values[1:]) for key, values in times.items()}
     row = {"work": name, **{key: round(value, 3) for key, value in medians.items()}}
     print(json.dumps(row | {"ratio": round(medians["torch"] / medians["ours"], 2)}), flush=True)
 
 
-def real_lengths(folder: str) -> np.ndarray:
-    """Words of the first reviews in the training file, in its order."""
-    reviews = load_reviews(find_file(Path(folder), LABELED))["review"][: BATCH * BATCHES]
+def real_lengths(directory: str) -> np.ndarray:
+    """Returns the number of words of the first reviews in the training file, in the order of the file."""
+    reviews = load_reviews(find_file(Path(directory), LABELED))["review"][: BATCH * BATCHES]
     tokenizer = train_tokenizer("wordlevel", reviews, 40_000)
     return np.array([len(ids) for ids in tokenizer.encode(reviews, 400)])
 
 
-def batches(lengths: np.ndarray, order: list[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    made = []
+def random_batches(lengths: np.ndarray, order: list[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
+    """Draws the inputs and masks of batches of reviews. order: the review numbers of each batch"""
+    batches = []
     for rows in order:
         mask = torch.arange(int(lengths[rows].max())) < torch.from_numpy(lengths[rows])[:, None]
-        made.append((torch.randn(*mask.shape, WIDTH, requires_grad=True), mask))
-    return made
+        batches.append((torch.randn(*mask.shape, WIDTH, requires_grad=True), mask))
+    return batches
 
 
-def main(repeats: int, folder: str | None) -> None:
+def real_batches(directory: str) -> PairedBatches:
+    """Returns the same reviews bucketed by length for ours, and in the order of the file for torch."""
+    lengths = real_lengths(directory)
+    in_order = [np.arange(start, start + BATCH) for start in range(0, len(lengths), BATCH)]
+    theirs = random_batches(lengths, in_order)
+    bucketed = shuffled_order(lengths, BATCH, seed=0, epoch=0)
+    return {"ours": random_batches(lengths, bucketed), "torch": theirs}
+
+
+def training_steps(ours: Module, theirs: Module, batches: PairedBatches) -> dict[str, Callable[[], None]]:
+    """Returns a function for each implementation that runs forward and backward of all its batches."""
+
+    def run_ours() -> None:
+        for x, mask in batches["ours"]:
+            ours(x, mask).sum().backward()
+
+    def run_torch() -> None:
+        for x, _ in batches["torch"]:
+            theirs(x)[0].sum().backward()
+
+    return {"ours": run_ours, "torch": run_torch}
+
+
+def main(repeats: int, directory: str | None) -> None:
+    """Prints one row for LSTM and GRU each, or two with the real lengths of a directory."""
     keep_freed_memory()
     torch.manual_seed(0)
-    x = torch.randn(BATCH, STEPS, WIDTH, requires_grad=True)
-    mask = torch.ones(BATCH, STEPS, dtype=torch.bool)
-    if folder:
-        lengths = real_lengths(folder)
-        padded = batches(lengths, [np.arange(at, at + BATCH) for at in range(0, len(lengths), BATCH)])
-        bucketed = batches(lengths, shuffled_order(lengths, BATCH, seed=0, epoch=0))
+    full = [(torch.randn(BATCH, STEPS, WIDTH, requires_grad=True), torch.ones(BATCH, STEPS, dtype=torch.bool))]
+    real = real_batches(directory) if directory else None
     for ours, theirs in ((LSTM, torch.nn.LSTM), (GRU, torch.nn.GRU)):
-        mine = ours(WIDTH, HIDDEN, LAYERS)
-        torchs = theirs(WIDTH, HIDDEN, LAYERS, batch_first=True, bidirectional=True)
-        runs = {
-            "ours": lambda mine=mine: mine(x, mask).sum().backward(),
-            "torch": lambda torchs=torchs: torchs(x)[0].sum().backward(),
-        }
-        compare(f"{ours.__name__}, {BATCH} x {STEPS}", runs, repeats)
-        if folder:
-            runs = {
-                "ours": lambda mine=mine: [mine(*batch).sum().backward() for batch in bucketed],
-                "torch": lambda torchs=torchs: [torchs(x)[0].sum().backward() for x, _ in padded],
-            }
-            compare(f"{ours.__name__}, {BATCHES} real batches", runs, max(1, repeats // 3))
+        layers = (
+            ours(input_size=WIDTH, hidden_size=HIDDEN, num_layers=LAYERS),
+            theirs(WIDTH, HIDDEN, num_layers=LAYERS, batch_first=True, bidirectional=True),
+        )
+        steps = training_steps(*layers, batches={"ours": full, "torch": full})
+        compare(f"{ours.__name__}, {BATCH} x {STEPS}", steps=steps, repeats=repeats)
+        if real:
+            steps = training_steps(*layers, batches=real)
+            compare(f"{ours.__name__}, {BATCHES} real batches", steps=steps, repeats=max(1, repeats // 3))
 
 
 if __name__ == "__main__":

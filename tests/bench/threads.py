@@ -1,10 +1,10 @@
-"""What the patience of waiting threads costs: the OpenMP runtime's own, GOMP_SPINCOUNT 10,000 (train.py's), passive.
+"""Measures how waiting OpenMP threads affect speed: the runtime's default, GOMP_SPINCOUNT 10,000 (train.py's), passive.
 
     python tests/bench/threads.py [REPEATS]
 
-Training steps of the built-in weights on 16 × 128 tokens, on all cores: first on free cores, then beside one busy
-process a core, which waits for nobody. The settings alternate, each in a process of its own, since the runtime reads
-them once. Prints medians in tokens a second, and their ratio to the runtime's own setting.
+Measures training steps of the built-in weights on 16 × 128 tokens with all cores: first with all cores free, then with
+one busy process for each core. The settings alternate, each in a new process, since the runtime reads them once. Prints
+medians in tokens per second, and their ratio to the runtime's default ("own").
 """
 
 import json
@@ -15,18 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from nn.checkpoint import load_pretrained
+from nn.runtime import keep_freed_memory
+
 SETTINGS = {"own": {}, "spin 10,000": {"GOMP_SPINCOUNT": "10000"}, "passive": {"OMP_WAIT_POLICY": "passive"}}
 BATCH, LENGTH, SECONDS = 16, 128, 8
 
 
 def tokens_per_second() -> float:
-    sys.path.insert(0, str(ROOT))
-    import torch
-
-    from nn.checkpoint import load_pretrained
-    from nn.runtime import keep_freed_memory
-
+    """Measures training steps in this process."""
     keep_freed_memory()
     model = load_pretrained("builtin").train()
     ids, mask = torch.randint(10, 9000, (BATCH, LENGTH)), torch.ones(BATCH, LENGTH, dtype=torch.bool)
@@ -38,23 +39,29 @@ def tokens_per_second() -> float:
     return steps * BATCH * LENGTH / spent
 
 
-def main(repeats: int) -> None:
+def medians(repeats: int) -> dict[str, int]:
+    """Returns the median speed of each setting, in tokens per second."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
-    for beside in (0, os.cpu_count()):
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(beside)]
+    command = [sys.executable, __file__, "one"]
+    found: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    for _ in range(repeats):
+        for name, setting in SETTINGS.items():
+            done = subprocess.run(command, env=outside | setting, capture_output=True, check=True)
+            found[name].append(float(done.stdout))
+    return {name: round(statistics.median(values)) for name, values in found.items()}
+
+
+def main(repeats: int) -> None:
+    """Prints one row with free cores and one with busy cores."""
+    for num_busy in (0, os.cpu_count() or 1):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_busy)]
         try:
-            found = {name: [] for name in SETTINGS}
-            for _ in range(repeats):
-                for name, setting in SETTINGS.items():
-                    command = [sys.executable, __file__, "one"]
-                    printed = subprocess.run(command, env=outside | setting, capture_output=True, check=True).stdout
-                    found[name].append(float(printed))
+            row = medians(repeats)
         finally:
             for process in busy:
                 process.kill()
-        medians = {name: round(statistics.median(values)) for name, values in found.items()}
-        ratios = {f"ratio {name}": round(value / medians["own"], 2) for name, value in medians.items()}
-        print(json.dumps({"busy processes": beside, **medians, **ratios}), flush=True)
+        ratios = {f"ratio {name}": round(value / row["own"], 2) for name, value in row.items()}
+        print(json.dumps({"busy processes": num_busy, **row, **ratios}), flush=True)
 
 
 if __name__ == "__main__":

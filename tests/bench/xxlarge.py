@@ -1,10 +1,11 @@
-"""One training step in deberta-v2-xxlarge's shape: int8 weights, LoRA on all linear layers, checkpointing, bf16.
+"""Measures one training step of deberta-v2-xxlarge's shape, with int8 weights, LoRA on all linear layers, checkpointing
+and bf16.
 
     python tests/bench/xxlarge.py [BATCH [LENGTH]]
 
-Random weights, put into 8 bits layer by layer. Prints the account of memory for 16 × 512, made by running one layer of
-it, then one step of BATCH × LENGTH (default: 1 × 64 on a CPU, 16 × 512 on a GPU), its time and what was measured.
-Needs 8 GB of memory on a CPU.
+The weights are random and are quantized layer by layer. Prints the account of memory for 16 × 512 tokens, which is
+measured on one layer, then runs one step of BATCH × LENGTH (default: 1 × 64 on a CPU, 16 × 512 on a GPU) and prints its
+time, its account and the measured peak. Needs 8 GB of memory on a CPU.
 """
 
 import json
@@ -15,26 +16,27 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from load_xxlarge import XXLARGE
+from memory_account import Account, Live, account
 
 import peft
 from nn.deberta import Deberta
 from nn.encoder import init_weights
-from nn.memory import Live, account
 from nn.quant import Int8Embedding, Int8Linear, put_quantized, quantizable
-from nn.runtime import choose_machine, peak_memory
+from nn.runtime import Machine, choose_machine, peak_memory
 
 MIB = 2**20
 
 
 def build() -> Deberta:
-    """The model on the CPU; no more than one layer's weights are ever there in fp32."""
+    """Builds the model on the CPU. At most one layer's weights exist in fp32 at a time."""
     with torch.device("meta"):
         model = Deberta(XXLARGE)
-    small = quantizable(model)
-    for name in small:
-        put_quantized(model, name, torch.randn(model.get_submodule(name).weight.shape).mul_(XXLARGE.initializer_range))
+    for name in quantizable(model):
+        shape = model.get_submodule(name).weight.shape
+        put_quantized(model, name, weight=torch.randn(shape).mul_(XXLARGE.initializer_range))
     for name, module in model.named_modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
@@ -45,45 +47,54 @@ def build() -> Deberta:
 
 
 def inputs(batch: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws random token ids, int64 [B, T], with a mask without padding, bool [B, T]."""
     ids = torch.randint(5, XXLARGE.vocab_size, (batch, length), device=device)
     return ids, torch.ones_like(ids, dtype=torch.bool)
 
 
-def main(batch: int, length: int) -> None:
-    machine = choose_machine("auto", "auto")
-    torch.manual_seed(0)
-    model = build().to(machine.device).train()
-    model.checkpointing = True
-    print(
-        f"{machine}; {sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters", flush=True
-    )
-    counted = account(model, *inputs(16, 512, machine.device), machine.autocast)
-    row = {name: round(value / MIB) for name, value in counted._asdict().items()}
-    print(json.dumps({"account of 16 x 512, MiB": row, "total": round(counted.total / MIB)}), flush=True)
+def account_of(model: Deberta, batch: int, length: int, machine: Machine) -> Account:
+    """Accounts for a step of batch × length tokens."""
+    ids, mask = inputs(batch, length, device=machine.device)
+    return account(model, input_ids=ids, mask=mask, autocast=machine.autocast)
 
-    here = account(model, *inputs(batch, length, machine.device), machine.autocast)
+
+def step(model: Deberta, batch: int, length: int, machine: Machine) -> tuple[float, int]:
+    """Runs one training step. Returns its seconds and the peak bytes of the tensors that it creates."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     begin = time.perf_counter()
     with Live() as live:
         with machine.autocast():
-            loss = model(*inputs(batch, length, machine.device)).float().sum()
+            loss = model(*inputs(batch, length, device=machine.device)).float().sum()
         loss.backward()
         optimizer.step()
-    seconds = time.perf_counter() - begin
-    print(
-        json.dumps(
-            {
-                "step": f"{batch} x {length}",
-                "seconds": round(seconds, 1),
-                "account, MiB": round(here.total / MIB),
-                "measured, MiB": round((live.peak + here.weights) / MIB),
-                "peak of the process or GPU, MiB": round(peak_memory(machine.device) / MIB),
-            }
-        )
-    )
+    return time.perf_counter() - begin, live.peak
+
+
+def main(batch: int, length: int) -> None:
+    """Prints the account of 16 × 512, then a step of batch × length."""
+    machine = choose_machine("auto", "auto")
+    torch.manual_seed(0)
+    model = build().to(machine.device).train()
+    model.checkpointing = True
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{machine}; {trained:,} trained parameters", flush=True)
+    large = account_of(model, batch=16, length=512, machine=machine)
+    row = {name: round(value / MIB) for name, value in large._asdict().items()}
+    print(json.dumps({"account of 16 x 512, MiB": row, "total": round(large.total / MIB)}), flush=True)
+
+    expected = account_of(model, batch=batch, length=length, machine=machine)
+    seconds, peak = step(model, batch=batch, length=length, machine=machine)
+    row = {
+        "step": f"{batch} x {length}",
+        "seconds": round(seconds, 1),
+        "account, MiB": round(expected.total / MIB),
+        "measured, MiB": round((peak + expected.weights) / MIB),
+        "peak of the process or GPU, MiB": round(peak_memory(machine.device) / MIB),
+    }
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":
-    gpu = torch.cuda.is_available()
+    defaults = [16, 512] if torch.cuda.is_available() else [1, 64]
     given = [int(argument) for argument in sys.argv[1:]]
-    main(*(given + [16 if gpu else 1, 512 if gpu else 64][len(given) :]))
+    main(*given, *defaults[len(given) :])

@@ -1,13 +1,16 @@
-"""Makes the golden files beside it: tiny random checkpoints saved by transformers, with its logits and gradients, and
-ids that sentencepiece gives.
+"""Writes the golden files in this directory: tiny random checkpoints saved by transformers, with its logits and
+gradients, and the token ids of sentencepiece.
 
     python tests/golden/make_golden.py [SPM_MODEL [TEST_REVIEWS_TSV]]
 
-in an environment of its own, with torch 2.13.0, transformers 5.23.0 and sentencepiece 0.2.3.
+It needs a separate environment with torch 2.13.0, transformers 5.23.0 and sentencepiece 0.2.3.
 
-Each folder holds config.json, model.safetensors and expected.safetensors:
-    input_ids, mask [B, T], labels [B];  logits [B, C] of the padded batch;  single [B, C], each row alone, without
-    padding; grad.<published name>: gradients of the mean cross-entropy.
+Each subdirectory contains config.json, model.safetensors and expected.safetensors with
+    input_ids, mask    [B, T]
+    labels             [B]
+    logits             [B, C], of the padded batch
+    single             [B, C], of each row separately, without padding
+    grad.<name>        the gradient of the mean cross-entropy, by published name
 """
 
 import hashlib
@@ -78,13 +81,14 @@ CLASSES = {
 
 
 def make(name: str, config_class: type, values: dict, seed: int) -> None:
+    """Writes the checkpoint `name` with its expected tensors."""
     torch.manual_seed(seed)
     sizes = {"vocab_size": SIZES["vocab_size"]} if config_class is DistilBertConfig else SIZES
     config = config_class(**sizes, **values)
     pad = config.pad_token_id
     model = CLASSES[config_class](config).eval()
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)  # large: attention must be far from uniform for its terms to show
+        torch.nn.init.normal_(parameter, std=0.3)  # large, so that attention is far from uniform
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
             torch.nn.init.normal_(module.weight, mean=1.0, std=0.15)
@@ -126,7 +130,7 @@ TEXTS = [
 
 
 def make_ids(model_file: str) -> None:
-    """SentencePiece's ids of TEXTS -> spm.json."""
+    """Writes spm.json: the token ids of TEXTS by sentencepiece."""
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=model_file)
@@ -135,7 +139,8 @@ def make_ids(model_file: str) -> None:
 
 
 def make_review_ids(model_file: str, reviews_file: str, count: int = 5000) -> None:
-    """SHA-256 of SentencePiece's ids of the first test reviews, cleaned by the project, -> spm_reviews.json."""
+    """Writes spm_reviews.json: the SHA-256 hash of the token ids of the first `count` test reviews by sentencepiece,
+    after the cleaning of this project."""
     import sentencepiece
 
     sys.path.insert(0, str(HERE.parent.parent))

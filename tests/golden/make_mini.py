@@ -1,4 +1,4 @@
-"""Writes mini.json: what transformers makes of the built-in checkpoint, and the hashes of its files.
+"""Writes mini.json: the outputs of transformers with the built-in checkpoint, and the hashes of its files.
 
 pip install torch transformers && python tests/golden/make_mini.py
 """
@@ -20,15 +20,15 @@ TEXTS = [
 if __name__ == "__main__":
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(FOLDER)
     model = transformers.DebertaV2Model.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    given = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        h = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).last_hidden_state
+        h = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     golden = {
         "transformers": transformers.__version__,
         "texts": TEXTS,
         "input_ids": [
-            ids[: sum(seen)]
-            for ids, seen in zip(*(given[key].tolist() for key in ("input_ids", "attention_mask")), strict=True)
+            ids[: sum(mask)]
+            for ids, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
         ],
         "hidden": [[round(value, 6) for value in row] for row in h[:, 0].tolist()],
         "sha256": {

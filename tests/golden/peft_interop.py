@@ -1,35 +1,62 @@
-"""Adapters across two programs: what huggingface/peft writes loads here with equal logits, and what we write, there.
+"""Exchanges adapters with huggingface/peft: its adapters must give equal logits here, and ours there.
 
     python tests/golden/peft_interop.py theirs          with transformers 5.23.0, peft 0.21.2: writes adapters/
-    python tests/golden/peft_interop.py ours FOLDER     with this project: reads adapters/, writes our own into FOLDER
+    python tests/golden/peft_interop.py ours FOLDER     with this project: reads adapters/, writes its own into FOLDER
     python tests/golden/peft_interop.py back FOLDER     with transformers and peft: reads FOLDER
 
-Two environments, since both packages are called peft. Each step prints a row a method, a column a family, and the
-largest difference of logits, or the error of the program that cannot run the method. Bases: the tiny checkpoints beside
-this file. Prompts are read at their first virtual token, as huggingface/peft does.
+The steps need two environments, and imports inside functions, because both packages are called peft. Each step prints a
+table with a row for each method and a column for each family. A cell is the largest difference of logits, or the error
+of a program that cannot run the method. The backbones are the tiny checkpoints in this folder. The classifier reads the
+first virtual token of a prompt, as in huggingface/peft.
 """
 
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import Module
 
 HERE = Path(__file__).parent
 ADAPTERS = HERE / "adapters"
 FAMILIES = {"bert": "query", "distilbert": "q_lin", "roberta": "query", "deberta_v3": "query_proj"}
 METHODS = ("lora", "lora_all", "dora", "rslora", "prompt", "p_tuning_mlp", "p_tuning_lstm", "prefix")
 P, SCALE = 4, 0.15
+# our method and its options for each row
+OURS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"rank": 3, "lora_bias": "all", "rank_pattern": "value=2"}),
+    "lora_all": ("lora", {"rank": 3, "targets": "all-linear"}),
+    "dora": ("lora", {"rank": 3, "dora": True}),
+    "rslora": ("lora", {"rank": 3, "rslora": True, "lora_bias": "lora_only", "alpha_pattern": "layers.0=5"}),
+    "prompt": ("prompt", {"virtual_tokens": P, "pool": "virtual"}),
+    "p_tuning_mlp": ("p_tuning", {"virtual_tokens": P, "pool": "virtual", "prompt_hidden": 9}),
+    "p_tuning_lstm": (
+        "p_tuning",
+        {"virtual_tokens": P, "pool": "virtual", "prompt_hidden": 9, "prompt_encoder": "lstm"},
+    ),
+    "prefix": ("prefix", {"virtual_tokens": P}),
+}
 
 
-def batch(family: str) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(family: str) -> tuple[Tensor, Tensor]:
+    """Returns the token ids and the mask of a family's golden batch: int64 and bool [B, T]."""
     expected = load_file(HERE / family / "expected.safetensors")
     return expected["input_ids"], expected["mask"]
 
 
+def move_trainable_parameters(model: Module) -> None:
+    """Adds noise to every trainable parameter, so that those that start at 0 change the logits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += SCALE * torch.randn_like(parameter)
+
+
 def show(rows: dict[str, dict[str, str]]) -> None:
+    """Prints a table {method: {family: cell}} with short cells, and the full text of the cells that are no numbers."""
     print(f"{'':14}" + "".join(f"{family:14}" for family in FAMILIES))
     for method, cells in rows.items():
         print(f"{method:14}" + "".join(f"{cells[family][:13]:14}" for family in FAMILIES))
@@ -40,12 +67,13 @@ def show(rows: dict[str, dict[str, str]]) -> None:
 # ------------------------------------------------------------------------------------------ with huggingface/peft
 
 
-def their_config(method: str, family: str):
+def their_config(method: str, family: str) -> Any:
+    """Returns huggingface/peft's config of a method for a family."""
     from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
     sizes = json.loads((HERE / family / "config.json").read_text())
     virtual = {"task_type": "SEQ_CLS", "num_virtual_tokens": P}
-    if family == "distilbert":  # peft cannot tell these from its config
+    if family == "distilbert":  # peft does not find these sizes in its config
         virtual |= {"token_dim": sizes["dim"], "num_layers": sizes["n_layers"], "num_attention_heads": sizes["n_heads"]}
     query = FAMILIES[family]
     targets = [query, "v_lin" if query == "q_lin" else query.replace("query", "value")]
@@ -75,6 +103,7 @@ def their_config(method: str, family: str):
 
 
 def their_adapter(method: str, family: str) -> str:
+    """Writes an adapter of huggingface/peft with its logits. Returns a cell of the table."""
     from transformers import AutoModelForSequenceClassification
 
     from peft import get_peft_model
@@ -82,9 +111,7 @@ def their_adapter(method: str, family: str) -> str:
     torch.manual_seed(0)
     base = AutoModelForSequenceClassification.from_pretrained(HERE / family)
     model = get_peft_model(base, their_config(method, family)).eval()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += SCALE * torch.randn_like(parameter)
+    move_trainable_parameters(model)
     ids, mask = batch(family)
     folder = ADAPTERS / f"{family}-{method}"
     try:
@@ -98,11 +125,13 @@ def their_adapter(method: str, family: str) -> str:
 
 
 def theirs() -> None:
+    """Writes the adapters of huggingface/peft for all methods and families."""
     shutil.rmtree(ADAPTERS, ignore_errors=True)
     show({method: {family: their_adapter(method, family) for family in FAMILIES} for method in METHODS})
 
 
 def back(folder: Path) -> None:
+    """Reads our adapters with huggingface/peft and compares the logits."""
     from transformers import AutoModelForSequenceClassification
 
     from peft import PeftModel
@@ -122,51 +151,32 @@ def back(folder: Path) -> None:
     show(rows)
 
 
-# -------------------------------------------------------------------------------------------------------- with us
+# ---------------------------------------------------------------------------------------------- with this project
 
 
 def ours(folder: Path) -> None:
+    """Reads the adapters of huggingface/peft, compares the logits, and writes our own adapters into `folder`."""
     sys.path.insert(0, str(HERE.parent.parent))
     import peft
     from nn.checkpoint import load_pretrained
 
-    rows: dict[str, dict[str, str]] = {method: {} for method in METHODS}
-    for method in METHODS:
-        for family in FAMILIES:
-            path = ADAPTERS / f"{family}-{method}"
-            if not path.is_dir():
-                rows[method][family] = "- (peft cannot run it)"
-                continue
-            model = peft.load_adapter(load_pretrained(HERE / family), path).eval()
-            expected = load_file(path / "expected.safetensors")["logits"]
-            rows[method][family] = f"{(model(*batch(family)) - expected).abs().max():.1e}"
+    def read(method: str, family: str) -> str:
+        """Returns a cell of the table."""
+        path = ADAPTERS / f"{family}-{method}"
+        if not path.is_dir():
+            return "- (peft cannot run it)"
+        model = peft.load_adapter(load_pretrained(HERE / family), path).eval()
+        expected = load_file(path / "expected.safetensors")["logits"]
+        return f"{(model(*batch(family)) - expected).abs().max():.1e}"
+
     print("written by peft, read by us")
-    show(rows)
-    options = {
-        "lora": {"rank": 3, "lora_bias": "all", "rank_pattern": "value=2"},
-        "lora_all": {"rank": 3, "targets": "all-linear"},
-        "dora": {"rank": 3, "dora": True},
-        "rslora": {"rank": 3, "rslora": True, "lora_bias": "lora_only", "alpha_pattern": "layers.0=5"},
-        "prompt": {"virtual_tokens": P, "pool": "virtual"},
-        "p_tuning_mlp": {"virtual_tokens": P, "pool": "virtual", "prompt_hidden": 9},
-        "p_tuning_lstm": {"virtual_tokens": P, "pool": "virtual", "prompt_hidden": 9, "prompt_encoder": "lstm"},
-        "prefix": {"virtual_tokens": P},
-    }
-    kinds = {
-        "lora_all": "lora",
-        "dora": "lora",
-        "rslora": "lora",
-        "p_tuning_mlp": "p_tuning",
-        "p_tuning_lstm": "p_tuning",
-    }
-    for method, given in options.items():
+    show({method: {family: read(method, family) for family in FAMILIES} for method in METHODS})
+    for row, (method, options) in OURS.items():
         for family in FAMILIES:
             torch.manual_seed(0)
-            model = peft.apply(load_pretrained(HERE / family), kinds.get(method, method), [3, 5, 7, 11], **given).eval()
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.data += SCALE * torch.randn_like(parameter)
-            path = folder / f"{family}-{method}"
+            model = peft.apply(load_pretrained(HERE / family), method, [3, 5, 7, 11], **options).eval()
+            move_trainable_parameters(model)
+            path = folder / f"{family}-{row}"
             peft.save_adapter(model, path, str(HERE / family))
             save_file({"logits": model(*batch(family)).detach()}, path / "expected.safetensors")
 

@@ -1,0 +1,108 @@
+"""Tests of the published rows, their tables and pictures."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data.files import read_json, write_json
+from data.pictures import write_pictures
+from data.rows import RESULTS, publish, published_rows
+from data.runs import Run
+from data.tables import best_by_model, main, mean_and_deviation, models_table, results_table
+
+
+def write_result(
+    folder: Path, name: str, seed: int = 42, validation: float = 0.5, test: float = 0.5, **options: object
+) -> None:
+    """Writes ROW.json of a run with these accuracies."""
+    result = {
+        "row": name,
+        "command": "python train.py",
+        "commit": "0123456789",
+        "options": {"model": "gru", "peft": "none", "loss": "ce", "weights": "none", "word_vectors": "train"}
+        | {"seed": seed}
+        | options,
+        "parameters": {"trained": 3_140_000, "total": 14_000_000},
+        "seconds": 60.0,
+        "validation": {"accuracy": validation},
+        "test": {"accuracy": test},
+    }
+    write_json(folder / f"{name}.json", result)
+
+
+def test_every_published_row_has_command_seed_versions_and_log():
+    readme = (RESULTS / "README.md").read_text(encoding="utf-8")
+    for path in RESULTS.glob("*.json"):
+        row = read_json(path)
+        assert row["command"].startswith("python train.py ")
+        assert {"seed"} <= row["options"].keys()
+        assert row["versions"]["torch"]
+        assert path.with_suffix(".log.jsonl").exists()
+        assert row["row"] == path.stem
+        assert readme.count(f"| {row['row'].partition('@')[0]} |") == 1
+
+
+def test_seeds_of_a_row_share_one_line(tmp_path: Path):
+    write_result(tmp_path, "a", seed=42, validation=0.5, test=0.5)
+    write_result(tmp_path, "a@43", seed=43, validation=0.6, test=0.6)
+    write_result(tmp_path, "b", validation=0.9, test=0.9)
+    write_result(tmp_path, "c-other")
+    first, second = results_table(["a", "b"], tmp_path).splitlines()[2:]
+    mean = "0.5500 ± 0.0707"
+    assert first == f"| a | 3.14 M of 14 M | {mean} | **{mean}** | 42 43 | 1 | 0123456 | `python train.py` |"
+    assert "| **0.9000** | 42 |" in second
+
+
+def test_a_partly_scored_row_shows_the_number_of_test_reviews(tmp_path: Path):
+    write_result(tmp_path, "b", test=0.9, test_reviews=2500)
+    assert "| **0.9000 of 2,500** | 42 |" in results_table(["b"], tmp_path)
+
+
+def test_no_value_is_a_dash():
+    assert mean_and_deviation([]) == "–"
+
+
+def test_best_row_of_a_model_is_chosen_by_validation_accuracy(tmp_path: Path):
+    write_result(tmp_path, "gru-a", validation=0.90, test=0.80)
+    write_result(tmp_path, "gru-b", validation=0.88, test=0.95)
+    write_result(tmp_path, "gru-few", validation=0.99, test_reviews=100)
+    write_result(tmp_path, "gru-continued", validation=0.99, weights="runs/gru-a/best")
+    write_result(tmp_path, "cnn", validation=0.85, test=0.85, model="cnn")
+    assert {model: row.name for model, row in best_by_model(tmp_path).items()} == {"cnn": "cnn", "gru": "gru-a"}
+    assert list(best_by_model(tmp_path)) == ["cnn", "gru"]  # the best test accuracy first
+    assert "| `gru` | GloVe | none | ce | 3.14 M | 0.9000 | **0.8000** | 1 |" in models_table(tmp_path)
+
+
+def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("data.rows.RESULTS", tmp_path / "results")
+    run = Run.create(tmp_path / "run", {"options": {}})
+    with pytest.raises(ValueError, match="is not finished"):
+        publish(str(run.folder), "row")
+    run.log("epoch", epoch=1)
+    write_json(run.folder / "result.json", {"validation": {"loss": 1.0}})
+    with pytest.raises(ValueError, match="is a pretraining run"):
+        publish(str(run.folder), "row")
+    write_json(run.folder / "result.json", {"validation": {"accuracy": 0.5}})
+    assert read_json(publish(str(run.folder), "row")) == {"row": "row", "validation": {"accuracy": 0.5}}
+    assert json.loads((tmp_path / "results/row.log.jsonl").read_text())["epoch"] == 1
+
+
+def test_pictures_are_deterministic_and_show_every_row(tmp_path: Path):
+    for folder in ("one", "two"):
+        write_pictures(tmp_path / folder)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+        committed = (RESULTS / "pictures" / path.name).read_text(encoding="utf-8")
+        assert set(re.findall(r'id="([\w.@-]+)"', committed)) >= ids_of_rows(path.name)
+
+
+def ids_of_rows(picture: str) -> set[str]:
+    """Returns the ids that the points of a picture have: the names of the rows."""
+    return {row.name for row in published_rows() if row.full_test} if picture == "accuracy.svg" else set()
+
+
+def test_unknown_arguments_show_the_usage():
+    with pytest.raises(ValueError, match="usage: python -m"):
+        main(["tables"])
