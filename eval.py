@@ -1,7 +1,9 @@
-"""Scores and uses a finished run.
+"""Scores and uses a finished run, or a checkpoint.
 
 python eval.py --run runs/NAME                                     validation and, if labels are known, test
-python eval.py --run runs/NAME --predict testData.tsv.gz --out submission.csv
+python eval.py --run runs/NAME --data FILE.csv                     all rows of a file
+python eval.py --run runs/NAME --predict testData.tsv.gz --submission --out submission.csv
+python eval.py --weights DIR_OR_HUB_ID --data FILE.csv             a published classifier, without a run
 python eval.py --run runs/NAME --text "A wonderful little film." --explain
 python eval.py --compare "runs/ONE runs/TWO" --plot curves.png
 """
@@ -11,8 +13,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,19 @@ import torch
 from tqdm import tqdm
 
 import peft
-from data import find_source, load_splits
+from data import Source, find_source, load_table
 from data.batches import Corpus, batches, build_corpus, sorted_order
+from data.demo import kind_of
 from data.errors import clean_exit
-from data.files import read_json, write_text
-from data.flags import check_choice, option, parse_flags
-from data.imdb import UNKNOWN, as_frame, clean, load_reviews
+from data.files import is_stdout, write_output
+from data.flags import check_choice, option, parse_flags, pick_fields
+from data.hub import ADAPTER_CONFIG
+from data.imdb import as_frame, clean
+from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter
+from data.metrics import metrics, print_metrics, softmax
+from data.options import Options as TrainOptions
+from data.options import read_splits
 from data.runs import Run
 from data.seeds import random_state, set_random_state
 from data.tables import comparison, draw_curves
@@ -41,8 +49,8 @@ from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
 from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory, tokens_per_pass
-from peft.files import ADAPTER_CONFIG
 
+COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting")
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
 
 
@@ -53,19 +61,28 @@ def no_check() -> None:
 @dataclass(frozen=True)
 class Options:
     run: str = option("", "what", "the run folder")
-    data: str = option("", "what", "read reviews from here instead of the run's own data")
-    predict: str = option("", "what", "a TSV or CSV of reviews to label")
-    out: str = option("submission.csv", "what", "the file that --predict writes, with columns id,sentiment")
+    weights: str = option("", "what", "score this checkpoint folder or hub id instead of a run")
+    base: str = option("", "what", "the backbone of the run's adapter, if it is not where it was")
+    data: str = option("", "what", "score all rows of this file, or the reviews of this folder")
+    predict: str = option("", "what", "label the reviews of this file; -: one review a line from standard input")
+    submission: bool = option(False, "what", "with --predict: write Kaggle's columns id,sentiment only")
+    out: str = option("", "what", "the file that --predict writes; -: standard output; default: submission.csv")
     text: str = option("", "what", "one review to label")
     explain: bool = option(False, "what", "with --text: the words that the label depends on; one pass a word")
     compare: str = option("", "what", "run folders, separated by spaces: prints a table of them")
     plot: str = option("", "what", "with --compare: draw the learning curves into this .png, .svg or .pdf")
     merge: str = option("", "what", "write a plain checkpoint to this folder, with the adapter merged into its weights")
     dtype: str = option("fp32", "what", "number format of the checkpoint that --merge writes: fp32, fp16 or bf16")
-    skip_bad_rows: bool = option(False, "what", "leave out broken rows of a file instead of stopping")
-    quantize: str = option("none", "machine", "int8: the run's weights in 8 bits; or none")
+    text_column: str = option("", "data", "column that contains the text; default: the run's")
+    label_column: str = option("", "data", "column that contains the label; default: the run's")
+    id_column: str = option("", "data", "column that contains the id; default: the run's")
+    encoding: str = option("", "data", "encoding of the files; default: the run's")
+    quoting: str = option("", "data", "quotes of a file: rfc4180, literal or backslash; default: the run's")
+    skip_bad_rows: bool = option(False, "data", "leave out broken rows of a file instead of stopping")
+    max_length: int = option(0, "data", "with --weights: maximum number of tokens of a review; 0: 512, or the model's")
+    quantize: str = option("run", "machine", "int8: the weights in 8 bits; none; run: as the run was trained")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
-    precision: str = option("auto", "machine", "fp32, bf16, fp16 or auto")
+    precision: str = option("", "machine", "fp32, bf16, fp16 or auto; default: the run's")
 
 
 # ------------------------------------------------------------------------------------------------------- scoring
@@ -122,131 +139,143 @@ def score(
     return logits
 
 
-def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Computes the area under the ROC curve (Mann & Whitney 1947).
-
-    The probability that a positive example scores above a negative one; ties count half. scores: [N];  labels: 0 or 1,
-    [N]. Returns nan if a class is missing.
-    """
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (counts.cumsum() - (counts - 1) / 2)[inverse]  # mean rank of ties, from 1
-    positive = int(labels.sum())
-    pairs = positive * (len(labels) - positive)
-    return float((rank[labels == 1].sum() - positive * (positive + 1) / 2) / pairs) if pairs else float("nan")
+# -------------------------------------------------------------------------------------- a finished run, a checkpoint
 
 
-def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Computes accuracy and cross-entropy; for two classes also AUC, F1 of the positive one and the confusion matrix.
-
-    logits: [N, C];  labels: [N]. confusion: [[true negative, false positive], [false negative, true positive]]
-    """
-    wide = logits.astype(np.float64)
-    log_p = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
-    predicted = logits.argmax(1)
-    values: dict[str, Any] = {
-        "accuracy": float((predicted == labels).mean()),
-        "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
-        "count": len(labels),
-    }
-    if logits.shape[1] == 2:
-        matrix = np.bincount(labels * 2 + predicted, minlength=4).reshape(2, 2)
-        (_, fp), (fn, tp) = matrix.tolist()
-        f1 = 2 * tp / (2 * tp + fp + fn) if tp else 0.0
-        values |= {"auc": auc(wide[:, 1] - wide[:, 0], labels), "f1": f1, "confusion": matrix.tolist()}
-    return values
-
-
-def print_metrics(name: str, values: dict[str, Any]) -> None:
-    """Prints metrics in one line."""
-    line = f"{name}: accuracy {values['accuracy']:.4f} on {values['count']:,} reviews, loss {values['loss']:.4f}"
-    if "auc" in values:
-        (tn, fp), (fn, tp) = values["confusion"]
-        line += f", AUC {values['auc']:.4f}, F1 {values['f1']:.4f}, confusion [[{tn}, {fp}], [{fn}, {tp}]]"
-    print(line)
-
-
-# ------------------------------------------------------------------------------------------------- a finished run
-
-
-def load_run(run: Run, device: torch.device, quantize: str = "none") -> tuple[Model, Tokenizer]:
+def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = "") -> tuple[Model, Tokenizer]:
     """Loads the best model of a run, in eval() mode, and its tokenizer.
 
-    quantize: `int8` quantizes the weights; a run over 8-bit weights always has them. Raises FileNotFoundError if no
-    epoch was finished.
+    quantize: int8, none, or run: as the run was trained.  base: the backbone of its adapter, if it was moved. Raises
+    FileNotFoundError if no epoch was finished, or if the backbone is not found.
     """
-    check_choice("quantize", quantize, {"none": None, "int8": None})
-    trained = run.config["options"]
-    labels, int8 = trained["num_labels"], "int8" in (quantize, trained.get("quantize"))
+    check_choice("quantize", quantize, dict.fromkeys(("run", "int8", "none")))
+    trained = run.config["options"].get("quantize", "none")
+    int8 = (trained if quantize == "run" else quantize) == "int8"
     if (run.best / ADAPTER_CONFIG).is_file():
-        base = read_json(run.best / ADAPTER_CONFIG)["base_model_name_or_path"]
-        inside = run.best / base
-        model = load_pretrained(inside if inside.is_dir() else base, labels, int8=int8)
-        peft.load_adapter(model, run.best)
+        model: Model = peft.load_adapted(run.best, base=base, labels=run.labels, int8=int8)
     elif (run.best / "config.json").is_file():
-        model = load_pretrained(run.best, labels, int8=int8)
+        model = load_pretrained(run.best, int8=int8)
     else:
         raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
     return model.to(device).eval(), load_tokenizer(run.tokenizer)
 
 
 class Scorer:
-    """Scores reviews with the best model of a run, as the run's options say."""
+    """Scores reviews with the best model of a run, as the run's options say, or with a checkpoint."""
 
-    def __init__(self, run: Run, machine: Machine, quantize: str = "none") -> None:
-        self.run, self.machine, self.trained = run, machine, run.config["options"]
-        self.model, self.tokenizer = load_run(run, machine.device, quantize)
+    def __init__(self, model: Model, tokenizer: Tokenizer, machine: Machine, max_length: int, truncate: str) -> None:
+        self.model, self.tokenizer, self.machine = model, tokenizer, machine
+        self.max_length, self.truncate = max_length, truncate
+        self.labels: tuple[str, ...] = model.config.labels
+
+    @classmethod
+    def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "") -> "Scorer":
+        """Loads the best model of a run."""
+        trained = run.config["options"]
+        return cls(*load_run(run, machine.device, quantize, base), machine, trained["max_length"], trained["truncate"])
+
+    @classmethod
+    def of_checkpoint(cls, options: Options, machine: Machine) -> "Scorer":
+        """Loads the checkpoint --weights. Raises ValueError if it has no classifier."""
+        check_choice("quantize", options.quantize, dict.fromkeys(("run", "int8", "none")))
+        model, tokenizer = (
+            load_pretrained(options.weights, int8=options.quantize == "int8"),
+            load_tokenizer(options.weights),
+        )
+        if any(name.startswith("classifier.") for name in model.newly_initialized):
+            raise ValueError(f"{options.weights} has no classifier; train.py --weights {options.weights} trains one")
+        limit = min(512, tokenizer.model_max_length or 512)
+        return cls(model.to(machine.device).eval(), tokenizer, machine, options.max_length or limit, "head")
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame."""
-        max_length, truncate = self.trained["max_length"], self.trained["truncate"]
-        return build_corpus(self.tokenizer, frame, max_length=max_length, truncate=truncate, cache=cache)
+        return build_corpus(self.tokenizer, frame, self.max_length, self.truncate, cache)
 
-    def logits(self, corpus: Corpus, bar: bool = True) -> np.ndarray:
+    def logits(self, corpus: Corpus, check: Callable[[], None] = no_check, bar: bool = True) -> np.ndarray:
         """Computes logits: float32 [N, C]"""
-        return score(self.model, corpus, self.machine, bar=bar)
+        return score(self.model, corpus, self.machine, check, bar)
 
     def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
         """Computes the logits of cleaned texts: float32 [N, C]"""
         return self.logits(self.corpus(as_frame([("text", text, UNKNOWN) for text in texts])), bar=bar)
 
 
-def evaluate(options: Options, run: Run, machine: Machine) -> None:
-    """Prints the metrics of the validation and the test reviews."""
-    trained = run.config["options"]
-    source, why = find_source(options.data or trained["data"])
-    print(f"data: {source} ({why})")
-    skip = options.skip_bad_rows or trained["skip_bad_rows"]
-    splits = load_splits(source, trained["text_column"], trained["label_column"], skip, run.cache)
-    scorer = Scorer(run, machine, options.quantize)
+def source_for(options: Options, trained: TrainOptions) -> Source:
+    """Returns how files are read: as the command line says, otherwise as the run did."""
+    columns = {name: getattr(options, name) or getattr(trained, name) for name in COLUMNS}
+    return Source(**columns, skip_bad_rows=options.skip_bad_rows or trained.skip_bad_rows)
+
+
+def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
+    """Prints the metrics of the run's own validation and test reviews, or of the reviews of --data."""
+    trained = pick_fields(TrainOptions, run.config["options"])
+    if options.data and options.data != "demo" and Path(options.data).is_file():
+        evaluate_file(options, source_for(options, trained), scorer)
+        return
+    if options.data:
+        source, why = find_source(options.data)
+        trained = replace(trained, data=source, train="", validation="", test="")
+        print(f"data: {source} ({why})")
+    splits = read_splits(trained, run.cache)
+    if not options.data:
+        run.record_data(splits.labels, splits.files)
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
             corpus = scorer.corpus(frame, run.cache)
-            print_metrics(name, metrics(scorer.logits(corpus), corpus.labels))
+            logits = scorer.logits(corpus)
+            print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
+            if trained.data == "demo":
+                print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
         else:
             print(f"{name}: no labelled reviews")
 
 
-def predict(options: Options, run: Run, machine: Machine) -> None:
-    """Writes Kaggle's submission, id,sentiment in the order of the file; prints metrics if the file has labels."""
-    trained = run.config["options"]
-    frame = load_reviews(options.predict, trained["text_column"], trained["label_column"], options.skip_bad_rows)
-    scorer = Scorer(run, machine, options.quantize)
+def accuracy_by_kind(ids: Iterable[str], correct: np.ndarray) -> str:
+    """Lists the accuracy on each kind of built-in review, with the number of its reviews. correct: bool [N]"""
+    kinds = pd.Series(correct).groupby([kind_of(identifier) for identifier in ids])
+    return ", ".join(f"{kind} {found.mean():.3f} ({len(found)})" for kind, found in kinds)
+
+
+def evaluate_file(options: Options, source: Source, scorer: Scorer) -> None:
+    """Prints the metrics of all rows of the file --data."""
+    frame, _ = load_table(options.data, source, scorer.labels, keep_empty=True)
+    frame = frame[frame["sentiment"] != UNKNOWN]
+    if not len(frame):
+        raise ValueError(f"{options.data} has no labels; name their column with --label-column, or use --predict")
+    corpus = scorer.corpus(frame)
+    print_metrics(Path(options.data).name, metrics(scorer.logits(corpus), corpus.labels), scorer.labels)
+
+
+def predict(options: Options, source: Source, scorer: Scorer) -> None:
+    """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
+    if options.predict == "-":
+        frame = as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(sys.stdin, 1)])
+    else:
+        frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
     corpus = scorer.corpus(frame)
     logits = scorer.logits(corpus)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "sentiment"])
-    writer.writerows(zip(frame["id"], logits.argmax(1).tolist(), strict=True))
-    write_text(Path(options.out), text.getvalue())
-    print(f"{options.out}: {len(frame):,} predictions")
-    if (frame["sentiment"] != UNKNOWN).all():
-        print_metrics(Path(options.predict).name, metrics(logits, corpus.labels))
+    if options.submission:
+        names = ("0", "1") if scorer.labels == SENTIMENT else scorer.labels
+        writer.writerow(["id", "sentiment"])
+        writer.writerows(zip(frame["id"], (names[c] for c in logits.argmax(1)), strict=True))
+    else:
+        writer.writerow(["id", "label", *(f"p_{label}" for label in scorer.labels)])
+        rows = zip(frame["id"], logits.argmax(1), softmax(logits), strict=True)
+        writer.writerows([key, scorer.labels[c], *(f"{p:.6f}" for p in ps)] for key, c, ps in rows)
+    out = options.out or ("-" if options.predict == "-" else "submission.csv")
+    write_output(out, text.getvalue())
+    if not is_stdout(out):
+        print(f"{out}: {len(frame):,} predictions")
+        if len(frame) and (frame["sentiment"] != UNKNOWN).all():
+            print_metrics(Path(options.predict).name, metrics(logits, corpus.labels), scorer.labels)
 
 
-def answer(options: Options, run: Run, machine: Machine) -> None:
+def answer(options: Options, scorer: Scorer) -> None:
     """Prints the label of one review with the probability of each class, and the words that it depends on."""
-    scorer, text = Scorer(run, machine), clean(options.text)
+    text = clean(options.text)
     if not text:
         raise ValueError("--text is empty")
     logits = scorer.score_texts([text], bar=False)
@@ -257,10 +286,8 @@ def answer(options: Options, run: Run, machine: Machine) -> None:
         gain = erasure(logits, scorer.score_texts(without))
         print("because of: " + largest_gains(words, gain))
         print("in spite of: " + largest_gains(words, -gain))
-    labels, probabilities = scorer.model.config.labels, torch.from_numpy(logits[0]).softmax(0).tolist()
-    best = max(range(len(probabilities)), key=probabilities.__getitem__)
-    shown = {label: round(p, 4) for label, p in zip(labels, probabilities, strict=True)}
-    print(f"{labels[best]} ({json.dumps(shown)})")
+    shown = {label: round(float(p), 4) for label, p in zip(scorer.labels, softmax(logits)[0], strict=True)}
+    print(f"{scorer.labels[int(logits[0].argmax())]} ({json.dumps(shown, ensure_ascii=False)})")
 
 
 def log_odds(logits: np.ndarray, label: int) -> np.ndarray:
@@ -300,55 +327,91 @@ def is_pretraining(run: Run) -> bool:
     return OBJECTIVES[run.config["options"]["loss"]].pretraining
 
 
-def export(folder: str, run: Run, machine: Machine, dtype: str = "fp32") -> None:
+def export(options: Options, run: Run, machine: Machine) -> None:
     """Writes a folder that transformers loads: config.json, model.safetensors, the tokenizer.
 
-    The checkpoint of a pretraining run has no classifier. Raises ValueError if the folder holds a checkpoint.
+    An adapter over 8-bit weights is merged into the unquantized backbone. The checkpoint of a pretraining run has no
+    classifier. Raises ValueError if the folder holds a checkpoint.
     """
-    torch_dtype = check_choice("dtype", dtype, DTYPES)
+    folder, dtype = options.merge, check_choice("dtype", options.dtype, DTYPES)
     if (Path(folder) / "config.json").exists():
         raise ValueError(f"{folder} holds a checkpoint already; name another folder")
-    model, tokenizer = load_run(run, machine.device)
+    model, tokenizer = load_run(run, machine.device, "none", options.base)
     if isinstance(model, Encoder) and model.adapter is not None:
         peft.merge(model)
-    save_pretrained(model, folder, torch_dtype, heads=not is_pretraining(run))
+    save_pretrained(model, folder, dtype, heads=not is_pretraining(run))
     tokenizer.save(folder)
     print(f"{folder}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 def compare(options: Options) -> None:
     """Prints a table of runs, and draws their learning curves with --plot."""
-    runs = [Run.open(folder) for folder in options.compare.split()]
+    folders = [options.compare] if Path(options.compare).is_dir() else options.compare.split()
+    runs = [Run.open(folder) for folder in folders]
     print(comparison(runs))
     if options.plot:
         draw_curves(runs, Path(options.plot))
         print(f"{options.plot}: learning curves of {len(runs)} runs")
 
 
-def main(argv: list[str] | None = None) -> None:
-    keep_freed_memory()
-    given = parse_flags({"eval.py": Options}, argv, "Scores and uses a finished run.")
-    options = Options(**given)
+def check_flags(options: Options, given: dict[str, Any]) -> None:
+    """Raises ValueError for flags that need another one."""
     if options.plot and not options.compare:
         raise ValueError('--plot needs runs: --compare "runs/ONE runs/TWO" --plot FILE')
-    if options.compare:
-        compare(options)
-        return
-    if not options.run:
-        raise ValueError("--run RUN_FOLDER names the run to use")
     if options.explain and "text" not in given:
         raise ValueError("--explain needs a review: --text REVIEW --explain")
-    run, machine = Run.open(options.run), choose_machine(options.device, options.precision)
+    if options.submission and not options.predict:
+        raise ValueError("--submission needs reviews: --predict FILE --submission")
+    if options.weights and options.run:
+        raise ValueError("--run and --weights both name a model; leave one out")
+    if options.weights and not (options.data or options.predict or "text" in given):
+        raise ValueError("--weights needs reviews: --data FILE, --predict FILE or --text REVIEW")
+
+
+def use_checkpoint(options: Options, given: dict[str, Any]) -> None:
+    """Scores or labels reviews with the checkpoint --weights."""
+    scorer = Scorer.of_checkpoint(options, choose_machine(options.device, options.precision or "auto"))
+    source = source_for(options, TrainOptions())
+    if "text" in given:
+        answer(options, scorer)
+    elif options.predict:
+        predict(options, source, scorer)
+    else:
+        evaluate_file(options, source, scorer)
+
+
+def use_run(options: Options, given: dict[str, Any]) -> None:
+    """Scores, labels or exports with the run --run, in its own precision."""
+    run = Run.open(options.run)
+    trained = pick_fields(TrainOptions, run.config["options"])
+    machine = choose_machine(options.device, options.precision or trained.precision)
     if is_pretraining(run) and not options.merge:
         raise ValueError(f"{run.folder} was pretrained and has no classifier; train.py --weights {run.best} adds one")
+    if options.merge:
+        export(options, run, machine)
+        return
+    scorer = Scorer.of_run(run, machine, options.quantize, options.base)
     if "text" in given:
-        answer(options, run, machine)
-    elif options.merge:
-        export(options.merge, run, machine, options.dtype)
+        answer(options, scorer)
     elif options.predict:
-        predict(options, run, machine)
+        predict(options, source_for(options, trained), scorer)
     else:
-        evaluate(options, run, machine)
+        evaluate(options, run, scorer)
+
+
+def main(argv: list[str] | None = None) -> None:
+    keep_freed_memory()
+    given = parse_flags({"eval.py": Options}, argv, "Scores and uses a finished run, or a checkpoint.")
+    options = Options(**given)
+    check_flags(options, given)
+    if options.compare:
+        compare(options)
+    elif options.weights:
+        use_checkpoint(options, given)
+    elif options.run:
+        use_run(options, given)
+    else:
+        raise ValueError("--run RUN_FOLDER names the run to use, or --weights a checkpoint")
 
 
 if __name__ == "__main__":

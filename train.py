@@ -27,20 +27,31 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import peft
-from data import Splits, load_splits, load_texts, overlap
+from data import Splits, overlap
 from data.batches import Batch, Corpus, Stream, build_corpus, shuffled_order, step_batches
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, out_of_memory
 from data.files import write_json
-from data.imdb import UNKNOWN, subset
+from data.hub import recorded_base
+from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter, Progress
-from data.options import Options, Settings, Tables, find_data, repeats_batches, resolve
+from data.metrics import metrics, print_metrics, softmax
+from data.options import (
+    Options,
+    Settings,
+    Tables,
+    adapter_folder,
+    find_data,
+    read_splits,
+    repeats_batches,
+    resolve,
+)
 from data.runs import Run
 from data.seeds import derive_seed
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
-from eval import held_out_loss, load_run, metrics, print_metrics, score
+from eval import Scorer, held_out_loss, score
 from losses import OBJECTIVES
 from nn import MODELS, Model
-from nn.build import pretrained_model, random_model
+from nn.build import check_architecture, pretrained_model, random_model
 from nn.checkpoint import restore_training_state, save_pretrained, training_state
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
@@ -59,6 +70,7 @@ from peft import METHODS
 
 TABLES = Tables(MODELS, METHODS, OBJECTIVES)
 LOG_STEPS = 50
+SPLIT_NAMES = ("train", "validation", "test", "unlabelled")
 Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, correct predictions by name
 
 # ----------------------------------------------------------------------------------------- data, model and method
@@ -74,19 +86,15 @@ def start_run(settings: Settings, machine: Machine) -> Run:
 
 
 def read_data(settings: Settings, run: Run) -> Splits:
-    """Reads the reviews, takes the requested subsets, and prints their numbers and the duplicates among them."""
+    """Reads the reviews, records their classes and files in the run, and prints their numbers and the duplicates."""
     options, objective = settings.options, OBJECTIVES[settings.options.loss]
-    reading = (options.data, options.text_column, options.label_column, options.skip_bad_rows, run.cache)
-    if objective.pretraining:
-        splits = load_texts(*reading)
-    else:
-        unlabelled = options.word_vectors == "train" or objective.unlabelled
-        splits = load_splits(*reading, with_unlabelled=unlabelled)
-    seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews
-    for part, seed in seeds.items():
-        if count := getattr(options, f"{part}_reviews"):
-            splits = splits._replace(**{part: subset(getattr(splits, part), count, seed, f"--{part}-reviews")})
-    print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in splits._asdict().items() if len(frame)))
+    unlabelled = options.word_vectors == "train" or objective.unlabelled
+    splits = read_splits(options, run.cache, objective.pretraining, unlabelled)
+    run.record_data(splits.labels, splits.files)
+    frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
+    print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
+    if splits.labels != SENTIMENT and not objective.pretraining:
+        print(f"labels: {', '.join(splits.labels)}")
     if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
         print(f"duplicates: {duplicates}")
     return splits
@@ -105,16 +113,25 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits) -> Tokenizer:
     return tokenizer
 
 
-def build_model(settings: Settings, tokenizer: Tokenizer) -> Model:
-    """Builds the model from random or published weights, applies the method, and prepares the objective."""
-    options = settings.options
+def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...] = SENTIMENT) -> Model:
+    """Builds the model from random or published weights, applies the method, and prepares the objective.
+
+    labels: names of the classes.
+    """
+    options, continues_adapter = settings.options, False
     torch.manual_seed(derive_seed(options.seed, "initialisation"))
     if options.weights == "none":
-        model = random_model(options.model, options.shape, options.num_labels, tokenizer)
+        model = random_model(options.model, options.shape, labels, tokenizer)
         if options.peft != "none":
             print(f"warning: random weights are all trained, including those that --peft {options.peft} would freeze")
     else:
-        model = pretrained_model(options.model, options.weights, options.num_labels, options.quantize == "int8")
+        int8, new_head = options.quantize == "int8", options.head == "new"
+        continues_adapter = adapter_folder(options.weights) is not None
+        if continues_adapter:
+            model = peft.load_adapted(options.weights, options.base, labels, int8=int8, trainable=True)
+            check_architecture(model, options.model, options.weights)
+        else:
+            model = pretrained_model(options.model, options.weights, labels, int8, new_head)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
     if options.dropout >= 0:
@@ -125,13 +142,19 @@ def build_model(settings: Settings, tokenizer: Tokenizer) -> Model:
         raise ValueError(f"--checkpointing recomputes stacked layers; {options.model} has none")
     model.checkpointing = options.checkpointing
     reinitialize(model, options.reinit_layers)
-    init_ids = None
-    if isinstance(settings.method, peft.VirtualTokenOptions):
-        init_ids = next(tokenizer.subword_ids([settings.method.prompt_text]))
-    peft.apply(model, options.peft, init_ids, **asdict(settings.method))
+    if not continues_adapter:
+        apply_method(model, settings, tokenizer)
     peft.check_positions(model, options.max_length)
     OBJECTIVES[options.loss].prepare(model, settings.objective, tokenizer)
     return model
+
+
+def apply_method(model: Model, settings: Settings, tokenizer: Tokenizer) -> None:
+    """Applies the parameter-efficient method to the model, in place."""
+    init_ids = None
+    if isinstance(settings.method, peft.VirtualTokenOptions):
+        init_ids = next(tokenizer.subword_ids([settings.method.prompt_text]))
+    peft.apply(model, settings.options.peft, init_ids, **asdict(settings.method))
 
 
 # ------------------------------------------------------------------------------------------------------ the loop
@@ -182,7 +205,9 @@ def prepare_training(
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options = settings.options
     corpus, held_out = (build_corpus(tokenizer, x, options.max_length, options.truncate, run.cache) for x in splits[:2])
-    model = build_model(settings, tokenizer)
+    if options.class_weights == "balanced":
+        corpus = corpus.balanced(len(splits.labels))
+    model = build_model(settings, tokenizer, splits.labels)
     if options.word_vectors != "none" and options.weights == "none":
         start_from_vectors(
             model,
@@ -335,10 +360,13 @@ def finish_epoch(t: Training) -> None:
     """Validates, keeps the best weights, logs the epoch, and saves the state."""
     progress, name = t.progress, epoch_name(t)
     with t.average.in_place():
-        shown, found = validate(t)
+        found, logits = validate(t)
+        shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
         better = OBJECTIVES[t.settings.options.loss].pretraining or shown["acc"] > progress.best
         if better:
             save_best(t)
+            if logits is not None:
+                t.run.save_probabilities("validation", softmax(logits), t.held_out.labels)
             progress.best, progress.best_epoch, progress.validation = shown["acc"], progress.epoch + 1, found
     record = t.meter.record() | {f"val_{key}": value for key, value in shown.items()}
     record |= {"seconds": round(t.meter.total(), 1)}
@@ -351,17 +379,20 @@ def finish_epoch(t: Training) -> None:
     t.save()
 
 
-def validate(t: Training) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns loss and accuracy on held-out data, and all metrics. Warns if a class is never predicted."""
+def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Returns the metrics of held-out data, and the logits except in pretraining. Warns of classes never predicted."""
     entry = OBJECTIVES[t.settings.options.loss]
     if entry.pretraining:
         seed, options = derive_seed(t.settings.options.seed, "held out"), t.settings.objective
         found = held_out_loss(t.model, t.held_out, entry.objective, options, t.machine, seed, t.interrupt.check)
-        return found, found
-    found = metrics(score(t.model, t.held_out, t.machine, t.interrupt.check), t.held_out.labels)
-    if "confusion" in found and not np.all(np.sum(found["confusion"], axis=0)):  # a column of zeros
-        print("warning: all validation reviews get one label; try another --learning-rate or more --epochs")
-    return {"loss": found["loss"], "acc": found["accuracy"]}, found
+        return found, None
+    logits = score(t.model, t.held_out, t.machine, t.interrupt.check)
+    found = metrics(logits, t.held_out.labels)
+    predicted = np.sum(found["confusion"], axis=0)
+    if never := [name for name, count in zip(t.splits.labels, predicted, strict=True) if not count]:
+        way_out = "another --learning-rate, more --epochs or --class-weights balanced"
+        print(f"warning: no validation review gets the label {', '.join(never)}; try {way_out}")
+    return found, logits
 
 
 def save_best(t: Training) -> None:
@@ -377,8 +408,7 @@ def save_best(t: Training) -> None:
         peft.save_base(model, run.best / "base")
         peft.save_adapter(model, run.best, "base")
     else:
-        directory = Path(options.weights)
-        peft.save_adapter(model, run.best, str(directory.resolve()) if directory.is_dir() else options.weights)
+        peft.save_adapter(model, run.best, recorded_base(options.weights, options.base))
 
 
 def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
@@ -406,26 +436,29 @@ def finish(t: Training) -> None:
         "history": progress.history,
         "validation": progress.validation,
     }
-    if not OBJECTIVES[options.loss].pretraining:
-        print_metrics("validation", result["validation"])
-        result |= test_score(t)
+    pretraining = OBJECTIVES[options.loss].pretraining
+    if not pretraining:
+        print_metrics("validation", result["validation"], t.splits.labels)
+        result |= test_scores(t)
     result["peak_memory_bytes"] = peak_memory(t.machine.device)
     write_json(run.folder / "result.json", run.config | result)
-    if OBJECTIVES[options.loss].pretraining:
+    if pretraining:
         print(f"finished: python train.py --model {options.model} --weights {run.best} starts from it")
     else:
         print(f'finished: python eval.py --run {run.folder} --text "…" uses it')
 
 
-def test_score(t: Training) -> dict[str, Any]:
-    """Returns {"test": metrics} of the best model, or {} if no test review has a label."""
-    options, frame = t.settings.options, t.splits.test[t.splits.test["sentiment"] != UNKNOWN]
-    model, tokenizer = load_run(t.run, t.machine.device)
+def test_scores(t: Training) -> dict[str, Any]:
+    """Returns {"test": metrics} of the best model and keeps the probabilities; {} if no test review has a label."""
+    frame = t.splits.test[t.splits.test["sentiment"] != UNKNOWN]
     if not len(frame):
         return {}
-    corpus = build_corpus(tokenizer, frame, options.max_length, options.truncate, t.run.cache)
-    found = metrics(score(model, corpus, t.machine, t.interrupt.check), corpus.labels)
-    print_metrics("test", found)
+    scorer = Scorer.of_run(t.run, t.machine, base=t.settings.options.base)
+    corpus = scorer.corpus(frame, t.run.cache)
+    logits = scorer.logits(corpus, t.interrupt.check)
+    t.run.save_probabilities("test", softmax(logits), corpus.labels)
+    found = metrics(logits, corpus.labels)
+    print_metrics("test", found, t.splits.labels)
     return {"test": found}
 
 
@@ -433,13 +466,13 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     settings, run = resolve(argv, TABLES)
     if run is None:
-        settings, why = find_data(settings)
+        settings, why = find_data(settings, TABLES)
     elif run.result is not None:
         raise ValueError(f"{run.folder} is finished; python eval.py --run {run.folder} scores it")
     options = settings.options
     machine = choose_machine(options.device, options.precision)
     if run is None:
-        print(f"data: {options.data} ({why})")
+        print(f"data: {options.train or options.data} ({why})")
         run = start_run(settings, machine)
         if repeats_batches(options):
             print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")

@@ -1,109 +1,116 @@
 """Finds a data source and splits its reviews.
 
-The source is the first of: `--data`, $IMDB_DIR, data/imdb/, the built-in reviews.
+The source is the first of: `--train`, `--data`, $IMDB_DIR, data/imdb/, the built-in reviews. It is one of
+
+    demo                the built-in reviews
+    a folder            aclImdb/, Kaggle's files, or files named train, validation (valid, val, dev) and test
+    a file              a table, see data/readers.py; with --validation and --test further ones
+    imdb                Stanford's archive, which data/download.py fetches once into data/imdb/
 """
 
+import hashlib
 import os
-from collections.abc import Callable
-from functools import partial
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from data import demo
-from data.imdb import UNKNOWN, as_frame, hash_rank, load_lines, load_reviews, split_train
+from data.columns import ABSENT
+from data.download import fetch_imdb
+from data.imdb import (
+    Reviews,
+    as_frame,
+    hash_rank,
+    is_text_lines,
+    label_reviews,
+    missing_labels,
+    read_lines,
+    read_reviews,
+    split_train,
+)
+from data.labels import SENTIMENT, UNKNOWN, quoted
+from data.readers import COMPRESSED, LABELED, TABLES, TEST, UNLABELED, Source
 
+__all__ = [
+    "LABELED",
+    "TEST",
+    "UNLABELED",
+    "Source",
+    "Splits",
+    "find_file",
+    "find_source",
+    "load_splits",
+    "load_table",
+    "load_texts",
+    "overlap",
+]
 HERE = Path(__file__).parent
-LABELED, UNLABELED, TEST = "labeledTrainData.tsv", "unlabeledTrainData.tsv", "testData.tsv"
 HELD_OUT_TEXTS = 0.05  # fraction of a file of texts that pretraining validates on
+PART_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+    "unlabelled": ("unlabelled", "unlabeled", "unsupervised", "unsup"),
+}
 
 
 class Splits(NamedTuple):
-    """The reviews of a source: four DataFrames id, review, sentiment. `test` and `unlabelled` may be empty."""
+    """The reviews of a source: four DataFrames id, review, sentiment. `test` and `unlabelled` may be empty.
+
+    labels: the class names; sentiment is their index.  files: absolute path -> SHA-256 of each file that was read; of a
+    folder of aclImdb, one digest of all its files.
+    """
 
     train: pd.DataFrame
     validation: pd.DataFrame
     test: pd.DataFrame
     unlabelled: pd.DataFrame
+    labels: tuple[str, ...] = SENTIMENT
+    files: dict[str, str] = {}  # noqa: RUF012  (a default that is never changed)
+
+
+class Parts(NamedTuple):
+    """The files of a source. For aclImdb, `train` and `test` are folders. None: there is no such file."""
+
+    train: Path
+    validation: Path | None = None
+    test: Path | None = None
+    unlabelled: Path | None = None
+
+
+# ------------------------------------------------------------------------------------------------------ the source
 
 
 def find_source(given: str) -> tuple[str, str]:
-    """Returns (source, reason): source is `demo` or a path, reason is printed.
+    """Returns (source, reason): source is `demo` or an absolute path, reason is printed.
 
-    given: the value of `--data`, or "". Raises FileNotFoundError if `given` or $IMDB_DIR does not exist.
+    given: the value of `--data`, or "". `imdb` is downloaded, unless a file or folder has this name. Raises
+    FileNotFoundError if `given` or $IMDB_DIR does not exist.
     """
     if given == "demo":
         return "demo", "the built-in reviews"
+    if given == "imdb" and not Path(given).exists():
+        return str(fetch_imdb(HERE / "imdb")), "--data imdb"
     for path, origin in ((given, "--data"), (os.environ.get("IMDB_DIR", ""), "$IMDB_DIR")):
         if path and not Path(path).expanduser().exists():
             raise FileNotFoundError(
-                f"{origin} names {path}, which does not exist; --data demo uses the built-in reviews"
+                f"{origin} names {path}, which does not exist; --data demo uses the built-in reviews, --data imdb "
+                "downloads Stanford's"
             )
         if path:
-            return str(Path(path).expanduser()), origin
+            return str(Path(path).expanduser().absolute()), origin
     if (HERE / "imdb").is_dir():
         return str(HERE / "imdb"), "data/imdb/ exists"
-    return "demo", "the built-in reviews; --data DIR or $IMDB_DIR reads IMDB"
+    return "demo", "the built-in reviews; --data imdb downloads IMDB; --data DIR or $IMDB_DIR reads it"
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Returns the path of `name` or `name`.gz in a folder, None if neither exists."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-# ------------------------------------------------------------------------------------------------ labelled reviews
-
-
-def load_splits(
-    source: str,
-    text_column: str = "",
-    label_column: str = "",
-    skip_bad_rows: bool = False,
-    cache: Path | None = None,
-    with_unlabelled: bool = False,
-) -> Splits:
-    """Loads a source and splits its labelled reviews 80/20 by the hash of seed 42 and id, the same for every model.
-
-    Kaggle's unlabelled reviews are read only if with_unlabelled is set: cleaning 50,000 reviews is slow.
-    Raises FileNotFoundError or ValueError; the message names the file and the defect.
-    """
-    read = partial(
-        load_reviews, text_column=text_column, label_column=label_column, skip_bad_rows=skip_bad_rows, cache=cache
-    )
-    return split_source(source, read=read, with_unlabelled=with_unlabelled)
-
-
-def split_source(source: str, read: Callable[[Path], pd.DataFrame], with_unlabelled: bool) -> Splits:
-    """Splits the reviews of `demo` or of a path. read: reads one file or one folder of aclImdb."""
-    if source == "demo":
-        labelled, test, unlabelled = as_frame(demo.reviews("train")), as_frame(demo.reviews("test")), as_frame([])
-    else:
-        labelled, test, unlabelled = read_source(Path(source), read=read, with_unlabelled=with_unlabelled)
-    if (labelled["sentiment"] == UNKNOWN).any():
-        raise ValueError(f"{source} has no label column to train on; name it with --label-column")
-    train, validation = split_train(labelled)
-    return Splits(train=train, validation=validation, test=test, unlabelled=unlabelled)
-
-
-def read_source(
-    root: Path, read: Callable[[Path], pd.DataFrame], with_unlabelled: bool
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Reads (labelled, test, unlabelled) reviews of a file, of aclImdb/, or of a folder with Kaggle's files.
-
-    Raises FileNotFoundError for any other folder.
-    """
-    if root.is_file():
-        return read(root), as_frame([]), as_frame([])
-    if (folder := find_acl(root)) is not None:
-        return read_acl_splits(folder, read)
-    if find_file(root, LABELED) is None:
-        raise FileNotFoundError(
-            f"{root} holds neither {LABELED}[.gz] nor aclImdb/; --data also takes one TSV or CSV file"
-        )
-    names = (LABELED, TEST, UNLABELED) if with_unlabelled else (LABELED, TEST)
-    frames = {name: read(path) for name in names if (path := find_file(root, name)) is not None}
-    return frames[LABELED], frames.get(TEST, as_frame([])), frames.get(UNLABELED, as_frame([]))
+    """Returns the path of `name`, `name`.gz or `name`.zip in a folder, None if none of them exists."""
+    paths = (folder / f"{name}{ending}" for ending in ("", *COMPRESSED))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find_acl(root: Path) -> Path | None:
@@ -111,14 +118,180 @@ def find_acl(root: Path) -> Path | None:
     return next((folder for folder in (root, root / "aclImdb") if (folder / "train" / "pos").is_dir()), None)
 
 
-def read_acl_splits(
-    folder: Path, read: Callable[[Path], pd.DataFrame]
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Reads (labelled, test, unlabelled) reviews of aclImdb/. train/unsup/ contains the unlabelled reviews."""
-    everything = read(folder / "train")
-    test = read(folder / "test") if (folder / "test").is_dir() else as_frame([])
-    has_label = everything["sentiment"] != UNKNOWN
-    return everything[has_label].reset_index(drop=True), test, everything[~has_label].reset_index(drop=True)
+def existing(path: str | Path, flag: str = "") -> Path:
+    """Returns the absolute path of a file. Raises FileNotFoundError that names the flag, if there is one."""
+    found = Path(path).expanduser().absolute()
+    if not found.exists() or found.is_dir():
+        raise FileNotFoundError(f"{flag and flag + ' '}{path} {'is a folder' if found.is_dir() else 'does not exist'}")
+    return found
+
+
+def find_parts(source: Source) -> Parts:
+    """Returns the files of a source that is not `demo`. --validation and --test replace those of a folder.
+
+    Raises FileNotFoundError for a file that does not exist or a folder without files to train on, and ValueError for
+    --train together with --data.
+    """
+    if source.train and source.data:
+        raise ValueError(f"--train {source.train} replaces --data {source.data}; give one of them")
+    root = Path(source.data).expanduser().absolute()
+    if source.train:
+        parts = Parts(existing(source.train, "--train"))
+    elif root.is_dir():
+        parts = find_in_folder(root)
+    elif root.exists():
+        parts = Parts(root)
+    else:
+        raise FileNotFoundError(f"{source.data or '--data'} does not exist")
+    given = {name: existing(path, f"--{name}") for name in ("validation", "test") if (path := getattr(source, name))}
+    return parts._replace(**given)
+
+
+def find_in_folder(root: Path) -> Parts:
+    """Returns the files of a folder: aclImdb/, Kaggle's files, or files named after the splits."""
+    if (folder := find_acl(root)) is not None:
+        return Parts(folder / "train", test=folder / "test" if (folder / "test").is_dir() else None)
+    if (train := find_file(root, LABELED)) is not None:
+        return Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
+    found = {part: find_part(root, names) for part, names in PART_NAMES.items()}
+    if found["train"] is None:
+        tables = sorted(path.name for path in root.iterdir() if part_of(path.name, r"[\w.-]+"))
+        raise FileNotFoundError(
+            f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
+            + (f"it holds {quoted(tables)}: name one with --data or --train" if tables else "it holds no table")
+        )
+    return Parts(**found)  # type: ignore[arg-type]  # train is not None
+
+
+def part_of(name: str, pattern: str) -> bool:
+    """Returns whether a file name is `pattern` and the ending of a table. Hugging Face numbers its files."""
+    endings = "|".join(map(re.escape, TABLES))
+    return bool(re.fullmatch(rf"({pattern})(-00000-of-00001)?({endings})(\.gz|\.zip)?", name, re.IGNORECASE))
+
+
+def find_part(root: Path, names: tuple[str, ...]) -> Path | None:
+    """Returns the only table with one of the names in a folder, None if there is none. Raises ValueError for two."""
+    found = sorted(path for path in root.iterdir() if path.is_file() and part_of(path.name, "|".join(names)))
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
+        raise ValueError(f"{root} holds {listed} for one split; name the files with --train, --validation and --test")
+    return found[0] if found else None
+
+
+# ------------------------------------------------------------------------------------------------ labelled reviews
+
+
+class Loader:
+    """Reads the files of a source and collects their digests."""
+
+    def __init__(self, source: Source, cache: Path | None) -> None:
+        self.source, self.cache = source, cache
+        self.files: dict[str, str] = {}
+
+    def read(self, path: Path, optional_label: bool = False, texts_only: bool = False) -> Reviews:
+        """Reads one file, or one folder of aclImdb. texts_only: its label column is not read."""
+        source = replace(self.source, label_column=ABSENT) if texts_only else self.source
+        reviews = read_reviews(path, source, self.cache, optional_label=optional_label)
+        self.record(reviews)
+        return reviews
+
+    def record(self, reviews: Reviews) -> None:
+        """Records the digest of a file; the folders of aclImdb have one digest together."""
+        path, digest = reviews.path, reviews.digest
+        if path.is_dir():
+            path = path.parent
+            digest = hashlib.sha256((self.files.get(str(path), "") + digest).encode()).hexdigest()
+        self.files[str(path)] = digest
+
+
+def load_splits(source: Source, cache: Path | None = None, with_unlabelled: bool = False) -> Splits:
+    """Loads a source and splits its labelled reviews 80/20 by the hash of seed 42 and id, the same for every model.
+
+    A source with validation reviews of its own is not split. The classes are those of the training reviews; reviews
+    without a label are unlabelled ones. Files of unlabelled reviews are read only if with_unlabelled is set: cleaning
+    50,000 reviews is slow. Raises FileNotFoundError or ValueError; the message names the file and the defect.
+    """
+    loader = Loader(source, cache)
+    if source.data == "demo" and not source.train:
+        labelled, test = as_frame(demo.reviews("train")), as_frame(demo.reviews("test"))
+        labels: tuple[str, ...] = SENTIMENT
+        parts, unlabelled = Parts(Path("demo")), as_frame([])
+        given = {
+            name: existing(path, f"--{name}") for name in ("validation", "test") if (path := getattr(source, name))
+        }
+        parts = parts._replace(**given)
+    else:
+        parts, test = find_parts(source), as_frame([])
+        labelled, unlabelled, labels = read_labelled(loader, parts.train)
+    if parts.test is not None:
+        test = label_test(loader, parts.test, labels)
+    if parts.validation is not None:
+        train, validation = labelled, read_labelled(loader, parts.validation, labels)[0]
+    else:
+        train, validation = split_train(labelled, labels=labels)
+    if with_unlabelled and parts.unlabelled is not None:
+        further = label_reviews(loader.read(parts.unlabelled, texts_only=True), labels)[0]
+        unlabelled = pd.concat([unlabelled, further], ignore_index=True) if len(unlabelled) else further
+    check_classes(train, labels, parts.train)
+    return Splits(train, validation, test, unlabelled, labels, loader.files)
+
+
+def read_labelled(
+    loader: Loader, path: Path, labels: tuple[str, ...] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
+    """Reads a file whose reviews need labels: (labelled reviews, reviews without a label, classes).
+
+    labels: the classes; None: those of the file. Raises ValueError if there is no label.
+    """
+    reviews = loader.read(path)
+    frame, names = label_reviews(reviews, labels)
+    has_label = frame["sentiment"] != UNKNOWN
+    if not has_label.any():
+        raise ValueError(missing_labels(reviews))
+    if path.is_file() and not has_label.all():
+        print(f"{path}: {(~has_label).sum():,} of {len(frame):,} reviews have no label and are unlabelled reviews")
+    return frame[has_label].reset_index(drop=True), frame[~has_label].reset_index(drop=True), names
+
+
+def label_test(loader: Loader, path: Path, labels: tuple[str, ...]) -> pd.DataFrame:
+    """Reads test reviews, which need no labels."""
+    reviews = loader.read(path, optional_label=True)
+    note_similar(reviews)
+    return label_reviews(reviews, labels)[0]
+
+
+def note_similar(reviews: Reviews) -> None:
+    """Prints that a file has no labels although a column looks like labels."""
+    if reviews.likely or reviews.possible:
+        print(f"note: {missing_labels(reviews)}")
+
+
+def check_classes(train: pd.DataFrame, labels: tuple[str, ...], path: Path) -> None:
+    """Raises ValueError if there is one class only; prints the classes with very few reviews."""
+    counts = train["sentiment"].value_counts()
+    if len(counts) < 2:
+        raise ValueError(f"{path}: all reviews have the class {labels[counts.index[0]]!r}; two are needed to train")
+    if rare := [f"{labels[number]!r} ({count})" for number, count in counts.items() if count < 4]:
+        print(f"warning: {path}: classes with very few reviews: {', '.join(rare)}")
+
+
+def load_table(
+    path: str | Path, source: Source, labels: tuple[str, ...] | None = None, keep_empty: bool = False
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Reads all rows of one file, in their order: (DataFrame id, review, sentiment, classes).
+
+    labels: the classes, to which labels are mapped by name; None: those of the file, () if it has no labels.
+    keep_empty: empty reviews are rows. A missing label column is noted, not an error. A .txt file holds one text a
+    line, unless its first line is the header of a table. Raises FileNotFoundError, or ValueError for a label that is
+    none of `labels` and for a file that cannot be read.
+    """
+    path = existing(path)
+    if is_text_lines(path, source):
+        reviews = read_lines(path, source, keep_empty)
+    else:
+        reviews = read_reviews(path, source, keep_empty=keep_empty, optional_label=True)
+    note_similar(reviews)
+    return label_reviews(reviews, labels)
 
 
 def overlap(splits: Splits) -> dict[str, int]:
@@ -135,30 +308,45 @@ def overlap(splits: Splits) -> dict[str, int]:
 # --------------------------------------------------------------------------------------------- texts for pretraining
 
 
-def load_texts(
-    source: str,
-    text_column: str = "",
-    label_column: str = "",
-    skip_bad_rows: bool = False,
-    cache: Path | None = None,
-) -> Splits:
+def load_texts(source: Source, cache: Path | None = None) -> Splits:
     """Loads texts for pretraining, with all sentiments UNKNOWN and without test reviews.
 
-    `demo` or a folder: trains on the training and the unlabelled reviews, validates on the validation reviews.
-    A TSV, a CSV or a .txt file (one text a line): validates on 5 % of its texts.
+    `demo`, aclImdb or Kaggle's files: trains on the training and the unlabelled reviews, validates on the validation
+    reviews. Other files, and a .txt file with one text a line: validates on the validation file, or on 5 % of the
+    texts.
     """
-    read = partial(
-        load_reviews, text_column=text_column, label_column=label_column, skip_bad_rows=skip_bad_rows, cache=cache
-    )
-    path = Path(source)
-    if source == "demo" or path.is_dir():
-        splits = split_source(source, read=read, with_unlabelled=True)
-        train = pd.concat([splits.train, splits.unlabelled], ignore_index=True)
-        held_out = splits.validation
+    loader = Loader(source, cache)
+    if source.data == "demo" or find_published(source):
+        splits = load_splits(source, cache, with_unlabelled=True)
+        train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
+        loader.files = splits.files
     else:
-        train, held_out = hold_out_texts(load_lines(path) if path.suffix == ".txt" else read(path), source)
+        parts = find_parts(source)
+        frames = [read_texts(loader, path) for path in (parts.train, parts.unlabelled) if path is not None]
+        train = pd.concat(frames, ignore_index=True)
+        if parts.validation is None:
+            train, held_out = hold_out_texts(train, str(parts.train))
+        else:
+            held_out = read_texts(loader, parts.validation)
     train, held_out = train.assign(sentiment=UNKNOWN), held_out.assign(sentiment=UNKNOWN)
-    return Splits(train=train, validation=held_out, test=as_frame([]), unlabelled=as_frame([]))
+    return Splits(train, held_out, as_frame([]), as_frame([]), files=loader.files)
+
+
+def find_published(source: Source) -> bool:
+    """Returns whether the source is a folder of aclImdb or of Kaggle's files."""
+    root = Path(source.data).expanduser()
+    found = not source.train and root.is_dir()
+    return found and (find_acl(root) is not None or find_file(root, LABELED) is not None)
+
+
+def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
+    """Reads the texts of a file."""
+    if is_text_lines(path, loader.source):
+        reviews = read_lines(path, loader.source)
+        loader.record(reviews)
+    else:
+        reviews = loader.read(path, texts_only=True)
+    return label_reviews(reviews._replace(label_column=""), SENTIMENT)[0]
 
 
 def hold_out_texts(texts: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFrame]:

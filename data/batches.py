@@ -10,7 +10,7 @@ training step on a CPU.
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [B], -1 if unknown
     rows: Tensor  # int64 [B], numbers of the examples in the corpus
     unlabelled: "Batch | None" = None  # a batch of unlabelled reviews for the same step
+    class_weights: Tensor | None = None  # fp32 [C], weight of an example's loss by its class
 
     def to(self, device: torch.device) -> "Batch":
         """Copies all tensors to a device."""
@@ -43,6 +44,7 @@ class Batch(NamedTuple):
             labels=self.labels.to(device, non_blocking=True),
             rows=self.rows.to(device, non_blocking=True),
             unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
+            class_weights=None if self.class_weights is None else self.class_weights.to(device),
         )
 
 
@@ -54,6 +56,7 @@ class Corpus:
     offsets: np.ndarray  # int64 [N + 1]
     labels: np.ndarray  # int64 [N]
     pad_id: int
+    class_weights: np.ndarray | None = None  # fp32 [C], of every batch
 
     @classmethod
     def from_rows(cls, rows: Iterable[list[int]], labels: Iterable[int], pad_id: int) -> "Corpus":
@@ -103,7 +106,19 @@ class Corpus:
             mask=torch.from_numpy(mask),
             labels=torch.from_numpy(self.labels[rows]),
             rows=torch.from_numpy(np.asarray(rows)),
+            class_weights=None if self.class_weights is None else torch.from_numpy(self.class_weights),
         )
+
+    def balanced(self, num_classes: int) -> "Corpus":
+        """Returns the same examples with the class weights N / (C·N_c), so that every class has the same total weight.
+
+        Raises ValueError for a class without examples.
+        """
+        counts = np.bincount(self.labels, minlength=num_classes)
+        if not counts.all():
+            raise ValueError(f"--class-weights balanced: class {int(counts.argmin())} has no training example")
+        weights = len(self) / (num_classes * counts)
+        return replace(self, class_weights=weights.astype(np.float32))
 
 
 def build_corpus(

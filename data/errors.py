@@ -1,6 +1,10 @@
-"""Ends a program with one line: for errors that a user can fix, for signals, and for running out of memory."""
+"""Ends a program with one line: for errors that a user can fix, for signals, and for running out of memory. Prints to
+any console: characters that it cannot show are replaced, and a closed pipe ends the program quietly.
+"""
 
 import contextlib
+import errno
+import io
 import os
 import signal
 import sys
@@ -10,19 +14,59 @@ from types import FrameType
 
 import torch
 
+CLOSED_PIPE, INTERRUPTED = 141, 130  # exit codes of a shell for SIGPIPE and SIGINT
+
 
 @contextlib.contextmanager
 def clean_exit() -> Iterator[None]:
-    """Prints an error that a user can fix as one line and exits with code 2. DEBUG=1 keeps the traceback."""
+    """Prints an error that a user can fix as one line and exits with code 2. DEBUG=1 keeps the traceback.
+
+    Ends quietly if the reader of the output closes it (`| head`) and after Ctrl-C.
+    """
+    replace_unencodable()
     try:
         yield
+        sys.stdout.flush()
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if is_closed_pipe(error):
+            sys.exit(CLOSED_PIPE)
         message = explain(error)
         if message is None or os.environ.get("DEBUG"):
             raise
         traceback.clear_frames(error.__traceback__)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    finally:
+        discard_unwritten()
+
+
+def replace_unencodable() -> None:
+    """Makes standard output replace the characters that its encoding lacks (cp1252, latin-1, ascii)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """Returns whether a write failed because the other end of a pipe is closed.
+
+    Windows reports this as EINVAL without the name of a file.
+    """
+    if isinstance(error, BrokenPipeError):
+        return True
+    invalid = isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
+    return invalid and sys.platform == "win32"
+
+
+def discard_unwritten() -> None:
+    """Discards output that cannot be written: Python would print an error about it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -37,6 +81,10 @@ def explain(error: BaseException) -> str | None:
         return (
             "out of memory; lower --batch-size (and raise --accumulation), lower --max-length, or add --checkpointing"
         )
+    if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
+        return f"{error.object[:40]!a} is not valid text: some of its bytes are not {error.encoding}"
+    if isinstance(error, RuntimeError) and "home directory" in text:  # of Path.expanduser
+        return "no home directory is known for ~; write the whole path"
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
         return None
     return text or type(error).__name__

@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import shutil
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +14,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+def user_path(text: str | Path) -> Path:
+    """Returns a path with `~` expanded. Raises ValueError if there is no home directory."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: no home directory is known for ~; write the whole path") from error
+
+
+STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of standard output
 
 
 @contextmanager
@@ -38,7 +52,54 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Writes text as UTF-8, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode())  # the same line ends on every system
+
+
+def is_stdout(path: str | Path) -> bool:
+    """Returns whether `write_output` would write to standard output."""
+    return str(path) in STDOUT
+
+
+def write_output(path: str | Path, text: str) -> None:
+    """Writes text as UTF-8 to the file, device or pipe that a user named.
+
+    `-` is standard output. A device or a pipe receives the text. A link stays, and its target is written. A regular
+    file is replaced atomically and keeps its permissions; if its folder does not permit that, it is overwritten.
+    Raises OSError for a folder, and for a link that leads to itself.
+    """
+    if is_stdout(path):
+        write_stdout(text)
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    try:
+        target = path.resolve(strict=False)
+    except RuntimeError as error:  # Python before 3.13 raises this for a loop
+        raise OSError(f"{path} is a link that leads to itself") from error
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        path.write_bytes(text.encode())
+        return
+    try:
+        with replacing(target) as temporary:
+            temporary.write_bytes(text.encode())
+            if target.exists():
+                shutil.copymode(target, temporary)
+    except OSError as error:  # a file of another user's folder, or a mounted file, cannot be replaced
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV, errno.EROFS) or not target.exists():
+            raise
+        target.write_bytes(text.encode())
+
+
+def write_stdout(text: str) -> None:
+    """Writes text to standard output: as UTF-8 to a pipe or a file, in the console's encoding to a console."""
+    binary = None if sys.stdout.isatty() else getattr(sys.stdout, "buffer", None)
+    sys.stdout.flush()
+    if binary is None:
+        sys.stdout.write(text)
+    else:
+        binary.write(text.encode())
+    sys.stdout.flush()
 
 
 def write_json(path: Path, value: Any) -> None:

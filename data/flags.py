@@ -2,16 +2,27 @@
 
 import argparse
 import dataclasses
+import difflib
+import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 Value = TypeVar("Value")
 
+METAVARS: dict[Any, str] = {int: "N", float: "NUMBER"}  # of fields that name no other; text: TEXT
 
-def option(default: Any, group: str, text: str) -> Any:
-    """Returns a dataclass field with its default, its group in --help, and its help text."""
-    return dataclasses.field(default=default, metadata={"group": group, "help": text})
+
+def option(default: Any, group: str, text: str, metavar: str = "", choices: Sequence[str] = ()) -> Any:
+    """Returns a dataclass field with its default, its group in --help, and its help text.
+
+    metavar: what the value is, in --help (FILE, DIR, NAME).  choices: the values that are accepted.
+    A field of type tuple[str, ...] is a flag that takes one or more values.
+    """
+    metadata = {"group": group, "help": text, "metavar": metavar, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def flag(name: str) -> str:
@@ -24,20 +35,156 @@ def field_names(cls: type) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)}
 
 
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Returns `; did you mean NAME?` with the closest of `names`, or "" if none is close.
+
+    A flag is also found by its initials: `--lr`. cutoff: the smallest similarity, of 0 to 1.
+    """
+    names = list(names)
+    initials = {"--" + "".join(part[:1] for part in other[2:].split("-")): other for other in names}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    found = initials.get(name) or (close[0] if close else "")
+    return f"; did you mean {found}?" if found else ""
+
+
+# ------------------------------------------------------------------------------------------------------ the parser
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that prints one line for an error and exits with code 2."""
+    """An ArgumentParser of flags alone. It prints one line for an error and exits with code 2.
+
+    A value may begin with a dash: `--text "-bad"`.
+    """
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help lists every flag)", file=sys.stderr)
+        text = message.removeprefix("argument ")
+        print(f"error: {text} (--help lists every flag)", file=sys.stderr)
         sys.exit(2)
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Returns every flag with its action, in the order of --help."""
+        return {name: action for action in self._actions for name in action.option_strings}
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Returns {field: value} of the flags in argv. Exits with code 2 for an error."""
+        return vars(self.parse_args(self.joined(argv)))
+
+    def joined(self, argv: Sequence[str]) -> list[str]:
+        """Joins each flag that takes one value with this value, `--text=-bad`, so that it may begin with a dash.
+
+        Exits with code 2 for an unknown flag, a missing value, or a value without a flag.
+        """
+        known, waiting = self.flags(), list(argv)
+        found: list[str] = []
+        while waiting:
+            name, equals, _ = waiting[0].partition("=")
+            if name not in known:
+                self.unknown(waiting[0], found, known)
+            action, token = known[name], waiting.pop(0)
+            if action.nargs == 0 and equals:
+                self.error(f"{name} takes no value")
+            if action.nargs == 0 or equals:
+                found.append(token)
+            elif action.nargs == "+":
+                found += [token, *self.values(name, waiting, known)]
+            else:
+                found.append(f"{token}={self.value(name, waiting, known)}")
+        return found
+
+    def value(self, name: str, waiting: list[str], known: Iterable[str]) -> str:
+        """Removes the value of the flag `name` from `waiting`, and returns it."""
+        token = waiting[0].partition("=")[0] if waiting else ""
+        if not waiting or token in known:
+            self.error(f"{name} needs a value")
+        if token.startswith("--") and (hint := did_you_mean(token, known, cutoff=0.8)):
+            self.error(f"{name} needs a value{hint} ({name}={waiting[0]} takes it as the value)")
+        return waiting.pop(0)
+
+    def values(self, name: str, waiting: list[str], known: Iterable[str]) -> list[str]:
+        """Removes the values of the flag `name`, up to the next flag, from `waiting`, and returns them."""
+        end = next((k for k, token in enumerate(waiting) if token.startswith("-")), len(waiting))
+        if not end:
+            self.error(f"{name} needs a value")
+        taken, waiting[:] = waiting[:end], waiting[end:]
+        return taken
+
+    def unknown(self, token: str, before: Sequence[str], known: Mapping[str, argparse.Action]) -> NoReturn:
+        """Exits with code 2 for a token that is no flag. before: the tokens before it."""
+        if token.startswith("-"):
+            name = token.partition("=")[0]
+            self.error(f"unknown flag {name}{did_you_mean(name, known)}")
+        last = before[-1] if before else ""
+        if last in known and known[last].nargs == 0:
+            self.error(f"{last} takes no value, but {token!r} follows it")
+        self.error(f"{token!r} belongs to no flag; a value with spaces needs quotes")
+
+
+def whole_number(text: str) -> int:
+    """Parses an int. Raises ArgumentTypeError."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def finite_number(text: str) -> float:
+    """Parses a finite float. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def true_or_false(text: str) -> bool:
+    """Parses a bool. Raises ArgumentTypeError."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+PARSERS: dict[Any, Callable[[str], Any]] = {bool: true_or_false, int: whole_number, float: finite_number, str: str}
 
 
 def default_text(defaults: dict[str, Any]) -> str:
     """Describes the default of a field, or its defaults if they differ by owner. defaults: {owner: default}"""
-    shown = {owner: value for owner, value in defaults.items() if value not in ("", None)}
+    shown = {owner: value for owner, value in defaults.items() if value not in ("", None, ())}
     if len(set(shown.values())) > 1:
         return " (default: " + ", ".join(f"{value} for {owner}" for owner, value in shown.items()) + ")"
     return f" (default: {next(iter(shown.values()))})" if shown else ""
+
+
+def add_flag(group: Any, name: str, fields: Mapping[str, dataclasses.Field], names: Iterable[str]) -> None:
+    """Adds the flag of a field to an argument group. fields: {owner: field}.  names: the values that --help lists."""
+    field = next(iter(fields.values()))
+    kind, choices = field.type, field.metadata["choices"]
+    known = ", ".join(names or choices)
+    text = field.metadata["help"] + (f": {known}" if known else "")
+    text = (text + default_text({owner: f.default for owner, f in fields.items()})).replace("%", "%%")
+    if kind is bool:
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+        return
+    metavar = field.metadata["metavar"] or ("NAME" if known else METAVARS.get(kind, "TEXT"))
+    values: dict[str, Any] = {"metavar": metavar, "help": text}
+    if get_origin(kind) in (tuple, list):
+        values |= {"nargs": "+"}
+    else:
+        values |= {"type": one_of(choices) if choices else PARSERS[kind]}
+    group.add_argument(flag(name), **values)
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """Returns a function that returns its argument if it is one of `choices`, otherwise raises ArgumentTypeError."""
+
+    def parse(text: str) -> str:
+        try:
+            return check_choice("value", text, dict(zip(choices, choices, strict=True)))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
 
 
 def parse_flags(
@@ -45,30 +192,44 @@ def parse_flags(
     argv: Sequence[str] | None,
     description: str,
     lists: Mapping[str, Iterable[str]] | None = None,
+    examples: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Parses the fields of several dataclasses. Returns {field: value} for the flags on the command line.
 
     classes: {owner: dataclass}; a field that several classes share is one flag.  lists: {field: names} that --help
-    appends to the field's text. An unknown flag or a value of the wrong type exits with code 2.
+    appends to the field's text.  examples: {group: command} that --help shows. An unknown flag or a value of the wrong
+    type exits with code 2.
     """
-    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(
+        prog=f"python {Path(sys.argv[0]).name}",
+        usage="%(prog)s [--FLAG VALUE ...]",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     groups: dict[str, Any] = {}
     owners: dict[str, dict[str, dataclasses.Field]] = {}
     for owner, cls in classes.items():
         for field in dataclasses.fields(cls):
             owners.setdefault(field.name, {})[owner] = field
     for name, fields in owners.items():
-        field = next(iter(fields.values()))
-        group = field.metadata["group"]
-        groups.setdefault(group, parser.add_argument_group(group))
-        text = field.metadata["help"] + (f": {', '.join(lists[name])}" if lists and name in lists else "")
-        text = (text + default_text({owner: f.default for owner, f in fields.items()})).replace("%", "%%")
-        if field.type is bool:
-            groups[group].add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
-        else:
-            kind: Any = field.type
-            groups[group].add_argument(flag(name), type=kind, metavar=kind.__name__.upper(), help=text)
-    return vars(parser.parse_args(argv))
+        group = next(iter(fields.values())).metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group, (examples or {}).get(group))
+        add_flag(groups[group], name, fields, (lists or {}).get(name, ()))
+    given = parser.parse(sys.argv[1:] if argv is None else argv)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def split_folders(values: Iterable[str]) -> list[str]:
+    """Splits values that are several folders separated by spaces. The name of an existing folder stays whole."""
+    found: list[str] = []
+    for value in values:
+        parts = value.split()
+        several = not Path(value).exists() and len(parts) > 1 and all(Path(part).exists() for part in parts)
+        found += parts if several else [value]
+    return found
 
 
 def parse_fields(cls: type, text: str) -> dict[str, Any]:
@@ -76,28 +237,38 @@ def parse_fields(cls: type, text: str) -> dict[str, Any]:
 
     Raises ValueError for an unknown field or a value of the wrong type.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(cls) if field.name != "labels"}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.name != "labels"}
     values: dict[str, Any] = {}
     for part in text.split():
         name, _, value = part.partition("=")
-        default = check_choice("field of --shape", name, defaults)
-        if isinstance(default, bool):
-            if value.lower() not in ("true", "false"):
-                raise ValueError(f"--shape {part}: {value!r} is neither true nor false")
-            values[name] = value.lower() == "true"
-            continue
-        kind: Any = float if default is None else type(default)
         try:
-            values[name] = kind(value)
-        except ValueError:
-            raise ValueError(f"--shape {part}: {value!r} is not of type {kind.__name__}") from None
+            values[name] = parse_field(check_choice("field of --shape", name, fields), value)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"--shape {part}: {error}") from None
     return values
+
+
+def parse_field(field: dataclasses.Field, text: str) -> Any:
+    """Parses the value of a field by its type: bool, int, float, str, a tuple of them (`c2p,p2c`), or one or None.
+
+    Raises ArgumentTypeError.
+    """
+    kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+    if text.lower() == "none" and type(None) in kinds:
+        return None
+    kind: Any = get_origin(kinds[0]) or kinds[0]
+    if kind is tuple:
+        parse = PARSERS[get_args(kinds[0])[0]]
+        return tuple(parse(part) for part in text.replace("|", ",").split(","))
+    if kind not in PARSERS:
+        raise argparse.ArgumentTypeError(f"a {kind.__name__} cannot be given on the command line")
+    return PARSERS[kind](text)
 
 
 def check_choice(kind: str, name: str, table: Mapping[str, Value]) -> Value:
     """Returns table[name]. Raises ValueError that lists the known names."""
     if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(table)}")
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(table)}{did_you_mean(name, table)}")
     return table[name]
 
 

@@ -1,6 +1,7 @@
-"""Finds checkpoints: a directory in Hugging Face's layout, or a hub id that is fetched once.
+"""Finds checkpoints and adapters: a directory in Hugging Face's layout, or a hub id that is fetched once.
 
-No file is unpickled, except by `load_pickled`, through torch.load(weights_only=True).
+A model's config.json is fetched and read before its tokenizer and its weights (`fetch_config`), so that an unsupported
+model costs one small file. No file is unpickled, except by `load_pickled`, through torch.load(weights_only=True).
 """
 
 import contextlib
@@ -8,52 +9,136 @@ import errno
 import hashlib
 import os
 import re
+import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.files import open_tensors, read_json, write_tensors
+from data.files import open_tensors, read_json, user_path, write_tensors
 
-WEIGHTS, INDEX, BIN, CONFIG = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "config.json"
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+ADAPTER, ADAPTER_BIN, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
+ENCODER = "prompt_encoder.safetensors"  # of virtual tokens; only this project writes it
 BUILTIN = Path(__file__).parent / "weights" / "deberta-mini"  # `--weights builtin`
 SAFE_FILES = (WEIGHTS, INDEX, "model-*.safetensors")
-TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "spm.model", "special_tokens_map.json")
+BIN_FILES = (BIN, BIN_INDEX, "pytorch_model-*.bin")
+TOKENIZER_FILES = (
+    "tokenizer*", "vocab.*", "merges.txt", "spm.model", "sentencepiece.bpe.model", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")  # one is enough
+HUB_ID = re.compile(r"(?!\.)([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # name/model@revision
+# the methods of huggingface/peft that are supported; `method` in a file of this project says which of ours it is
+METHODS = {"LORA": "lora", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "HEAD": "head"}
+# fields of adapter_config.json that are options of a method here
+OPTIONS = {
+    "r": "rank", "lora_alpha": "alpha", "lora_dropout": "lora_dropout", "bias": "lora_bias", "use_rslora": "rslora",
+    "use_dora": "dora", "num_virtual_tokens": "virtual_tokens", "pool": "pool",
+}  # fmt: skip
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 # ----------------------------------------------------------------------------------------------------- directories
 
 
-def find_pretrained(source: str | Path) -> Path:
-    """Returns the directory of a checkpoint.
+def local_directory(source: str | Path) -> Path | None:
+    """Returns the directory that `source` names, or None for a hub id. `builtin` names the built-in weights.
 
-    source: a directory, "builtin", or a hub id (`name/model`, `name/model@revision`), which is fetched once into
-    huggingface_hub's cache. Raises FileNotFoundError that names a remedy.
+    Raises FileNotFoundError for anything else.
     """
     if str(source) == "builtin":
         if not BUILTIN.is_dir():
             raise FileNotFoundError(f"the built-in weights are not in {BUILTIN}; --weights none trains without them")
         return BUILTIN
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         return path
     if path.exists():
         raise FileNotFoundError(f"{source} is a file; --weights takes the directory that contains {CONFIG}")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", str(source)) or str(source).startswith("."):
+    if not HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(f"{source} is not a directory and does not look like a hub id (name/model)")
-    return fetch(str(source))
+    return None
 
 
-def fetch(hub_id: str) -> Path:
-    """Returns huggingface_hub's snapshot of `name/model[@revision]`. Raises FileNotFoundError that names a remedy.
+def find_pretrained(source: str | Path) -> Path:
+    """Returns the directory of a checkpoint with its weights and tokenizer.
 
-    The environment variables HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE apply.
+    source: a directory, "builtin", or a hub id (`name/model`, `name/model@revision`), which is fetched once into
+    huggingface_hub's cache. Weights in pytorch_model.bin are fetched only if there are no safetensors (Microsoft's
+    DeBERTa). Raises FileNotFoundError that names a remedy.
     """
+    if (directory := local_directory(source)) is not None:
+        return directory
+    small_files = (CONFIG, *TOKENIZER_FILES)
+    folder = fetch(str(source), (*small_files, *SAFE_FILES))
+    if not has_any(folder, (WEIGHTS, INDEX)):
+        folder = fetch(str(source), (*small_files, *BIN_FILES))
+    return folder
+
+
+def fetch_config(source: str | Path) -> Path:
+    """Returns the path of a checkpoint's config.json; of a hub id, fetches no other file of the model.
+
+    Raises FileNotFoundError that says what `source` is instead: a run folder, an adapter, a parent folder.
+    """
+    local = local_directory(source)
+    directory = local or fetch(str(source), (CONFIG, ADAPTER_CONFIG))
+    if (directory / "log.jsonl").is_file():
+        raise FileNotFoundError(f"{source} is a run folder; its model is {directory / 'best'}")
+    if (directory / CONFIG).is_file():
+        return directory / CONFIG
+    if (directory / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{source} is an adapter, not a model: load its backbone {adapter_base(directory)}, then the adapter "
+            "(peft.load_adapter)"
+        )
+    if local is None:
+        raise FileNotFoundError(f"hub id {str(source)!r} has no {CONFIG}, so it is no model that is read here")
+    raise FileNotFoundError(f"{directory / CONFIG} does not exist{subfolder_hint(directory, (CONFIG, ADAPTER_CONFIG))}")
+
+
+def find_tokenizer(source: str | Path) -> Path:
+    """Returns the directory of a tokenizer: of a hub id, fetches no weights; of an adapter without one, its backbone's.
+
+    Raises FileNotFoundError that names a remedy.
+    """
+    if (directory := local_directory(source)) is None:
+        directory = fetch(str(source), (CONFIG, ADAPTER_CONFIG, *TOKENIZER_FILES))
+    if (directory / ADAPTER_CONFIG).is_file() and not has_any(directory, TOKENIZERS):
+        return find_tokenizer(adapter_base(directory))
+    return directory
+
+
+def has_any(directory: Path, names: Iterable[str]) -> bool:
+    """Returns whether a directory contains one of the files."""
+    return any((directory / name).is_file() for name in names)
+
+
+def subfolder_hint(directory: Path, names: Sequence[str]) -> str:
+    """Returns a hint at the subfolders that contain one of the files, or ""."""
+    found = sorted(path.name for path in directory.iterdir() if path.is_dir() and has_any(path, names))
+    return f"; its folder {', '.join(found[:5])} has one" if found else ""
+
+
+# --------------------------------------------------------------------------------------------------------- the hub
+
+
+def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
+    """Fetches the files of `name/model[@revision]` whose names match. Returns huggingface_hub's snapshot.
+
+    The environment variables HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE apply. Raises FileNotFoundError that
+    names a remedy.
+    """
+    check_cache()
     from huggingface_hub import errors  # slow to import, needed only here
 
-    name, _, revision = hub_id.partition("@")
+    name, revision = split_revision(hub_id)
     try:
-        return download(name, revision or None)
+        return download(name, revision, patterns)
     except errors.GatedRepoError as error:
         problem = f"hub id {name!r} is gated: request access on its page, then set HF_TOKEN"
         raise FileNotFoundError(problem) from error
@@ -66,24 +151,139 @@ def fetch(hub_id: str) -> Path:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            problem = f"the hub cache cannot be written ({error}); set HF_HOME to a folder that can be"
+            raise FileNotFoundError(problem) from error
         raise FileNotFoundError(
             f"{name!r} is neither a directory here nor complete in the hub cache, and the hub cannot be reached; "
             "give --weights a directory, or go online once"
         ) from error
 
 
-def download(name: str, revision: str | None) -> Path:
-    """Downloads config, tokenizer and weights of a hub repository, and returns the folder of the snapshot.
-
-    pytorch_model.bin is downloaded only if the repository has no safetensors (Microsoft's DeBERTa).
-    """
+def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Downloads files of a hub repository, or finds them in a cache that cannot be written. Returns their folder."""
     from huggingface_hub import snapshot_download  # slow to import, needed only here
 
-    small_files = [CONFIG, *TOKENIZER_FILES]
-    folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small_files, *SAFE_FILES]))
-    if any((folder / file).exists() for file in (WEIGHTS, INDEX)):
-        return folder
-    return Path(snapshot_download(name, revision=revision, allow_patterns=[*small_files, BIN]))
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            cached = snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True)
+            return Path(cached)
+        raise
+
+
+def check_cache() -> None:
+    """Raises FileNotFoundError if no folder for huggingface_hub's cache is known."""
+    settings = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
+    if os.path.expanduser("~") == "~" and not any(os.environ.get(name) for name in settings):  # noqa: PTH111
+        raise FileNotFoundError("no home directory is known for the hub cache; set HF_HOME to a folder")
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """Splits the hub id `name/model@revision` into (name/model, revision). A directory has no revision."""
+    match = HUB_ID.fullmatch(source)
+    return (source, None) if match is None or user_path(source).is_dir() else (match[1], match[2])
+
+
+# -------------------------------------------------------------------------------------------------------- adapters
+
+
+def find_adapter(source: str | Path) -> Path | None:
+    """Returns the directory of an adapter, which is fetched if `source` is a hub id; None if `source` is a checkpoint.
+
+    Raises FileNotFoundError if there is neither, and ValueError for a directory with weights of both kinds.
+    """
+    if str(source) in ("", "none", "builtin"):
+        return None
+    if (directory := local_directory(source)) is None:
+        folder = fetch(str(source), (CONFIG, ADAPTER_CONFIG))
+        if not (folder / ADAPTER_CONFIG).is_file():
+            return None
+        folder = fetch(str(source), (ADAPTER_CONFIG, ADAPTER, ENCODER, "base/*", *TOKENIZER_FILES))
+        return folder if (folder / ADAPTER).is_file() else fetch(str(source), (ADAPTER_CONFIG, ADAPTER_BIN))
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return None
+    if has_any(directory, (WEIGHTS, INDEX, BIN, BIN_INDEX)):
+        raise ValueError(
+            f"{source} holds both a checkpoint and an adapter ({ADAPTER_CONFIG}); move one of them elsewhere"
+        )
+    return directory
+
+
+def adapter_method(directory: str | Path) -> str:
+    """Returns the name of an adapter's method. Raises FileNotFoundError, or ValueError for an unsupported one."""
+    config = read_json(Path(directory) / ADAPTER_CONFIG)
+    kind = config.get("peft_type")
+    if kind not in METHODS:
+        raise ValueError(
+            f"{directory}: peft_type {kind!r} is not supported; supported: {', '.join(sorted(METHODS))}. Other kinds "
+            "can be merged by huggingface/peft: merge_and_unload().save_pretrained(DIR), then --weights DIR"
+        )
+    return config.get("method") or METHODS[kind]
+
+
+def adapter_options(directory: str | Path) -> dict[str, Any]:
+    """Returns the options of a method that an adapter's file fixes, by the names of their flags: {"rank": 8, …}."""
+    config, method = read_json(Path(directory) / ADAPTER_CONFIG), adapter_method(directory)
+    options = {ours: config[theirs] for theirs, ours in OPTIONS.items() if config.get(theirs) is not None}
+    if "encoder_reparameterization_type" in config:
+        options["prompt_encoder"] = config["encoder_reparameterization_type"].lower()
+    if config.get("encoder_hidden_size") and method in ("p_tuning", "prefix"):
+        options["prompt_hidden" if method == "p_tuning" else "prefix_hidden"] = config["encoder_hidden_size"]
+    return options
+
+
+def adapter_base(directory: str | Path, given: str = "") -> str:
+    """Returns the backbone of an adapter: a directory, `builtin`, or a hub id with the revision of the adapter's file.
+
+    given: replaces the recorded backbone (`--base`). A recorded relative path is looked up in the adapter's directory
+    first. Of a hub id, config.json is fetched. Raises FileNotFoundError that names --base if it is not found.
+    """
+    config = read_json(Path(directory) / ADAPTER_CONFIG)
+    recorded = config.get("base_model_name_or_path") or ""
+    if not given and recorded and (inside := Path(directory) / recorded).is_dir():
+        return str(inside)
+    base = given or with_revision(recorded, config.get("revision"), directory)
+    if not base:
+        raise FileNotFoundError(f"{directory} names no backbone; name it with --base DIR_OR_ID")
+    try:
+        fetch_config(base)
+    except FileNotFoundError as error:
+        if given:
+            raise
+        reason = f" ({error})" if HUB_ID.fullmatch(base) else ""
+        raise FileNotFoundError(
+            f"the backbone {base} of the adapter {directory} is not found; name it with --base DIR_OR_ID{reason}"
+        ) from error
+    return base
+
+
+def with_revision(recorded: str, revision: str | None, directory: str | Path) -> str:
+    """Joins the recorded backbone and peft's field `revision`. Raises ValueError if the two name different ones."""
+    name, other = split_revision(recorded)
+    if not revision or user_path(recorded).is_dir() or not HUB_ID.fullmatch(recorded):
+        return recorded
+    if other not in (None, revision):
+        raise ValueError(f"{directory}: base_model_name_or_path says revision {other}, revision says {revision}")
+    return f"{name}@{revision}"
+
+
+def recorded_base(source: str, base: str = "") -> str:
+    """Returns what an adapter records as its backbone when `source` (`--weights`) is trained.
+
+    A directory as its absolute path, a hub id as it is; for an adapter that is trained further, its own backbone, or
+    `base` (`--base`).
+    """
+    if (adapter := find_adapter(source)) is not None:
+        source = adapter_base(adapter, base)
+    path = user_path(source)
+    return str(path.resolve()) if source != "builtin" and path.is_dir() else source
+
+
+# --------------------------------------------------------------------------------------------------------- weights
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -91,41 +291,59 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
-        names = sorted(set(read_json(directory / INDEX)["weight_map"].values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{directory} lacks {', '.join(missing)}, which its {INDEX} lists; fetch them again"
-            )
-        return [directory / name for name in names]
+        return shards(directory, INDEX)
     if (directory / BIN).is_file():
-        converted = converted_path(directory / BIN)
-        return [converted if converted.is_file() else directory / BIN]
-    raise FileNotFoundError(f"{directory} holds no {WEIGHTS} (nor {INDEX}, nor {BIN})")
+        return [converted_or_original(directory / BIN)]
+    if (directory / BIN_INDEX).is_file():
+        return [converted_or_original(path) for path in shards(directory, BIN_INDEX)]
+    suffixes = (".safetensors", ".bin", ".h5", ".msgpack", ".ckpt", ".onnx", ".gguf", ".pt", ".pth")
+    others = sorted(path.name for path in directory.iterdir() if path.suffix in suffixes)
+    hint = f"; {', '.join(others[:5])} has another name or format" if others else ""
+    raise FileNotFoundError(f"{directory} holds no {WEIGHTS} (nor {INDEX}, nor {BIN}){hint}")
 
 
-# ----------------------------------------------------------------------------------------------------------- files
+def shards(directory: Path, index: str) -> list[Path]:
+    """Returns the files that an index lists. Raises FileNotFoundError that names the missing ones."""
+    names = sorted(set(read_json(directory / index)["weight_map"].values()))
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}, which its {index} lists; fetch them again")
+    return [directory / name for name in names]
 
 
-def converted_path(path: Path) -> Path:
-    """Returns the cache path of a pytorch_model.bin converted to safetensors, keyed by its path, size and time."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imdb-from-scratch"
+def converted_path(path: Path) -> Path | None:
+    """Returns the cache path of a pytorch_model.bin converted to safetensors, keyed by its path, size and time.
+
+    Returns None if no folder for caches is known (a user without a home directory).
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  (it never raises)
+    if not os.path.isabs(cache):  # noqa: PTH117
+        return None
     status = path.stat()
     key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return cache / hashlib.sha256(key.encode()).hexdigest()[:32] / WEIGHTS
+    return Path(cache) / "imdb-from-scratch" / hashlib.sha256(key.encode()).hexdigest()[:32] / WEIGHTS
+
+
+def converted_or_original(path: Path) -> Path:
+    """Returns the converted file of a pickled one if the cache has it in order, otherwise the pickled one."""
+    converted = converted_path(path)
+    if converted is not None:
+        with contextlib.suppress(OSError, ValueError), open_tensors(converted):
+            return converted
+    return path
 
 
 class WeightFile:
     """Reads the tensors of one file by published name. shapes: name -> (shape, whether the dtype is floating point).
 
     A safetensors file is opened again for each tensor: the pages of a mapped file count as this process's memory until
-    it is closed. pytorch_model.bin is read by torch.load(weights_only=True), which refuses code.
+    it is closed. A .bin file is read by torch.load(weights_only=True), which refuses code.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.pickled: dict[str, Tensor] | None = None
-        if path.name == BIN:
+        if path.suffix == ".bin":
             self.pickled = load_pickled(path)
             self.shapes = {name: (list(t.shape), t.is_floating_point()) for name, t in self.pickled.items()}
         else:
@@ -142,19 +360,28 @@ class WeightFile:
 
     def keep_converted(self) -> None:
         """Writes a pickled file as safetensors into the cache. Errors of writing are ignored: the cache is optional."""
-        if self.pickled is not None:
+        if self.pickled is not None and (path := converted_path(self.path)) is not None:
             with contextlib.suppress(OSError):
-                write_tensors(converted_path(self.path), {name: t.clone() for name, t in self.pickled.items()})
+                write_tensors(path, {name: t.clone() for name, t in self.pickled.items()})
 
 
 def load_pickled(path: Path) -> dict[str, Tensor]:
     """Loads the tensors of a pickled file without executing code from it.
 
-    Raises ValueError if the file is damaged or contains anything but tensors.
+    The file is mapped, except in torch's format from before 1.6, which is no zip archive. Raises OSError if it cannot
+    be read, and ValueError if it is damaged or is not a dict of tensors.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
     except Exception as error:  # torch raises a dozen types for a damaged or refused pickle
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} was refused: it is damaged or contains more than tensors ({reason})") from error
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} contains a {type(state).__name__}, not a dict of tensors")
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        shown = ", ".join(str(name) for name in list(state)[:5]) or "nothing"
+        raise ValueError(f"{path} contains no tensors but {shown}; torch.save the state dict alone")
+    return tensors

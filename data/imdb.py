@@ -1,55 +1,60 @@
-"""Reads reviews from Kaggle's TSVs, from Stanford's aclImdb/, and from any TSV or CSV with a text and a label column.
+"""Reads reviews from Kaggle's TSVs, from Stanford's aclImdb/, and from any table with a column of texts.
 
 The Large Movie Review Dataset: Maas et al. 2011, ACL (P11-1015): 25,000 labelled, 25,000 test, 50,000 unlabelled
 reviews. Kaggle's "Bag of Words Meets Bags of Popcorn" contains the same reviews. Its ids end in the star rating (1–10),
-so its test labels are known: a rating of 5 or more is positive (there are no 5s and 6s).
+so its test labels are known: a rating of 5 or more is positive (there are no 5s and 6s). Only Kaggle's own files,
+recognised by their names, have labels from ids.
 
-A review becomes one row of a DataFrame: id (str), review (str, cleaned), sentiment (1, 0, or -1 if unknown).
+A review becomes one row of a DataFrame: id (str), review (str, cleaned), sentiment (class index, or -1 if unknown).
 """
 
-import csv
-import gzip
 import hashlib
+import io
 import json
 import re
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import pandas as pd
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
+from data.columns import ABSENT, Columns, describe, find_columns, similar_columns
+from data.delimited import FIELD_LIMIT, Record
 from data.files import replacing
+from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
+from data.readers import (
+    LABELED,
+    TEST,
+    TEXT_NAMES,
+    UNLABELED,
+    Source,
+    base_name,
+    decode,
+    read_table,
+    unpack,
+)
 
-TEXT_NAMES = ("review", "text", "sentence", "content", "comment")
-LABEL_NAMES = ("sentiment", "label", "polarity", "target")
-LABELS = {"0": 0, "1": 1, "negative": 0, "positive": 1, "neg": 0, "pos": 1}
-UNKNOWN = -1
 BREAKS = re.compile(r"</?(?:br|p|div|li|tr|td|hr|h[1-6]|ul|ol|blockquote)\b[^<>]*>", re.IGNORECASE)
 NO_TAG = re.compile(r"<(?!/?[a-zA-Z][^<>]*>)")  # a "<" that does not open a tag: `a < b`, `<3`, `<!--`
 NO_ENTITY = re.compile(r"&(?!#?\w+;)")  # an "&" that does not open an entity: `AT&T`
-CLEANING_VERSION = 1  # part of the cache key: increase it when `clean` changes
+SURROGATE = re.compile("[\ud800-\udfff]")
+CACHE_VERSION = 2  # part of the cache key: increase it when cleaning or reading changes
+NAMED = (LABELED, UNLABELED, TEST)
 
 
-class Row(NamedTuple):
-    """One review of a file."""
+class Reviews(NamedTuple):
+    """The cleaned reviews of a file or a folder of aclImdb, before their labels become classes."""
 
-    number: int  # line of the file, 1 = the header
-    id: str
-    review: str  # before cleaning
-    label: str | None  # None: the file has no labels
-
-
-class Columns(NamedTuple):
-    """Column numbers of a table."""
-
-    text: int
-    label: int | None
-    id: int | None
-    width: int  # number of columns
+    path: Path
+    digest: str  # SHA-256 of the file, or of the names and contents of the folder's files
+    records: list[tuple[str, str, str]]  # id, review, label ("" if unknown)
+    label_column: str  # "" if there is none
+    shape: str  # header and first row, for messages
+    likely: list[str]  # columns that look like labels, and are not read
+    possible: list[str]  # columns that could be labels
+    notes: list[str]  # to be printed after the path
 
 
 def clean(text: str) -> str:
@@ -66,99 +71,58 @@ def clean(text: str) -> str:
     return re.sub(r"[ \t\r\n]+", " ", text).strip(" ")
 
 
-# ------------------------------------------------------------------------------------------------------- readers
+# ------------------------------------------------------------------------------------------------------------- rows
 
 
-def open_text(path: Path) -> TextIO:
-    """Opens a UTF-8 file, decompressed if its name ends in .gz, with its own line ends."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8", newline="")
-
-
-def read_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, fields) of each record.
-
-    A `.csv` file follows RFC 4180. In any other file a record is one line, tabs separate the fields, and quotes are
-    literal except one pair around a field (Kaggle's quoting=3 files).
-    """
-    with open_text(path) as file:
-        if ".csv" in path.suffixes:
-            limit = csv.field_size_limit(sys.maxsize)
-            try:
-                reader = csv.reader(file)
-                yield from ((reader.line_num, fields) for fields in reader)
-            finally:
-                csv.field_size_limit(limit)
-        else:
-            for number, line in enumerate(file, 1):
-                yield number, [unquote(field) for field in line.rstrip("\r\n").split("\t")]
-
-
-def unquote(field: str) -> str:
-    """Removes one pair of quotes around a field and the backslash before each quote inside."""
-    if len(field) > 1 and field[0] == field[-1] == '"':
-        field = field[1:-1]
-    return field.replace('\\"', '"')
-
-
-def find_column(name: str, usual_names: tuple[str, ...], header: list[str], path: Path, flag: str) -> int | None:
-    """Returns the number of the column `name`; without a name, of the only column with a usual name, or None.
-
-    flag: the option that names the column, for error messages. Raises ValueError if `name` is not in the header or if
-    several columns have a usual name.
-    """
-    if name:
-        if name not in header:
-            raise ValueError(f"{path} has no column {name!r}; it has: {', '.join(header)}")
-        return header.index(name)
-    found = [number for number, title in enumerate(header) if title.strip().lower() in usual_names]
-    if len(found) > 1:
-        raise ValueError(f"{path}: several columns ({', '.join(header)}) have a usual name; choose one with {flag}")
-    return found[0] if found else None
-
-
-def find_columns(header: list[str], path: Path, text_column: str, label_column: str) -> Columns:
-    """Finds the columns of text, label and id in a header. Raises ValueError if no column is recognised as text."""
-    text = find_column(text_column, usual_names=TEXT_NAMES, header=header, path=path, flag="--text-column")
-    label = find_column(label_column, usual_names=LABEL_NAMES, header=header, path=path, flag="--label-column")
-    if text is None:
-        raise ValueError(
-            f"{path}: no column ({', '.join(header)}) has a usual name for text; name the text with --text-column"
-        )
-    return Columns(text=text, label=label, id=header.index("id") if "id" in header else None, width=len(header))
-
-
-def read_rows(path: Path, text_column: str, label_column: str) -> Iterator[Row | str]:
-    """Yields each record as a Row, or as a description of its defect."""
-    records = read_records(path)
-    _, header = next(records, (0, []))
-    if not header:
-        raise ValueError(f"{path} is empty")
-    columns = find_columns(header, path=path, text_column=text_column, label_column=label_column)
-    for number, fields in records:
-        yield parse_row(number, fields=fields, columns=columns)
-
-
-def parse_row(number: int, fields: list[str], columns: Columns) -> Row | str:
-    """Converts the fields of line `number` to a Row, or returns a description of its defect."""
-    if len(fields) != columns.width:
-        return f"row {number}: {len(fields)} fields instead of {columns.width}"
-    if not fields[columns.text].strip():
-        return f"row {number}: empty review"
-    label = None
-    if columns.label is not None:
-        label = fields[columns.label].strip().lower()
-        if label not in LABELS:
-            return f"row {number}: label {fields[columns.label][:20]!r} is not 0 or 1"
+def parse_record(record: Record, columns: Columns, width: int, keep_empty: bool) -> tuple[str, str, str] | str:
+    """Returns (id, review before cleaning, label) of a record, or a description of its defect."""
+    number, fields = record.number, record.fields
+    if record.defect:
+        return f"row {number}: {record.defect}"
+    if len(fields) != width:
+        return f"row {number}: {len(fields)} fields instead of {width}"
+    text, label = fields[columns.text], "" if columns.label is None else fields[columns.label]
     key = str(number) if columns.id is None else fields[columns.id]
-    return Row(number=number, id=key, review=fields[columns.text], label=label)
+    if text is None or label is None or key is None:
+        return f"row {number}: a list or an object instead of a text"
+    if len(text) > FIELD_LIMIT:
+        return f"row {number}: a review of {len(text):,} characters; {FIELD_LIMIT:,} are allowed"
+    if SURROGATE.search(text):
+        return f"row {number}: half of a surrogate pair, which is no character"
+    if not keep_empty and not text.strip():
+        return f"row {number}: empty review"
+    return key, text, label.strip()
 
 
-def read_acl(folder: Path) -> Iterator[Row]:
-    """Yields the reviews of aclImdb/train or aclImdb/test: pos/, neg/ and unsup/ contain one file for each review."""
-    for kind, label in (("neg", "0"), ("pos", "1"), ("unsup", None)):
-        for number, path in enumerate(sorted((folder / kind).glob("*.txt")), 1):
-            yield Row(number=number, id=f"{kind}/{path.stem}", review=path.read_text(encoding="utf-8"), label=label)
+def clean_rows(
+    records: list[Record], columns: Columns, width: int, keep_empty: bool
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Cleans the rows of a table. Returns ((id, review, label) of each row, descriptions of the broken rows)."""
+    rows, broken = [], []
+    for record in records:
+        parsed = parse_record(record, columns, width, keep_empty)
+        if isinstance(parsed, str):
+            broken.append(parsed)
+            continue
+        key, text, label = parsed
+        if (review := clean(text)) or keep_empty:
+            rows.append((key, review, label))
+        else:
+            broken.append(f"row {record.number}: empty review")
+    return rows, broken
+
+
+def broken_note(broken: list[str], count: int, path: Path, skip_bad_rows: bool, shape: str = "") -> list[str]:
+    """Returns a note that broken rows were skipped, if there are any.
+
+    count: all rows.  shape: the header and the first row. Raises ValueError that lists the broken rows if no row is
+    left, or unless skip_bad_rows is set.
+    """
+    if broken and (not skip_bad_rows or len(broken) == count):
+        shown = "; ".join(broken[:10]) + ("; …" if len(broken) > 10 else "")
+        way = "no row is left" if len(broken) == count else "--skip-bad-rows skips them"
+        raise ValueError(f"{path}: {len(broken)} broken rows ({shown}); {way}{shape and '; '}{shape}")
+    return [f"{len(broken)} broken rows skipped ({broken[0]}{'; …' if len(broken) > 1 else ''})"] if broken else []
 
 
 def rating_label(key: str) -> int:
@@ -171,7 +135,166 @@ def rating_label(key: str) -> int:
     return UNKNOWN if rating == 0 else int(rating >= 5)
 
 
+def is_kaggle(path: Path) -> bool:
+    """Returns whether a file has the name of one of Kaggle's files, also compressed."""
+    return base_name(path.name) in NAMED
+
+
+# ----------------------------------------------------------------------------------------------------- one file
+
+
+def read_reviews(
+    path: Path, source: Source, cache: Path | None = None, keep_empty: bool = False, optional_label: bool = False
+) -> Reviews:
+    """Reads and cleans a file, or a folder of aclImdb, in the order of its rows, and prints what it found.
+
+    With `cache`, the result is stored in that folder under the hash of the file, and read from there the next time.
+    keep_empty: empty reviews are rows.  optional_label: a label column that is named but missing is no error. Raises
+    FileNotFoundError if the path does not exist, and ValueError for a file that cannot be read, or for broken rows
+    unless source.skip_bad_rows is set.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    content = b"" if path.is_dir() else path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+
+    def read() -> Reviews:
+        return parse_reviews(path, digest, content, source, keep_empty, optional_label)
+
+    if path.is_dir():
+        reviews = read_acl(path, source)
+    elif cache is None:
+        reviews = read()
+    else:
+        columns = (source.text_column, source.label_column, source.id_column, source.encoding, source.quoting)
+        how = (source.skip_bad_rows, keep_empty, optional_label, path.name)
+        key = hashlib.sha256(json.dumps([CACHE_VERSION, digest, *columns, *how]).encode()).hexdigest()[:24]
+        reviews = cached_reviews(cache / f"{key}.jsonl", path, read)
+    for note in reviews.notes:
+        print(f"{path}: {note}")
+    return reviews
+
+
+def parse_reviews(
+    path: Path, digest: str, content: bytes, source: Source, keep_empty: bool, optional_label: bool
+) -> Reviews:
+    """Reads and cleans the content of a file."""
+    table = read_table(path, content, source)
+    columns = find_columns(table, source, optional_label)
+    rows, broken = clean_rows(table.records, columns, len(table.header), keep_empty)
+    notes = [table.note] if table.note else []
+    notes += broken_note(broken, len(table.records), path, source.skip_bad_rows, describe(table))
+    if not rows:
+        raise ValueError(f"{path} contains no review; {describe(table)}")
+    if columns.id is not None and (twice := len(rows) - len({key for key, _, _ in rows})):
+        notes.append(f"{twice:,} rows repeat an id of an earlier row (column {table.header[columns.id]!r})")
+    no_labels = columns.label is None and source.label_column != ABSENT
+    if no_labels and source.label_column:
+        notes.append(
+            f"no column {source.label_column!r}, so there are no labels; the header is {quoted(table.header, 20)}"
+        )
+    likely, possible = similar_columns(table, columns) if no_labels and not is_kaggle(path) else ([], [])
+    label = "" if columns.label is None else table.header[columns.label]
+    return Reviews(path, digest, rows, label, describe(table), likely, possible, notes)
+
+
+def cached_reviews(stored: Path, path: Path, read: Callable[[], Reviews]) -> Reviews:
+    """Returns the reviews of a cache file. If it does not exist, it is written from `read()`."""
+    if stored.exists():
+        facts, *lines = stored.read_text(encoding="utf-8").splitlines()
+        return Reviews(path=path, records=[tuple(json.loads(line)) for line in lines], **json.loads(facts))
+    reviews = read()
+    first = {name: value for name, value in reviews._asdict().items() if name not in ("path", "records")}
+    with replacing(stored) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in (first, *reviews.records)), encoding="utf-8")
+    return reviews
+
+
+def read_acl(folder: Path, source: Source) -> Reviews:
+    """Reads aclImdb/train or aclImdb/test: pos/, neg/ and unsup/ contain one file for each review."""
+    digest, records, broken = hashlib.sha256(), [], []
+    for kind, label in (("neg", "neg"), ("pos", "pos"), ("unsup", "")):
+        for path in sorted((folder / kind).glob("*.txt")):
+            content = path.read_bytes()
+            digest.update(f"{kind}/{path.name} {len(content)} ".encode() + content)
+            if text := clean(decode(path, content, source.encoding)):
+                records.append((f"{kind}/{path.stem}", text, label))
+            else:
+                broken.append(f"{kind}/{path.name}: empty review")
+    notes = broken_note(broken, len(records) + len(broken), folder, source.skip_bad_rows)
+    if not records:
+        raise ValueError(f"{folder} contains no review")
+    return Reviews(folder, digest.hexdigest(), records, "", "", [], [], notes)
+
+
+def is_text_lines(path: Path, source: Source) -> bool:
+    """Returns whether a .txt file holds one text a line.
+
+    It is a table if the first line, split at tabs, has the column of texts: its name in `source`, or a usual name.
+    """
+    if not base_name(path.name).lower().endswith(".txt"):
+        return False
+    content = unpack(path, path.read_bytes())[1]
+    first = re.split(r"[\r\n]", decode(path, content, source.encoding), maxsplit=1)[0]
+    titles = {title.strip().strip('"') for title in first.split("\t")}
+    wanted = {source.text_column} if source.text_column else set(TEXT_NAMES)
+    return not wanted & (titles | {title.lower() for title in titles})
+
+
+def read_lines(path: Path, source: Source, keep_empty: bool = False) -> Reviews:
+    """Reads a text file, one text a line. Ids count the lines from 0, without the empty ones unless they are kept.
+
+    Raises ValueError if the file is empty or cannot be decoded.
+    """
+    content = path.read_bytes()
+    text = decode(path, unpack(path, content)[1], source.encoding)
+    lines = [line.strip() for line in io.StringIO(text, newline="")]  # U+0085 and U+2028 end no line
+    lines = lines if keep_empty else [line for line in lines if line]
+    if not lines:
+        raise ValueError(f"{path} holds no text")
+    records = [(str(number), line, "") for number, line in enumerate(lines)]
+    return Reviews(path, hashlib.sha256(content).hexdigest(), records, "", "", [], [], [])
+
+
 # -------------------------------------------------------------------------------------------------------- frames
+
+
+def label_reviews(reviews: Reviews, names: tuple[str, ...] | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Returns (DataFrame id, review, sentiment, class names).
+
+    names: the classes; None: those of the file, () if it has no labels. A folder of aclImdb and Kaggle's files without
+    a label column, whose ids contain ratings, have the classes negative and positive. Raises ValueError for a label
+    column that holds no labels, and for a label that is none of `names`.
+    """
+    keys = [key for key, _, _ in reviews.records]
+    values = [label for _, _, label in reviews.records]
+    where = f"{reviews.path}: column {reviews.label_column!r}" if reviews.label_column else str(reviews.path)
+    if not reviews.label_column and is_kaggle(reviews.path):
+        names = SENTIMENT if names is None else names
+        believed = {canonical(name) for name in names} == set(SENTIMENT)
+        ratings = [rating_label(key) if believed else UNKNOWN for key in keys]
+        values = ["" if rating == UNKNOWN else SENTIMENT[rating] for rating in ratings]
+    elif names and all_hidden(values, names):
+        print(f"{reviews.path}: all labels are -1: they are withheld, and read as unknown")
+        values = [""] * len(values)
+    try:
+        names = find_classes(values, where) if names is None else names
+        numbers = class_numbers(values, names, where)
+    except ValueError as error:  # not a row, but the whole column: --skip-bad-rows is no way out
+        ways = f"--label-column names another column, --label-column {ABSENT} reads the texts alone"
+        raise ValueError(f"{error}; {ways}; {reviews.shape}") from None
+    texts = (review for _, review, _ in reviews.records)
+    return as_frame(zip(keys, texts, numbers, strict=True)), names
+
+
+def missing_labels(reviews: Reviews) -> str:
+    """Describes a file without labels, with the columns that look like them and the way to name one."""
+    if reviews.label_column:
+        return f"{reviews.path}: column {reviews.label_column!r} has no values; {reviews.shape}"
+    similar = reviews.likely or reviews.possible
+    which = f"{quoted(similar)} {'looks' if len(similar) == 1 else 'look'} like it: " if similar else ""
+    name = similar[0] if similar else "COLUMN"
+    return f"{reviews.path} has no label column with a usual name; {which}--label-column {name}; {reviews.shape}"
 
 
 def load_reviews(
@@ -180,93 +303,28 @@ def load_reviews(
     label_column: str = "",
     skip_bad_rows: bool = False,
     cache: Path | None = None,
+    id_column: str = "",
+    encoding: str = "",
 ) -> pd.DataFrame:
     """Loads a file, or a folder of aclImdb, as a DataFrame id, review, sentiment, in the order of the file.
 
-    With `cache`, the result is stored in that folder under the hash of the file, and read from there the next time.
-    Raises FileNotFoundError if the path does not exist, and ValueError for a file that cannot be read. Unless
-    skip_bad_rows is set, ValueError also lists the broken rows by number.
+    Sentiment is the index of the class among the sorted classes of the file, UNKNOWN without a label. With `cache`, the
+    result is stored in that folder under the hash of the file, and read from there the next time. Raises
+    FileNotFoundError if the path does not exist, and ValueError for a file that cannot be read, for broken rows unless
+    skip_bad_rows is set, and if a column looks like labels but has no usual name and label_column is not given
+    (`none`: the file has no labels).
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    read = partial(read_reviews, path, text_column=text_column, label_column=label_column, skip_bad_rows=skip_bad_rows)
-    if cache is None or path.is_dir():
-        return as_frame(read())
-    key = f"{CLEANING_VERSION} {text_column} {label_column} {skip_bad_rows}".encode()
-    stored = cache / f"{hashlib.sha256(path.read_bytes() + key).hexdigest()[:24]}.jsonl"
-    return as_frame(cached_records(stored, read))
+    columns = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
+    source = Source(**columns, skip_bad_rows=skip_bad_rows, encoding=encoding)
+    reviews = read_reviews(Path(path), source, cache)
+    if reviews.likely:
+        raise ValueError(f"{missing_labels(reviews)}; --label-column {ABSENT} if there are no labels")
+    return label_reviews(reviews, None)[0]
 
 
-def cached_records(stored: Path, read: Callable[[], list[tuple[str, str, int]]]) -> list:
-    """Returns the records of a cache file. If it does not exist, it is written from `read()`."""
-    if stored.exists():
-        return [json.loads(line) for line in stored.read_text(encoding="utf-8").splitlines()]
-    records = read()
-    with replacing(stored) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return records
-
-
-def read_reviews(path: Path, text_column: str, label_column: str, skip_bad_rows: bool) -> list[tuple[str, str, int]]:
-    """Reads, cleans and labels the rows of a file or of a folder of aclImdb: (id, review, sentiment)."""
-    try:
-        rows = list(
-            read_acl(path) if path.is_dir() else read_rows(path, text_column=text_column, label_column=label_column)
-        )
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
-        raise ValueError(f"{path} is damaged or not UTF-8 text: {error}") from error
-    return clean_rows(rows, path=path, skip_bad_rows=skip_bad_rows)
-
-
-def load_lines(path: Path) -> pd.DataFrame:
-    """Loads a text file, one text a line, in the form of load_reviews: ids count from 0, no labels.
-
-    Raises ValueError if the file is empty or not UTF-8.
-    """
-    try:
-        texts = [text for line in path.read_text(encoding="utf-8").splitlines() if (text := line.strip())]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    if not texts:
-        raise ValueError(f"{path} holds no text")
-    return as_frame([(str(number), text, UNKNOWN) for number, text in enumerate(texts)])
-
-
-def clean_rows(rows: list[Row | str], path: Path, skip_bad_rows: bool) -> list[tuple[str, str, int]]:
-    """Cleans the rows and labels them: (id, review, sentiment). Rows without a label get that of their rating.
-
-    Raises ValueError for broken rows, unless skip_bad_rows is set, and for a file without any review.
-    """
-    broken = [row for row in rows if isinstance(row, str)]
-    records = []
-    for row in rows:
-        if isinstance(row, str):
-            continue
-        review = clean(row.review)
-        if review:
-            label = LABELS[row.label] if row.label is not None else rating_label(row.id)
-            records.append((row.id, review, label))
-        else:
-            broken.append(f"row {row.number}: empty review")
-    report_broken(broken, path=path, skip_bad_rows=skip_bad_rows)
-    if not records:
-        raise ValueError(f"{path} contains no review")
-    return records
-
-
-def report_broken(broken: list[str], path: Path, skip_bad_rows: bool) -> None:
-    """Raises ValueError that lists the first ten broken rows; prints their number if skip_bad_rows is set."""
-    if broken and not skip_bad_rows:
-        shown = "; ".join(broken[:10]) + ("; …" if len(broken) > 10 else "")
-        raise ValueError(f"{path}: {len(broken)} broken rows ({shown}); --skip-bad-rows skips them")
-    if broken:
-        print(f"{path}: {len(broken)} broken rows skipped ({broken[0]}{'; …' if len(broken) > 1 else ''})")
-
-
-def as_frame(records: list) -> pd.DataFrame:
+def as_frame(records: Iterable[tuple[str, str, int]]) -> pd.DataFrame:
     """Converts records (id, review, sentiment) to a DataFrame."""
-    frame = pd.DataFrame(records, columns=["id", "review", "sentiment"])
+    frame = pd.DataFrame(list(records), columns=["id", "review", "sentiment"])
     return frame.astype({"id": str, "review": str, "sentiment": "int64"})
 
 
@@ -278,8 +336,10 @@ def hash_rank(ids: pd.Series, salt: str) -> pd.Series:
     return ids.map(lambda key: int(hashlib.sha256(f"{salt}:{key}".encode()).hexdigest()[:15], 16))
 
 
-def split_train(frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Splits reviews into (training, validation), stratified by sentiment.
+def split_train(
+    frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42, labels: tuple[str, ...] = SENTIMENT
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Splits reviews into (training, validation), stratified by sentiment. labels: the class names, for messages.
 
     The hash of seed and id decides: the split is the same on every machine and for any order of the file.
     Raises ValueError if a split would be empty or a class is missing.
@@ -290,7 +350,7 @@ def split_train(frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42) -> t
         validation[group.sort_values().index[: round(len(group) * fraction)]] = True
     train, held_out = frame[~validation], frame[validation]
     if not len(train) or not len(held_out) or train["sentiment"].nunique() < 2:
-        counts = frame["sentiment"].value_counts().to_dict()
+        counts = {labels[number]: count for number, count in frame["sentiment"].value_counts().items()}
         raise ValueError(
             f"cannot split {len(frame)} reviews with labels {counts}: at least five of each label are needed"
         )

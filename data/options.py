@@ -10,14 +10,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import find_source
+from data import Source, Splits, find_source, load_splits, load_texts
 from data.flags import check_choice, field_names, flag, merge_defaults, option, parse_flags, pick_fields
+from data.hub import adapter_method, find_adapter
+from data.imdb import subset
 from data.runs import Run
 
 DESCRIPTION = "Runs one experiment: options, data, model, method, optimizer, the training loop, the score."
 # training defaults for random weights, and for the built-in weights, which are small; a method may have further ones
-FROM_RANDOM = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "batch_size": 32, "epochs": 5}
+FROM_RANDOM = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "layer_decay": 1.0, "batch_size": 32, "epochs": 5}
 FROM_BUILTIN = {"batch_size": 16, "epochs": 8, "warmup": 0.1}
+CHOICES = {
+    "out_of_memory": "halve stop",
+    "schedule": "linear constant",
+    "quantize": "none int8",
+    "head": "published new",
+    "class_weights": "none balanced",
+}
 FROM_DEMO = {"precision": "fp32"}  # for batches this small bf16 is slower, even on hardware with bf16 products
 
 
@@ -28,14 +37,23 @@ class Options:
     loss: str = option("ce", "what", "objective")
     weights: str = option("", "what", "none (random), builtin, a folder, or a hub id; default: the model's own")
     shape: str = option("", "what", "config fields of a new random model: hidden_size=64 pooling=max+mean")
-    num_labels: int = option(2, "what", "classes of the head; 0: as many as in the checkpoint")
+    base: str = option("", "what", "backbone of an adapter folder given as --weights, if it is not where it was")
+    head: str = option(
+        "published", "what", "published: the checkpoint's own head, if it has one; new: a new last layer"
+    )
     dropout: float = option(-1.0, "what", "dropout of all layers; negative: as in the model's config")
     classifier_dropout: float = option(-1.0, "what", "dropout before the last layer; negative: as in the config")
     reinit_layers: int = option(0, "what", "number of top layers that start from random weights")
 
-    data: str = option("", "data", "IMDB folder, aclImdb, a TSV or CSV, or demo; default: $IMDB_DIR, data/imdb/, demo")
-    text_column: str = option("", "data", "column of a TSV or CSV that contains the text")
-    label_column: str = option("", "data", "column that contains the label, 0 or 1")
+    data: str = option("", "data", "folder, table, demo, or imdb (download); default: $IMDB_DIR, data/imdb/, demo")
+    train: str = option("", "data", "file of training reviews, instead of --data")
+    validation: str = option("", "data", "file of validation reviews; default: part of the training reviews")
+    test: str = option("", "data", "file of test reviews")
+    text_column: str = option("", "data", "column that contains the text")
+    label_column: str = option("", "data", "column that contains the label: 0 and 1, names, or numbers of stars")
+    id_column: str = option("", "data", "column that contains the id")
+    quoting: str = option("", "data", "quotes of a file: rfc4180, literal or backslash; default: found in the file")
+    encoding: str = option("", "data", "encoding of the files; default: UTF-8, or UTF-16 with a byte order mark")
     skip_bad_rows: bool = option(False, "data", "leave out broken rows instead of stopping")
     train_reviews: int = option(0, "data", "train on this many reviews of the training split; 0: all")
     validation_reviews: int = option(0, "data", "select the best epoch by this many validation reviews; 0: all")
@@ -62,6 +80,7 @@ class Options:
     weight_decay: float = option(0.01, "training", "weight decay of everything but biases and norms")
     warmup: float = option(0.06, "training", "warm-up: a fraction of all steps if below 1, otherwise a number of steps")
     schedule: str = option("linear", "training", "after the warm-up the rate falls to 0 (linear) or stays (constant)")
+    class_weights: str = option("none", "training", "weights of the classes in the loss: none or balanced")
     average: float = option(0.0, "training", "score and save the running mean of the weights with this decay; 0: none")
     clip: float = option(1.0, "training", "maximum norm of the gradient; 0: no limit")
     patience: int = option(0, "training", "stop after this many epochs without a better validation accuracy; 0: never")
@@ -130,7 +149,7 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
             raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
-    for name, choices in (("out_of_memory", "halve stop"), ("schedule", "linear constant"), ("quantize", "none int8")):
+    for name, choices in CHOICES.items():
         check_choice(name, getattr(options, name), dict.fromkeys(choices.split()))
     if options.truncate == "chunks" and not objective.pretraining:
         raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
@@ -154,7 +173,8 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     if given.get("resume"):
         return resume(given, tables)
     model = check_choice("model", given.get("model", Options.model), tables.models)
-    method = check_choice("method", given.get("peft", Options.peft), tables.methods)
+    own = adapter_options(given, tables)
+    method = check_choice("method", (given | own).get("peft", Options.peft), tables.methods)
     objective = check_choice("objective", given.get("loss", Options.loss), tables.objectives)
     weights = given.get("weights", objective.training.get("weights", model.weights))
     layers = [("model", model.training | {"weights": model.weights}), ("method", method.training)]
@@ -164,11 +184,36 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     if weights == "builtin":
         layers += [("built-in weights", FROM_BUILTIN | method.builtin)]
     classes = (Options, method.options, objective.options)
-    values, origins = merge_defaults(classes, [*layers, ("command line", given)])
+    values, origins = merge_defaults(classes, [*layers, ("adapter", own), ("command line", given)])
     settings = Settings.build(values, origins, tables)
     check_owners(given, settings.options, tables)
     check_values(settings.options, model, objective)
     return settings, None
+
+
+def adapter_folder(weights: str) -> Path | None:
+    """Returns the folder `weights` if it is an adapter, otherwise None; an adapter on the hub is not one."""
+    return find_adapter(weights) if weights and Path(weights).expanduser().is_dir() else None
+
+
+def adapter_options(given: Mapping[str, Any], tables: Tables) -> dict[str, Any]:
+    """Returns {"peft": method} if --weights is an adapter, which is then trained further; otherwise {}.
+
+    Raises ValueError for a flag that contradicts the adapter's own settings.
+    """
+    weights = given.get("weights", "")
+    directory = adapter_folder(weights)
+    if directory is None:
+        if given.get("base"):
+            raise ValueError("--base names the backbone of an adapter; --weights is none")
+        return {}
+    method = adapter_method(directory)
+    if given.get("peft", method) != method:
+        raise ValueError(f"{weights} is a {method} adapter; leave out --peft {given['peft']}")
+    fixed = field_names(tables.methods[method].options) - {"lora_plus"}
+    if clash := [flag(name) for name in given if name in fixed]:
+        raise ValueError(f"{weights} is an adapter with settings of its own; leave out {', '.join(clash)}")
+    return {"peft": method}
 
 
 def resume(given: Mapping[str, Any], tables: Tables) -> tuple[Settings, Run]:
@@ -179,16 +224,50 @@ def resume(given: Mapping[str, Any], tables: Tables) -> tuple[Settings, Run]:
     return Settings.build(run.config["options"], run.config["origins"], tables), run
 
 
-def find_data(settings: Settings) -> tuple[Settings, str]:
+def source_of(options: Options) -> Source:
+    """Returns where the reviews of a run come from and how its files are read."""
+    return pick_fields(Source, asdict(options))
+
+
+def read_splits(
+    options: Options, cache: Path | None, pretraining: bool = False, with_unlabelled: bool = False
+) -> Splits:
+    """Reads the data of a run and takes the subsets that its options select.
+
+    pretraining: texts without labels.  with_unlabelled: reads unlabelled reviews as well.
+    """
+    source = source_of(options)
+    splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled)
+    seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews
+    for part, seed in seeds.items():
+        if count := getattr(options, f"{part}_reviews"):
+            splits = splits._replace(**{part: subset(getattr(splits, part), count, seed, f"--{part}-reviews")})
+    return splits
+
+
+def absolute_paths(options: Options) -> Options:
+    """Returns the options with absolute paths, so that a run can be used from any folder."""
+    keywords = {"weights": ("none", "builtin"), "word_vectors": ("none", "train", "builtin")}
+    changes: dict[str, Any] = {}
+    for name in ("weights", "base", "word_vectors", "train", "validation", "test"):
+        value = getattr(options, name)
+        if value and value not in keywords.get(name, ()) and Path(value).expanduser().exists():
+            changes[name] = str(Path(value).expanduser().resolve())
+    return replace(options, **changes)
+
+
+def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
     """Returns the settings with the data source that was found, and the reason.
 
-    The built-in reviews have defaults of their own, which replace general defaults only.
+    The built-in reviews have defaults of their own, and a model may have further ones for them. They replace general
+    defaults and defaults of the model only.
     """
-    options, origins = settings.options, settings.origins
+    options, origins = absolute_paths(settings.options), settings.origins
+    if options.train:
+        return settings._replace(options=options), f"--train {options.train}"
     source, why = find_source(options.data)
-    values: dict[str, Any] = {
-        name: value for name, value in FROM_DEMO.items() if source == "demo" and origins[name] == "default"
-    }
+    defaults = FROM_DEMO | tables.models[options.model].demo if source == "demo" else {}
+    values: dict[str, Any] = {name: value for name, value in defaults.items() if origins[name] in ("default", "model")}
     origins = origins | dict.fromkeys(values, "built-in reviews")
     return settings._replace(options=replace(options, data=source, **values), origins=origins), why
 

@@ -1,4 +1,4 @@
-"""Reads and writes data/results: one JSON file and one log per published run.
+"""Reads and writes data/results: per published run a JSON file, a log, and the probabilities of its test reviews.
 
 A published row is one experiment. Its first seed is ROW.json, the others are ROW@43.json, ROW@44.json, …
 """
@@ -7,7 +7,10 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.files import read_json, write_json, write_text
+import numpy as np
+import torch
+
+from data.files import read_json, write_json, write_tensors, write_text
 from data.runs import ROOT, Run
 
 RESULTS = ROOT / "data" / "results"
@@ -16,7 +19,8 @@ RESULTS = ROOT / "data" / "results"
 def publish(folder: str, row: str) -> Path:
     """Copies result.json and log.jsonl of a run to data/results/ROW.json and ROW.log.jsonl.
 
-    Raises ValueError if the run is not finished, or if it is a pretraining run and has no accuracy.
+    ROW.test.safetensors has the probabilities of the test reviews, rounded to 1/255: uint8 [N, C]. Raises ValueError if
+    the run is not finished, or if it is a pretraining run and has no accuracy.
     """
     run = Run.open(folder)
     if run.result is None:
@@ -25,6 +29,9 @@ def publish(folder: str, row: str) -> Path:
         raise ValueError(f"{folder} is a pretraining run; publish its numbers in the card of the weights")
     write_json(RESULTS / f"{row}.json", {"row": row, **run.result})
     write_text(RESULTS / f"{row}.log.jsonl", run.log_file.read_text(encoding="utf-8"))
+    if (probabilities := run.probabilities("test")) is not None:
+        rounded = torch.from_numpy((probabilities * 255).round().astype(np.uint8))
+        write_tensors(RESULTS / f"{row}.test.safetensors", {"probabilities": rounded})
     return RESULTS / f"{row}.json"
 
 

@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from data.files import open_tensors, read_json, write_json, write_tensors, write_text
@@ -43,6 +45,16 @@ def git(*arguments: str) -> str:
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the runtime packages."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def check_files(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
+    """Raises ValueError if a data file of a run changed since the run started. Both: path -> SHA-256."""
+    for path, digest in before.items():
+        if path in now and now[path] != digest:
+            way_out = "restore it, start a new run, or score the new file with eval.py --data"
+            raise ValueError(f"{path} changed since {folder} was started; {way_out}")
+    if missing := [path for path in before.keys() - now.keys() if not Path(path).exists()]:
+        raise FileNotFoundError(f"{min(missing)}, a data file of {folder}, does not exist any more")
 
 
 class Run:
@@ -83,6 +95,23 @@ class Run:
             raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json")
         return run
 
+    def record_data(self, labels: tuple[str, ...], files: dict[str, str]) -> None:
+        """Records the class names and the digests of the data files in config.json; if recorded before, compares them.
+
+        files: absolute path -> SHA-256. Raises ValueError that names the file that changed.
+        """
+        config = self.config
+        if "files" not in config:
+            write_json(self.folder / "config.json", config | {"labels": list(labels), "files": files})
+            return
+        check_files(config["files"], files, self.folder)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Returns the class names of the run's data; None for runs that did not record them."""
+        names = self.config.get("labels")
+        return None if names is None else tuple(names)
+
     @property
     def config(self) -> dict[str, Any]:
         """Reads config.json."""
@@ -98,6 +127,19 @@ class Run:
         """Appends one event to the log."""
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def save_probabilities(self, split: str, probabilities: np.ndarray, labels: np.ndarray) -> None:
+        """Keeps the probabilities of a split, fp32 [N, C], and its labels, int64 [N], in the order of the split."""
+        tensors = {"probabilities": torch.from_numpy(probabilities), "labels": torch.from_numpy(labels)}
+        write_tensors(self.folder / f"{split}.probabilities.safetensors", tensors)
+
+    def probabilities(self, split: str) -> np.ndarray | None:
+        """Returns the probabilities that save_probabilities kept, fp32 [N, C]; None if there are none."""
+        path = self.folder / f"{split}.probabilities.safetensors"
+        if not path.exists():
+            return None
+        with open_tensors(path) as file:
+            return file.get_tensor("probabilities").numpy()
 
     def save_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Saves tensors, progress (JSON values) and the length of the log, atomically."""

@@ -1,15 +1,16 @@
 """Tokenizers convert text to token ids: subwords for the encoders, words for the word networks.
 
-Reads spm.model (Unigram of SentencePiece: DeBERTa), tokenizer.json, vocab.txt (WordPiece: BERT, DistilBERT), and
-vocab.json with merges.txt (byte-level BPE: RoBERTa). Trains each kind on a corpus for models without a published
-tokenizer. The `tokenizers` package segments the text; data/sentencepiece.py corrects the few segmentations in which it
-differs from SentencePiece.
+Reads published tokenizers (data/tokenizer_files.py): spm.model and sentencepiece.bpe.model (Unigram of SentencePiece:
+DeBERTa, XLM-RoBERTa), tokenizer.json, vocab.txt (WordPiece: BERT, DistilBERT, ELECTRA), and vocab.json with merges.txt
+(byte-level BPE: RoBERTa). Trains each kind on a corpus for models without a published tokenizer. The `tokenizers`
+package segments the text; data/sentencepiece.py corrects the few segmentations in which it differs from SentencePiece.
 
 WordPiece: Wu et al. 2016, arXiv 1609.08144, §4.1.  BPE: Sennrich et al. 2016, arXiv 1508.07909.  Unigram: Kudo 2018,
 arXiv 1804.10959, §3.2.
 
-Differs from the published code: a string in the text that spells a special token ("[SEP]", "<0x41>") is ordinary text
-and never becomes that token.
+Differs from the published code: a string in the text that spells a special token with a role ([CLS], [SEP], [PAD],
+[UNK], [MASK], however they are called) or a byte ("<0x41>") is ordinary text and never becomes that token. Other added
+tokens match.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -29,26 +31,30 @@ from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 from torch import Tensor
 
-from data.files import read_json, replacing, write_json, write_text
+from data.files import replacing, write_json, write_text
 from data.hub import find_pretrained
 from data.pipelines import (
     SPECIAL,
     SPECIAL_BPE,
     SPECIAL_WORDS,
+    add_special_tokens,
     bpe,
+    matching_text,
     special_tokens,
+    state,
+    trained_normalizer,
     unigram,
-    without_normalizer,
     wordlevel,
     wordpiece,
 )
-from data.sentencepiece import UnigramModel
+from data.spm_segmenter import SpmSegmenter
+from data.tokenizer_files import read_tokenizer
 
 BATCH = 1_000  # texts in one call of the parallel encoder
 TRUNCATE = ("head", "tail", "head+tail", "chunks")
 HEAD_TOKENS = 128  # first part of head+tail: Sun et al. 2019, arXiv 1905.05583, §5.3.1
 SURROGATES = re.compile("[\ud800-\udfff]")  # UTF-8 cannot encode a lone surrogate
-WORD_START = {"unigram": "▁", "bpe": "Ġ"}  # prefix of a subword that begins a word
+REQUIRED = {"wordlevel": ("pad", "unk")}  # roles of special tokens; for all other kinds also cls and sep
 
 
 def truncate_ids(ids: list[int], limit: int, truncate: str) -> list[int]:
@@ -76,39 +82,48 @@ class Tokenizer:
     """Converts text to [CLS] subwords [SEP], or to words without special tokens.
 
     backend: the pipeline, which is also what `save` writes. kind: wordpiece, unigram, bpe or wordlevel (words).
-    lowercase: stored for wordpiece. spm, spm_file: the published model and the bytes of its file, or None and b"". With
-    them the ids equal SentencePiece's.
+    lowercase: whether the text is lowercased, for wordpiece and spm. spm: the published model of SentencePiece, or
+    None. With it the ids equal SentencePiece's. special: role (pad, unk, cls, sep, mask, …) -> special token.
+    template: the tokens before and after each text. model_max_length: tokens of an example, special tokens included,
+    that the published model was made for, or None.
     """
 
     backend: Backend
     kind: str
     lowercase: bool = False
-    spm: UnigramModel | None = None
-    spm_file: bytes = b""
-    segmenter: Backend = field(init=False, repr=False, compare=False)  # `backend`, without its normalizer if spm is set
+    spm: SpmSegmenter | None = None
+    special: dict[str, str] = field(default_factory=dict)
+    template: tuple[list[str], list[str]] = ([], [])
+    model_max_length: int | None = None
+    segmenter: Backend = field(init=False, repr=False, compare=False)  # `backend` without tokens that match no text
 
     def __post_init__(self) -> None:
-        required = (token for role, token in self.special.items() if role != "mask")
-        missing = [token for token in required if self.id_of(token) is None]
+        if not self.special:
+            object.__setattr__(self, "special", special_tokens(self.kind))
+        missing = [role for role in REQUIRED.get(self.kind, ("pad", "unk", "cls", "sep")) if self.role_id(role) is None]
         if missing:
-            raise ValueError(f"the tokenizer has no {', '.join(missing)}")
+            names = ", ".join(self.special.get(role, f"{role}_token") for role in missing)
+            raise ValueError(
+                f"the tokenizer has no {names}; name its special tokens in tokenizer_config.json ({missing[0]}_token)"
+            )
+        if self.kind != "wordlevel" and self.template == ([], []):
+            object.__setattr__(self, "template", ([self.special["cls"]], [self.special["sep"]]))
         self.backend.no_padding()
         self.backend.no_truncation()
-        self.backend.encode_special_tokens = True  # "[SEP]" in a review is text
-        object.__setattr__(self, "segmenter", self.backend if self.spm is None else without_normalizer(self.backend))
-
-    @property
-    def special(self) -> dict[str, str]:
-        """Returns role (pad, unk, cls, sep, mask) -> special token."""
-        return special_tokens(self.kind)
+        segmenter = matching_text(self.backend, self.special) if self.spm is None else self.spm.backend
+        object.__setattr__(self, "segmenter", segmenter)
 
     def id_of(self, token: str) -> int | None:
         """Returns the id of a token of the vocabulary, or None."""
         return self.backend.token_to_id(token)
 
+    def role_id(self, role: str) -> int | None:
+        """Returns the id of the special token with a role, or None."""
+        return self.id_of(self.special[role]) if role in self.special else None
+
     def special_id(self, role: str) -> int:
         """Returns the id of the special token with a role that the tokenizer has."""
-        number = self.id_of(self.special[role])
+        number = self.role_id(role)
         assert number is not None
         return number
 
@@ -120,26 +135,50 @@ class Tokenizer:
     def unk_id(self) -> int:
         return self.special_id("unk")
 
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Returns token -> id, special tokens and added tokens included."""
+        return self.backend.get_vocab(with_added_tokens=True)
+
     @property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """Returns the number of ids: the largest id + 1."""
+        return max(self.vocabulary.values()) + 1
 
     @property
     def tokens(self) -> list[str]:
-        """Returns the vocabulary in the order of ids: words or subwords, and special tokens."""
-        vocabulary = self.backend.get_vocab(with_added_tokens=True)
-        return sorted(vocabulary, key=vocabulary.__getitem__)
+        """Returns the vocabulary in the order of ids: words or subwords, and special tokens. "" is an unused id."""
+        tokens = [""] * self.vocab_size
+        for token, number in self.vocabulary.items():
+            tokens[number] = token
+        return tokens
+
+    @cached_property
+    def word_start(self) -> str:
+        """Returns the prefix of a subword that begins a word, "" for a kind that marks the other subwords.
+
+        Raises ValueError for a pipeline without such a prefix.
+        """
+        parts = f"{state(self.backend.normalizer)} {state(self.backend.pre_tokenizer)}"
+        if self.kind != "bpe":
+            return "▁" if self.kind == "unigram" else ""
+        if "ByteLevel" not in parts and "Metaspace" not in parts:
+            raise ValueError("the subwords of this BPE tokenizer do not show where a word begins")
+        return "Ġ" if "ByteLevel" in parts else "▁"
 
     def starts_word(self, token: str) -> bool:
         """Returns whether a token of the vocabulary begins a word."""
-        if self.kind in WORD_START:
-            return token.startswith(WORD_START[self.kind])
-        return not token.startswith("##")
+        if self.word_start:
+            return token.startswith(self.word_start)
+        return self.kind != "wordpiece" or not token.startswith(self.backend.model.continuing_subword_prefix)
 
     @property
     def fingerprint(self) -> str:
         """Returns a hash of all that determines the ids."""
-        return hashlib.sha256(self.backend.to_str().encode() + self.spm_file).hexdigest()
+        digest = hashlib.sha256(self.backend.to_str().encode() + (self.spm.data if self.spm else b""))
+        if set(self.special.values()) != set(special_tokens(self.kind).values()):  # these do not match text
+            digest.update(json.dumps(self.special).encode())
+        return digest.hexdigest()
 
     def subword_ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Yields all token ids of each text, without special tokens and without truncation. Runs in parallel."""
@@ -147,10 +186,10 @@ class Tokenizer:
         for start in range(0, len(texts), BATCH):
             batch = texts[start : start + BATCH]
             if self.spm is not None:
-                batch = [self.spm.normalize(text) for text in batch]
-            encodings = self.segmenter.encode_batch_fast(batch, add_special_tokens=False)
-            for text, encoding in zip(batch, encodings, strict=True):
-                yield encoding.ids if self.spm is None else self.spm.repair(text, encoding.ids)
+                yield from self.spm(batch)
+            else:
+                encodings = self.segmenter.encode_batch_fast(batch, add_special_tokens=False)
+                yield from (encoding.ids for encoding in encodings)
 
     def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:
         """Yields examples of 1 to max_length ids, including [CLS] and [SEP].
@@ -158,14 +197,13 @@ class Tokenizer:
         truncate: head, tail and head+tail yield one example for each text; chunks yields the whole text as one or more
         examples of nearly equal length. Raises ValueError for another value and for max_length < 3.
         """
-        if max_length < 3:
-            raise ValueError(f"max_length {max_length} leaves no room for text; it must be at least 3")
+        least = max(3, sum(map(len, self.template)) + 1)
+        if max_length < least:
+            raise ValueError(f"max_length {max_length} leaves no room for text; it must be at least {least}")
         if truncate not in TRUNCATE:
             raise ValueError(f"unknown truncation {truncate!r}; known: {', '.join(TRUNCATE)}")
-        if self.kind == "wordlevel":
-            start, end, empty = [], [], [self.unk_id]  # a text without words is one unknown word
-        else:
-            start, end, empty = [self.special_id("cls")], [self.special_id("sep")], []
+        start, end = ([self.vocabulary[token] for token in tokens] for tokens in self.template)
+        empty = [] if start else [self.unk_id]  # without [CLS], a text without words is one unknown word
         limit = max_length - len(start) - len(end)
         for ids in self.subword_ids(texts):
             whole = truncate == "chunks"
@@ -178,19 +216,23 @@ class Tokenizer:
         return pad(list(self.encode(texts, max_length=max_length, truncate=truncate)), self.pad_id)
 
     def save(self, directory: str | Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which `load_tokenizer` and transformers read, and spm.model
-        if the tokenizer was read from one."""
+        """Writes tokenizer.json and tokenizer_config.json, which `load_tokenizer` and transformers read, and the model
+        of SentencePiece if the tokenizer was read from one. `load_tokenizer` gives the same ids."""
         directory = Path(directory)
-        if self.spm_file:
-            with replacing(directory / "spm.model") as temporary:
-                temporary.write_bytes(self.spm_file)
+        if self.spm is not None:
+            with replacing(directory / self.spm.file_name) as temporary:
+                temporary.write_bytes(self.spm.data)
         write_text(directory / "tokenizer.json", self.backend.to_str(pretty=False))
-        names = {f"{role}_token": token for role, token in self.special.items()}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "do_lower_case": self.lowercase,
             "padding_side": "right",
         }
+        if self.spm is not None and self.spm.split_by_punct:
+            config["split_by_punct"] = True
+        if self.model_max_length is not None:
+            config["model_max_length"] = self.model_max_length
+        names = {f"{role}_token": token for role, token in self.special.items()}
         write_json(directory / "tokenizer_config.json", config | names)
 
 
@@ -209,69 +251,22 @@ def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 def load_tokenizer(source: str | Path, variant: str = "published") -> Tokenizer:
     """Loads the tokenizer of a checkpoint directory or hub id.
 
-    Reads the first of spm.model, tokenizer.json, vocab.txt, and vocab.json with merges.txt that exists.
+    Reads the first of spm.model, sentencepiece.bpe.model, tokenizer.json, vocab.txt, and vocab.json with merges.txt
+    that exists and that belongs to the tokenizer's class.
     variant: `published` segments text as in the pretraining of the weights. `hf5` segments with an spm.model as
     transformers 5 does, without its character map and without byte fallback, for comparisons.
-    Raises FileNotFoundError if there is no tokenizer, ValueError if a file is damaged or `variant` is unknown.
+    Raises FileNotFoundError if there is no tokenizer, ValueError if a file is damaged or contains a setting that is not
+    supported, or if `variant` is unknown.
     """
     if variant not in ("published", "hf5"):
         raise ValueError(f"unknown tokenizer {variant!r}; known: published, hf5")
-    directory = find_pretrained(source)
-    config_file = directory / "tokenizer_config.json"
-    config = read_json(config_file) if config_file.is_file() else {}
-    lowercase = bool(config.get("do_lower_case", True))
-    if (directory / "spm.model").is_file():
-        return read_spm(directory / "spm.model", variant)
-    if (directory / "tokenizer.json").is_file():
-        return read_tokenizer_json(directory / "tokenizer.json", lowercase)
-    if (directory / "vocab.txt").is_file():
-        return Tokenizer(read_vocab(directory / "vocab.txt", lowercase), "wordpiece", lowercase=lowercase)
-    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        return Tokenizer(read_merges(directory, bool(config.get("add_prefix_space", False))), "bpe")
-    raise FileNotFoundError(
-        f"{directory} contains no tokenizer (spm.model, tokenizer.json, vocab.txt, or vocab.json with merges.txt)"
-    )
-
-
-def read_tokenizer_json(path: Path, lowercase: bool) -> Tokenizer:
-    """Reads tokenizer.json. Raises ValueError if it is damaged."""
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:  # the package raises a bare Exception
-        raise ValueError(f"{path} is not a tokenizer.json ({error})") from error
-    kind = json.loads(backend.to_str())["model"]["type"].lower()
-    return Tokenizer(backend, kind, lowercase=lowercase)
-
-
-def read_vocab(path: Path, lowercase: bool) -> Backend:
-    """Reads vocab.txt of a BERT: one subword on each line. Raises ValueError if a special token is missing."""
-    subwords = path.read_text(encoding="utf-8").splitlines()
-    missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in subwords]
-    if missing:
-        raise ValueError(f"{path} is not a WordPiece vocabulary: {', '.join(missing)} missing")
-    return wordpiece({subword: number for number, subword in enumerate(subwords)}, lowercase)
-
-
-def read_merges(directory: Path, prefix_space: bool) -> Backend:
-    """Reads vocab.json and merges.txt of a RoBERTa. Raises ValueError if they are damaged."""
-    try:
-        model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
-    except Exception as error:  # the package raises a bare Exception
-        raise ValueError(f"{directory}: vocab.json and merges.txt are not a BPE model ({error})") from error
-    return bpe(model, prefix_space)
-
-
-def read_spm(path: Path, variant: str) -> Tokenizer:
-    """Reads spm.model of a DeBERTa. Raises ValueError if it is damaged or not a Unigram model."""
-    data = path.read_bytes()
-    try:
-        spm = UnigramModel.parse(data)
-        if variant == "hf5":
-            return Tokenizer(unigram(spm.subwords, unk_id=spm.unk_id, charsmap=None, byte_fallback=False), "unigram")
-        backend = unigram(spm.subwords, unk_id=spm.unk_id, charsmap=spm.charsmap)
-        return Tokenizer(backend, "unigram", spm=spm, spm_file=data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a Unigram model: {error}") from error
+    read = read_tokenizer(find_pretrained(source), variant)
+    present = {role: token for role, token in read.special.items() if read.backend.token_to_id(token) is not None}
+    special = {role: present[role] for role in special_tokens(read.kind) if role in present} | present
+    return Tokenizer(
+        read.backend, read.kind, lowercase=read.lowercase, spm=read.spm, special=special, template=read.template,
+        model_max_length=read.model_max_length,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -323,12 +318,12 @@ def train_wordpiece(texts: list[str], vocab_size: int) -> Tokenizer:
         *(f"##{subword}" for subword in others),
     ]
     vocabulary = {subword: number for number, subword in enumerate(dict.fromkeys(subwords))}
-    return Tokenizer(wordpiece(vocabulary, lowercase=True), "wordpiece", lowercase=True)
+    return Tokenizer(add_special_tokens(wordpiece(vocabulary, lowercase=True), SPECIAL), "wordpiece", lowercase=True)
 
 
 def train_unigram(texts: list[str], vocab_size: int) -> Tokenizer:
     """Collects BPE subwords and scores each with the logarithm of its relative frequency."""
-    template = unigram([("[UNK]", 0.0)], unk_id=0, charsmap=b"")
+    template = unigram([("[UNK]", 0.0)], unk_id=0, normalizer=trained_normalizer())
     words = pre_tokenizers.Sequence([template.pre_tokenizer, pre_tokenizers.Punctuation("isolated")])
     counts = count_subwords(template.normalizer, words, texts=texts, vocab_size=vocab_size)
     total = sum(counts.values())
@@ -337,18 +332,19 @@ def train_unigram(texts: list[str], vocab_size: int) -> Tokenizer:
     # the order of DeBERTa-v3's spm.model
     fixed = [*list(SPECIAL.values())[:4], *(f"<0x{byte:02X}>" for byte in range(256))]
     subwords = [(token, 0.0) for token in fixed] + scores
-    return Tokenizer(unigram(subwords, unk_id=fixed.index("[UNK]"), charsmap=b""), "unigram")
+    backend = unigram(subwords, unk_id=fixed.index("[UNK]"), normalizer=trained_normalizer())
+    return Tokenizer(add_special_tokens(backend, SPECIAL), "unigram")
 
 
 def train_bpe(texts: list[str], vocab_size: int) -> Tokenizer:
     """Learns byte-level BPE merges. All 256 bytes are in the vocabulary."""
-    backend = bpe(models.BPE())
+    backend = add_special_tokens(bpe(models.BPE()), SPECIAL_BPE)
     alphabet, special = pre_tokenizers.ByteLevel.alphabet(), list(SPECIAL_BPE.values())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(bpe(backend.model), "bpe")
+    return Tokenizer(add_special_tokens(bpe(backend.model), SPECIAL_BPE), "bpe")
 
 
 def count_subwords(

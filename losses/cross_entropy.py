@@ -1,6 +1,9 @@
 """Cross-entropy with label smoothing (Szegedy et al. 2016, arXiv 1512.00567, §7).
 
-    q_c = (1 - ε)·[c = y] + ε/C,    L = mean_i -Σ_c q_c log softmax(logits_i)_c
+    q_c = (1 - ε)·[c = y] + ε/C,    L = mean_i -w_{y_i} Σ_c q_c log softmax(logits_i)_c
+
+w_c is the weight of class c, 1 without class weights. With balanced weights w_c = N / (C·N_c), the mean of w over the
+training examples is 1.
 
 Differs from the paper: nothing. The mean runs over examples.
 """
@@ -20,20 +23,24 @@ class CrossEntropyOptions:
     label_smoothing: float = option(0.0, "objective", "ε of the cross-entropy, in [0, 1)")
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Computes L, the mean over examples.
 
-    logits: [B, C];  labels: int64 [B];  smoothing: ε -> scalar, fp32 or wider. Raises ValueError for ε outside [0, 1).
+    logits: [B, C];  labels: int64 [B];  smoothing: ε;  class_weights: w, [C] -> scalar, fp32 or wider. Raises
+    ValueError for ε outside [0, 1).
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing {smoothing} is outside [0, 1)")
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
     log_p = F.log_softmax(logits, dim=-1)  # [B, C]
     log_p_true = log_p.gather(1, labels[:, None]).squeeze(1)  # [B]
-    return -((1 - smoothing) * log_p_true + smoothing * log_p.mean(-1)).mean()
+    losses = -((1 - smoothing) * log_p_true + smoothing * log_p.mean(-1))  # [B]
+    return losses.mean() if class_weights is None else (class_weights[labels] * losses).mean()
 
 
 def objective(model: Model, batch: Batch, options: CrossEntropyOptions) -> tuple[Tensor, Tensor]:
     """Returns (loss, logits [B, C])."""
     logits = model(batch.input_ids, batch.mask)
-    return cross_entropy(logits, batch.labels, options.label_smoothing), logits
+    return cross_entropy(logits, batch.labels, options.label_smoothing, batch.class_weights), logits

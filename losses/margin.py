@@ -23,15 +23,24 @@ class MarginOptions:
     """The margin loss has no options."""
 
 
-def margin_loss(lengths: Tensor, labels: Tensor, upper: float = 0.9, lower: float = 0.1, weight: float = 0.5) -> Tensor:
-    """Computes L, the mean over examples.
+def margin_loss(
+    lengths: Tensor,
+    labels: Tensor,
+    upper: float = 0.9,
+    lower: float = 0.1,
+    weight: float = 0.5,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Computes L, the mean over examples, each multiplied by the weight of its class.
 
-    lengths: |v_c| in [0, 1), [B, C];  labels: int64 [B];  upper, lower, weight: m⁺, m⁻, λ -> scalar
+    lengths: |v_c| in [0, 1), [B, C];  labels: int64 [B];  upper, lower, weight: m⁺, m⁻, λ;
+    class_weights: [C] -> scalar
     """
     true = F.one_hot(labels, lengths.size(1))  # [B, C]
     present = (upper - lengths).clamp(min=0).square()
     absent = (lengths - lower).clamp(min=0).square()
-    return (true * present + weight * (1 - true) * absent).sum(1).mean()  # Eq. (4)
+    losses = (true * present + weight * (1 - true) * absent).sum(1)  # [B], Eq. (4)
+    return losses.mean() if class_weights is None else (class_weights[labels] * losses).mean()
 
 
 def objective(model: Model, batch: Batch, options: MarginOptions) -> tuple[Tensor, Tensor]:
@@ -39,4 +48,4 @@ def objective(model: Model, batch: Batch, options: MarginOptions) -> tuple[Tenso
     if not isinstance(model.classifier, CapsuleLengths):
         raise ValueError("--loss margin needs class capsules: --model capsule_lstm --shape head=capsules")
     lengths = model(batch.input_ids, batch.mask)
-    return margin_loss(lengths.float(), batch.labels), lengths
+    return margin_loss(lengths.float(), batch.labels, class_weights=batch.class_weights), lengths

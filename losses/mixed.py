@@ -120,11 +120,18 @@ def vat_loss(reviews: Reviews, logits: Tensor, radius: float) -> Tensor:
     return kl(target, reviews.logits(virtual_perturbation(reviews, target, radius)))
 
 
-def adversarial_loss(reviews: Reviews, loss: Tensor, labels: Tensor, radius: float, smoothing: float) -> Tensor:
+def adversarial_loss(
+    reviews: Reviews,
+    loss: Tensor,
+    labels: Tensor,
+    radius: float,
+    smoothing: float,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """Computes L_AT, Eq. (6). loss: the loss of the clean pass, a function of reviews.x."""
     (g,) = torch.autograd.grad(loss, reviews.x, retain_graph=True)
     shift = scale_to_length(g, reviews.mask, radius * reviews.spread())  # Eq. (5): the loss is -log p
-    return cross_entropy(reviews.logits(shift), labels, smoothing)
+    return cross_entropy(reviews.logits(shift), labels, smoothing, class_weights)
 
 
 def prepare(model: Model, options: AdversarialOptions, tokenizer: Tokenizer | None) -> None:
@@ -141,10 +148,11 @@ def objective(model: Model, batch: Batch, options: AdversarialOptions) -> tuple[
     """
     labelled = Reviews.embed(model, batch.input_ids, batch.mask)
     logits = labelled.logits()
-    ce = cross_entropy(logits, batch.labels, options.label_smoothing)
+    smoothing, weights = options.label_smoothing, batch.class_weights
+    ce = cross_entropy(logits, batch.labels, smoothing, weights)
     loss, training = ce, torch.is_grad_enabled()
     if options.adversarial_weight and training:
-        at = adversarial_loss(labelled, ce, batch.labels, options.radius, options.label_smoothing)
+        at = adversarial_loss(labelled, ce, batch.labels, options.radius, smoothing, weights)
         loss = loss + options.adversarial_weight * at
     clean_passes = [(labelled, logits)]
     if batch.unlabelled is not None and isinstance(options, MixedOptions):

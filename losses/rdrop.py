@@ -43,14 +43,22 @@ def symmetric_kl(logits_1: Tensor, logits_2: Tensor) -> Tensor:
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 
 
-def rdrop_loss(logits_1: Tensor, logits_2: Tensor, labels: Tensor, alpha: float, smoothing: float = 0.0) -> Tensor:
-    """Computes L, the mean over examples. logits: [B, C];  labels: int64 [B] -> scalar
+def rdrop_loss(
+    logits_1: Tensor,
+    logits_2: Tensor,
+    labels: Tensor,
+    alpha: float,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Computes L, the mean over examples. logits: [B, C];  labels: int64 [B];  class_weights: of CE, [C] -> scalar
 
     Raises ValueError for a negative alpha.
     """
     if alpha < 0:
         raise ValueError(f"rdrop_alpha {alpha} is negative")
-    ce = cross_entropy(torch.cat([logits_1, logits_2]), torch.cat([labels, labels]), smoothing)
+    logits, labels = torch.cat([logits_1, logits_2]), torch.cat([labels, labels])
+    ce = cross_entropy(logits, labels, smoothing, class_weights)
     return ce + alpha * symmetric_kl(logits_1, logits_2)
 
 
@@ -59,7 +67,8 @@ def objective(model: Model, batch: Batch, options: RDropOptions) -> tuple[Tensor
     logits = model(batch.input_ids.repeat(2, 1), batch.mask.repeat(2, 1))  # [2B, C]
     first, second = logits.chunk(2)
     warn_if_equal(model, first, second)
-    return rdrop_loss(first, second, batch.labels, options.rdrop_alpha, options.label_smoothing), logits
+    alpha, smoothing = options.rdrop_alpha, options.label_smoothing
+    return rdrop_loss(first, second, batch.labels, alpha, smoothing, batch.class_weights), logits
 
 
 def warn_if_equal(model: Model, first: Tensor, second: Tensor) -> None:

@@ -100,7 +100,7 @@ def objective(model: Model, batch: Batch, options: SupConOptions) -> tuple[Tenso
     """Returns ((1 - λ)·CE + λ·L_out, logits [B, C])."""
     features = model.features(batch.input_ids, batch.mask)
     logits, weight = model.classifier(features), options.supcon_weight
-    ce = cross_entropy(logits, batch.labels, options.label_smoothing)
+    ce = cross_entropy(logits, batch.labels, options.label_smoothing, batch.class_weights)
     return (1 - weight) * ce + weight * contrast(model, features, batch.labels, options.temperature), logits
 
 
@@ -113,6 +113,6 @@ def rdrop_objective(model: Model, batch: Batch, options: RDropSupConOptions) -> 
     labels, logits, weight = batch.labels.repeat(2), model.classifier(features), options.supcon_weight
     first, second = logits.chunk(2)
     warn_if_equal(model, first, second)
-    ce = cross_entropy(logits, labels, options.label_smoothing)
+    ce = cross_entropy(logits, labels, options.label_smoothing, batch.class_weights)
     loss = (1 - weight) * ce + weight * contrast(model, features, labels, options.temperature)
     return loss + options.rdrop_alpha * symmetric_kl(first, second), logits

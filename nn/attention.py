@@ -84,16 +84,23 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_bias(mask, q.dtype))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
+    """Computes `attention`, by the fused kernel unless dropout is active. Arguments and result: `attention`."""
+    if dropout.active:
+        return attention(q, k, v, mask=mask, dropout=dropout)
+    return fused_attention(q, k, v, mask=mask)
+
+
 def prepend_prefix(k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None) -> tuple[Tensor, Tensor, Tensor]:
     """Concatenates the prefix and the keys and values of the tokens. The mask is True for every prefix position.
 
-    k, v: [B, H, S, K];  mask: [B, 1, 1, S] -> k, v: [B, H, P + S, K];  mask: [B, 1, 1, P + S]
+    k, v: [B, H, S, K];  mask: [B, 1, 1 or T, S] -> k, v: [B, H, P + S, K];  mask: [B, 1, 1 or T, P + S]
     """
     if prefix is None:
         return k, v, mask
     batch = k.size(0)
     prefix_k, prefix_v = (rows.to(k.dtype).expand(batch, -1, -1, -1) for rows in prefix)  # [B, H, P, K]
-    visible = mask.new_ones(batch, 1, 1, prefix_k.size(2))
+    visible = mask.new_ones(batch, 1, mask.size(2), prefix_k.size(2))
     return torch.cat([prefix_k, k], 2), torch.cat([prefix_v, v], 2), torch.cat([visible, mask], 3)
 
 
@@ -114,6 +121,10 @@ class MultiHeadAttention(Module):
         self.output = Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
 
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes x W_k and x W_v, which a prefix is initialized from. [B, S, D] -> [B, S, H·K] each"""
+        return self.key(x), self.value(x)
+
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None = None, queries: Queries = None) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S], True = real token;  prefix: keys and values [B or 1, H, P, K];
         queries: query positions -> [B, T, D]"""
@@ -121,11 +132,7 @@ class MultiHeadAttention(Module):
         k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
         v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
         k, v, visible = prepend_prefix(k, v, mask=mask[:, None, None, :], prefix=prefix)  # S becomes P + S
-        if self.dropout.active:
-            context = attention(q, k, v, mask=visible, dropout=self.dropout)  # [B, H, T, K]
-        else:
-            context = fused_attention(q, k, v, mask=visible)  # [B, H, T, K]
-        return self.output(merge_heads(context))  # [B, T, D]
+        return self.output(merge_heads(attend(q, k, v, mask=visible, dropout=self.dropout)))  # [B, T, D]
 
 
 class AdditiveAttention(Module):

@@ -15,15 +15,17 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from data.files import read_json, write_json, write_tensors
-from data.hub import CONFIG, WEIGHTS, WeightFile, find_pretrained, weight_files
+from data.hub import CONFIG, WEIGHTS, WeightFile, fetch_config, find_pretrained, weight_files
 from data.seeds import random_state, set_random_state
 from nn import MODELS, Model
 from nn.encoder import SharedEmbedding, init_weights
+from nn.heads import match_head
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
 TRAINING_ONLY = ("projection.", "pretraining.")  # modules that exist during training only; saved in its state alone
-BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta)\.")
+CLASS_ROWS = ("classifier.weight", "classifier.bias", "classes.weight")  # parameters with one row a class
+BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta|electra|model)\.")
 
 # ------------------------------------------------------------------------------------------------------- names
 
@@ -63,12 +65,7 @@ def model_class(published: dict[str, Any], where: Path | str) -> type[Model]:
     raise ValueError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(supported)}")
 
 
-def default_labels(count: int) -> tuple[str, ...]:
-    """Returns the names of `count` classes that have none."""
-    return ("negative", "positive") if count == 2 else tuple(f"LABEL_{i}" for i in range(count))
-
-
-def read_config(cls: type[Model], published: dict[str, Any], num_labels: int) -> Any:
+def read_config(cls: type[Model], published: dict[str, Any], labels: tuple[str, ...]) -> Any:
     """Builds cls.Config from a published config. Raises ValueError for a value that is not supported."""
     for name, accepted in cls.SUPPORTED.items():
         if name in published and published[name] not in accepted:
@@ -78,10 +75,6 @@ def read_config(cls: type[Model], published: dict[str, Any], num_labels: int) ->
         name = cls.CONFIG_KEYS.get(field.name, field.name)
         if name in published and field.name != "labels":
             values[field.name] = published[name]
-    names = published.get("id2label") or {}
-    labels = tuple(names[key] for key in sorted(names, key=int))
-    if len(labels) != num_labels or all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
-        labels = default_labels(num_labels)
     return cls.Config(**values, labels=labels)
 
 
@@ -117,40 +110,80 @@ class Unfilled(TorchFunctionMode):
 
 
 def load_pretrained(
-    source: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32, int8: bool = False
+    source: str | Path,
+    labels: tuple[str, ...] | None = None,
+    dtype: torch.dtype = torch.float32,
+    int8: bool = False,
+    new_head: bool = False,
 ) -> Model:
     """Loads a checkpoint directory or hub id as a model in `dtype`.
 
+    labels: the classes that the model must distinguish, in order; the head of the file is matched to them by name
+    (nn/heads.py). None: the classes of the file's head, or negative and positive if it has none.  new_head: initializes
+    the last layer at random instead.  int8: quantizes tensor by tensor while loading (nn/quant.py); a quantized
+    checkpoint stays quantized.
     `model.newly_initialized` names the parameters that the file lacks and that are initialized at random; only layers
-    of the head may be. num_labels 0: as many as the file's head has.  int8: quantizes tensor by tensor while loading
-    (nn/quant.py); a quantized checkpoint stays quantized. Tensors are read and converted one at a time, so that memory
-    peaks at the size of the model plus one tensor.
-    Raises FileNotFoundError, or ValueError listing all missing, surplus, misshaped or unusable tensors.
+    of the head may be. Tensors are read and converted one at a time, so that memory peaks at the size of the model plus
+    one tensor. Raises FileNotFoundError, or ValueError for a head with other classes, and for missing, surplus,
+    misshaped or unusable tensors, which it lists.
     """
+    config_file = fetch_config(source)
+    published = read_json(config_file)
+    cls = model_class(published, config_file)  # before the weights are fetched
     directory = find_pretrained(source)
-    published = read_json(directory / CONFIG)
-    cls = model_class(published, directory / CONFIG)
-    config = read_config(cls, published, num_labels or len(published.get("id2label", ())) or 2)
+    files = [WeightFile(path) for path in weight_files(directory)]
+    head = match_head(published, None if new_head else head_size(cls, files), labels, directory)
+    config = read_config(cls, published, head.labels)
     with torch.device("meta"), Unfilled():  # shapes only
         model = cls(config)
-    files = [WeightFile(path) for path in weight_files(directory)]
     stored_int8 = published.get(QUANTIZATION) == QUANTIZED
-    missing = check_tensors(model, files, directory, stored_int8)
-    if problems := fill(model, files, dtype, int8 or stored_int8, stored_int8):
+    ignored = CLASS_ROWS if new_head else ()
+    missing = check_tensors(model, files, directory, stored_int8, ignored)
+    if problems := fill(model, files, dtype, int8 or stored_int8, stored_int8, ignored):
         raise ValueError(f"{directory} cannot be used: {'; '.join(problems[:20])}")
     initialize(model, missing, dtype)
+    reorder_classes(model, head.order)
+    model.class_order = head.order
     for file in files:
         file.keep_converted()
     model.newly_initialized = frozenset(missing)
     return model
 
 
-def fill(model: Model, files: list[WeightFile], dtype: torch.dtype, int8: bool, stored_int8: bool) -> list[str]:
+def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
+    """Returns the number of classes of the last layer in the files, or None if they have no last layer."""
+    known = [name for name in CLASS_ROWS if not cls.KEYS or name.rpartition(".")[0] in cls.KEYS]
+    names = {strip_backbone(translate(name, cls.KEYS)) for name in known}
+    for file in files:
+        for key, (shape, _) in file.shapes.items():
+            if strip_backbone(key) in names:
+                return shape[0]
+    return None
+
+
+def reorder_classes(model: Model, order: tuple[int, ...]) -> None:
+    """Permutes the rows of the last layer, in place: row i becomes the former row order[i]."""
+    if order != tuple(range(len(order))):
+        for name, parameter in model.named_parameters():
+            if name in CLASS_ROWS:
+                parameter.data = parameter.data[list(order)]
+
+
+def fill(
+    model: Model,
+    files: list[WeightFile],
+    dtype: torch.dtype,
+    int8: bool,
+    stored_int8: bool,
+    ignored: tuple[str, ...] = (),
+) -> list[str]:
     """Replaces the parameters of `model` by the tensors of the files, in place. Returns the unusable tensors.
 
-    int8: whether to quantize.  stored_int8: whether the files hold 8-bit weights with scales.
+    int8: whether to quantize.  stored_int8: whether the files hold 8-bit weights with scales.  ignored: names of
+    parameters that are not read.
     """
-    expected, problems = stripped_names(model), []
+    expected = {key: name for key, name in stripped_names(model).items() if name not in ignored}
+    problems = []
     quantized = {f"{name}.weight" for name in quantizable(model)} if int8 else set()
     for file in files:
         for key in (key for key in file.shapes if strip_backbone(key) in expected):
@@ -179,8 +212,13 @@ def put_parameter(model: Model, name: str, tensor: Tensor) -> None:
     model.get_submodule(owner).register_parameter(leaf, Parameter(tensor))
 
 
-def check_tensors(model: Model, files: list[WeightFile], directory: Path, stored_int8: bool) -> list[str]:
-    """Returns the names of head parameters that the files lack. Raises ValueError with everything that does not fit."""
+def check_tensors(
+    model: Model, files: list[WeightFile], directory: Path, stored_int8: bool, ignored: tuple[str, ...] = ()
+) -> list[str]:
+    """Returns the names of head parameters that the files lack, and those that are ignored.
+
+    Raises ValueError with everything that does not fit.
+    """
     quantized = {f"{name}.weight" for name in quantizable(model)} if stored_int8 else set()
     names = stripped_names(model)
     found: set[str] = set()
@@ -193,6 +231,8 @@ def check_tensors(model: Model, files: list[WeightFile], directory: Path, stored
             if stripped not in names:
                 if not any(re.fullmatch(extra, stripped) for extra in model.EXTRAS):
                     problems.append(f"surplus {key}")
+                continue
+            if names[stripped] in ignored:
                 continue
             if stripped in found:
                 problems.append(f"{key} comes twice")
@@ -213,8 +253,7 @@ def tensor_problems(model: Model, file: WeightFile, key: str, name: str, quantiz
     shape, floating = file.shapes[key]
     expected = list(model.get_parameter(name).shape)
     if shape != expected:
-        hint = f" (--num-labels {shape[0]} keeps the file's)" if name == "classifier.weight" else ""
-        return [f"misshaped {key}: {shape}, the config implies {expected}{hint}"]
+        return [f"misshaped {key}: {shape}, the config implies {expected}"]
     if quantized and key + SCALE not in file.shapes:
         return [f"missing {key}{SCALE}"]
     if floating == quantized:

@@ -129,7 +129,7 @@ class CNN(WordClassifier):
         return torch.cat([layer(x[:, self.widest - layer.width :]) for layer in self.convolutions], -1).relu()
 
     def encode_ids(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Computes `encode` of `embed` for one-hot words, 2 x faster. [B, T] -> [B, T + K - 1, n·F]"""
+        """Computes `encode` of `embed` for one-hot words, 2 × faster. [B, T] -> [B, T + K - 1, n·F]"""
         edge, table = self.widest - 1, self.embeddings.word.weight
         input_ids, mask = pad(input_ids, (edge, edge)), pad(mask, (edge, edge))  # [B, T + 2K - 2]
         windows = []

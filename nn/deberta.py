@@ -280,6 +280,10 @@ class DisentangledAttention(Module):
             term = position_scores(k, q_r, index=swap_roles(index)).transpose(-1, -2)  # [B, H, T, S]
             yield term.contiguous() if index.dim() == 1 else term  # adding a transposed view is slow in bf16
 
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes x W_k and x W_v, which a prefix is initialized from. [B, S, D] -> [B, S, H·K] each"""
+        return self.key(x), self.value(x)
+
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: query positions;
         relative: R, [2s, D] -> [B, T, D]"""

@@ -10,7 +10,7 @@
     y  = LN(a + dropout(W₂ act(W₁ a + b₁) + b₂))               §3.3, Eq. (2)
     f  = act(W dropout(h_[CLS]) + b)                           the pooler
 
-Differs from the published code: unused outputs are not computed. The classifier reads [CLS] only, so the last layer
+Differs from the published code: unused outputs are not computed. If the classifier reads [CLS] only, the last layer
 has the keys and values of all tokens but a single query, residual and feed-forward per review (T = 1). This saves
 nearly one of L layers; logits and gradients are the same. In masked language modelling the queries of the last layer
 are the masked positions.
@@ -242,8 +242,10 @@ class Encoder(Module):
         super().__init__()
         self.config = config
         self.first_position: int = 0  # row of the position table for the first token
+        self.pools_all: bool = False  # whether `pool` needs all tokens, not [CLS] alone
         self.checkpointing: bool = False  # whether training recomputes activations instead of storing them
         self.newly_initialized: frozenset[str] = frozenset()  # parameters that the checkpoint does not contain
+        self.class_order: tuple[int, ...] = ()  # row of the checkpoint's head for each class
         self.adapter: Any = None  # method and options of an attached adapter, a dict
         self.virtual: Any = None  # module (model, input_ids, mask) -> features, of prompt and prefix methods
         self.merged: Any = None  # the adapter that was merged into the weights
@@ -268,6 +270,10 @@ class Encoder(Module):
             pair, selected = prefix[number] if prefix else None, queries if number == last else None
             yield checkpointed(layer, self.checkpointing), pair, selected
 
+    def pooled_queries(self, first: int = 0) -> Queries:
+        """Returns the query positions of the last layer that `pool` needs if [CLS] has position `first`."""
+        return None if self.pools_all else first + 1
+
     def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
         """Runs the layers. x: [B, S, D];  mask: bool [B, S];  prefix: keys and values for each layer;  queries: query
         positions of the last layer (nn/attention.py) -> [B, T, D]"""
@@ -283,7 +289,7 @@ class Encoder(Module):
         """Returns the input of the classifier, [B, D]."""
         if self.virtual is not None:
             return self.virtual(self, input_ids, mask)
-        return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=1), mask)
+        return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=self.pooled_queries()), mask)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""

@@ -71,7 +71,7 @@ def project_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     [N, T·B, G] in weight's dtype.
 
     The result is fp32 under autocast too, since the state of a long sequence needs full precision. Inputs are
-    zero-padded to a multiple of 8 columns: with 300 columns, CPU products are up to 1.5 x slower.
+    zero-padded to a multiple of 8 columns: with 300 columns, CPU products are up to 1.5 × slower.
     """
     columns = (0, -x.size(-1) % 8)
     x = stack_directions(pad(x, columns), len(weight)).flatten(1, 2)  # [N, T·B, in]
@@ -120,8 +120,6 @@ class LSTMStep(NamedTuple):
     f: Tensor
     s: Tensor
     o: Tensor
-    h_before: Tensor  # h₋
-    c_before: Tensor  # c₋
     g: Tensor
     four_i: Tensor
     tanh_c: Tensor
@@ -144,9 +142,9 @@ class LSTMBackwardStep(NamedTuple):
 
 
 class LSTMFunction(Function):
-    """`plain_lstm` with the backward pass of the module's docstring.
+    """Computes `plain_lstm`, and its gradients by the equations in the module's docstring.
 
-    All operations are in place and act on one step, whose numbers stay in the cache; δU is one product after the loop.
+    All operations are in place and act on one step, whose numbers stay in the cache. δU is one product after the loop.
     `factors` [N, T + 1, B, 4, D] holds g, c₋, 4i and tanh c of each step, so that one multiplication by δc serves three
     gates. h [N, T + 1, B, D] and c₋ are shifted by one step: index t holds the state before step t.
     """
@@ -158,14 +156,15 @@ class LSTMFunction(Function):
         y = a.view(directions, length, batch, 4 * width)
         factors = a.new_empty(directions, length + 1, batch, 4, width)
         h = a.new_empty(directions, length + 1, batch, width)
-        h[:, 0] = factors[:, 0, :, 1] = 0
+        h_before, c_before = h[:, 0].zero_(), factors[:, 0, :, 1].zero_()  # [N, B, D] each
         y[1:, ..., :width].masked_fill_(padding[1:, ..., None], -SATURATED)  # i = 0
         u_t, sums = u.transpose(1, 2).contiguous(), a.new_empty(directions, batch, 4 * width)
         sums_g = sums[..., 2 * width : 3 * width]
         for step in time_steps(lstm_buffers(y=y, h=h, factors=factors)):
-            torch.baddbmm(step.y, step.h_before, u_t, out=sums)  # a + U h₋
+            torch.baddbmm(step.y, h_before, u_t, out=sums)  # a + U h₋
             sums_g.mul_(TWO)
-            lstm_step(step, sums)
+            lstm_step(step, sums=sums, c_before=c_before)
+            h_before, c_before = step.h, step.c
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(a, factors, h, u)
@@ -190,20 +189,17 @@ class LSTMFunction(Function):
 def lstm_buffers(y: Tensor, h: Tensor, factors: Tensor) -> LSTMStep:
     """Splits the forward buffers. y: [N, T, B, 4D];  h: [N, T + 1, B, D];  factors: [N, T + 1, B, 4, D]"""
     i, f, s, o = y.chunk(4, -1)
-    c = factors[..., 1, :]  # [N, T + 1, B, D]
     g, _, four_i, tanh_c = factors[:, :-1].unbind(3)  # [N, T, B, D] each
-    return LSTMStep(
-        y=y, i=i, f=f, s=s, o=o, h_before=h[:, :-1], c_before=c[:, :-1],
-        g=g, four_i=four_i, tanh_c=tanh_c, c=c[:, 1:], h=h[:, 1:],
-    )  # fmt: skip
+    c = factors[:, 1:, :, 1]  # [N, T, B, D]
+    return LSTMStep(y=y, i=i, f=f, s=s, o=o, g=g, four_i=four_i, tanh_c=tanh_c, c=c, h=h[:, 1:])
 
 
-def lstm_step(step: LSTMStep, sums: Tensor) -> None:
-    """Computes the gates, c and h of one step in place. sums: a + U h₋, doubled for g, [N, B, 4D]"""
+def lstm_step(step: LSTMStep, sums: Tensor, c_before: Tensor) -> None:
+    """Computes the gates, c and h of one step in place. sums: a + U h₋, doubled for g, [N, B, 4D];  c_before: c₋"""
     torch.sigmoid(sums, out=step.y)  # i, f, s, o
     torch.add(MINUS_ONE, step.s, alpha=2, out=step.g)  # g = 2s - 1
     torch.mul(step.i, FOUR, out=step.four_i)
-    torch.mul(step.i, step.g, out=step.c).addcmul_(step.f, step.c_before)  # c = i ⊙ g + f ⊙ c₋
+    torch.mul(step.i, step.g, out=step.c).addcmul_(step.f, c_before)  # c = i ⊙ g + f ⊙ c₋
     torch.add(step.c, step.c, out=step.tanh_c).sigmoid_()
     torch.add(MINUS_ONE, step.tanh_c, alpha=2, out=step.tanh_c)  # tanh c = 2σ(2c) - 1
     torch.mul(step.o, step.tanh_c, out=step.h)
@@ -263,7 +259,6 @@ class GRUStep(NamedTuple):
     z: Tensor
     n: Tensor  # a_n, then n
     m: Tensor
-    h_before: Tensor  # h₋
     h: Tensor
 
 
@@ -290,7 +285,7 @@ class GRUBackwardStep(NamedTuple):
 
 
 class GRUFunction(Function):
-    """`plain_gru` with the backward pass of the module's docstring, in place like LSTMFunction.
+    """Computes `plain_gru`, and its gradients by the equations in the module's docstring, in place like LSTMFunction.
 
     h [N, T + 1, B, D] is shifted by one step: index t holds the state before step t.
     """
@@ -303,12 +298,13 @@ class GRUFunction(Function):
         gates[1:, ..., width : 2 * width].masked_fill_(padding[1:, ..., None], SATURATED)  # z = 1
         m = a.new_empty(directions, length, batch, width)
         h = a.new_empty(directions, length + 1, batch, width)
-        h[:, 0] = 0
+        h_before = h[:, 0].zero_()  # [N, B, D]
         u_t, p = u.transpose(1, 2).contiguous(), a.new_empty(directions, batch, 3 * width)
-        p_r_z, p_n = p.split([2 * width, width], -1)
+        p_r_z, p_n, d = p[..., : 2 * width], p[..., 2 * width :], d[:, None]  # [N, B, 2D], [N, B, D], [N, 1, D]
         for step in time_steps(gru_buffers(gates=gates, m=m, h=h)):
-            torch.bmm(step.h_before, u_t, out=p)  # p = U h₋
-            gru_step(step, p_r_z=p_r_z, p_n=p_n, d=d[:, None])
+            torch.bmm(h_before, u_t, out=p)  # p = U h₋
+            gru_step(step, p_r_z=p_r_z, m=torch.add(p_n, d, out=step.m), h_before=h_before)
+            h_before = step.h
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(a, m, h, u)
@@ -335,16 +331,16 @@ class GRUFunction(Function):
 def gru_buffers(gates: Tensor, m: Tensor, h: Tensor) -> GRUStep:
     """Splits the forward buffers. gates: [N, T, B, 3D];  m: [N, T, B, D];  h: [N, T + 1, B, D]"""
     r, z, n = gates.chunk(3, -1)
-    return GRUStep(r_z=gates[..., : -n.size(-1)], r=r, z=z, n=n, m=m, h_before=h[:, :-1], h=h[:, 1:])
+    return GRUStep(r_z=gates[..., : -n.size(-1)], r=r, z=z, n=n, m=m, h=h[:, 1:])
 
 
-def gru_step(step: GRUStep, p_r_z: Tensor, p_n: Tensor, d: Tensor) -> None:
-    """Computes the gates, n and h of one step in place. p_r_z: [N, B, 2D];  p_n: [N, B, D];  d: d_n, [N, 1, D]"""
+def gru_step(step: GRUStep, p_r_z: Tensor, m: Tensor, h_before: Tensor) -> None:
+    """Computes the gates, n and h of one step in place. p_r_z: [N, B, 2D];  m, h_before (h₋): [N, B, D]"""
     step.r_z.add_(p_r_z).sigmoid_()
-    step.n.addcmul_(step.r, torch.add(p_n, d, out=step.m))  # a_n + r ⊙ m
+    step.n.addcmul_(step.r, m)  # a_n + r ⊙ m
     torch.add(step.n, step.n, out=step.n).sigmoid_()
     torch.add(MINUS_ONE, step.n, alpha=2, out=step.n)  # tanh x = 2σ(2x) - 1
-    torch.lerp(step.n, step.h_before, step.z, out=step.h)
+    torch.lerp(step.n, h_before, step.z, out=step.h)  # (1 - z) ⊙ n + z ⊙ h₋
 
 
 def gru_backward_buffers(dh: Tensor, a: Tensor, m: Tensor, h: Tensor, da: Tensor, dp: Tensor) -> GRUBackwardStep:

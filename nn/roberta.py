@@ -11,6 +11,7 @@ Differs from the published code: nothing; logits are equal up to rounding (tests
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch.nn import Linear, ModuleList
 
@@ -72,6 +73,42 @@ class RobertaConfig:
     labels: tuple[str, ...] = ("negative", "positive")
 
 
+def assemble(model: Encoder, config: Any) -> None:
+    """Creates the modules of `model`, in place, with random weights. XLM-RoBERTa (nn/xlm_roberta.py) has the same.
+
+    config: RobertaConfig, or a config with its fields
+    """
+    c = config
+    model.first_position = c.pad_token_id + 1
+    dropout = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
+    model.embeddings = Embeddings(
+        vocab_size=c.vocab_size,
+        hidden_size=c.hidden_size,
+        num_positions=c.max_position_embeddings,
+        num_types=c.type_vocab_size,
+        pad_id=c.pad_token_id,
+        eps=c.layer_norm_eps,
+        dropout=c.hidden_dropout_prob,
+    )
+    model.layers = ModuleList(
+        EncoderBlock(
+            attention=MultiHeadAttention(
+                hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
+            ),
+            hidden_size=c.hidden_size,
+            feed_forward_size=c.feed_forward_size,
+            act=c.hidden_act,
+            eps=c.layer_norm_eps,
+            dropout=c.hidden_dropout_prob,
+        )
+        for _ in range(c.num_layers)
+    )
+    model.pooler = Pooler(hidden_size=c.hidden_size, act="tanh", dropout=dropout)
+    model.dropout = Dropout(dropout)
+    model.classifier = Linear(c.hidden_size, len(c.labels))
+    init_weights(model, c.initializer_range)
+
+
 class Roberta(Encoder):
     """[B, T] token ids -> [B, C] logits."""
 
@@ -84,32 +121,4 @@ class Roberta(Encoder):
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)
-        c = config
-        self.first_position = c.pad_token_id + 1
-        dropout = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
-        self.embeddings = Embeddings(
-            vocab_size=c.vocab_size,
-            hidden_size=c.hidden_size,
-            num_positions=c.max_position_embeddings,
-            num_types=c.type_vocab_size,
-            pad_id=c.pad_token_id,
-            eps=c.layer_norm_eps,
-            dropout=c.hidden_dropout_prob,
-        )
-        self.layers = ModuleList(
-            EncoderBlock(
-                attention=MultiHeadAttention(
-                    hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
-                ),
-                hidden_size=c.hidden_size,
-                feed_forward_size=c.feed_forward_size,
-                act=c.hidden_act,
-                eps=c.layer_norm_eps,
-                dropout=c.hidden_dropout_prob,
-            )
-            for _ in range(c.num_layers)
-        )
-        self.pooler = Pooler(hidden_size=c.hidden_size, act="tanh", dropout=dropout)
-        self.dropout = Dropout(dropout)
-        self.classifier = Linear(c.hidden_size, len(c.labels))
-        init_weights(self, c.initializer_range)
+        assemble(self, config)

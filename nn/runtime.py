@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,6 +13,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from nn.encoder import Encoder
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
@@ -89,10 +93,12 @@ def choose_machine(device: str, precision: str) -> Machine:
     return Machine(found, choose_precision(precision, found))
 
 
-def peak_memory(device: torch.device) -> int:
-    """Returns the peak memory so far in bytes: of tensors on a GPU, or of this process on a CPU."""
+def peak_memory(device: torch.device) -> int | None:
+    """Returns the peak memory so far in bytes: of tensors on a GPU, or of this process on a CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -103,7 +109,7 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):  # noqa: PTH110
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
             name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     return f"{name}, {torch.get_num_threads()} threads"
 

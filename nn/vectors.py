@@ -16,10 +16,11 @@ from torch import Tensor
 
 from data import Splits
 from data.batches import Corpus
+from data.files import user_path
 from data.old_pickle import read_pickle3
 from data.pipelines import SPECIAL_WORDS
 from data.tokenization import Tokenizer, load_tokenizer
-from data.word_vectors import WordVectors, load_vectors, read_text_vectors, trained_vectors
+from data.word_vectors import WordVectors, check_finite, load_vectors, read_published_vectors, trained_vectors
 from nn import Model
 from nn.checkpoint import load_pretrained
 from nn.encoder import SharedEmbedding
@@ -40,23 +41,24 @@ def checkpoint_vectors(source: str | Path, words: Iterable[str]) -> WordVectors:
 
 
 def read_vectors(source: str | Path, words: Iterable[str]) -> WordVectors:
-    """Reads word vectors: this project's .safetensors, an older project's .pickle3, a text file, or a checkpoint.
+    """Reads word vectors: this project's .safetensors, an older project's .pickle3, a file of GloVe or word2vec, or a
+    checkpoint.
 
-    From a text file or a checkpoint, reads only the vectors of `words`. Raises FileNotFoundError, or ValueError if the
-    file is damaged.
+    Of the last two, reads only the vectors of `words`. Raises FileNotFoundError, or ValueError if the file is damaged
+    or a number is not finite.
     """
-    if str(source) == "builtin" or Path(source).expanduser().is_dir():
+    path = user_path(source)
+    if str(source) == "builtin" or path.is_dir():
         return checkpoint_vectors(source, words)
-    path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"--word-vectors {path} is neither a file nor a folder; the other values are none, train and builtin"
         )
     if path.suffix == ".safetensors":
-        return load_vectors(path)
+        return check_finite(load_vectors(path), path)
     if path.suffix == ".pickle3":
-        return WordVectors(*read_pickle3(path))
-    return read_text_vectors(path, words)
+        return check_finite(WordVectors(*read_pickle3(path)), path)
+    return read_published_vectors(path, words)
 
 
 def whitened(vectors: Tensor, counts: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ def put_vectors(
     All vectors are scaled by one factor, so that their numbers have the standard deviation of the table's.
     table: fp32 [V, D];  vocabulary: word -> row;  counts: occurrences of the word of each row, [V], or None. With
     counts, the vectors are whitened if there are more than D of them.
-    Raises ValueError if D differs or no word is in both.
+    Raises ValueError if D differs, no word is in both, or all numbers are equal.
     """
     if vectors.vectors.size(1) != table.size(1):
         raise ValueError(
@@ -96,7 +98,10 @@ def put_vectors(
     chosen = vectors.vectors[theirs].float()
     if counts is not None and len(chosen) > chosen.size(1):
         chosen = whitened(chosen, torch.from_numpy(counts)[ours])
-    table[ours] = chosen * (table.std() / chosen.std())
+    factor = table.std() / chosen.std()
+    if not factor.isfinite():
+        raise ValueError("the word vectors of the vocabulary's words have no spread: all their numbers are equal")
+    table[ours] = chosen * factor
     return len(pairs)
 
 

@@ -159,6 +159,7 @@ class WordClassifier(Module):
         self.config: Any = config  # of the subclass's Config
         self.checkpointing: bool = False  # whether training recomputes activations instead of storing them
         self.newly_initialized: frozenset[str] = frozenset()  # parameters that the checkpoint does not contain
+        self.class_order: tuple[int, ...] = ()  # row of the checkpoint's head for each class
         self.adapter: Any = None  # always None, like virtual and merged: adapters are for encoders
         self.virtual: Any = None
         self.merged: Any = None

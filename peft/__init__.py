@@ -2,7 +2,7 @@
 
 methods.py    METHODS, one line a method
 adapters.py   apply, detach_adapter, attach_adapter, merge, unmerge
-files.py      adapter directories in huggingface/peft's layout
+files.py      adapter directories in huggingface/peft's layout;  loading.py  reads them;  rules.py  their config
 lora.py prefix.py prompt.py p_tuning.py    the math of each method
 """
 
@@ -16,11 +16,13 @@ from peft.adapters import (
     trains_backbone,
     unmerge,
 )
-from peft.files import load_adapter, save_adapter, save_base
+from peft.files import save_adapter, save_base
+from peft.loading import load_adapted, load_adapter
 from peft.methods import METHODS
 from peft.prompt import VirtualTokenOptions
 
 __all__ = [
     "METHODS", "VirtualTokenOptions", "apply", "attach_adapter", "check_positions", "detach_adapter",
-    "is_adapter_parameter", "load_adapter", "merge", "save_adapter", "save_base", "trains_backbone", "unmerge",
+    "is_adapter_parameter", "load_adapted", "load_adapter", "merge", "save_adapter", "save_base", "trains_backbone",
+    "unmerge",
 ]  # fmt: skip

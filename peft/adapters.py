@@ -4,10 +4,12 @@
 head (pooler and classifier), and every parameter that is newly initialized. Newly initialized layers that stay frozen
 would only add noise (no published backbone contains DeBERTa's pooler: huggingface/peft#2171).
 
-Several adapters can share one backbone: `detach_adapter` returns an Adapter, `attach_adapter` restores it.
+Several adapters can share one backbone: `detach_adapter` returns an Adapter and restores the values and class names of
+the plain model; `attach_adapter` restores the adapter.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -36,16 +38,42 @@ def apply(model: Model, method: str, init_ids: list[int] | None = None, **option
     settings = entry.options(**options)
     if entry.apply is None:
         return model
+    attach: Callable[..., dict[str, Any]] = entry.apply
     if not isinstance(model, Encoder):
         raise ValueError(f"{method} is for pretrained encoders; {model.model_type} is trained whole: --peft none")
+    return add_method(model, method, lambda: attach(model, settings, init_ids))
+
+
+def add_method(model: Encoder, method: str, attach: Callable[[], dict[str, Any]]) -> Encoder:
+    """Freezes the weights of the checkpoint and attaches a method, in place. Returns the model.
+
+    attach: adds the method's modules to the model and returns the settings that the adapter's file records.
+    """
     check_no_adapter(model)
     trained = [p for name, p in model.named_parameters() if stays_trainable(model, name)]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model.adapter = {"method": method, **entry.apply(model, settings, init_ids)}
+    model.adapter = {"method": method, **attach()}
     for parameter in trained:
         parameter.requires_grad_(True)
+    remember_backbone(model)
     return model
+
+
+def remember_backbone(model: Encoder) -> None:
+    """Keeps what the adapter's file replaces, values of the plain model and class names, for `detach_adapter`."""
+    model.adapter["before"] = plain_values(model), model.config.labels
+
+
+def plain_values(model: Encoder) -> dict[str, Tensor]:
+    """Returns copies of the parameters of the plain model that an adapter file contains, by name."""
+    pairs = ((backbone_name(name), p) for name, p in model.named_parameters() if in_adapter_file(model, name))
+    return {name: p.detach().clone() for name, p in pairs if name is not None}
+
+
+def set_labels(model: Encoder, labels: tuple[str, ...]) -> None:
+    """Names the classes of the model, in place."""
+    model.config = dataclasses.replace(model.config, labels=labels)
 
 
 def check_no_adapter(model: Encoder) -> None:
@@ -72,11 +100,15 @@ def is_adapter_parameter(name: str) -> bool:
 
 
 def in_adapter_file(model: Encoder, name: str) -> bool:
-    """Returns whether an adapter file contains a parameter: adapter, head, or a bias that LoRA trains."""
-    plain = backbone_name(name)
-    if plain is None or plain.split(".")[0] in model.HEAD:
+    """Returns whether an adapter file contains a parameter.
+
+    It contains the adapter, the head, biases that LoRA trains, and parameters of the backbone that the file of a loaded
+    adapter replaces (huggingface/peft's modules_to_save).
+    """
+    plain, settings = backbone_name(name), model.adapter or {}
+    if plain is None or plain.split(".")[0] in model.HEAD or plain in settings.get("replaced", ()):
         return True
-    bias = (model.adapter or {}).get("lora_bias", "none")
+    bias = settings.get("lora_bias", "none")
     return name.endswith("bias") and (bias == "all" or (bias == "lora_only" and ".base." in name))
 
 
@@ -95,16 +127,20 @@ class Adapter(NamedTuple):
     """A detached adapter."""
 
     settings: dict[str, Any]  # method and options
-    modules: dict[str, Module]  # the method's modules, by their place in the model
-    values: dict[str, Tensor]  # values of the head and of trained biases, by name
+    modules: dict[str, Module]  # the method's modules, by name
+    values: dict[str, Tensor]  # of the head, and of parameters of the backbone in the adapter's file, by name
+    labels: tuple[str, ...]  # names of the classes
 
 
+@torch.no_grad()
 def detach_adapter(model: Encoder) -> Adapter:
-    """Removes the adapter of `model` and returns it. The head keeps its values. Raises ValueError if there is none."""
+    """Removes the adapter of `model` and returns it. Head and backbone get the values from before the adapter.
+
+    Raises ValueError if there is no adapter.
+    """
     if model.adapter is None:
         raise ValueError("the model has no adapter")
-    plain_names = ((backbone_name(name), p) for name, p in model.named_parameters() if in_adapter_file(model, name))
-    values = {name: p.detach().clone() for name, p in plain_names if name is not None}
+    values, labels = plain_values(model), model.config.labels
     layers = lora.wrapped(model)
     for name, layer in layers:
         model.set_submodule(name, layer.base)
@@ -112,17 +148,24 @@ def detach_adapter(model: Encoder) -> Adapter:
     if model.virtual is not None:
         modules["virtual"] = model.virtual
         model.virtual = None
-    adapter = Adapter(model.adapter, modules, values)
+    adapter = Adapter(model.adapter, modules, values, labels)
     model.adapter = None
+    copy_values(model, *adapter.settings["before"])
     return adapter
+
+
+def copy_values(model: Encoder, values: dict[str, Tensor], labels: tuple[str, ...]) -> None:
+    """Copies values into the parameters of a plain model, and names its classes, in place."""
+    for name, value in values.items():
+        model.get_parameter(name).data.copy_(value)
+    set_labels(model, labels)
 
 
 @torch.no_grad()
 def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
     """Restores a detached adapter, in place. Raises ValueError if the model has another one."""
     check_no_adapter(model)
-    for name, value in adapter.values.items():
-        model.get_parameter(name).copy_(value)
+    copy_values(model, adapter.values, adapter.labels)
     for name, module in adapter.modules.items():
         if name == "virtual":
             model.virtual = module
@@ -145,7 +188,7 @@ def merge(model: Encoder) -> Encoder:
         raise ValueError(f"a {model.adapter['method']} adapter cannot be merged into the weights")
     modules: dict[str, Module] = dict(lora.wrapped(model))
     entry.merge(model)
-    model.merged = Adapter(model.adapter, modules, {})
+    model.merged = Adapter(model.adapter, modules, {}, model.config.labels)
     model.adapter = None
     return model
 

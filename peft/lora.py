@@ -48,14 +48,18 @@ BIASES = ("none", "all", "lora_only")
 class LoRAOptions:
     rank: int = option(8, "LoRA", "rank R of the update")
     alpha: float = option(16.0, "LoRA", "the update is scaled by alpha / R")
-    lora_dropout: float = option(0.0, "LoRA", "dropout on the input of the update")
-    targets: str = option("", "LoRA", "layers (query,value), re:PATTERN or all-linear; default: the model's own")
+    lora_dropout: float = option(0.0, "LoRA", "dropout on the input of the update", "P")
+    targets: str = option(
+        "", "LoRA", "layers (query,value), re:PATTERN or all-linear; default: the model's own", "NAMES"
+    )
     rslora: bool = option(False, "LoRA", "scale by alpha / √R (rsLoRA)")
     dora: bool = option(False, "LoRA", "train the norm of each row separately (DoRA)")
-    lora_bias: str = option("none", "LoRA", "biases that are trained as well: none, all or lora_only")
-    rank_pattern: str = option("", "LoRA", "other ranks for some layers: value=16 layers.0=4")
-    alpha_pattern: str = option("", "LoRA", "other alphas for some layers: value=16 layers.0=4")
-    lora_plus: float = option(1.0, "LoRA", "factor of B's learning rate (LoRA+: Hayou et al. 2024, arXiv 2402.12354)")
+    lora_bias: str = option("none", "LoRA", "biases that are trained as well", choices=BIASES)
+    rank_pattern: str = option("", "LoRA", "other ranks for some layers: value=16 layers.0=4", "PATTERN=N")
+    alpha_pattern: str = option("", "LoRA", "other alphas for some layers: value=16 layers.0=4", "PATTERN=NUMBER")
+    lora_plus: float = option(
+        1.0, "LoRA", "factor of B's learning rate (LoRA+: Hayou et al. 2024, arXiv 2402.12354)", "FACTOR"
+    )
 
 
 class LoRALinear(Module):
@@ -65,10 +69,8 @@ class LoRALinear(Module):
         self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
     ) -> None:
         super().__init__()
-        if not 1 <= rank <= min(base.in_features, base.out_features):
-            raise ValueError(
-                f"LoRA rank {rank} is outside 1 … {min(base.in_features, base.out_features)}, the layer's width"
-            )
+        if rank < 1:
+            raise ValueError(f"LoRA rank {rank} must be at least 1")
         self.base: Any = base  # Linear or Int8Linear
         self.rank, self.alpha = rank, alpha
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
@@ -97,7 +99,10 @@ class LoRALinear(Module):
         Raises ValueError for an 8-bit base, whose rounding would remove most of the update.
         """
         if isinstance(self.base, Int8Linear):
-            raise ValueError("LoRA cannot be merged into 8-bit weights: rounding removes it; load without --quantize")
+            raise ValueError(
+                "LoRA cannot be merged into 8-bit weights, because rounding removes it; merge it into the backbone in "
+                "floating point (--base names another backbone)"
+            )
         self.base.weight += self.scale * (self.B @ self.A)
         return self.base
 
@@ -234,35 +239,46 @@ def by_pattern(name: str, patterns: dict[str, Any], default: float) -> Any:
 
 
 def apply(model: Encoder, options: LoRAOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
-    """Wraps the target layers of `model`, in place. Returns the settings that the adapter's file records.
+    """Wraps the layers that the options select, in place. Returns the settings that the adapter's file records.
 
-    init_ids has no effect on LoRA. Raises ValueError for a target, bias or pattern that does not exist.
+    init_ids has no effect on LoRA. Raises ValueError for a target, bias or pattern that does not exist, and for a rank
+    above the width of a layer.
     """
     o = options
-    if o.lora_bias not in BIASES:
-        raise ValueError(f"unknown lora_bias {o.lora_bias!r}; known: {', '.join(BIASES)}")
     names = choose_targets(model, o.targets or ",".join(model.LORA_TARGETS))
     ranks = parse_pattern(o.rank_pattern, "rank_pattern", int)
     alphas = parse_pattern(o.alpha_pattern, "alpha_pattern", float)
     used = {pattern for name in names for table in (ranks, alphas) for pattern in matching_patterns(name, table)[:1]}
     if unused := (ranks.keys() | alphas.keys()) - used:
         raise ValueError(f"no LoRA target matches the pattern {', '.join(sorted(unused))}")
-    layer = DoRALinear if o.dora else LoRALinear
-    for name in names:
+    layers = {name: (by_pattern(name, ranks, o.rank), by_pattern(name, alphas, o.alpha)) for name in names}
+    for name, (rank, _) in layers.items():
         base: Any = model.get_submodule(name)
-        rank, alpha = by_pattern(name, ranks, o.rank), by_pattern(name, alphas, o.alpha)
-        model.set_submodule(name, layer(base, rank, alpha, dropout=o.lora_dropout, rslora=o.rslora))
-    train_biases(model, o.lora_bias)
-    return asdict(options) | {"names": names}
+        if rank > (width := min(base.in_features, base.out_features)):
+            raise ValueError(f"LoRA rank {rank} is outside 1 … {width}, the width of {name}")
+    return wrap(model, layers, o)
+
+
+def wrap(model: Encoder, layers: dict[str, tuple[int, float]], options: LoRAOptions) -> dict[str, Any]:
+    """Wraps linear layers, in place. layers: name -> (rank, alpha). Returns the settings that the file records.
+
+    Raises ValueError for an unknown kind of trained biases.
+    """
+    if options.lora_bias not in BIASES:
+        raise ValueError(f"unknown lora_bias {options.lora_bias!r}; known: {', '.join(BIASES)}")
+    kind = DoRALinear if options.dora else LoRALinear
+    for name, (rank, alpha) in layers.items():
+        base: Any = model.get_submodule(name)
+        model.set_submodule(name, kind(base, rank, alpha, dropout=options.lora_dropout, rslora=options.rslora))
+    train_biases(model, options.lora_bias)
+    return asdict(options) | {"names": list(layers)}
 
 
 def train_biases(model: Module, which: str) -> None:
     """Makes biases trainable: all, those of the wrapped layers (lora_only), or none."""
-    if which == "none":
-        return
     for name, parameter in model.named_parameters():
-        in_target = name.endswith(".base.bias")
-        parameter.requires_grad_(in_target or (which == "all" and name.endswith("bias")))
+        if (which == "all" and name.endswith("bias")) or (which != "none" and name.endswith(".base.bias")):
+            parameter.requires_grad_(True)
 
 
 def wrapped(model: Module) -> list[tuple[str, LoRALinear]]:

@@ -47,7 +47,8 @@ BUILTIN_LORA = {
     "schedule": "constant",
     "average": 0.99,
     "batch_size": 8,
-    "epochs": 6,
+    "epochs": 4,
+    "warmup": 0.05,
     "dropout": 0.0,
 }
 

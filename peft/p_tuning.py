@@ -27,7 +27,7 @@ ENCODERS = ("mlp", "lstm")
 
 @dataclass(frozen=True)
 class PTuningOptions(PromptOptions):
-    prompt_encoder: str = option("mlp", "virtual tokens", "p_tuning: encoder of the prompt, mlp or lstm")
+    prompt_encoder: str = option("mlp", "virtual tokens", "p_tuning: encoder of the prompt", choices=ENCODERS)
     prompt_hidden: int = option(128, "virtual tokens", "p_tuning: width of the encoder")
 
 

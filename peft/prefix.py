@@ -11,13 +11,14 @@ and values in every layer, visible to every query.
                   └───────────┴── softmax(q·keys) values, in each of the L layers; q = x W_q
 
 row_p: [2·L·D], keys and values of layer 1, then of layer 2, …: 2·P·L·D values. In DeBERTa prefix keys have no position,
-so their relative terms are 0. The classifier reads the real [CLS].
+so their relative terms are 0; in ModernBERT they are not rotated. The classifier reads the real [CLS].
 
 init: `text` starts from the model's own keys and values for the tokens of a text (Li & Liang, §7.4: better than
 random); `random` draws from N(0, 0.02²).
 
 Differs from the papers: the output of the MLP is added to the fixed initial values, and its last layer starts at 0. The
-positions of BERT and RoBERTa start after the prefix, as in huggingface/peft, so that adapter files are compatible.
+positions of BERT, ELECTRA, RoBERTa and XLM-RoBERTa start after the prefix, as in huggingface/peft, so that adapter
+files are compatible.
 """
 
 from dataclasses import asdict, dataclass
@@ -39,9 +40,12 @@ INITS = ("text", "random")
 @dataclass(frozen=True)
 class PTuningV2Options(VirtualTokenOptions):
     prefix_init: str = option(
-        "text", "virtual tokens", "a prefix is initialized from: text (its keys, values) or random"
+        "text",
+        "virtual tokens",
+        "a prefix is initialized from the keys and values of a text, or at random",
+        choices=INITS,
     )
-    prefix_dropout: float = option(0.0, "virtual tokens", "dropout on the keys and values of a prefix")
+    prefix_dropout: float = option(0.0, "virtual tokens", "dropout on the keys and values of a prefix", "P")
 
 
 @dataclass(frozen=True)
@@ -86,20 +90,20 @@ class DeepPrefix(Module):
         """input_ids: int64 [B, T];  mask: bool [B, T] -> features [B, D]"""
         pairs = self.pairs()
         shift = pairs[0][0].size(2) if model.PREFIX_SHIFTS else 0
-        h = model.encode(model.embed(input_ids, mask, shift), mask, prefix=pairs, queries=1)  # [B, 1, D]
+        x = model.embed(input_ids, mask, shift)  # [B, T, D]
+        h = model.encode(x, mask, prefix=pairs, queries=model.pooled_queries())  # [B, 1 or T, D]
         return model.pool(h, mask)
 
 
 @torch.no_grad()
 def keys_and_values(model: Encoder, ids: Tensor) -> Tensor:
-    """Computes the outputs of each layer's key and value projections for the tokens `ids`, [P]: rows [P, 2·L·D]"""
-    projections = [p for layer in model.layers for p in (layer.attention.key, layer.attention.value)]
-    outputs: dict[Module, Tensor] = {}
+    """Computes the keys and values of each layer for the tokens `ids`, [P]: rows [P, 2·L·D]"""
+    rows: list[Tensor] = []
 
-    def keep_first(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.setdefault(module, output[0])  # DeBERTa's key then projects the relative positions as well
+    def keep(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        rows.extend(row[0] for row in module.keys_and_values(inputs[0]))
 
-    hooks = [projection.register_forward_hook(keep_first) for projection in projections]
+    hooks = [layer.attention.register_forward_pre_hook(keep) for layer in model.layers]
     mask = torch.ones(1, len(ids), dtype=torch.bool, device=ids.device)
     training = model.training
     try:
@@ -109,13 +113,13 @@ def keys_and_values(model: Encoder, ids: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
         model.train(training)
-    return torch.cat([outputs[projection] for projection in projections], -1)
+    return torch.cat(rows, -1)
 
 
 def initial_prefix(model: Encoder, count: int, init: str, init_ids: list[int] | None) -> Tensor:
     """Computes the initial prefix: [P, 2·L·D]. Raises ValueError for an unknown init or a missing text."""
     if init == "random":
-        return torch.randn(count, 2 * len(model.layers) * model.layers[0].attention.key.out_features) * 0.02
+        return torch.randn(count, 2 * len(model.layers) * model.layers[0].attention.output.in_features) * 0.02
     if init == "text":
         if not init_ids:
             raise ValueError("prefix_init text needs the ids of a text")

@@ -45,8 +45,10 @@ class VirtualTokenOptions:
 
 @dataclass(frozen=True)
 class PromptOptions(VirtualTokenOptions):
-    prompt_init: str = option("text", "virtual tokens", "a prompt is initialized from: text, vocabulary or random")
-    pool: str = option("cls", "virtual tokens", "a prompt's classifier reads cls, or virtual as in huggingface/peft")
+    prompt_init: str = option("text", "virtual tokens", "a prompt is initialized from", choices=INITS)
+    pool: str = option(
+        "cls", "virtual tokens", "token that a prompt's classifier reads; virtual as in huggingface/peft", choices=POOLS
+    )
 
 
 class Table(Module):
@@ -77,7 +79,8 @@ class SoftPrompt(Module):
         joined = torch.cat([prompt, words], 1)  # [B, P + T, E]
         visible = torch.cat([mask.new_ones(prompt.shape[:2]), mask], 1)  # [B, P + T]
         first = len(rows) if self.pool == "cls" else 0
-        h = model.encode(model.embed_words(joined, visible), visible, queries=first + 1)  # [B, first + 1, D]
+        x = model.embed_words(joined, visible)  # [B, P + T, D]
+        h = model.encode(x, visible, queries=model.pooled_queries(first))  # [B, first + 1 or P + T, D]
         return model.pool(h[:, first:], visible[:, first:])
 
 

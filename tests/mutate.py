@@ -4,9 +4,10 @@
 
 A mutant is caught if a test fails or exceeds its time. A mutant that survives is equivalent to the original, or it
 shows what no test checks. Each test file is traced once in a process of its own. A mutant of code inside a function
-runs the tests that execute its statement. A mutant of code that runs at import, or that no test executes, runs the
-tests that execute a function of its file and all tests shorter than SHORT. A mutant with more than MANY tests leaves
-out those longer than LONG. Tests marked slow do not run.
+runs the tests that execute its statement; if there are more than MANY, those longer than LONG are left out. A mutant
+of code that runs at import, or that no test executes, runs the test file of its name and, of the tests shorter than
+SHORT, those that execute a function of its file or of no file; all of them if its file has no function. Tests marked
+slow do not run.
 
 The tests run on a copy of the tree, in a child forked from a process that has imported torch and pytest. The traces
 are stored in the system's temporary folder under a hash of the code that they depend on.
@@ -79,14 +80,17 @@ class Mutant(NamedTuple):
     new: ast.AST
 
     def texts(self) -> tuple[str, str]:
-        """The code of `root` before and after."""
-        return ast.unparse(self.root), ast.unparse(replace(self.root, self.old, self.new))
+        """The code before and after: of long code 160 characters around the change."""
+        before, after = ast.unparse(self.root), ast.unparse(replace(self.root, self.old, self.new))
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
+        start = max(0, len(list(same)) - 60) if len(before) > 160 else 0
+        return before[start : start + 160], after[start : start + 160]
 
     def apply(self, source: bytes) -> bytes:
         rows, root = source.splitlines(keepends=True), self.root
         start = sum(map(len, rows[: root.lineno - 1])) + root.col_offset
         end = sum(map(len, rows[: root.end_lineno - 1])) + root.end_col_offset
-        return source[:start] + self.texts()[1].encode() + source[end:]
+        return source[:start] + ast.unparse(replace(root, self.old, self.new)).encode() + source[end:]
 
 
 def altered(node: ast.AST, **fields: Any) -> ast.AST:
@@ -287,7 +291,7 @@ class Selection:
     def __init__(self, tests: dict[str, float], known: set[str], failed: Path) -> None:
         sys.dont_write_bytecode = False  # stores the tests that pytest rewrites
         self.tests, self.known, self.failed = tests, known, failed
-        signal.alarm(60)  # for the collection; the signal ends the process
+        signal.alarm(120)  # for the collection; the signal ends the process
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         rank = {test: number for number, test in enumerate(self.tests)}
@@ -322,7 +326,7 @@ def run(tree: Path, arguments: list[str], plugin: Callable[[], object]) -> int:
 
 def on_copies(root: Path, jobs: int, call: Callable[[Path, Any], Any], tasks: list[Any]) -> list[Any]:
     """Returns call(tree, task) of each task. Each of the threads has its own copy of the project."""
-    with tempfile.TemporaryDirectory(prefix="mutate-") as folder, ThreadPoolExecutor(jobs, folder) as pool:
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder, ThreadPoolExecutor(jobs, f"{folder}/tree") as pool:
 
         def one(task: Any) -> Any:
             tree = Path(threading.current_thread().name)
@@ -355,22 +359,24 @@ def read_traces(root: Path, jobs: int) -> dict[str, Any]:
 
 
 def select(mutant: Mutant, traces: dict[str, Any]) -> dict[str, float]:
-    """Returns the seconds of the tests to run: those of the file of the same name first, then short ones, by file."""
+    """Returns the seconds of the tests to run: short ones first, and of these the files of the same name."""
     seconds = {test: record["seconds"] for test, record in traces.items() if record}
     lines = {test: traces[test]["lines"].get(mutant.file, ()) for test in seconds}
+    names = mutant.file.removesuffix(".py").replace("__init__", "registry").split("/")
+    own = tuple(f"tests/test_{name}.py" for name in names)
     chosen = [test for test in seconds if mutant.line in lines[test]]
+    limit = LONG if len(chosen) > MANY else float("inf")
     if not chosen:
-        chosen = [test for test in seconds if lines[test] or seconds[test] < SHORT or not any(lines.values())]
-    if len(chosen) > MANY:
-        chosen = [test for test in chosen if seconds[test] < LONG]
-    own = f"tests/test_{mutant.file.removesuffix('/__init__.py').removesuffix('.py').split('/')[-1]}.py"
+        reaching = [test for test in seconds if lines[test] or not traces[test]["lines"]]
+        chosen, limit = reaching if any(lines.values()) else list(seconds), SHORT
+    chosen = [test for test in chosen if seconds[test] < limit or test.startswith(own)]
     total = Counter()
     for test in chosen:
         total[test.split("::")[0]] += seconds[test]
 
     def order(test: str) -> tuple[bool, bool, float, str]:
         file = test.split("::")[0]
-        return file != own, seconds[test] >= SHORT, total[file], file
+        return seconds[test] >= SHORT, file not in own, total[file], file
 
     return {test: seconds[test] for test in sorted(chosen, key=order)}
 

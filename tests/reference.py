@@ -231,3 +231,44 @@ def route(u: Tensor, mask: Tensor, iterations: int) -> Tensor:
             logits = {(t, j): logits[t, j] + u[b, t, j] @ v[j] for t in real for j in capsules}
         rows.append(torch.stack(v))
     return torch.stack(rows)
+
+
+def rotary(x: Tensor, position: int, base: float) -> Tensor:
+    """Rotates the pairs (i, i + K/2) of one vector by position · base^(-2i/K) (Su et al. 2021, Eq. 15). [K] -> [K]"""
+    half = len(x) // 2
+    first, second = [], []
+    for i in range(half):
+        angle = position * base ** (-2 * i / len(x))
+        first.append(x[i] * math.cos(angle) - x[i + half] * math.sin(angle))
+        second.append(x[i + half] * math.cos(angle) + x[i] * math.sin(angle))
+    return torch.stack(first + second)
+
+
+def rotary_attention(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor],
+    heads: int,
+    mask: Tensor,
+    base: float,
+    reach: float,
+    prefix: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Computes ModernBERT's attention without biases, by loops over queries and keys. x: [B, T, D];  mask: [B, T];
+    weights: W_q, W_k, W_v in one matrix [3D, D], and W_o [D, D];  reach: the largest visible distance;
+    prefix: keys and values [1, H, P, K], not rotated and always visible -> [B, T, D], 0 for a query without a key"""
+    batch, tokens, width = x.shape
+    rows = []
+    for b in range(batch):
+        q, k, v = ([(w @ x[b, t]).view(heads, -1) for t in range(tokens)] for w in weights[0].chunk(3))
+        for t in range(tokens):
+            context = []
+            for h in range(heads):
+                query, seen = rotary(q[t][h], t, base), [s for s in range(tokens) if mask[b, s] and abs(t - s) <= reach]
+                keys, values = [rotary(k[s][h], s, base) for s in seen], [v[s][h] for s in seen]
+                if prefix is not None:
+                    keys, values = [*prefix[0][0, h], *keys], [*prefix[1][0, h], *values]
+                powers = [(query @ key / math.sqrt(width / heads)).exp() for key in keys]
+                total = sum((p * value for p, value in zip(powers, values, strict=True)), torch.zeros_like(query))
+                context.append(total / sum(powers) if powers else total)
+            rows.append(weights[1] @ torch.cat(context))
+    return torch.stack(rows).view(batch, tokens, width)

@@ -182,6 +182,7 @@ def test_embed_is_embed_words_on_the_word_embeddings(name):
         assert torch.equal(model.embed(ids, mask, shift), model.embed_words(words, mask, shift))
     same = torch.equal(model.embed(ids, mask), model.embed(ids, mask, 3))
     assert same == (model.embeddings.position is None)
-    position = model.config.pad_token_id + 1 if name == "roberta" else 0
+    position = model.config.pad_token_id + 1 if name in ("roberta", "xlm_roberta") else 0
     expected = model.embeddings.combine(words, mask=mask, first_position=position)
+    expected = model.project(expected) if name == "electra" else expected
     assert torch.equal(model.embed(ids, mask), expected)

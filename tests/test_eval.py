@@ -9,7 +9,8 @@ from conftest import tiny
 import train
 from data.batches import Corpus
 from data.files import read_json
-from eval import auc, erasure, largest_gains, log_odds, metrics, score
+from data.metrics import auc, metrics, print_metrics, softmax
+from eval import erasure, largest_gains, log_odds, score
 from eval import main as evaluate
 from nn.runtime import CACHED_TOKENS, Machine, tokens_per_pass
 
@@ -44,8 +45,28 @@ def test_half_precision_doubles_the_tokens_of_a_pass_and_only_cpus_limit_them():
     assert tokens_per_pass(tiny("lstm"), CPU) == 0
 
 
-def test_three_classes_have_no_auc():
-    assert metrics(np.eye(3, dtype=np.float32), np.array([0, 1, 1])).keys() == {"accuracy", "loss", "count"}
+def test_metrics_of_three_classes(capsys):
+    logits = np.array([[3, 1, 0], [0, 2, 1], [0, 2, 1], [0, 2, 1], [1, 0, 0]], np.float32)
+    labels = np.array([0, 1, 1, 0, 0])
+    found = metrics(logits, labels)
+    assert found["confusion"] == [[2, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert found["f1_by_class"] == pytest.approx([4 / 5, 4 / 5, 0])
+    assert found["macro_f1"] == pytest.approx(8 / 15)
+    assert found["recall_by_class"] == pytest.approx([2 / 3, 1, None])
+    assert not {"auc", "f1"} & found.keys()
+    print_metrics("test", found, ("bad", "good", "mixed"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "test: accuracy 0.8000 on 5 reviews, loss 0.5970, macro-F1 0.5333".replace(
+        "0.5970", f"{found['loss']:.4f}"
+    )
+    assert lines[1] == "  bad: F1 0.8000, recall 0.6667, predicted as {'bad': 2, 'good': 1, 'mixed': 0}"
+    assert lines[3] == "  mixed: F1 0.0000, recall –, predicted as {'bad': 0, 'good': 0, 'mixed': 0}"
+
+
+def test_softmax_is_stable():
+    np.testing.assert_allclose(softmax(np.array([[1000.0, 1000.0]], np.float32)), [[0.5, 0.5]])
+    logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    np.testing.assert_allclose(softmax(logits), np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-6)
 
 
 def test_scores_are_in_the_order_of_the_corpus_and_the_mode_is_restored():

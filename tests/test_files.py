@@ -1,13 +1,30 @@
+"""Atomic writes, outputs of every kind, and readers whose errors name the file."""
+
 import errno
-import resource
+import os
 import signal
+import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
-from data.files import open_tensors, read_json, replacing, write_json, write_tensors, write_text
+from data.files import (
+    is_stdout,
+    open_tensors,
+    read_json,
+    replacing,
+    user_path,
+    write_json,
+    write_output,
+    write_tensors,
+    write_text,
+)
 
 
 def test_write_replaces_the_whole_file(tmp_path: Path):
@@ -41,6 +58,7 @@ def test_tensor_files_have_the_permissions_of_text_files(tmp_path: Path):
 
 def test_a_full_disk_raises_and_leaves_the_previous_file_unchanged(tmp_path: Path):
     """A limit on the file size interrupts a write, as a full disk does."""
+    resource = pytest.importorskip("resource")
     path, old = tmp_path / "model.safetensors", {"x": torch.arange(7.0)}
     write_tensors(path, old)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -74,3 +92,84 @@ def test_errors_of_readers_name_the_file(tmp_path: Path):
         pass
     write_json(tmp_path / "a.json", {"ü": 1})
     assert read_json(tmp_path / "a.json") == {"ü": 1}
+
+
+# -------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_an_output_follows_links(tmp_path: Path):
+    """The link stays, whether its target exists or not."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").write_text("old")
+    for name, target in (("link", "there/old"), ("dangling", "there/new"), ("chain", "link")):
+        (tmp_path / name).symlink_to(target)
+        write_output(tmp_path / name, name)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target).read_text() == name
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"old", "new"}
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        write_output(tmp_path / "loop", "")
+
+
+def test_an_output_keeps_the_permissions_of_a_file(tmp_path: Path):
+    path = tmp_path / "secret.csv"
+    write_output(path, "one")
+    path.chmod(0o600)
+    write_output(path, "two\n")
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"two\n", 0o600)
+    assert [p.name for p in tmp_path.iterdir()] == ["secret.csv"]
+
+
+def test_an_output_into_a_pipe_or_a_device_is_written_to_it(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    write_output(pipe, "ünder\n")
+    reader.join(timeout=10)
+    assert found == ["ünder\n"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    (tmp_path / "null").symlink_to(os.devnull)
+    write_output(tmp_path / "null", "text")
+    assert stat.S_ISCHR((tmp_path / "null").stat().st_mode)
+
+
+def test_an_output_into_a_folder_is_refused(tmp_path: Path):
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        write_output(tmp_path, "text")
+
+
+def test_a_file_that_cannot_be_replaced_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file that is mounted, or in a folder of another user, cannot be replaced by a new one."""
+    path = tmp_path / "mounted"
+    path.write_text("a long text from before")
+
+    def busy(self: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(target))
+
+    monkeypatch.setattr(Path, "replace", busy)
+    write_output(path, "new")
+    assert path.read_text() == "new"
+    with pytest.raises(OSError, match="busy"):
+        write_output(tmp_path / "absent", "new")
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1"])
+def test_a_dash_is_standard_output_in_utf8(name: str):
+    assert is_stdout(name)
+    program = f"print('before'); from data.files import write_output; write_output({name!r}, 'é…\\n'); print('after')"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert done.stdout == "before\né…\nafter\n".encode()
+    assert not is_stdout("./-")
+
+
+def test_a_tilde_without_a_home_directory_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    assert user_path("a/b") == Path("a/b")
+    assert user_path("~") == Path.home()
+    with pytest.raises(
+        ValueError, match="~nobody-of-this-name/x: no home directory is known for ~; write the whole path"
+    ):
+        user_path("~nobody-of-this-name/x")

@@ -1,8 +1,20 @@
+"""Flags made from dataclasses: values, messages, help."""
+
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from data.flags import check_choice, flag, merge_defaults, option, parse_fields, parse_flags, pick_fields
+from data.flags import (
+    check_choice,
+    flag,
+    merge_defaults,
+    option,
+    parse_fields,
+    parse_flags,
+    pick_fields,
+    split_folders,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +34,13 @@ class Other:
 @dataclasses.dataclass(frozen=True)
 class Deeper(Other):
     depth: int = option(9, "three", "a depth")
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    learning_rate: float = option(1.0, "four", "a rate", metavar="RATE")
+    folders: tuple[str, ...] = option((), "four", "some folders", metavar="DIR")
+    colour: str = option("red", "four", "a colour", choices=("red", "green"))
 
 
 CLASSES = {"main": Options, "other": Other, "deeper": Deeper}
@@ -64,10 +83,98 @@ def test_fields_of_a_config_from_text():
         "rate": 3.0, "size": 4, "name": "a+b", "fast": True,
     }  # fmt: skip
     for text, message in (
-        ("size=x", "'x' is not of type int"),
+        ("size=x", "--shape size=x: 'x' is not a whole number"),
+        ("rate=x", "'x' is not a number"),
+        ("rate=nan", "'nan' is not a finite number"),
         ("fast=1", "neither true nor false"),
         ("sice=1", "unknown field of --shape 'sice'; known: rate, size, name, fast"),
     ):
         with pytest.raises(ValueError, match=message):
             parse_fields(Options, text)
     assert flag("max_length") == "--max-length"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    terms: tuple[str, ...] = ()
+    sizes: tuple[int, ...] | None = None
+    width: int | None = None
+    dropout: float | None = None
+    table: dict[str, int] | None = None
+
+
+def test_fields_are_parsed_by_their_type():
+    """A field that may be None is no float, and a tuple is no sequence of characters."""
+    assert parse_fields(Shape, "terms=c2p,p2c sizes=1,2 width=64 dropout=0") == {
+        "terms": ("c2p", "p2c"), "sizes": (1, 2), "width": 64, "dropout": 0.0,
+    }  # fmt: skip
+    assert isinstance(parse_fields(Shape, "width=64")["width"], int)
+    assert parse_fields(Shape, "terms=c2p|p2c width=none") == {"terms": ("c2p", "p2c"), "width": None}
+    with pytest.raises(ValueError, match="a dict cannot be given on the command line"):
+        parse_fields(Shape, "table={}")
+
+
+@pytest.mark.parametrize("text", ["-bad", "--bad", "-1", "- a list", "--no good, this", "-h is no word", "", "a=b"])
+def test_a_value_may_begin_with_a_dash(text: str):
+    assert parse_flags(CLASSES, ["--name", text, "--fast"], "") == {"name": text, "fast": True}
+    assert parse_flags(CLASSES, [f"--name={text}"], "") == {"name": text}
+
+
+def test_negative_numbers_are_values():
+    assert parse_flags(CLASSES, ["--size", "-3", "--rate", "-1e-3"], "") == {"size": -3, "rate": -0.001}
+
+
+def test_a_flag_takes_several_values(tmp_path: Path):
+    four = {"main": Several}
+    found = parse_flags(four, ["--folders", "a b", "c", "--learning-rate", "2"], "")
+    assert found == {"folders": ("a b", "c"), "learning_rate": 2.0}
+    (tmp_path / "my runs").mkdir()
+    (tmp_path / "other").mkdir()
+    both, mine, other = f"{tmp_path}/other {tmp_path}/other", f"{tmp_path}/my runs", f"{tmp_path}/other"
+    assert split_folders([mine, other]) == [mine, other]
+    assert split_folders([both]) == [other, other]
+    assert split_folders([f"{tmp_path}/not here"]) == [f"{tmp_path}/not here"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning-rat", "1"], "unknown flag --learning-rat; did you mean --learning-rate?"),
+        (["--lr=1"], "unknown flag --lr; did you mean --learning-rate?"),
+        (["--zzz"], "unknown flag --zzz"),
+        (["-x"], "unknown flag -x"),
+        (["--size", "1.5"], "--size: '1.5' is not a whole number"),
+        (["--rate", "fast"], "--rate: 'fast' is not a number"),
+        (["--rate", "inf"], "--rate: 'inf' is not a finite number"),
+        (["--size"], "--size needs a value"),
+        (["--name", "--fast"], "--name needs a value"),
+        (
+            ["--name", "--nofast"],
+            "--name needs a value; did you mean --no-fast? (--name=--nofast takes it as the value)",
+        ),
+        (["--folders"], "--folders needs a value"),
+        (["--fast", "yes"], "--fast takes no value, but 'yes' follows it"),
+        (["--fast=yes"], "--fast takes no value"),
+        (["bert"], "'bert' belongs to no flag; a value with spaces needs quotes"),
+        (["--name", "two", "words"], "'words' belongs to no flag; a value with spaces needs quotes"),
+        (["--colour", "gren"], "--colour: unknown value 'gren'; known: red, green; did you mean green?"),
+    ],
+)
+def test_messages_say_what_is_wrong(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags({**CLASSES, "several": Several}, argv, "")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {message} (--help lists every flag)\n"
+
+
+def test_help_has_a_short_usage_examples_and_metavars(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags({"main": Several}, ["--help"], "What it does.", examples={"four": "python it.py --colour red"})
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert shown.splitlines()[0].endswith("[--FLAG VALUE ...]")
+    assert shown.splitlines()[1] == ""
+    assert "four:\n  python it.py --colour red\n" in shown
+    assert "--learning-rate RATE" in shown
+    assert "--folders DIR [DIR ...]" in shown
+    assert "a colour: red, green (default: red)" in shown

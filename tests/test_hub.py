@@ -1,4 +1,5 @@
-"""Hub ids, through the real huggingface_hub, against a server on 127.0.0.1 with the hub's layout."""
+"""Where checkpoints and adapters come from: directories, pickled files, caches, and hub ids, through the real
+huggingface_hub, against a server on 127.0.0.1 with the hub's layout."""
 
 import hashlib
 import io
@@ -14,8 +15,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny_weights
-from safetensors.torch import load_file
+from conftest import ROOT, tiny, tiny_weights
+from safetensors.torch import load_file, save_file
+
+import peft
+from data.files import read_json, write_json
+from data.hub import (
+    ADAPTER_CONFIG,
+    BIN,
+    BIN_INDEX,
+    CONFIG,
+    WEIGHTS,
+    WeightFile,
+    adapter_base,
+    adapter_method,
+    converted_path,
+    fetch_config,
+    find_adapter,
+    find_tokenizer,
+    load_pickled,
+    recorded_base,
+    split_revision,
+    weight_files,
+)
+from nn.checkpoint import load_pretrained
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 PROGRAM = """
@@ -127,7 +150,18 @@ def published_repos(folder: Path) -> dict[str, dict[str, dict[str, bytes]]]:
         "some/gated": {"main": files},
         "some/foreign": {"main": files | {"config.json": json.dumps({"model_type": "gpt2"}).encode()}},
         "some/damaged": {"main": files | {"model.safetensors": files["model.safetensors"][:1000]}},
+        "some/empty": {"main": {"README.md": b"nothing"}},
+        "some/gguf": {"main": {"config.json": files["config.json"], "model.gguf": b"GGUF"}},
+        "some/adapter": {"main": published_adapter(folder.parent / "adapter")},
     }
+
+
+def published_adapter(folder: Path) -> dict[str, bytes]:
+    """Returns the files of an adapter over some/model, revision v1, as huggingface/peft writes them."""
+    peft.save_adapter(peft.apply(tiny("bert", vocab_size=300), "lora", rank=2), folder, "some/model@v1")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    torch.save(tensors, folder / "adapter_model.bin")
+    return {name: (folder / name).read_bytes() for name in (ADAPTER_CONFIG, "adapter_model.bin")}
 
 
 @pytest.fixture
@@ -155,18 +189,28 @@ def hub(tmp_path: Path) -> Iterator[type[Hub]]:
     server.server_close()
 
 
-def load(hub: type[Hub], *names: str, **settings: str) -> list[str]:
-    """Loads each hub id in a new process, since huggingface_hub reads its settings at import. Returns a line for each.
+def run(hub: type[Hub], program: str, *names: str, **settings: str) -> list[str]:
+    """Runs a program in a new process, since huggingface_hub reads its settings at import. Returns a line a name.
 
     settings: environment variables that replace those of the fixture.
     """
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | hub.settings | settings
-    command = [sys.executable, "-c", PROGRAM, *names]
+    command = [sys.executable, "-c", program, *names]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == len(names)
     return lines
+
+
+def load(hub: type[Hub], *names: str, **settings: str) -> list[str]:
+    """Loads each hub id. Returns a line for each."""
+    return run(hub, PROGRAM, *names, **settings)
+
+
+def fetched(hub: type[Hub]) -> set[str]:
+    """Returns the names of the files whose contents were requested."""
+    return {path.rpartition("/")[2] for path in hub.requests if path.startswith("GET") and "/resolve/" in path}
 
 
 def test_a_model_is_fetched_once_and_then_loaded_offline(hub: type[Hub]):
@@ -214,3 +258,264 @@ def test_every_failure_is_one_line(hub: type[Hub]):
 def test_without_a_network_the_error_names_the_remedy(hub: type[Hub]):
     (line,) = load(hub, "some/model", HF_ENDPOINT="http://127.0.0.1:9")
     assert line.startswith("error 'some/model' is neither a directory here nor complete in the hub cache")
+
+
+def call(hub: type[Hub], function: str, name: str, **settings: str) -> str:
+    """Calls a function of data/hub.py with a hub id. Returns its value or error as text."""
+    program = f"""
+import sys
+from data.hub import {function}
+try:
+    print({function}(sys.argv[1]))
+except (ValueError, OSError) as error:
+    print("error", error)
+"""
+    (line,) = run(hub, program, name, **settings)
+    return line
+
+
+def test_the_config_is_fetched_alone(hub: type[Hub]):
+    assert Path(call(hub, "fetch_config", "some/foreign")).read_text() == '{"model_type": "gpt2"}'
+    assert fetched(hub) == {"config.json"}
+
+
+def test_the_tokenizer_is_fetched_without_weights(hub: type[Hub]):
+    assert (Path(call(hub, "find_tokenizer", "some/model")) / "tokenizer.json").is_file()
+    assert not [name for name in fetched(hub) if name.startswith(("model", "pytorch"))]
+
+
+def test_an_adapter_is_fetched_with_its_backbones_revision(hub: type[Hub]):
+    folder = Path(call(hub, "find_adapter", "some/adapter"))
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.bin"}
+    assert call(hub, "find_adapter", "some/model") == "None"
+    assert call(hub, "adapter_base", str(folder)) == "some/model@v1"
+    assert COMMITS["v1"] in call(hub, "find_tokenizer", "some/adapter")
+    assert call(hub, "fetch_config", "some/adapter").startswith(
+        "error some/adapter is an adapter, not a model: load its backbone some/model@v1, then the adapter"
+    )
+
+
+def test_a_repository_without_a_model_is_named(hub: type[Hub]):
+    assert call(hub, "fetch_config", "some/empty").startswith("error hub id 'some/empty' has no config.json")
+    assert "holds no model.safetensors" in load(hub, "some/gguf")[0]
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub: type[Hub], tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    line = call(hub, "find_pretrained", "some/model", HF_HOME=str(tmp_path / "file"))
+    assert line.startswith("error the hub cache cannot be written (")
+    assert line.endswith("; set HF_HOME to a folder that can be")
+
+
+# ------------------------------------------------------------------------------------------- directories and files
+
+
+def legacy(folder: Path, name: str = BIN) -> Path:
+    """Converts a checkpoint to torch's format from before 1.6."""
+    torch.save(load_file(folder / WEIGHTS), folder / name, _use_new_zipfile_serialization=False)
+    (folder / WEIGHTS).unlink()
+    return folder / name
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns copies of all parameters."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sets the folder of the cache of converted files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_format_of_torch_before_1_6_is_read(checkpoint: Path, cache: Path):
+    before = weights(load_pretrained(checkpoint))
+    path = legacy(checkpoint)
+    assert path.read_bytes()[:2] != b"PK"
+    assert_same(weights(load_pretrained(checkpoint)), before)
+    assert weight_files(checkpoint) == [converted_path(path)]  # converted once
+    assert_same(weights(load_pretrained(checkpoint)), before)
+
+
+def test_a_damaged_converted_file_is_not_used(checkpoint: Path, cache: Path):
+    before = weights(load_pretrained(checkpoint))
+    path = legacy(checkpoint)
+    load_pretrained(checkpoint)
+    converted_path(path).write_bytes(b"cut")
+    assert_same(weights(load_pretrained(checkpoint)), before)
+
+
+def test_without_a_cache_the_file_is_read_each_time(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    before, path = weights(load_pretrained(checkpoint)), legacy(checkpoint)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda text: text)  # as for a user without a home directory
+    assert converted_path(path) is None
+    assert_same(weights(load_pretrained(checkpoint)), before)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # nothing can be written below it
+    assert_same(weights(load_pretrained(checkpoint)), before)
+    assert weight_files(checkpoint) == [path]
+
+
+def test_pickled_shards_are_read(checkpoint: Path, cache: Path):
+    before, tensors = weights(load_pretrained(checkpoint)), load_file(checkpoint / WEIGHTS)
+    names = {key: f"pytorch_model-0000{1 + number % 2}-of-00002.bin" for number, key in enumerate(tensors)}
+    for name in set(names.values()):
+        torch.save({key: tensor for key, tensor in tensors.items() if names[key] == name}, checkpoint / name)
+    write_json(checkpoint / BIN_INDEX, {"weight_map": names})
+    (checkpoint / WEIGHTS).unlink()
+    assert_same(weights(load_pretrained(checkpoint)), before)
+    (checkpoint / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks pytorch_model-00002-of-00002\.bin, which its .*index\.json lists"
+    ):
+        weight_files(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            {"epoch": 3, "state_dict": {"a": torch.zeros(1)}},
+            "contains no tensors but epoch, state_dict; torch.save the",
+        ),
+        ([torch.zeros(1)], "contains a list, not a dict of tensors"),
+        ({}, "contains no tensors but nothing"),
+    ],
+)
+def test_a_pickled_file_of_another_kind_is_named(value: object, message: str, tmp_path: Path):
+    torch.save(value, tmp_path / BIN)
+    with pytest.raises(ValueError, match=message):
+        load_pickled(tmp_path / BIN)
+
+
+def test_a_cut_pickled_file_is_named(checkpoint: Path):
+    path = legacy(checkpoint)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        ValueError, match=r"pytorch_model\.bin was refused: it is damaged or contains more than tensors"
+    ):
+        WeightFile(path)
+    with pytest.raises(FileNotFoundError):
+        load_pickled(path.parent / "absent.bin")
+
+
+def test_weights_in_other_formats_are_named(checkpoint: Path):
+    (checkpoint / WEIGHTS).rename(checkpoint / "tf_model.h5")
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no model\.safetensors .*; tf_model\.h5 has another name or format"
+    ):
+        weight_files(checkpoint)
+
+
+def test_a_directory_that_is_no_checkpoint_says_what_it_is(tmp_path: Path, checkpoint: Path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist; its folder checkpoint has one"):
+        fetch_config(tmp_path)
+    assert fetch_config(checkpoint) == checkpoint / CONFIG
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    for name in ("config.json", "log.jsonl"):
+        (run_folder / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"is a run folder; its model is .*run/best"):
+        fetch_config(run_folder)
+
+
+# -------------------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, checkpoint: Path) -> Path:
+    """Returns the directory of an adapter over `checkpoint`."""
+    peft.save_adapter(peft.apply(load_pretrained(checkpoint), "lora", rank=2), tmp_path / "adapter", str(checkpoint))
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_is_told_from_a_checkpoint(adapter: Path, checkpoint: Path):
+    assert find_adapter(adapter) == adapter
+    assert adapter_method(adapter) == "lora"
+    for name in (checkpoint, "builtin", "none", ""):
+        assert find_adapter(name) is None
+    save_file({"a": torch.zeros(1)}, adapter / WEIGHTS)
+    with pytest.raises(ValueError, match="holds both a checkpoint and an adapter"):
+        find_adapter(adapter)
+    change(adapter, {"peft_type": "IA3"})
+    with pytest.raises(ValueError, match=r"peft_type 'IA3' is not supported; supported: HEAD, LORA, .*--weights DIR"):
+        adapter_method(adapter)
+
+
+def change(folder: Path, values: dict[str, object]) -> None:
+    """Changes fields of an adapter_config.json."""
+    write_json(folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG) | values)
+
+
+def test_the_backbone_of_an_adapter(adapter: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    assert adapter_base(adapter) == str(checkpoint)
+    assert find_tokenizer(adapter) == checkpoint
+    change(adapter, {"base_model_name_or_path": "checkpoint"})
+    monkeypatch.chdir(checkpoint.parent)
+    assert adapter_base(adapter) == "checkpoint"
+    checkpoint.rename(adapter / "checkpoint")  # a folder inside the adapter's comes first
+    assert adapter_base(adapter) == str(adapter / "checkpoint")
+    change(adapter, {"base_model_name_or_path": "builtin"})
+    assert adapter_base(adapter) == "builtin"
+
+
+def test_the_error_of_a_moved_backbone_names_the_flag(adapter: Path, checkpoint: Path, tmp_path: Path):
+    checkpoint.rename(tmp_path / "moved")
+    message = rf"the backbone {checkpoint} of the adapter {adapter} is not found; name it with --base DIR_OR_ID$"
+    with pytest.raises(FileNotFoundError, match=message):
+        adapter_base(adapter)
+    assert adapter_base(adapter, str(tmp_path / "moved")) == str(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="nowhere/at/all is not a directory"):
+        adapter_base(adapter, "nowhere/at/all")
+    change(adapter, {"base_model_name_or_path": None})
+    with pytest.raises(FileNotFoundError, match="names no backbone; name it with --base DIR_OR_ID"):
+        adapter_base(adapter)
+
+
+def test_revisions_are_pefts_field(adapter: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    """huggingface/peft passes `name@revision` to the hub, which has no repository of that name."""
+    monkeypatch.setattr("data.hub.fetch_config", lambda source: checkpoint / CONFIG)
+    model = peft.apply(load_pretrained(checkpoint), "lora", rank=2)
+    for base, name, revision in (
+        ("some/model@refs/pr/1", "some/model", "refs/pr/1"),
+        ("some/model", "some/model", None),
+        (str(checkpoint), str(checkpoint), None),
+    ):
+        peft.save_adapter(model, adapter, base)
+        config = read_json(adapter / ADAPTER_CONFIG)
+        assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
+        assert adapter_base(adapter) == base
+    change(adapter, {"base_model_name_or_path": "some/model@v1", "revision": None})  # written before this field was
+    assert adapter_base(adapter) == "some/model@v1"
+    change(adapter, {"revision": "v1"})
+    assert adapter_base(adapter) == "some/model@v1"
+    change(adapter, {"revision": "v2"})
+    with pytest.raises(ValueError, match="base_model_name_or_path says revision v1, revision says v2"):
+        adapter_base(adapter)
+
+
+def test_a_directory_with_an_at_sign_has_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert split_revision("model@v1") == ("model", "v1")
+    (tmp_path / "model@v1").mkdir()
+    assert split_revision("model@v1") == ("model@v1", None)
+
+
+def test_what_an_adapter_records(adapter: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder is recorded absolute; an adapter that is trained further has the backbone of its first training."""
+    monkeypatch.chdir(checkpoint.parent)
+    assert recorded_base("checkpoint") == str(checkpoint)
+    assert recorded_base("builtin") == "builtin"
+    assert recorded_base("adapter") == str(checkpoint)
+    checkpoint.rename(adapter / "base")
+    change(adapter, {"base_model_name_or_path": "base"})
+    assert recorded_base("adapter") == str(adapter / "base")
+    assert recorded_base("adapter", "adapter/base") == str(adapter / "base")

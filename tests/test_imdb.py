@@ -1,14 +1,18 @@
 import gzip
+import hashlib
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import data
-from data import demo, find_source, load_splits, overlap
-from data.imdb import UNKNOWN, as_frame, clean, load_reviews, rating_label, split_train, subset
+from data import Source, demo, find_source, load_splits, overlap
+from data.imdb import as_frame, clean, load_reviews, rating_label, split_train, subset
+from data.labels import SENTIMENT, UNKNOWN
 
 
 def kaggle(rows: list[str], header: str = "id\tsentiment\treview") -> str:
@@ -75,7 +79,7 @@ BROKEN = [
     '"1_9"\t1\t"good"',
     '"2_9"\t1',
     '"3_9"\t1\t""',
-    '"4_9"\t2\t"x"',
+    '"4_9"\t0\t"x"',
     '"5_9"\t1\t"a\tb"',
     '"6_1"\t0\t"<br />"',
     '"7_1"\t0\t"y"',
@@ -84,13 +88,13 @@ BROKEN = [
 
 def test_broken_rows_are_listed_by_number_and_can_be_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = write(tmp_path / "labeledTrainData.tsv", kaggle(BROKEN))
-    with pytest.raises(ValueError, match="5 broken rows") as caught:
+    with pytest.raises(ValueError, match="4 broken rows") as caught:
         load_reviews(path)
-    for message in ("row 3: 2 fields instead of 3", "row 4: empty review", "row 5: label '2' is not 0 or 1",
-                 "row 6: 4 fields", "row 7: empty review", "--skip-bad-rows skips"):  # fmt: skip
+    for message in ("row 3: 2 fields instead of 3", "row 4: empty review", "row 6: 4 fields", "row 7: empty review",
+                 "--skip-bad-rows skips", "its first row is '1_9', '1', 'good'"):  # fmt: skip
         assert message in str(caught.value)
-    assert load_reviews(path, skip_bad_rows=True)["review"].tolist() == ["good", "y"]
-    assert "5 broken rows skipped" in capsys.readouterr().out
+    assert load_reviews(path, skip_bad_rows=True)["review"].tolist() == ["good", "x", "y"]
+    assert "4 broken rows skipped" in capsys.readouterr().out
 
 
 def test_csv_with_quotes_commas_and_line_breaks(tmp_path: Path):
@@ -98,13 +102,13 @@ def test_csv_with_quotes_commas_and_line_breaks(tmp_path: Path):
     assert load_reviews(path)["review"].tolist() == ['a, "b" c', "plain"]
     assert load_reviews(path)["sentiment"].tolist() == [1, 0]
     other = write(tmp_path / "y.tsv", "when\tbody\tclass\n1\tgood\tpos\n2\tbad\tneg\n")
-    with pytest.raises(ValueError, match=r"no column \(when, body, class\) has a usual name for text"):
+    with pytest.raises(ValueError, match=r"no column has a usual name for text.* header is 'when', 'body', 'class'"):
         load_reviews(other)
     assert load_reviews(other, text_column="body", label_column="class")["sentiment"].tolist() == [1, 0]
-    with pytest.raises(ValueError, match="has no column 'nope'; it has: when, body, class"):
+    with pytest.raises(ValueError, match="has no column 'nope', which --text-column names; its header is 'when'"):
         load_reviews(other, "nope")
     twice = write(tmp_path / "z.csv", "text,review,label\na,b,1\n")
-    with pytest.raises(ValueError, match=r"several columns \(text, review, label\) have a usual name.*--text-column"):
+    with pytest.raises(ValueError, match=r"several columns \(text, review\) have a usual name.*--text-column"):
         load_reviews(twice)
 
 
@@ -169,10 +173,20 @@ def test_stanford_folder(tmp_path: Path):
                 name = f"{i}_{9 if kind == 'pos' else 2}.txt"
                 write(tmp_path / "aclImdb" / split / kind / name, f"{split} {kind} {i}")
     write(tmp_path / "aclImdb/train/unsup/0_0.txt", "unlabelled")
-    splits = load_splits(str(tmp_path))
-    assert [len(frame) for frame in splits] == [16, 4, 20, 1]
+    splits = load_splits(Source(data=str(tmp_path)))
+    assert [len(frame) for frame in splits[:4]] == [16, 4, 20, 1]
     assert splits.test["sentiment"].sum() == 10
-    assert [len(frame) for frame in load_splits(str(tmp_path / "aclImdb"))] == [16, 4, 20, 1]
+    assert splits.labels == SENTIMENT
+    assert [*splits.files] == [str(tmp_path / "aclImdb")]
+    again = load_splits(Source(data=str(tmp_path / "aclImdb")))
+    assert [len(frame) for frame in again[:4]] == [16, 4, 20, 1]
+    assert again.files == splits.files
+    write(tmp_path / "aclImdb/test/pos/3_9.txt", "changed")
+    assert load_splits(Source(data=str(tmp_path))).files != splits.files
+    write(tmp_path / "aclImdb/test/pos/3_9.txt", "<br />")
+    with pytest.raises(ValueError, match=r"1 broken rows \(pos/3_9.txt: empty review\)"):
+        load_splits(Source(data=str(tmp_path)))
+    assert len(load_splits(Source(data=str(tmp_path), skip_bad_rows=True)).test) == 19
 
 
 def test_kaggle_folder_and_overlap(tmp_path: Path):
@@ -180,9 +194,16 @@ def test_kaggle_folder_and_overlap(tmp_path: Path):
     write(tmp_path / "labeledTrainData.tsv", kaggle(rows))
     write(tmp_path / "testData.tsv.gz", kaggle(['"9_9"\t"review 3"', '"8_1"\t"new"'], "id\treview"))
     write(tmp_path / "unlabeledTrainData.tsv", kaggle(['"9_0"\t"x"'], "id\treview"))
-    splits = load_splits(str(tmp_path))
-    assert [len(frame) for frame in splits] == [16, 4, 2, 0]
-    assert len(load_splits(str(tmp_path), with_unlabelled=True).unlabelled) == 1
+    source = Source(data=str(tmp_path))
+    splits = load_splits(source)
+    assert [len(frame) for frame in splits[:4]] == [16, 4, 2, 0]
+    assert [Path(path).name for path in splits.files] == ["labeledTrainData.tsv", "testData.tsv.gz"]
+    assert len(load_splits(source, with_unlabelled=True).unlabelled) == 1
+    path = tmp_path / "labeledTrainData.tsv"
+    with zipfile.ZipFile(f"{path}.zip", "w") as archive:  # as Kaggle ships it
+        archive.write(path, path.name)
+    path.unlink()
+    assert load_splits(source).train.equals(splits.train)
     found = overlap(splits)
     assert found["duplicates among the labelled reviews"] == 1
     assert found["in labelled and test reviews"] == 1
@@ -191,7 +212,8 @@ def test_kaggle_folder_and_overlap(tmp_path: Path):
 def test_find_source_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("IMDB_DIR", raising=False)
     monkeypatch.setattr(data, "HERE", tmp_path / "data")
-    assert find_source("") == ("demo", "the built-in reviews; --data DIR or $IMDB_DIR reads IMDB")
+    reason = "the built-in reviews; --data imdb downloads IMDB; --data DIR or $IMDB_DIR reads it"
+    assert find_source("") == ("demo", reason)
     assert find_source("demo")[0] == "demo"
     (tmp_path / "data" / "imdb").mkdir(parents=True)
     assert find_source("") == (str(tmp_path / "data" / "imdb"), "data/imdb/ exists")
@@ -202,7 +224,11 @@ def test_find_source_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FileNotFoundError, match=r"\$IMDB_DIR names /nowhere, which does not exist"):
         find_source("")
     with pytest.raises(FileNotFoundError, match="holds neither labeledTrainData"):
-        load_splits(str(tmp_path))
+        load_splits(Source(data=str(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    assert find_source("data") == (str(tmp_path / "data"), "--data")  # absolute, for use from any folder
+    (tmp_path / "imdb").mkdir()
+    assert find_source("imdb") == (str(tmp_path / "imdb"), "--data")  # a folder of this name is not downloaded
 
 
 def test_built_in_reviews_are_balanced_distinct_and_deterministic():
@@ -254,10 +280,19 @@ def test_bag_of_words_does_not_solve_the_built_in_reviews():
     assert 0.4 < accuracy < 0.85
 
 
+def digest(frame: pd.DataFrame) -> str:
+    """Hashes ids, cleaned texts and labels, in their order."""
+    rows = (repr((row.id, row.review, int(row.sentiment))) for row in frame.itertuples(index=False))
+    return hashlib.sha256("".join(rows).encode()).hexdigest()[:24]
+
+
 @pytest.mark.slow
 def test_full_data_set(imdb: Path, tmp_path: Path):
-    splits = load_splits(str(imdb), cache=tmp_path, with_unlabelled=True)
-    assert [len(frame) for frame in splits] == [20_000, 5_000, 25_000, 50_000]
+    splits = load_splits(Source(data=str(imdb)), cache=tmp_path, with_unlabelled=True)
+    assert [len(frame) for frame in splits[:4]] == [20_000, 5_000, 25_000, 50_000]
+    assert [digest(frame) for frame in splits[:4]] == [
+        "40de32ae6ddcf411cb7349cc", "77194a9f1e9e387283746d07", "ec379b51945e63b8e859e547", "34c8a9c7ee078839980943cf"
+    ]  # fmt: skip  # of the splits of all published rows
     assert splits.test["sentiment"].sum() == 12_500
     assert splits.train["sentiment"].sum() == 10_000
     assert (splits.unlabelled["sentiment"] == UNKNOWN).all()

@@ -57,10 +57,24 @@ def test_dropout_acts_on_the_update_only():
     torch.testing.assert_close(ours, lora.base(x) + 2.0 * (Dropout(0.5)(x) @ lora.A.T @ lora.B.T))
 
 
-@pytest.mark.parametrize("rank", [0, IN + 1])
-def test_a_rank_outside_the_width_raises(rank):
-    with pytest.raises(ValueError, match=f"rank {rank} is outside 1 … {IN}"):
-        LoRALinear(Linear(IN, OUT), rank=rank, alpha=1.0)
+def test_a_rank_outside_the_width_raises():
+    with pytest.raises(ValueError, match="LoRA rank 0 must be at least 1"):
+        LoRALinear(Linear(IN, OUT), rank=0, alpha=1.0)
+    with pytest.raises(ValueError, match=r"LoRA rank 13 is outside 1 … 12, the width of layers\.1\.attention\.value"):
+        apply(tiny("bert"), "lora", rank=2, rank_pattern="layers.1.attention.value=13")
+
+
+@pytest.mark.parametrize("which", ["none", "all", "lora_only"])
+def test_the_update_is_trained_with_every_choice_of_biases(which):
+    """`--lora-bias all` once froze A and B."""
+    model = apply(tiny("bert"), "lora", rank=2, lora_bias=which)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    ours = {name for name, _ in model.named_parameters() if name.endswith((".A", ".B"))}
+    head = {name for name, _ in model.named_parameters() if name.startswith(("pooler.", "classifier."))}
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    chosen = {"none": set(), "all": biases, "lora_only": {name for name in biases if ".base." in name}}
+    assert len(ours) == 2 * 2 * 2
+    assert trained == ours | head | chosen[which]
 
 
 def test_dora_equals_the_equation_with_gradients():

@@ -66,6 +66,23 @@ def test_an_objective_is_a_mean_over_examples(name):
     torch.testing.assert_close(logits[:3], model(ids, mask))
 
 
+@pytest.mark.parametrize("name", [name for name, entry in OBJECTIVES.items() if not entry.pretraining])
+def test_the_loss_of_a_bf16_pass_is_computed_in_fp32(name):
+    shape, entry = required_shape(name), OBJECTIVES[name]
+    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
+    batch = Batch(*token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), torch.arange(3))
+    losses = []
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            losses.append(entry.objective(model, batch, entry.options())[0])
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0.02)
+    assert all(p.grad is None for p in model.parameters())  # a perturbation leaves no gradient of its own
+    losses[1].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_margin_loss_against_numbers_by_hand():
     lengths = torch.tensor([[0.95, 0.3], [0.6, 0.05], [0.2, 0.2]])
     labels = torch.tensor([0, 0, 1])

@@ -23,14 +23,16 @@ def test_keys_and_values_are_the_outputs_of_each_layers_projections(name):
     rows = keys_and_values(model, torch.tensor(INIT_IDS))
     expected = []
     for layer, x in zip(model.layers, inputs, strict=True):
-        expected += [layer.attention.key(x)[0], layer.attention.value(x)[0]]
+        a = layer.attention
+        keys, values = a.query_key_value(x)[..., 12:].chunk(2, -1) if name == "modernbert" else (a.key(x), a.value(x))
+        expected += [keys[0], values[0]]
     torch.testing.assert_close(rows, torch.cat(expected, 1))
     assert rows.shape == (len(INIT_IDS), 2 * L * H * K)
     assert all(module.training for module in model.modules())
-    assert not any(layer.attention.key._forward_hooks for layer in model.layers)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "xlm_roberta"])
 def test_a_prefix_of_own_keys_and_values_equals_a_longer_review(name):
     """In one layer, with positions that start after the prefix, the prefix has the effect of the tokens themselves."""
     model, (ids, mask) = tiny(name, num_layers=1).eval(), token_batch([6, 4])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from data import load_texts
+from data import Source, load_texts
 from data.files import open_tensors
 from data.imdb import UNKNOWN
 from data.tokenization import train_tokenizer
@@ -26,13 +26,13 @@ def test_a_text_file_and_a_table_are_corpora(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(lines))
     (tmp_path / "b.tsv").write_text("id\treview\n" + "".join(f'"{n}"\t"{line}"\n' for n, line in enumerate(lines)))
     for name in ("a.txt", "b.tsv"):
-        splits = load_texts(str(tmp_path / name))
+        splits = load_texts(Source(str(tmp_path / name)))
         assert sorted([*splits.train["review"], *splits.validation["review"]]) == sorted(lines)
         assert len(splits.validation) == 3
         assert set(splits.train["sentiment"]) == {UNKNOWN}
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="holds no text"):
-        load_texts(str(tmp_path / "empty.txt"))
+        load_texts(Source(str(tmp_path / "empty.txt")))
 
 
 def test_a_folder_gives_training_and_unlabelled_reviews_only(tmp_path):
@@ -40,7 +40,7 @@ def test_a_folder_gives_training_and_unlabelled_reviews_only(tmp_path):
     (tmp_path / "labeledTrainData.tsv").write_text("id\tsentiment\treview\n" + "".join(rows))
     (tmp_path / "unlabeledTrainData.tsv").write_text('id\treview\n"5_0"\t"unlabelled"\n')
     (tmp_path / "testData.tsv").write_text('id\treview\n"6_9"\t"of the test"\n')
-    splits = load_texts(str(tmp_path))
+    splits = load_texts(Source(str(tmp_path)))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (17, 4, 0)
     assert "unlabelled" in set(splits.train["review"])
     assert not {"of the test"} & {*splits.train["review"], *splits.validation["review"]}

@@ -172,12 +172,13 @@ def shortened(arguments: list[str]) -> list[str]:
 def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """Runs each command, shortened, with tiny weights and built-in reviews; commands that are equal then run once."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "load_splits", few_reviews)
-    monkeypatch.setattr("eval.load_splits", few_reviews)
+    monkeypatch.setattr("data.options.load_splits", few_reviews)
     script, *arguments = shlex.split(command)[1:]
     name = arguments[arguments.index("--model") + 1] if "--model" in arguments else "bert"
     weights = str(tiny_weights(tmp_path / "weights", name)) if name in ENCODERS else "none"
     replaced = {"DIR": "demo", "imdb": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made"}
+    replaced |= {"FILE": "reviews.csv"}
+    (tmp_path / "reviews.csv").write_text("review,label\ngood film,1\nbad film,0\n")
     replaced |= {"runs/NAME runs/OTHER": "runs/made"}
     arguments = [replaced.get(argument, argument) for argument in arguments]
     (tmp_path / "glove.txt").write_text("the " + "0.1 " * 299 + "0.2\n")

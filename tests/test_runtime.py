@@ -1,11 +1,16 @@
+"""The machine of a run, its random streams, and how a program ends."""
+
+import io
 import os
 import signal
+import sys
 
 import pytest
 import torch
 
 from data.errors import Interrupt, Stopped, clean_exit
 from data.seeds import derive_seed, random_state, set_random_state
+from nn import runtime
 from nn.runtime import choose_machine, peak_memory
 
 CPU = torch.device("cpu")
@@ -50,6 +55,11 @@ def test_autocast_lowers_only_matrix_products():
         (MemoryError(), "error: out of memory; lower --batch-size"),
         (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory; lower --batch-size"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "error: out of memory"),
+        (RuntimeError("Could not determine home directory."), "error: no home directory is known for ~; write the"),
+        (
+            UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"),
+            "error: 'caf\\udce9' is not valid text",
+        ),
     ],
 )
 def test_errors_that_a_user_can_fix_are_one_line(error: Exception, message: str, capsys: pytest.CaptureFixture[str]):
@@ -77,5 +87,47 @@ def test_the_first_signal_sets_a_flag_and_the_second_stops():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_peak_memory_is_in_bytes():
+def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch):
     assert 10 * 2**20 < peak_memory(CPU) < 2**40
+    monkeypatch.setattr(runtime, "resource", None)  # as on Windows
+    assert peak_memory(CPU) is None
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_characters_that_a_console_lacks_are_replaced(encoding: str, monkeypatch: pytest.MonkeyPatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    monkeypatch.setattr(sys, "stdout", console)
+    with pytest.raises(UnicodeEncodeError):
+        print("α", flush=True)
+    with clean_exit():
+        print("α is 1")
+    assert console.buffer.getvalue() == b"? is 1\n"
+
+
+@pytest.mark.parametrize("code", [None, 2])
+def test_a_closed_pipe_ends_the_program_quietly(
+    code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The exit code is that of the program, or else a shell's for SIGPIPE."""
+
+    def program() -> None:
+        with clean_exit():
+            print("text")
+            if code is not None:
+                sys.exit(code)
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as stop:
+            program()
+    assert stop.value.code == (141 if code is None else code)
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_outside_of_the_training_loop_ends_the_program_quietly(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop, clean_exit():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == ""

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import train
-from data import glove
+from data import glove, word_vectors
 from data.files import read_json
 from data.glove import Glove, count_pairs, train_glove, weight
 from data.old_pickle import read_pickle3
 from data.tokenization import load_tokenizer, train_tokenizer
-from data.word_vectors import WordVectors, load_vectors, read_text_vectors, save_vectors, trained_vectors
+from data.word_vectors import WordVectors, load_vectors, read_published_vectors, save_vectors, trained_vectors
 from nn.checkpoint import load_pretrained
 from nn.vectors import put_vectors, read_vectors, whitened
 
@@ -36,14 +36,14 @@ def test_reads_glove_text(tmp_path: Path, suffix: str):
             archive.writestr("glove.txt", GLOVE)
     else:
         path.write_bytes(gzip.compress(GLOVE) if suffix == ".gz" else GLOVE)
-    found = read_text_vectors(path, ["the", "café", ". . .", "absent"])
+    found = read_published_vectors(path, ["the", "café", ". . .", "absent"])
     assert found.words == ["the", ". . .", "café"]  # in the order of the file; the first line of a word counts
     torch.testing.assert_close(found.vectors, torch.tensor([[0.1, 0.2, 0.3], [1, 2, 3], [-1e-3, 5, 6]]))
 
 
 def test_reads_word2vec_text_with_gensims_header(tmp_path: Path):
     (tmp_path / "w2v.txt").write_bytes(b"2 3\ngood 1.0 2.0 3.0 \nbad -1.0 0.5 1e-05 \n")
-    found = read_text_vectors(tmp_path / "w2v.txt", ["bad", "2"])
+    found = read_published_vectors(tmp_path / "w2v.txt", ["bad", "2"])
     assert found.words == ["bad"]
     assert found.vectors.tolist() == [[-1.0, 0.5, pytest.approx(1e-5)]]
 
@@ -55,18 +55,79 @@ def test_reads_word2vec_text_with_gensims_header(tmp_path: Path):
         (b"one\ntwo\n", "not a file of word vectors"),
         (b"4 3\na 1 2 3\nb 1 2\n", "line 3 has fewer than 3 numbers"),
         (b"a 1 2 3\nb 1 x 3\n", "line 2 does not end in 3 numbers"),
+        (b"a 1 2 3\nb 1 nan 3\n", r"bad\.txt: line 2, word 'b': nan is not a finite number"),
+        (b"a 1 2 3\nb 1 2 -inf\n", r"bad\.txt: line 2, word 'b': -inf is not a finite number"),
+        (b"a 1 2 3\nb 1 1e39 3\n", r"bad\.txt: line 2, word 'b': 1e39 is not a finite number"),
+        (b"3 3\na 1 2 3\nb 1 2 3\n", "has 2 vectors, its first line says 3; it may be cut short"),
+        (b"1 3\na 1 2 3\nb 1 2 3\n", "has 2 vectors, its first line says 1"),
+        (b"\xba\x16\x4f\x2f and so on\n", r"is a fastText model; use its text file \(\.vec\)"),
+        (pickle.dumps([1]), r"is a pickle; gensim writes a file that is read with save_word2vec_format"),
+        (b"\x93NUMPY\x01\x00", "is a numpy array without words"),
     ],
 )
 def test_errors_in_a_text_file_name_the_line(tmp_path: Path, text: bytes, message: str):
     (tmp_path / "bad.txt").write_bytes(text)
     with pytest.raises(ValueError, match=message):
-        read_text_vectors(tmp_path / "bad.txt", ["a", "b"])
+        read_published_vectors(tmp_path / "bad.txt", ["a", "b"])
+
+
+def word2vec_file(path: Path, words: list[str], vectors: np.ndarray, newline: bytes = b"\n") -> Path:
+    """Writes word2vec's binary format. newline: the program ends each vector with one, gensim does not."""
+    lines = [
+        word.encode() + b" " + vector.astype("<f4").tobytes() + newline
+        for word, vector in zip(words, vectors, strict=True)
+    ]
+    data = f"{len(words)} {vectors.shape[1]}\n".encode() + b"".join(lines)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("newline", [b"\n", b""])
+@pytest.mark.parametrize("name", ["w.bin", "w.bin.gz", "w.txt"])
+def test_reads_word2vec_binary(tmp_path: Path, name: str, newline: bytes, monkeypatch: pytest.MonkeyPatch):
+    """The format is recognized by what is in the file, and read in blocks that end anywhere."""
+    monkeypatch.setattr(word_vectors, "BLOCK", 50)
+    words = ["the", "café", *(f"w{k}" for k in range(200)), "the"]
+    vectors = np.random.default_rng(0).normal(size=(len(words), 7)).astype(np.float32)
+    path = word2vec_file(tmp_path / name, words, vectors, newline)
+    found = read_vectors(path, ["w199", "the", "café", "absent"])
+    assert found.words == ["the", "café", "w199"]
+    assert np.array_equal(found.vectors.numpy(), vectors[[0, 1, 201]])
+
+
+def test_errors_in_a_binary_file_name_the_vector(tmp_path: Path):
+    vectors = np.random.default_rng(0).normal(size=(3, 5))
+    vectors[1, 2] = np.nan
+    path = word2vec_file(tmp_path / "w.bin", ["a", "b", "c"], vectors)
+    assert read_vectors(path, ["a", "c"]).words == ["a", "c"]
+    with pytest.raises(ValueError, match=r"w\.bin: vector 2, word 'b', holds NaN or infinity"):
+        read_vectors(path, ["b"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match="is cut short: it has 2 of the 3 vectors that line 1 announces"):
+        read_vectors(path, ["a"])
+    path.write_bytes(whole + whole)
+    with pytest.raises(ValueError, match="has more than the 3 vectors that line 1 announces"):
+        read_vectors(path, ["a"])
+
+
+def test_numbers_that_are_not_finite_are_blamed_on_file_and_word(tmp_path: Path):
+    vectors = torch.ones(3, 4)
+    vectors[1, 2] = float("inf")
+    save_vectors(tmp_path / "v.safetensors", WordVectors(["a", "b", "c"], vectors))
+    with pytest.raises(ValueError, match=r"v\.safetensors: the vector of 'b' holds NaN or infinity"):
+        read_vectors(tmp_path / "v.safetensors", [])
+
+
+def test_a_mark_at_the_start_and_an_empty_line_at_the_end_are_no_words(tmp_path: Path):
+    (tmp_path / "w.txt").write_bytes(b"\xef\xbb\xbfthe 1 2\nof 3 4\n\n")
+    assert read_vectors(tmp_path / "w.txt", ["the", "of"]).words == ["the", "of"]
 
 
 def test_cut_archives_and_missing_files_are_refused(tmp_path: Path):
     (tmp_path / "glove.gz").write_bytes(gzip.compress(GLOVE * 1000)[:-20])
     with pytest.raises(ValueError, match="cut short or damaged"):
-        read_text_vectors(tmp_path / "glove.gz", ["the"])
+        read_published_vectors(tmp_path / "glove.gz", ["the"])
     with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
         read_vectors(tmp_path / "absent", [])
 
@@ -115,6 +176,8 @@ def test_put_vectors_scales_to_the_standard_deviation_of_the_table():
         put_vectors(torch.zeros(50, 20), {"w1": 3}, vectors=vectors)
     with pytest.raises(ValueError, match="none of the vocabulary"):
         put_vectors(table, {"absent": 3}, vectors=vectors)
+    with pytest.raises(ValueError, match="have no spread: all their numbers are equal"):
+        put_vectors(table, {"zero": 3}, vectors=WordVectors(["zero"], torch.zeros(1, 30)))
 
 
 # ---------------------------------------------------------------------------------------------- the older project
@@ -265,7 +328,7 @@ def test_a_run_with_frozen_vectors_from_a_file(
     save_vectors(tmp_path / "mine.safetensors", WordVectors(words, torch.randn(4, 6)))
     train.main(run_arguments(tmp_path, "--word-vectors", "mine.safetensors", "--no-train-vectors"))
     shown = capsys.readouterr().out
-    assert "word vectors: mine.safetensors, for" in shown
+    assert f"word vectors: {tmp_path / 'mine.safetensors'}, for" in shown
     counts = read_json(tmp_path / "runs/words/result.json")["parameters"]
     frozen = counts["total"] - counts["trained"]
     assert frozen == 6 * load_tokenizer(tmp_path / "runs/words/tokenizer").vocab_size
@@ -309,5 +372,5 @@ def test_models_over_one_hot_words_refuse_word_vectors(tmp_path: Path, monkeypat
 
 def test_every_line_of_a_long_file_is_read(tmp_path: Path):
     (tmp_path / "long.txt").write_text("".join(f"w{k} {k} 1 2\n" for k in range(150)))
-    found = read_text_vectors(tmp_path / "long.txt", [f"w{k}" for k in range(150)])
+    found = read_published_vectors(tmp_path / "long.txt", [f"w{k}" for k in range(150)])
     assert found.vectors[:, 0].tolist() == list(range(150))

@@ -6,7 +6,6 @@ The ids of labeledTrainData.tsv are ordered by film, so a block of 100 ids conta
 by the hash of its label and number, becomes OUT/testData.tsv; the others become OUT/labeledTrainData.tsv.
 """
 
-import gzip
 import hashlib
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from data import LABELED, TEST, find_file
+from data.readers import unpack
 
 BLOCK = 100
 
@@ -28,7 +28,7 @@ def is_held_out(row: str) -> bool:
 def main(folder: str, out: str) -> None:
     """Splits the labelled reviews of `folder` into `out`."""
     path = find_file(Path(folder), LABELED)
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    text = unpack(path, path.read_bytes())[1]
     header, *rows = [row for row in text.decode("utf-8").split("\n") if row]
     kept = [row for row in rows if not is_held_out(row)]
     tested = ["\t".join(row.split("\t")[::2]) for row in rows if is_held_out(row)]  # id and review

@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from data import UNLABELED, find_file, load_splits
+from data import UNLABELED, Source, find_file, load_splits
 from data.glove import count_pairs, train_glove
 from data.imdb import load_reviews
 from data.tokenization import train_tokenizer
@@ -62,7 +62,7 @@ def accuracies(x: Tensor, y: Tensor, *, other_x: Tensor, other_y: Tensor) -> tup
 
 def main(folder: str, films: str, settings: list[str]) -> None:
     """Prints one row for each setting."""
-    splits = load_splits(films)
+    splits = load_splits(Source(films))
     labelled, other = pd.concat([splits.train, splits.validation]), splits.test
     unlabelled = load_reviews(find_file(Path(folder), UNLABELED))["review"]
     tokenizer = train_tokenizer("wordlevel", splits.train["review"], vocab_size=40_000, min_count=MIN_COUNT)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from data import load_splits
+from data import Source, load_splits
 from data.batches import Corpus, sorted_order
 from data.imdb import subset
 from data.tokenization import Tokenizer, load_tokenizer
@@ -47,7 +47,7 @@ def states(model: Encoder, tokenizer: Tokenizer, frame: pd.DataFrame) -> tuple[T
 
 def main(folder: str, weights: list[str]) -> None:
     """Prints one row for each of `weights`."""
-    splits = load_splits(folder)
+    splits = load_splits(Source(folder))
     train = subset(splits.train, count=TRAIN_REVIEWS, seed=42)
     validation = subset(splits.validation, count=VALIDATION_REVIEWS, seed=42)
     for name in weights:

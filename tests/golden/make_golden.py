@@ -29,8 +29,14 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
 HERE = Path(__file__).parent
@@ -48,6 +54,20 @@ V3 = {
     "pad_token_id": 0,
 }
 CONV = {"conv_kernel_size": 3, "conv_act": "gelu"}
+MODERN = {
+    "num_hidden_layers": 4,
+    "global_attn_every_n_layers": 3,
+    "local_attention": 8,
+    "pad_token_id": 0,
+    **dict.fromkeys(("bos_token_id", "cls_token_id"), 1),
+    **dict.fromkeys(("eos_token_id", "sep_token_id"), 2),
+}
+BIASES = dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), True)
+BASES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+}
+ACTS = {"hidden_activation": "gelu_new", "classifier_activation": "relu"}
 DISTIL = {"dim": 20, "n_layers": 2, "n_heads": 2, "hidden_dim": 23, "max_position_embeddings": 24}
 CONFIGS = {
     "bert": (BertConfig, {"max_position_embeddings": 24}),
@@ -71,12 +91,32 @@ CONFIGS = {
         DebertaV2Config,
         V3 | {"position_biased_input": True, "type_vocab_size": 2, "embedding_size": 14},
     ),
+    "electra": (ElectraConfig, {"max_position_embeddings": 24, "embedding_size": 14}),
+    "electra_3_labels": (
+        ElectraConfig,
+        {"max_position_embeddings": 24, "embedding_size": 20, "num_labels": 3, "classifier_dropout": 0.3},
+    ),
+    "xlm_roberta": (XLMRobertaConfig, {"max_position_embeddings": 26, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "xlm_roberta_3_labels": (XLMRobertaConfig, {"max_position_embeddings": 30, "num_labels": 3}),
+    "modernbert": (ModernBertConfig, MODERN),
+    "modernbert_mean": (
+        ModernBertConfig,
+        MODERN | BIASES | ACTS | {"classifier_pooling": "mean", "num_labels": 3, "rope_parameters": BASES},
+    ),
+    "modernbert_128": (
+        ModernBertConfig,
+        MODERN | {"num_hidden_layers": 2, "local_attention": 128, "classifier_pooling": "mean"},
+    ),
 }
+LENGTHS = {"modernbert_128": [150, 3, 90]}  # more tokens than the window reaches; of all others: [19, 3, 11]
 CLASSES = {
     BertConfig: BertForSequenceClassification,
     DistilBertConfig: DistilBertForSequenceClassification,
     RobertaConfig: RobertaForSequenceClassification,
     DebertaV2Config: DebertaV2ForSequenceClassification,
+    ElectraConfig: ElectraForSequenceClassification,
+    XLMRobertaConfig: XLMRobertaForSequenceClassification,
+    ModernBertConfig: ModernBertForSequenceClassification,
 }
 
 
@@ -84,7 +124,7 @@ def make(name: str, config_class: type, values: dict, seed: int) -> None:
     """Writes the checkpoint `name` with its expected tensors."""
     torch.manual_seed(seed)
     sizes = {"vocab_size": SIZES["vocab_size"]} if config_class is DistilBertConfig else SIZES
-    config = config_class(**sizes, **values)
+    config = config_class(**sizes | values)
     pad = config.pad_token_id
     model = CLASSES[config_class](config).eval()
     for parameter in model.parameters():
@@ -95,7 +135,7 @@ def make(name: str, config_class: type, values: dict, seed: int) -> None:
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
-    lengths = [19, 3, 11]
+    lengths = LENGTHS.get(name, [19, 3, 11])
     input_ids = torch.full((len(lengths), max(lengths)), pad)
     for row, length in zip(input_ids, lengths, strict=True):
         row[:length] = torch.randint(pad + 1, SIZES["vocab_size"], (length,))

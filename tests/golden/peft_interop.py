@@ -7,7 +7,12 @@
 The steps need two environments, and imports inside functions, because both packages are called peft. Each step prints a
 table with a row for each method and a column for each family. A cell is the largest difference of logits, or the error
 of a program that cannot run the method. The backbones are the tiny checkpoints in this folder. The classifier reads the
-first virtual token of a prompt, as in huggingface/peft.
+first virtual token of a prompt, as in huggingface/peft. The rows of READ are written by huggingface/peft, read here,
+and saved again:
+
+    lora_head      DoRA on all linear layers, the pooler among them
+    lora_layers    layers_to_transform, in adapter_model.bin
+    lora_modules   modules_to_save with the embeddings and the norms of the backbone
 """
 
 import json
@@ -23,12 +28,24 @@ from torch.nn import Module
 
 HERE = Path(__file__).parent
 ADAPTERS = HERE / "adapters"
-FAMILIES = {"bert": "query", "distilbert": "q_lin", "roberta": "query", "deberta_v3": "query_proj"}
-METHODS = ("lora", "lora_all", "dora", "rslora", "prompt", "p_tuning_mlp", "p_tuning_lstm", "prefix")
+# the layers that each family's adapters change: query and value, which ModernBERT has in one layer
+FAMILIES = {
+    "bert": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "roberta": ["query", "value"],
+    "deberta_v3": ["query_proj", "value_proj"],
+    "electra": ["query", "value"],
+    "xlm_roberta": ["query", "value"],
+    "modernbert": ["Wqkv"],
+}
+# families for which peft's all-linear leaves the classification head out; for the others a pattern does
+ALL_LINEAR = ("distilbert", "roberta", "electra", "xlm_roberta", "modernbert")
+READ = ("lora_head", "lora_layers", "lora_modules")
+METHODS = ("lora", "lora_all", "dora", "rslora", *READ, "prompt", "p_tuning_mlp", "p_tuning_lstm", "prefix")
 P, SCALE = 4, 0.15
 # our method and its options for each row
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lora": ("lora", {"rank": 3, "lora_bias": "all", "rank_pattern": "value=2"}),
+    "lora": ("lora", {"rank": 3, "lora_bias": "all", "rank_pattern": "layers.1=2"}),
     "lora_all": ("lora", {"rank": 3, "targets": "all-linear"}),
     "dora": ("lora", {"rank": 3, "dora": True}),
     "rslora": ("lora", {"rank": 3, "rslora": True, "lora_bias": "lora_only", "alpha_pattern": "layers.0=5"}),
@@ -59,7 +76,7 @@ def show(rows: dict[str, dict[str, str]]) -> None:
     """Prints a table {method: {family: cell}} with short cells, and the full text of the cells that are no numbers."""
     print(f"{'':14}" + "".join(f"{family:14}" for family in FAMILIES))
     for method, cells in rows.items():
-        print(f"{method:14}" + "".join(f"{cells[family][:13]:14}" for family in FAMILIES))
+        print(f"{method:14}" + "".join(f"{cells.get(family, '-')[:13]:14}" for family in FAMILIES))
     for text in sorted({cell for cells in rows.values() for cell in cells.values() if not cell[0].isdigit()}):
         print(f"  {text}")
 
@@ -75,20 +92,31 @@ def their_config(method: str, family: str) -> Any:
     virtual = {"task_type": "SEQ_CLS", "num_virtual_tokens": P}
     if family == "distilbert":  # peft does not find these sizes in its config
         virtual |= {"token_dim": sizes["dim"], "num_layers": sizes["n_layers"], "num_attention_heads": sizes["n_heads"]}
-    query = FAMILIES[family]
-    targets = [query, "v_lin" if query == "q_lin" else query.replace("query", "value")]
+    if "embedding_size" in sizes and method != "prefix":  # peft takes the width of the layers
+        virtual |= {"token_dim": sizes["embedding_size"]}
+    targets = FAMILIES[family]
+    query = targets[0]
     lora = {"task_type": "SEQ_CLS", "r": 3, "lora_alpha": 7, "target_modules": targets}
     match method:
         case "lora":
-            return LoraConfig(**lora, modules_to_save=["pooler"], bias="all", rank_pattern={query: 2})
+            pooler = "head" if family == "modernbert" else "pooler"
+            return LoraConfig(**lora, modules_to_save=[pooler], bias="all", rank_pattern={query: 2})
         case "lora_all":
-            everything = (
-                "all-linear" if family in ("distilbert", "roberta") else r".*encoder\.layer.*(query|key|value|dense).*"
-            )
+            everything = "all-linear" if family in ALL_LINEAR else r".*encoder\.layer.*(query|key|value|dense).*"
             return LoraConfig(
                 **(lora | {"target_modules": everything}),
-                exclude_modules=["pre_classifier", "classifier.dense", "classifier.out_proj"],
+                exclude_modules=["pre_classifier", "classifier.dense", "classifier.out_proj", "head.dense"],
             )
+        case "lora_head":
+            everything = {"target_modules": "all-linear", "use_dora": True, "bias": "all"}
+            return LoraConfig(**(lora | everything))
+        case "lora_layers":
+            return LoraConfig(**lora, layers_to_transform=[1])
+        case "lora_modules":
+            modules = (
+                ["embeddings.norm", "tok_embeddings"] if family == "modernbert" else ["word_embeddings", "LayerNorm"]
+            )
+            return LoraConfig(**lora, modules_to_save=modules)
         case "dora":
             return LoraConfig(**lora, use_dora=True)
         case "rslora":
@@ -110,15 +138,15 @@ def their_adapter(method: str, family: str) -> str:
 
     torch.manual_seed(0)
     base = AutoModelForSequenceClassification.from_pretrained(HERE / family)
-    model = get_peft_model(base, their_config(method, family)).eval()
-    move_trainable_parameters(model)
     ids, mask = batch(family)
     folder = ADAPTERS / f"{family}-{method}"
     try:
+        model = get_peft_model(base, their_config(method, family)).eval()
+        move_trainable_parameters(model)
         logits = model(input_ids=ids, attention_mask=mask.long()).logits
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         return f"peft: {error}"
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, safe_serialization=method != "lora_layers")
     (folder / "README.md").unlink(missing_ok=True)
     save_file({"logits": logits.detach()}, folder / "expected.safetensors")
     return "0 (written)"
@@ -171,6 +199,12 @@ def ours(folder: Path) -> None:
 
     print("written by peft, read by us")
     show({method: {family: read(method, family) for family in FAMILIES} for method in METHODS})
+    for family in FAMILIES:
+        for row in (row for row in READ if (ADAPTERS / f"{family}-{row}").is_dir()):
+            model = peft.load_adapter(load_pretrained(HERE / family), ADAPTERS / f"{family}-{row}").eval()
+            path = folder / f"{family}-{row}"
+            peft.save_adapter(model, path, str(HERE / family))
+            save_file({"logits": model(*batch(family)).detach()}, path / "expected.safetensors")
     for row, (method, options) in OURS.items():
         for family in FAMILIES:
             torch.manual_seed(0)

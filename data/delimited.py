@@ -1,0 +1,231 @@
+r"""Reads delimited text: finds the delimiter and the form of quotes from what is in the file.
+
+The delimiter is the one of tab, comma, semicolon and bar that splits the header line; if several do, the one that
+separates a column of texts or, failing this, gives all rows the width of the header. Quotes have three readings:
+
+    rfc4180    "a ""great"" film": a quoted field may contain delimiters and line breaks, a quote in it is doubled.
+               Python, pandas, Excel and R write this form. Without a tab as delimiter it is the default.
+    literal    a record is a line; a pair of quotes around a field is removed, \" is a quote, other quotes are
+               characters. Kaggle's files have this form (quoting=3). With tabs it is the default.
+    backslash  "a \"great\" film": as rfc4180, and a quote is escaped by a backslash. MySQL and Spark write it.
+
+A reading is consistent if its quotes are as described and all rows have the width of the header.
+
+1. With commas, semicolons and bars: rfc4180. If it is not consistent, or has quotes in fields that are not quoted, and
+   the file contains \", backslash is taken if that is consistent.
+2. With tabs: literal or rfc4180, the one that is consistent; here rfc4180 has no quotes in fields that are not quoted,
+   because none of its programs writes them. If both are consistent and each record is one line in both, they differ in
+   doubled quotes only, and rfc4180 is taken: the literal form never doubles a quote. If both are consistent with
+   different rows, or neither is and the rows differ, the file is refused: `--quoting` selects a reading. A file with
+   quotes that are not those of rfc4180 is backslash if only that is consistent. Kaggle's own files are literal if
+   neither is consistent.
+
+A note names the delimiter and the reading if they are not the default for the ending of the file.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+FIELD_LIMIT = 10 * 2**20  # characters of a field
+DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+RFC4180, LITERAL, BACKSLASH = "rfc4180", "literal", "backslash"
+READINGS = {
+    RFC4180: "quoted fields with doubled quotes (rfc4180)",
+    LITERAL: "quotes as characters (literal)",
+    BACKSLASH: "quoted fields with escaped quotes (backslash)",
+}
+
+
+class Record(NamedTuple):
+    """One row of a table. A field is None if it holds a list or an object. A defect replaces the fields."""
+
+    number: int  # line of the file on which the row ends, 1 = the header; in JSON and Parquet the row, from 1
+    fields: list[str | None]
+    defect: str = ""
+
+
+class Rows(NamedTuple):
+    """Delimited text under one reading. header: [] if there is none."""
+
+    header: list[str]
+    records: list[Record]
+
+    def broken(self) -> list[int]:
+        """Returns the numbers of the records that do not have the width of the header."""
+        return [row.number for row in self.records if row.defect or len(row.fields) != len(self.header)]
+
+
+def unquote(field: str) -> str:
+    """Removes one pair of quotes around a field and the backslash before each quote inside."""
+    if len(field) > 1 and field[0] == field[-1] == '"':
+        field = field[1:-1]
+    return field.replace('\\"', '"')
+
+
+def split_lines(text: str, delimiter: str) -> Iterator[Record]:
+    """Yields the records of the literal reading. An empty line has no fields."""
+    for number, line in enumerate(io.StringIO(text, newline=""), 1):
+        line = line.rstrip("\r\n")
+        yield Record(number, [unquote(field) for field in line.split(delimiter)] if line else [])
+
+
+def split_quoted(text: str, delimiter: str) -> Iterator[Record]:
+    """Yields the records of RFC 4180. A record with wrong quotes has a defect, and the next line begins a new one."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(FIELD_LIMIT)
+    try:
+        while True:
+            start = reader.line_num + 1
+            try:
+                fields: list[str | None] = [*next(reader)]
+                yield Record(reader.line_num, fields)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Record(reader.line_num, [], quote_defect(str(error), start, reader.line_num))
+    finally:
+        csv.field_size_limit(limit)
+
+
+def quote_defect(error: str, start: int, end: int) -> str:
+    """Describes an error of csv.reader in the lines from start to end."""
+    if "unexpected end" in error or "field larger" in error:
+        return f"the quote that begins a field on line {start} is not closed within {FIELD_LIMIT:,} characters"
+    if "expected after" in error:
+        return "a quote inside a quoted field is not doubled" + (f" (lines {start} to {end})" if end > start else "")
+    return error
+
+
+def split_escaped(text: str, delimiter: str) -> Iterator[Record]:
+    r"""Yields the records of RFC 4180 in which \" is a quote as well."""
+    mark = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)  # a character for private use
+    for record in split_quoted(text.replace('\\"', mark), delimiter):
+        yield record._replace(fields=[field and field.replace(mark, '"') for field in record.fields])
+
+
+def split_rows(text: str, delimiter: str, quoting: str) -> Rows:
+    """Splits a text under one of READINGS. Empty lines are no rows, except between the rows of a single column."""
+    split = {RFC4180: split_quoted, LITERAL: split_lines, BACKSLASH: split_escaped}[quoting]
+    records = list(split(text, delimiter))
+    while records and not records[-1].fields and not records[-1].defect:
+        records.pop()
+    first = next((i for i, row in enumerate(records) if row.fields or row.defect), len(records))
+    if first == len(records) or records[first].defect:
+        return Rows([], records[first:])
+    header, records = [field or "" for field in records[first].fields], records[first + 1 :]
+    if len(header) > 1:
+        return Rows(header, [row for row in records if row.fields or row.defect])
+    return Rows(header, [row if row.fields or row.defect else row._replace(fields=[""]) for row in records])
+
+
+def read_delimited(
+    path: Path, text: str, default: str, names: set[str], quoting: str, kaggle: bool
+) -> tuple[Rows, str]:
+    """Reads delimited text. Returns its rows, and a note on its form if that is not the default.
+
+    default: delimiter of the file's ending.  names: possible names of the column of texts.  quoting: "" or one of
+    READINGS.  kaggle: whether it is one of Kaggle's own files.
+    """
+    if "\n" in text:
+        text = re.sub(r"\r(?!\n)", " ", text)  # the end of a line only in files that have no other
+    hint = re.match(r'"?sep=(.)"?(?=[\r\n])', text)  # a first line that Excel reads and does not show
+    text = text[hint.end() :] if hint else text
+    delimiter = hint[1] if hint else find_delimiter(path, text, default, names)
+    if quoting:
+        taken, rows = quoting, split_rows(text, delimiter, quoting)
+    elif delimiter == "\t":
+        taken, rows = choose_tab_reading(path, text, kaggle)
+    else:
+        taken, rows = choose_reading(text, delimiter)
+    check_quotes(path, rows)
+    usual = (default, LITERAL if default == "\t" else RFC4180)
+    if quoting or (delimiter, taken) == usual:
+        return rows, ""
+    return rows, f"separated by {DELIMITERS.get(delimiter, repr(delimiter))}, {READINGS[taken]}"
+
+
+def check_quotes(path: Path, rows: Rows) -> None:
+    """Raises ValueError for a header with wrong quotes, and for a quote that is not closed.
+
+    After such a quote all rows would be lost as one broken row.
+    """
+    for row in rows.records[: None if rows.header else 1]:
+        if not rows.header or "not closed" in row.defect:
+            way = "correct it, or read quotes as characters with --quoting literal"
+            raise ValueError(f"{path}, row {row.number}: {row.defect}; {way}")
+
+
+def split_header(line: str, delimiter: str) -> list[str]:
+    """Splits a header line, in which names may be quoted. Returns [] for a line that is too long to be a header."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+def find_delimiter(path: Path, text: str, default: str, names: set[str]) -> str:
+    """Returns the delimiter of the header line. Raises ValueError if several are possible."""
+    line = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    fields = {d: split_header(line, d) for d in DELIMITERS}
+    found = [d for d in fields if len(fields[d]) > 1]
+    if len(found) < 2:
+        return found[0] if found else default
+    named = [d for d in found if names & {t for field in fields[d] for t in (field.strip(), field.strip().lower())}]
+    if len(named) != 1:
+        named = [d for d in named or found if not split_rows(text, d, LITERAL if d == "\t" else RFC4180).broken()]
+    if len(named) != 1:
+        listed = " and ".join(DELIMITERS[d] for d in found)
+        raise ValueError(f"{path}: {listed} both split the header {line[:120]!r}; rename the columns, or quote names")
+    return named[0]
+
+
+def choose_reading(text: str, delimiter: str) -> tuple[str, Rows]:
+    """Chooses the reading of text with commas, semicolons or bars (rule 1)."""
+    rows = split_rows(text, delimiter, RFC4180)
+    if '\\"' in text and (rows.broken() or not is_rfc4180(text, delimiter)):
+        escaped = split_rows(text, delimiter, BACKSLASH)
+        if not escaped.broken():
+            return BACKSLASH, escaped
+    return RFC4180, rows
+
+
+def is_rfc4180(text: str, delimiter: str) -> bool:
+    """Returns whether each quote in a text opens or closes a field or is one of two in a quoted field."""
+    outside = text.split('"')[::2]  # between quotes that close and open; empty between the two of a doubled quote
+    if text.count('"') % 2:
+        return False
+    ends = (delimiter, "\n", "\r")
+    opened = all(part.endswith(ends) for part in outside[:-1] if part)
+    return opened and all(part.startswith(ends) for part in outside[1:] if part)
+
+
+def choose_tab_reading(path: Path, text: str, kaggle: bool) -> tuple[str, Rows]:
+    """Chooses the reading of text with tabs (rule 2). Raises ValueError if the file has two readings."""
+    literal = split_rows(text, "\t", LITERAL)
+    broken = literal.broken()
+    if not is_rfc4180(text, "\t"):
+        if broken and not kaggle and '\\"' in text:
+            escaped = split_rows(text, "\t", BACKSLASH)
+            return (LITERAL, literal) if escaped.broken() else (BACKSLASH, escaped)
+        return LITERAL, literal
+    quoted = split_rows(text, "\t", RFC4180)
+    others = quoted.broken()
+    if literal == quoted or (kaggle and others):
+        return LITERAL, literal
+    same_lines = [row.number for row in literal.records] == [row.number for row in quoted.records]
+    if not others and (broken or same_lines):
+        return RFC4180, quoted
+    if others and not broken:
+        return LITERAL, literal
+    way = "choose with --quoting literal or --quoting rfc4180"
+    if not broken:
+        rows = f"{len(literal.records):,} rows with quotes as characters, {len(quoted.records):,} with quoted fields"
+        raise ValueError(f"{path} has two readings: {rows}, which contain line breaks; {way}")
+    raise ValueError(
+        f"{path}: with quotes as characters, {len(broken)} rows do not have {len(literal.header)} fields (row "
+        f"{broken[0]} first); with quoted fields, {len(others)} (row {others[0]} first); {way}"
+    )

@@ -1,0 +1,65 @@
+"""Computes accuracy, F1, recall, AUC and the confusion matrix from logits."""
+
+from typing import Any
+
+import numpy as np
+
+from data.labels import SENTIMENT
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Computes the area under the ROC curve (Mann & Whitney 1947).
+
+    The probability that a positive example scores above a negative one; ties count half. scores: [N];  labels: 0 or 1,
+    [N]. Returns nan if a class is missing.
+    """
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = (counts.cumsum() - (counts - 1) / 2)[inverse]  # mean rank of ties, from 1
+    positive = int(labels.sum())
+    pairs = positive * (len(labels) - positive)
+    return float((rank[labels == 1].sum() - positive * (positive + 1) / 2) / pairs) if pairs else float("nan")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Computes probabilities in float64 and rounds them to float32. logits: [N, C] -> float32 [N, C]"""
+    wide = logits.astype(np.float64)
+    return np.exp(wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)).astype(np.float32)
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Computes accuracy, cross-entropy, macro-F1, F1 and recall of each class, and the confusion matrix.
+
+    logits: [N, C];  labels: [N]. confusion[true][predicted] counts examples. Recall is None for a class without
+    examples. Two classes also have AUC, and F1 of the second class as "f1".
+    """
+    wide, classes = logits.astype(np.float64), logits.shape[1]
+    log_p = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
+    predicted = logits.argmax(1)
+    matrix = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    hits, true, chosen = matrix.diagonal(), matrix.sum(1), matrix.sum(0)  # [C] each
+    f1 = 2 * hits / np.maximum(true + chosen, 1)
+    recall = [float(h / n) if n else None for h, n in zip(hits, true, strict=True)]
+    values: dict[str, Any] = {
+        "accuracy": float((predicted == labels).mean()),
+        "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
+        "count": len(labels),
+    }
+    if classes == 2:
+        values |= {"auc": auc(wide[:, 1] - wide[:, 0], labels), "f1": float(f1[1])}
+    shared = {"macro_f1": float(f1.mean()), "f1_by_class": f1.tolist(), "recall_by_class": recall}
+    return values | shared | {"confusion": matrix.tolist()}
+
+
+def print_metrics(name: str, values: dict[str, Any], labels: tuple[str, ...] = SENTIMENT) -> None:
+    """Prints metrics: one line, and for more than two classes one line a class."""
+    line = f"{name}: accuracy {values['accuracy']:.4f} on {values['count']:,} reviews, loss {values['loss']:.4f}"
+    if "auc" in values:
+        (tn, fp), (fn, tp) = values["confusion"]
+        print(f"{line}, AUC {values['auc']:.4f}, F1 {values['f1']:.4f}, confusion [[{tn}, {fp}], [{fn}, {tp}]]")
+        return
+    print(f"{line}, macro-F1 {values['macro_f1']:.4f}")
+    for label, f1, recall, row in zip(
+        labels, values["f1_by_class"], values["recall_by_class"], values["confusion"], strict=True
+    ):
+        shown = "–" if recall is None else f"{recall:.4f}"
+        print(f"  {label}: F1 {f1:.4f}, recall {shown}, predicted as {dict(zip(labels, row, strict=True))}")

@@ -1,0 +1,86 @@
+"""Matches the classification head of a checkpoint to the classes of the data, by name.
+
+A checkpoint names its classes in id2label of its config. The classes of the data come from its label column
+(data/labels.py). Names are compared without regard to case, and the usual names of two sentiment classes (neg, 0, false
+and pos, 1, true) are equal to negative and positive. The rows of the head are then put into the order of the data.
+Placeholder names (LABEL_0, or the number itself) are matched by position.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.labels import SENTIMENT, canonical
+
+WAYS_OUT = "--head new trains a new last layer for the classes of the data"
+
+
+class Head(NamedTuple):
+    """The classes of a loaded model: class i is labels[i], and has row order[i] of the file's last layer."""
+
+    labels: tuple[str, ...]
+    order: tuple[int, ...]
+
+
+def published_names(published: dict[str, Any], count: int, where: Path) -> tuple[str, ...] | None:
+    """Returns the names of the `count` classes of a published config; None if it has placeholders or no names.
+
+    Raises ValueError for names that do not fit the number of classes.
+    """
+    table = published.get("id2label")
+    if table is None:
+        return None
+    if not isinstance(table, dict) or not all(re.fullmatch(r"\d+", str(key)) for key in table):
+        raise ValueError(f"{where}: id2label {table!r} does not map class numbers to names; correct it in config.json")
+    names = {int(key): str(name).strip() for key, name in table.items()}
+    if all(name in (f"LABEL_{i}", str(i), "") for i, name in names.items()):
+        return None
+    if sorted(names) != list(range(count)):
+        raise ValueError(f"{where}: id2label names the classes {sorted(names)}, but the head has {count}; {WAYS_OUT}")
+    ordered = tuple(names[i] for i in range(count))
+    if len({canonical(name) for name in ordered}) < count:
+        raise ValueError(f"{where}: id2label uses a name twice: {', '.join(ordered)}; {WAYS_OUT}")
+    return ordered
+
+
+def placeholder_names(count: int) -> tuple[str, ...]:
+    """Returns the names of `count` classes that have none."""
+    return SENTIMENT if count == 2 else tuple(f"LABEL_{i}" for i in range(count))
+
+
+def match_head(published: dict[str, Any], count: int | None, labels: tuple[str, ...] | None, where: Path) -> Head:
+    """Returns the classes of the model and the rows of the file's head that belong to them.
+
+    count: classes of the file's head; None: it has none, or a new one replaces it.  labels: the classes of the data;
+    None: those of the file. Raises ValueError for a head that does not distinguish these classes.
+    """
+    if count is None:
+        new = labels or SENTIMENT
+        return Head(new, tuple(range(len(new))))
+    check_kind(published, count, where)
+    names = published_names(published, count, where)
+    if labels is None:
+        return Head(names or placeholder_names(count), tuple(range(count)))
+    if len(labels) != count:
+        shown = ", ".join(names) if names else f"{count} classes without names"
+        raise ValueError(f"{where} distinguishes {shown}; the data has {', '.join(labels)}; {WAYS_OUT}")
+    if names is None:
+        if labels != SENTIMENT:
+            print(f"labels: {where} does not name its classes; by position they are {', '.join(labels)}")
+        return Head(labels, tuple(range(count)))
+    rows = {canonical(name): row for row, name in enumerate(names)}
+    if unknown := [label for label in labels if canonical(label) not in rows]:
+        raise ValueError(f"{where} distinguishes {', '.join(names)}, but not {', '.join(unknown)}; {WAYS_OUT}")
+    order = tuple(rows[canonical(label)] for label in labels)
+    if order != tuple(range(count)):
+        print(f"labels: the head of {where} has the order {', '.join(names)}; its rows are put into the data's order")
+    return Head(tuple(names[row] for row in order), order)
+
+
+def check_kind(published: dict[str, Any], count: int, where: Path) -> None:
+    """Raises ValueError for a head that is not a classifier of one class a text."""
+    if count == 1:
+        raise ValueError(f"{where} has a head with one output (regression or ranking), not classes; {WAYS_OUT}")
+    problem = published.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        raise ValueError(f"{where} has a head for {problem}, which is not supported; {WAYS_OUT}")

@@ -1,0 +1,97 @@
+"""The head of a checkpoint and the classes of the data are matched by name."""
+
+import pytest
+import torch
+from conftest import tiny, token_batch
+
+from data.files import read_json, write_json
+from data.hub import CONFIG
+from data.labels import SENTIMENT
+from nn.checkpoint import load_pretrained, save_pretrained
+
+
+def named(folder, table, count: int = 2, name: str = "bert"):
+    """Writes a tiny checkpoint whose config has `table` as id2label; returns its logits for a batch."""
+    model = tiny(name, labels=tuple(f"LABEL_{i}" for i in range(count))).eval()
+    save_pretrained(model, folder)
+    write_json(folder / CONFIG, read_json(folder / CONFIG) | {"id2label": table})
+    return model(*token_batch([5, 3]))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "lstm"])
+def test_a_head_in_another_order_is_permuted(name, tmp_path, capsys):
+    expected = named(tmp_path, {"0": "POSITIVE", "1": "NEGATIVE"}, name=name)
+    model = load_pretrained(tmp_path, ("negative", "positive")).eval()
+    assert model.config.labels == ("NEGATIVE", "POSITIVE")
+    assert torch.equal(model(*token_batch([5, 3])), expected[:, [1, 0]])
+    assert "its rows are put into the data's order" in capsys.readouterr().out
+    save_pretrained(model, tmp_path / "again")
+    assert read_json(tmp_path / "again" / CONFIG)["id2label"] == {"0": "NEGATIVE", "1": "POSITIVE"}
+    again = load_pretrained(tmp_path / "again").eval()
+    assert torch.equal(again(*token_batch([5, 3])), expected[:, [1, 0]])
+
+
+def test_class_capsules_are_permuted(tmp_path):
+    model = tiny("capsule_lstm", head="capsules", labels=("POSITIVE", "NEGATIVE")).eval()
+    save_pretrained(model, tmp_path)
+    expected = model(*token_batch([5, 3]))[:, [1, 0]]
+    loaded = load_pretrained(tmp_path, ("negative", "positive")).eval()
+    torch.testing.assert_close(loaded(*token_batch([5, 3])), expected)
+
+
+def test_without_classes_of_data_the_file_has_its_own(tmp_path):
+    expected = named(tmp_path, {"0": "POSITIVE", "1": "NEGATIVE"})
+    model = load_pretrained(tmp_path).eval()
+    assert model.config.labels == ("POSITIVE", "NEGATIVE")
+    assert torch.equal(model(*token_batch([5, 3])), expected)
+
+
+USUAL = [{"0": "neg", "1": "pos"}, {"1": "Positive", "0": "Negative"}, {"0": 0, "1": 1}, None]
+
+
+@pytest.mark.parametrize("table", [*USUAL, {"0": "LABEL_0", "1": "LABEL_1"}])
+def test_usual_and_missing_names_are_negative_and_positive(table, tmp_path):
+    expected = named(tmp_path, table)
+    assert torch.equal(load_pretrained(tmp_path, ("negative", "positive")).eval()(*token_batch([5, 3])), expected)
+
+
+def test_other_classes_by_name_and_by_position(tmp_path, capsys):
+    expected = named(tmp_path, {"0": "Neutral", "1": "Bad", "2": "Good"}, 3)
+    model = load_pretrained(tmp_path, ("bad", "good", "neutral")).eval()
+    assert model.config.labels == ("Bad", "Good", "Neutral")
+    assert torch.equal(model(*token_batch([5, 3])), expected[:, [1, 2, 0]])
+    named(tmp_path, {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}, 3)
+    capsys.readouterr()
+    assert load_pretrained(tmp_path, ("1", "2", "3")).config.labels == ("1", "2", "3")
+    assert "by position they are 1, 2, 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("table", "count", "labels", "message"),
+    [
+        ({"0": "sport", "1": "news"}, 2, SENTIMENT, "distinguishes sport, news, but not negative"),
+        ({"0": "a", "1": "b", "2": "c"}, 3, SENTIMENT, "distinguishes a, b, c; the data has negative, positive"),
+        (None, 3, SENTIMENT, "distinguishes 3 classes without names; the data has"),
+        ({"0": "LABEL_0"}, 1, SENTIMENT, "one output"),
+        ({"0": "a", "1": "b"}, 3, None, r"names the classes \[0, 1\], but the head has 3"),
+        ({"0": "a", "1": "a"}, 2, None, "uses a name twice"),
+        ([], 2, None, "does not map class numbers to names"),
+        ({"x": "a"}, 2, None, "does not map class numbers to names"),
+    ],
+)  # fmt: skip
+def test_heads_that_do_not_fit_are_refused_and_a_new_head_is_the_way_out(table, count, labels, message, tmp_path):
+    named(tmp_path, table, count)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pretrained(tmp_path, labels)
+    assert "--head new" in str(caught.value) or "config.json" in str(caught.value)
+    model = load_pretrained(tmp_path, labels or ("x", "y"), new_head=True)
+    assert model.config.labels == (labels or ("x", "y"))
+    assert model.newly_initialized == {"classifier.weight", "classifier.bias"}
+    assert 0 < model.classifier.weight.std() < 0.04
+
+
+def test_other_problem_types_are_refused(tmp_path):
+    named(tmp_path, {"0": "a", "1": "b"})
+    write_json(tmp_path / CONFIG, read_json(tmp_path / CONFIG) | {"problem_type": "multi_label_classification"})
+    with pytest.raises(ValueError, match="a head for multi_label_classification, which is not supported; --head new"):
+        load_pretrained(tmp_path)

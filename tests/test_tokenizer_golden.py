@@ -1,0 +1,64 @@
+"""Tokenizer files with all their settings: equal ids to transformers and sentencepiece, on 1,000 made texts and on 1,000
+reviews for each configuration."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+from tokenizer_cases import CASES, FRAGILE, PUBLISHED, made_texts, texts_for, write
+
+from data.files import read_json
+from data.imdb import load_reviews
+from data.tokenization import load_tokenizer
+
+EXPECTED = read_json(GOLDEN / "tokenizers.json")
+LENGTH = 10**9
+
+
+def digest(rows: list[list[int]]) -> str:
+    """Returns a hash of the ids of texts."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def test_every_configuration_has_golden_ids():
+    assert list(EXPECTED["cases"]) == [*CASES, *PUBLISHED]
+    assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ids_of_made_texts(name: str, tmp_path: Path):
+    tokenizer, expected = load_tokenizer(write(name, tmp_path / "files")), EXPECTED["cases"][name]
+    texts, fragile = texts_for(name, made_texts(EXPECTED["texts"])), texts_for(name, FRAGILE)
+    rows = list(tokenizer.encode(texts, LENGTH))
+    assert dict(zip(fragile, rows, strict=False)) == dict(zip(fragile, expected["fragile"], strict=True))
+    assert digest(rows) == expected["made"]
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert list(again.encode(texts[:200], LENGTH)) == rows[:200]
+    assert (again.special, again.template, again.fingerprint) == (
+        tokenizer.special, tokenizer.template, tokenizer.fingerprint
+    )  # fmt: skip
+
+
+@cache
+def reviews_of(path: Path) -> list[str]:
+    return load_reviews(path)["review"][: EXPECTED["reviews"]].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_ids_of_reviews(name: str, tmp_path: Path, imdb: Path):
+    reviews = reviews_of(imdb / "testData.tsv.gz")
+    rows = list(load_tokenizer(write(name, tmp_path)).encode(texts_for(name, reviews), LENGTH))
+    assert digest(rows) == EXPECTED["cases"][name]["reviews"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_ids_with_the_published_model(name: str, tmp_path: Path, spm: Path, imdb: Path):
+    tokenizer, expected = load_tokenizer(write(name, tmp_path, spm)), EXPECTED["cases"][name]
+    assert digest(list(tokenizer.encode(made_texts(EXPECTED["texts"]), LENGTH))) == expected["made"]
+    assert digest(list(tokenizer.encode(reviews_of(imdb / "testData.tsv.gz"), LENGTH))) == expected["reviews"]
