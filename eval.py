@@ -5,7 +5,7 @@ python eval.py --run runs/NAME --data FILE.csv                     all rows of a
 python eval.py --run runs/NAME --predict testData.tsv.gz --submission --out submission.csv
 python eval.py --weights DIR_OR_HUB_ID --data FILE.csv             a published classifier, without a run
 python eval.py --run runs/NAME --text "A wonderful little film." --explain
-python eval.py --compare "runs/ONE runs/TWO" --plot curves.png
+python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
 import csv
@@ -31,8 +31,8 @@ from data.batches import Corpus, batches, build_corpus, sorted_order
 from data.demo import kind_of
 from data.errors import clean_exit
 from data.files import is_stdout, write_output
-from data.flags import check_choice, option, parse_flags, pick_fields
-from data.hub import ADAPTER_CONFIG
+from data.flags import check_choice, option, parse_flags, pick_fields, split_folders
+from data.hub import ADAPTER_CONFIG, find_adapter
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter
@@ -69,7 +69,7 @@ class Options:
     out: str = option("", "what", "the file that --predict writes; -: standard output; default: submission.csv")
     text: str = option("", "what", "one review to label")
     explain: bool = option(False, "what", "with --text: the words that the label depends on; one pass a word")
-    compare: str = option("", "what", "run folders, separated by spaces: prints a table of them")
+    compare: tuple[str, ...] = option((), "what", "run folders: prints a table of them", metavar="DIR")
     plot: str = option("", "what", "with --compare: draw the learning curves into this .png, .svg or .pdf")
     merge: str = option("", "what", "write a plain checkpoint to this folder, with the adapter merged into its weights")
     dtype: str = option("fp32", "what", "number format of the checkpoint that --merge writes: fp32, fp16 or bf16")
@@ -178,10 +178,12 @@ class Scorer:
     def of_checkpoint(cls, options: Options, machine: Machine) -> "Scorer":
         """Loads the checkpoint --weights. Raises ValueError if it has no classifier."""
         check_choice("quantize", options.quantize, dict.fromkeys(("run", "int8", "none")))
-        model, tokenizer = (
-            load_pretrained(options.weights, int8=options.quantize == "int8"),
-            load_tokenizer(options.weights),
-        )
+        int8 = options.quantize == "int8"
+        if find_adapter(options.weights) is not None:
+            model: Model = peft.load_adapted(options.weights, options.base, int8=int8)
+        else:
+            model = load_pretrained(options.weights, int8=int8)
+        tokenizer = load_tokenizer(options.weights)
         if any(name.startswith("classifier.") for name in model.newly_initialized):
             raise ValueError(f"{options.weights} has no classifier; train.py --weights {options.weights} trains one")
         limit = min(512, tokenizer.model_max_length or 512)
@@ -250,7 +252,8 @@ def evaluate_file(options: Options, source: Source, scorer: Scorer) -> None:
 def predict(options: Options, source: Source, scorer: Scorer) -> None:
     """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
     if options.predict == "-":
-        frame = as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(sys.stdin, 1)])
+        lines = io.TextIOWrapper(sys.stdin.buffer, encoding=source.encoding or "utf-8")
+        frame = as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(lines, 1)])
     else:
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
     corpus = scorer.corpus(frame)
@@ -346,8 +349,7 @@ def export(options: Options, run: Run, machine: Machine) -> None:
 
 def compare(options: Options) -> None:
     """Prints a table of runs, and draws their learning curves with --plot."""
-    folders = [options.compare] if Path(options.compare).is_dir() else options.compare.split()
-    runs = [Run.open(folder) for folder in folders]
+    runs = [Run.open(folder) for folder in split_folders(options.compare)]
     print(comparison(runs))
     if options.plot:
         draw_curves(runs, Path(options.plot))
@@ -357,7 +359,7 @@ def compare(options: Options) -> None:
 def check_flags(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for flags that need another one."""
     if options.plot and not options.compare:
-        raise ValueError('--plot needs runs: --compare "runs/ONE runs/TWO" --plot FILE')
+        raise ValueError("--plot needs runs: --compare runs/ONE runs/TWO --plot FILE")
     if options.explain and "text" not in given:
         raise ValueError("--explain needs a review: --text REVIEW --explain")
     if options.submission and not options.predict:

@@ -30,8 +30,8 @@ import peft
 from data import Splits, overlap
 from data.batches import Batch, Corpus, Stream, build_corpus, shuffled_order, step_batches
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, out_of_memory
-from data.files import write_json
-from data.hub import recorded_base
+from data.files import read_json, write_json
+from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter, Progress
 from data.metrics import metrics, print_metrics, softmax
@@ -52,7 +52,7 @@ from eval import Scorer, held_out_loss, score
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
-from nn.checkpoint import restore_training_state, save_pretrained, training_state
+from nn.checkpoint import model_class, restore_training_state, save_pretrained, training_state
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
@@ -128,7 +128,9 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
         int8, new_head = options.quantize == "int8", options.head == "new"
         continues_adapter = adapter_folder(options.weights) is not None
         if continues_adapter:
-            model = peft.load_adapted(options.weights, options.base, labels, int8=int8, trainable=True)
+            model = peft.load_adapted(
+                options.weights, options.base, labels, int8=int8, trainable=True, new_head=new_head
+            )
             check_architecture(model, options.model, options.weights)
         else:
             model = pretrained_model(options.model, options.weights, labels, int8, new_head)
@@ -473,6 +475,9 @@ def main(argv: list[str] | None = None) -> None:
     machine = choose_machine(options.device, options.precision)
     if run is None:
         print(f"data: {options.train or options.data} ({why})")
+        if options.weights != "none" and adapter_folder(options.weights) is None:
+            config_file = fetch_config(options.weights)  # judged before a run folder is created
+            model_class(read_json(config_file), config_file)
         run = start_run(settings, machine)
         if repeats_batches(options):
             print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")

@@ -14,6 +14,7 @@ from data.files import read_json, write_json, write_tensors, write_text
 from data.runs import ROOT, Run
 
 RESULTS = ROOT / "data" / "results"
+OTHER_RESULTS = ("mutation", "reliability", "ranks")  # measurements that are no runs
 
 
 def publish(folder: str, row: str) -> Path:
@@ -82,5 +83,6 @@ def published_rows(folder: Path = RESULTS) -> list[Row]:
     """Reads all rows of a folder, sorted by file name."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
-        rows.setdefault(path.stem.partition("@")[0], []).append(read_json(path))
+        if path.stem not in OTHER_RESULTS:
+            rows.setdefault(path.stem.partition("@")[0], []).append(read_json(path))
     return [Row(name, results) for name, results in rows.items()]

@@ -36,7 +36,8 @@ def command_line() -> str:
 def git(*arguments: str) -> str:
     """Returns the output of a git command in the project's folder, "" without git or without a repository."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+        command = ["git", "-C", str(ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
@@ -152,11 +153,11 @@ class Run:
         Returns None and empties the log if no state was saved yet.
         """
         if not self.state_file.exists():
-            self.log_file.write_text("")
+            self.log_file.write_text("", encoding="utf-8")
             return None
         with open_tensors(self.state_file) as file:
             progress = json.loads(file.metadata()["progress"])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is not a dict)
-        with self.log_file.open("a") as log:
+        with self.log_file.open("a", encoding="utf-8") as log:
             log.truncate(progress["log_bytes"])
         return tensors, progress

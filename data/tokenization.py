@@ -32,7 +32,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from torch import Tensor
 
 from data.files import replacing, write_json, write_text
-from data.hub import find_pretrained
+from data.hub import find_tokenizer
 from data.pipelines import (
     SPECIAL,
     SPECIAL_BPE,
@@ -260,7 +260,7 @@ def load_tokenizer(source: str | Path, variant: str = "published") -> Tokenizer:
     """
     if variant not in ("published", "hf5"):
         raise ValueError(f"unknown tokenizer {variant!r}; known: published, hf5")
-    read = read_tokenizer(find_pretrained(source), variant)
+    read = read_tokenizer(find_tokenizer(source), variant)
     present = {role: token for role, token in read.special.items() if read.backend.token_to_id(token) is not None}
     special = {role: present[role] for role in special_tokens(read.kind) if role in present} | present
     return Tokenizer(

@@ -21,7 +21,6 @@ from torch.nn import Linear, Parameter
 
 from data.files import write_json, write_tensors
 from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG, ENCODER, WEIGHTS, split_revision
-from data.hub import adapter_base as adapter_base
 from nn.checkpoint import CLASS_ROWS, TRAINING_ONLY, translate, write_config
 from nn.encoder import Encoder
 from nn.quant import Int8Linear

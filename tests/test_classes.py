@@ -105,7 +105,7 @@ def test_a_checkpoint_is_scored_without_a_run(tmp_path, monkeypatch, capsys):
 def test_standard_input_has_one_review_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tiny_run(tmp_path, "--data", str(write_csv(tmp_path / "films.csv")))
-    monkeypatch.setattr("sys.stdin", io.StringIO("superb\n\nawful\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"superb\n\nawful\n")))
     capsys.readouterr()
     evaluate(["--run", str(folder), "--predict", "-"])
     rows = capsys.readouterr().out.splitlines()

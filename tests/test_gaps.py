@@ -11,6 +11,8 @@ from torch.nn import Conv1d, Linear
 import peft
 from data.batches import Batch
 from data.files import read_json
+from losses.margin import MarginOptions
+from losses.margin import objective as margin_objective
 from losses.mixed import AdversarialOptions
 from losses.supcon import RDropSupConOptions, rdrop_objective
 from nn import runtime
@@ -187,3 +189,16 @@ def test_more_than_twenty_problems_are_cut(tmp_path):
     save_file({name: t for name, t in tensors.items() if name not in gone}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"\(21 problems\).*; …$"):
         load_pretrained(tmp_path)
+
+
+def test_the_margin_loss_is_fp32_under_autocast():
+    ids, mask = token_batch([5, 4])
+    model = tiny("capsule_lstm", head="capsules")
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = margin_objective(model, Batch(ids, mask, torch.tensor([0, 1]), torch.arange(2)), MarginOptions())
+    assert loss.dtype == torch.float32
+
+
+def test_values_of_a_detached_adapter_carry_no_gradient():
+    adapter = peft.detach_adapter(peft.apply(tiny("bert"), "lora", rank=2))
+    assert not any(value.requires_grad for value in adapter.values.values())

@@ -179,7 +179,7 @@ def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     replaced = {"DIR": "demo", "imdb": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made"}
     replaced |= {"FILE": "reviews.csv"}
     (tmp_path / "reviews.csv").write_text("review,label\ngood film,1\nbad film,0\n")
-    replaced |= {"runs/NAME runs/OTHER": "runs/made"}
+    replaced |= {"runs/OTHER": "runs/made"}
     arguments = [replaced.get(argument, argument) for argument in arguments]
     (tmp_path / "glove.txt").write_text("the " + "0.1 " * 299 + "0.2\n")
     (tmp_path / "testData.tsv").write_text('id\treview\n"1_9"\t"good"\n')

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import train
 from data.demo import reviews
 from data.imdb import load_reviews
 from data.sentencepiece import UnigramModel, read_fields
+from data.spm_segmenter import SpmSegmenter
 from data.tokenization import Tokenizer, load_tokenizer, split_into_chunks, train_tokenizer, truncate_ids
 
 TEXTS = ["A wonderful little film!", "", "Naïve  café — ☕ 😀", "x" * 300, "don't, won't"]
@@ -57,9 +59,11 @@ def test_training_is_deterministic_and_independent_of_the_order_of_texts(tokeniz
 
 
 def test_frequent_words_are_single_subwords(tokenizer: Tokenizer):
-    ids = next(tokenizer.encode(["I watched this with my family."], 50))
-    assert len(ids) < 14
-    assert tokenizer.backend.decode(ids).lower().replace(" .", ".") == "i watched this with my family."
+    counts = Counter(word for text in CORPUS for word in text.lower().split() if word.isalpha())
+    text = " ".join(word for word, _ in counts.most_common(12))
+    ids = next(tokenizer.encode([text], 50))
+    assert len(ids) <= 12 + 2 + 3  # at most three of the twelve words are two subwords
+    assert tokenizer.backend.decode(ids).lower() == text
 
 
 def test_a_saved_tokenizer_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Path):
@@ -95,6 +99,9 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path):
         load_tokenizer(tmp_path)
     (tmp_path / "spm.model").unlink()
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not valid JSON"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Other"}}')
     with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
         load_tokenizer(tmp_path)
 
@@ -219,7 +226,7 @@ def test_agrees_with_sentencepiece_on_reviews(spm: Path, imdb: Path):
     assert digest.hexdigest() == golden["sha256"]
 
 
-def spm_bytes(subwords: list[tuple[str, float, int]]) -> bytes:
+def spm_bytes(subwords: list[tuple[str, float, int]], trainer: bytes = bytes([0x18, 1, 0x98, 0x02, 1])) -> bytes:
     """Builds a small spm.model: field 1 subwords {1 text, 2 score, 3 type}, field 2 trainer {3 model type, 35 byte
     fallback}."""
 
@@ -230,7 +237,7 @@ def spm_bytes(subwords: list[tuple[str, float, int]]) -> bytes:
     for text, score, kind in subwords:
         fields = message(1, text.encode()) + bytes([0x15]) + struct.pack("<f", score) + bytes([0x18, kind])
         out += message(1, fields)
-    return out + message(2, bytes([0x18, 1, 0x98, 0x02, 1]))
+    return out + message(2, trainer)
 
 
 @pytest.fixture
@@ -270,19 +277,58 @@ def test_viterbi_equals_trying_every_segmentation(toy: UnigramModel):
         assert toy.viterbi(word) == [i for subword in best for i in ids_of(subword)], word
 
 
-def test_repair_changes_only_words_that_repeat_themselves(toy: UnigramModel):
+def test_repair_changes_only_words_with_nearly_equal_segmentations(toy: UnigramModel):
     assert toy.repair("ab ba", [1, 2, 3]) == [1, 2, 3]
     before, word = toy.viterbi("▁ab"), toy.viterbi("▁aaaa")
     wrong = [toy.subword_to_id["▁a"]] + [toy.subword_to_id["a"]] * 3
+    toy.margins["aaaa"] = 0.0
     assert toy.repair("ab aaaa ab", before + wrong + before) == before + word + before
 
 
-def test_models_other_than_unigram_with_byte_fallback_are_refused():
+def test_the_margin_equals_that_of_all_segmentations(toy: UnigramModel):
+    for word in ("▁abab", "▁bbabba", "▁axb", "▁é", "▁aaaaaa", "▁abbabbabb"):
+        costs = sorted(
+            sum(float(toy.scores[i]) if i is not None else float(toy.unknown_score) for i in ids)
+            for ids in (
+                [toy.subword_to_id.get(part) for part in s] for s in all_segmentations(word, set(toy.subword_to_id))
+            )
+        )
+        expected = costs[-1] - costs[-2] if len(costs) > 1 else np.inf
+        assert toy.margin(word) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_model_without_byte_fallback_has_one_unknown_token_for_a_run_of_characters():
+    subwords = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("▁", -1.0, 1), ("a", -2.0, 1), ("▁a", -2.5, 1)]
+    data = spm_bytes(subwords, trainer=bytes([0x18, 1]))
+    segment = SpmSegmenter(UnigramModel.parse(data), "spm.model", data)
+    texts = ["xyz", "axyz a", "x y", "aaaaaa x aaaa", "<s> </s>", "a▁a"]
+    assert list(segment(texts)) == [
+        [3, 0],
+        [5, 0, 5],
+        [3, 0, 3, 0],
+        [5, *[4] * 5, 3, 0, 5, 4, 4, 4],
+        [3, 0, 3, 0],
+        [5, 5],
+    ]
+    xlm = UnigramModel.parse(data).with_fairseq_ids()
+    assert [name for name, _ in xlm.subwords] == ["<s>", "<pad>", "</s>", "<unk>", "▁", "a", "▁a", "<mask>"]
+    assert list(SpmSegmenter(xlm, "sentencepiece.bpe.model", data)(texts[:2])) == [[4, 3], [6, 3, 6]]
+
+
+def test_models_of_another_kind_are_refused():
     subwords = [("[UNK]", 0.0, 2), ("a", -1.0, 1)]
-    data = spm_bytes(subwords)
-    for changed, message in ((data[:-1] + b"\x00", "byte fallback"), (spm_bytes(subwords[:1]), "it has no subwords")):
+    for data, message in (
+        (spm_bytes(subwords, trainer=bytes([0x18, 2])), "it is a BPE model"),
+        (spm_bytes(subwords, trainer=bytes([0xC0, 0x01, 1])), "treat_whitespace_as_suffix = 1 is not supported"),
+        (spm_bytes(subwords) + bytes([0x1A, 2, 0x18, 0]), "add_dummy_prefix = 0 is not supported"),
+        (spm_bytes(subwords) + bytes([0x1A, 2, 0x20, 0]), "remove_extra_whitespaces = 0 is not supported"),
+        (spm_bytes([*subwords, ("a▁b", -1.0, 1)]), "extends over more than one word"),
+        (spm_bytes(subwords[:1]), "it has no subwords"),
+    ):
         with pytest.raises(ValueError, match=message):
-            UnigramModel.parse(changed)
+            UnigramModel.parse(data)
+    with pytest.raises(ValueError, match=r"it begins with \[UNK\], a"):
+        UnigramModel.parse(spm_bytes(subwords)).with_fairseq_ids()
 
 
 # --------------------------------------------------------------------------------------------------------- words

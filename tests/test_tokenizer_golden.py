@@ -1,5 +1,5 @@
-"""Tokenizer files with all their settings: equal ids to transformers and sentencepiece, on 1,000 made texts and on 1,000
-reviews for each configuration."""
+"""Tokenizer files with all their settings: equal ids to transformers and sentencepiece, on 1,000 made texts and on
+1,000 reviews for each configuration."""
 
 import hashlib
 import json

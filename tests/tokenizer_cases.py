@@ -59,7 +59,15 @@ def made_texts(count: int = 1000) -> list[str]:
         "[MOVIE]", "[TAG]", "(good)", "a/b", "--", "...", "!!!", "don't", "\u2019s", "MOVIE", "[movie]", "   ",
     ]  # fmt: skip
     spaces = [" "] * 12 + ["", "\n", "\t", "  ", "\u00a0", "\u2028", "\u0085", "\u200b", "\u3000", "\r\n", "-", "'"]
-    ranges = [(32, 127), (160, 592), (768, 880), (0x2000, 0x2070), (0x3040, 0x30FF), (0x4E00, 0x9FFF), (0x1F600, 0x1F64F)]
+    ranges = [
+        (32, 127),
+        (160, 592),
+        (768, 880),
+        (0x2000, 0x2070),
+        (0x3040, 0x30FF),
+        (0x4E00, 0x9FFF),
+        (0x1F600, 0x1F64F),
+    ]
     texts = list(FRAGILE)
     while len(texts) < count:
         parts = []
@@ -99,18 +107,21 @@ def vocab(
     **others: Any,
 ) -> None:  # fmt: skip
     """Writes vocab.txt, tokenizer_config.json and other JSON files (name without .json)."""
+    folder.mkdir(exist_ok=True)
     (folder / "vocab.txt").write_bytes("".join(line + end for line in lines or vocabulary()).encode())
     settings(folder, model, config, **others)
 
 
 def settings(folder: Path, model: str, config: dict | None = None, **others: Any) -> None:
-    dump(folder, "config.json", {"model_type": model})
+    dump(folder, "config.json", {"model_type": model} if model else {})
     dump(folder, "tokenizer_config.json", config or {})
     for name, value in others.items():
         dump(folder, f"{name}.json", value)
 
 
-def merges(folder: Path, style: str = "roberta", model: str = "roberta", config: dict | None = None, **others: Any) -> None:
+def merges(
+    folder: Path, style: str = "roberta", model: str = "roberta", config: dict | None = None, **others: Any
+) -> None:
     """Writes vocab.json and merges.txt."""
     names = {MAPS["roberta"][role]: token for role, token in MAPS[style].items()}
     dump(folder, "vocab.json", {names.get(token, token): number for token, number in bpe_vocabulary().items()})
@@ -120,6 +131,7 @@ def merges(folder: Path, style: str = "roberta", model: str = "roberta", config:
 
 def spm(folder: Path, base: str, model: str = "deberta-v2", config: dict | None = None, **others: Any) -> None:
     """Writes a model of SentencePiece."""
+    folder.mkdir(exist_ok=True)
     name = "spm.model" if model == "deberta-v2" else "sentencepiece.bpe.model"
     (folder / name).write_bytes((BASE / f"{base}.model").read_bytes())
     settings(folder, model, config, **others)
@@ -133,7 +145,9 @@ def bpe_vocabulary() -> dict[str, int]:
 def template(backend: Backend, style: str) -> Any:
     cls, sep = (MAPS[style][role] for role in ("cls", "sep"))
     tokens = [(token, backend.token_to_id(token)) for token in (cls, sep)]
-    return processors.TemplateProcessing(single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B", sep], special_tokens=tokens)
+    return processors.TemplateProcessing(
+        single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B", sep], special_tokens=tokens
+    )
 
 
 def wordpiece_json(style: str = "bert", post: str = "template", **normalizer: Any) -> Backend:
@@ -157,7 +171,9 @@ def bpe_json(style: str, prefix_space: bool = False, normalizer: Any = None) -> 
     names = {MAPS["roberta"][role]: token for role, token in MAPS[style].items()}
     lines = (BASE / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     pairs = [tuple(line.split(" ")) for line in lines]
-    backend = Backend(models.BPE({names.get(token, token): number for token, number in bpe_vocabulary().items()}, pairs))
+    backend = Backend(
+        models.BPE({names.get(token, token): number for token, number in bpe_vocabulary().items()}, pairs)
+    )
     backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     backend.add_special_tokens(list(MAPS[style].values()))
@@ -293,7 +309,9 @@ JSON: dict[str, Writer] = {
     "json, RoBERTa, prefix space": lambda f: whole(
         f, bpe_json("roberta"), "roberta", config={"tokenizer_class": "RobertaTokenizer", "add_prefix_space": True}
     ),
-    "json, RoBERTa, prefix space in the file only": lambda f: whole(f, bpe_json("roberta", prefix_space=True), "roberta"),
+    "json, RoBERTa, prefix space in the file only": lambda f: whole(
+        f, bpe_json("roberta", prefix_space=True), "roberta"
+    ),
     "json, ModernBERT": lambda f: whole(
         f, bpe_json("bert", normalizer=normalizers.NFC()), "modernbert", added=[*TOKENS, AddedToken("  ")],
         config={"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192} | named("bert"),
@@ -315,7 +333,9 @@ BPE: dict[str, Writer] = {
     "merges": lambda f: merges(f),
     "merges, prefix space": lambda f: merges(f, config={"add_prefix_space": True, "trim_offsets": False}),
     "merges, added_tokens.json": lambda f: merges(f, added_tokens=numbered(len(bpe_vocabulary()))),
-    "merges, added_tokens_decoder": lambda f: merges(f, config={"added_tokens_decoder": decoder(list(bpe_vocabulary()), "roberta")}),
+    "merges, added_tokens_decoder": lambda f: merges(
+        f, config={"added_tokens_decoder": decoder(list(bpe_vocabulary()), "roberta")}
+    ),
     "merges, special_tokens_map": lambda f: merges(f, special_tokens_map={"additional_special_tokens": LISTED}),
     "merges, other names": lambda f: merges(
         f, "other", special_tokens_map=named("other") | {"bos_token": "<C>", "eos_token": "<S>"}

@@ -33,10 +33,10 @@ REVIEWS = 1000
 def write_base(reviews_file: str) -> None:
     """Writes vocab.txt, vocab.json with merges.txt, and four models of SentencePiece, from 3,000 reviews."""
     import sentencepiece
+    from tokenizer_cases import BASE, MAPS, made_texts
 
     from data.imdb import load_reviews
     from data.tokenization import train_tokenizer
-    from tokenizer_cases import BASE, MAPS, made_texts
 
     BASE.mkdir(exist_ok=True)
     reviews = load_reviews(reviews_file)["review"][:3000].tolist()
@@ -51,7 +51,12 @@ def write_base(reviews_file: str) -> None:
     rules.write_text("".join(f"{source}\t{target}\n" for source, target in normal_forms()), encoding="utf-8")
     names = MAPS["bert"]
     special = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
-    bert = special | {"pad_piece": names["pad"], "bos_piece": names["cls"], "eos_piece": names["sep"], "unk_piece": names["unk"]}
+    bert = special | {
+        "pad_piece": names["pad"],
+        "bos_piece": names["cls"],
+        "eos_piece": names["sep"],
+        "unk_piece": names["unk"],
+    }
     user = ["[MOVIE]", "\u2581<extra_id_0>", "good", "://"]
     for name, size, options in (
         ("byte", 1200, bert | {"byte_fallback": True}),
@@ -69,7 +74,17 @@ def write_base(reviews_file: str) -> None:
 
 def normal_forms() -> list[tuple[str, str]]:
     """Returns a small character map: (hexadecimal source, target)."""
-    pairs = {"\t": " ", "\n": " ", "\r": " ", "\u00a0": " ", "\u2028": " ", "\u200b": " ", "\u3000": " ", "\x07": "", "\u00ad": ""}
+    pairs = {
+        "\t": " ",
+        "\n": " ",
+        "\r": " ",
+        "\u00a0": " ",
+        "\u2028": " ",
+        "\u200b": " ",
+        "\u3000": " ",
+        "\x07": "",
+        "\u00ad": "",
+    }
     pairs |= {chr(0xFF21 + i): chr(65 + i) for i in range(26)} | {"\ufb01": "fi", "\u2460": "1", "\u00bd": "1/2"}
     for char in "\u00e9\u00c9\u00e8\u00ef\u00f1":
         pairs |= {unicodedata.normalize("NFD", char): char}
@@ -81,14 +96,17 @@ def normal_forms() -> list[tuple[str, str]]:
 
 def transformers_ids(folder: Path, texts: list[str]) -> list[list[int]]:
     """Returns the ids of AutoTokenizer. Where a text spells a special token with a role, this token is split."""
+    from tokenizer_cases import spells
     from tokenizers import Tokenizer as Backend
     from transformers import AutoTokenizer
 
-    from tokenizer_cases import spells
-
     theirs = AutoTokenizer.from_pretrained(folder)
     content = json.loads(theirs.backend_tokenizer.to_str())
-    roles = [token for role in ("cls", "sep", "pad", "unk", "mask", "bos", "eos") if (token := getattr(theirs, f"{role}_token"))]
+    roles = [
+        token
+        for role in ("cls", "sep", "pad", "unk", "mask", "bos", "eos")
+        if (token := getattr(theirs, f"{role}_token"))
+    ]
     for token in content["added_tokens"]:
         token["special"] = token["content"] in roles
     split = Backend.from_str(json.dumps(content))
@@ -111,7 +129,9 @@ def sentencepiece_ids(folder: Path, texts: list[str]) -> list[list[int]]:
         model_file=str(folder / ("sentencepiece.bpe.model" if fairseq else "spm.model"))
     )
     path = folder / "added_tokens.json"
-    added = {token: i for token, i in json.loads(path.read_text()).items() if token != "[MASK]"} if path.is_file() else {}
+    added = (
+        {token: i for token, i in json.loads(path.read_text()).items() if token != "[MASK]"} if path.is_file() else {}
+    )
     lower = bool(config.get("do_lower_case"))
     added = {token.lower() if lower else token: number for token, number in added.items()}
     start, end = (0, 2) if fairseq else (model.bos_id(), model.eos_id())
@@ -127,7 +147,9 @@ def sentencepiece_ids(folder: Path, texts: list[str]) -> list[list[int]]:
             found = [word for part in found for word in split_punctuation(part)]
         return found
 
-    return [[start, *(i for p in parts(text) for i in ([added[p]] if p in added else encode(p))), end] for text in texts]
+    return [
+        [start, *(i for p in parts(text) for i in ([added[p]] if p in added else encode(p))), end] for text in texts
+    ]
 
 
 def split_punctuation(text: str) -> list[str]:
@@ -135,7 +157,7 @@ def split_punctuation(text: str) -> list[str]:
     out: list[str] = []
     new = True
     for char in text:
-        mark = 33 <= ord(char) <= 126 and not char.isalnum() or unicodedata.category(char).startswith("P")
+        mark = (33 <= ord(char) <= 126 and not char.isalnum()) or unicodedata.category(char).startswith("P")
         if mark or new:
             out.append(char)
         else:
@@ -153,9 +175,9 @@ def write_ids(reviews_file: str, spm_folder: str) -> None:
     """Writes tokenizers.json. Prints each configuration, the largest id in the reviews, and the number of texts."""
     import sentencepiece
     import transformers
+    from tokenizer_cases import CASES, FRAGILE, PUBLISHED, SPM, made_texts, texts_for, write
 
     from data.imdb import load_reviews
-    from tokenizer_cases import CASES, FRAGILE, PUBLISHED, SPM, made_texts, texts_for, write
 
     made, reviews = made_texts(), load_reviews(reviews_file)["review"][:REVIEWS].tolist()
     golden: dict[str, Any] = {}
