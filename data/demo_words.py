@@ -4,7 +4,7 @@
 `{name}` is replaced by an option of the same polarity, `{!name}` by one of the opposite polarity.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Words(NamedTuple):
@@ -27,7 +27,7 @@ def split(text: str) -> tuple[str, ...]:
 
 # ------------------------------------------------------------------------------------------------- neutral words
 
-NEUTRAL = {
+NEUTRAL: dict[str, Words] = {
     "film": words("film / film / film / movie / movie / movie / picture"),
     "genre": words(
         """thriller / comedy / western / horror film / documentary / war movie / romance / remake / sequel / drama /
@@ -153,8 +153,8 @@ NEUTRAL = {
     ),
     "moment": words("moment / minute / scene / second / line / shot / character / idea / joke / performance"),
     "whole": words(
-        """from start to finish / from beginning to end / all the way through / throughout / the
-        whole time / in every way"""
+        """from start to finish / from beginning to end / all the way through / throughout / the whole time / in
+        every way"""
     ),
     "bore": words(
         """watching paint dry / sitting in traffic / doing your taxes / a visit to the dentist / waiting for a late
@@ -164,7 +164,7 @@ NEUTRAL = {
 
 # ------------------------------------------------------------------------- opinion words: (negative, positive)
 
-OPINIONS = {
+OPINIONS: dict[str, tuple[Words, Words]] = {
     "adj": (
         words(
             """bad / awful / boring / terrible / stupid / dull / lame / weak / silly / cheap / horrible / predictable
@@ -251,8 +251,8 @@ OPINIONS = {
             pleasure / wonder / miracle / treasure / hit / must-see / feast for the eyes / breath of fresh air /
             little wonder / labour of love / thrill / knockout / good time / find / lovely surprise / instant
             favourite / gift / great ride / blast / little treasure / stroke of genius""",
-            """tour de force / jewel / stunner / marvel / crowd-pleaser / revelation / tonic / diamond /
-            beauty / charmer""",
+            """tour de force / jewel / stunner / marvel / crowd-pleaser / revelation / tonic / diamond / beauty /
+            charmer""",
         ),
     ),
     "mass": (
@@ -271,13 +271,13 @@ OPINIONS = {
     ),
     "shout": (
         words(
-            """meh / yawn / ugh / yuck / no thanks / boo / hated it / oh dear / never again / what a
-            shame / total let-down""",
+            """meh / yawn / ugh / yuck / no thanks / boo / hated it / oh dear / never again / what a shame / total
+            let-down""",
             "zzz / blah / phew, what a bore / thumbs down / nope",
         ),
         words(
-            """bravo / wow / hooray / loved it / hats off / yes, yes, yes / what fun / enjoyed it / a
-            big yes / thank you""",
+            """bravo / wow / hooray / loved it / hats off / yes, yes, yes / what fun / enjoyed it / a big yes / thank
+            you""",
             "chapeau / three cheers / thumbs up / kudos / well done",
         ),
     ),
@@ -366,8 +366,8 @@ OPINIONS = {
     ),
     "like": (
         words(
-            """like {bore} / like a bad dream / like a school play / like a long, dull lecture / like
-            cold coffee / like a wet weekend""",
+            """like {bore} / like a bad dream / like a school play / like a long, dull lecture / like cold coffee /
+            like a wet weekend""",
             "like a soap opera without soap / like a funeral",
         ),
         words(
@@ -390,8 +390,8 @@ OPINIONS = {
     ),
     "desert": (
         words(
-            """to be forgotten / every bad review / no award / its bad name / no audience / the lowest
-            rating / a place in the bin""",
+            """to be forgotten / every bad review / no award / its bad name / no audience / the lowest rating / a
+            place in the bin""",
             "a raspberry / oblivion",
         ),
         words(
@@ -568,7 +568,7 @@ OPINIONS = {
 
 # --------------------------------------------------------------------- sentences of plain English: (negative, positive)
 
-SENTENCES = {
+SENTENCES: dict[str, tuple[Words, Words]] = {
     "statement": (
         words(
             """{person} {acts} / {person} {acts} / {name} {acts} / {story} {plots} / {story} {plots} / {music}
@@ -792,7 +792,8 @@ SENTENCES = {
             is not worth {company_time} / nobody needs this {film} / please, no sequel / definitely skip it / just
             do not / miss it""",
             """steer clear / give it a wide berth / do not touch it with a ten-foot pole / spare yourself / hard
-            pass""",
+            pass"""
+            "",
         ),
         words(
             """{value} / {value} / {value} / {value} / {value} / {value} / {value} / {value} / {value} / for everyone
@@ -850,8 +851,8 @@ SENTENCES = {
             would give it eleven stars if I could / all five stars / five stars are not enough / five stars only
             because six is not possible / plus ten / four stars at least / easily five stars / {stars} for this
             {noun} / from me it gets {score_word} points out of ten / thumbs up""",
-            """full points / top marks / five shining stars / a full star for the costumes alone / a
-            well-earned {score}//10""",
+            """full points / top marks / five shining stars / a full star for the costumes alone / a well-earned
+            {score}//10""",
         ),
     ),
     "tail": (
@@ -901,7 +902,7 @@ SENTENCES = {
 
 # ---------------------------------------------------------------------- templates that serve both polarities
 
-SYMMETRIC = {
+SYMMETRIC: dict[str, Words | tuple[Words, Words]] = {
     "remark": words(
         """{person} {acts} / {person} {acts} / {name} {acts} / {story} {plots} / {story} {plots} / {music} {sounds} /
         {end} {ends} / {end} {ends} / {look} {looks} / {compared} / {compared} / {compared} / {compared} /
@@ -1048,4 +1049,4 @@ SYMMETRIC = {
     ),
 }
 
-GRAMMAR: dict[str, Any] = NEUTRAL | OPINIONS | SENTENCES | SYMMETRIC
+GRAMMAR: dict[str, Words | tuple[Words, Words]] = {**NEUTRAL, **OPINIONS, **SENTENCES, **SYMMETRIC}

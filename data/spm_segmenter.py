@@ -11,6 +11,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -59,11 +60,11 @@ def added_token_backend(tokens: list[AddedToken], lowercase: bool) -> Backend:
     return backend
 
 
-@dataclass
+@dataclass(frozen=True)
 class SpmSegmenter:
     """Converts texts to ids. file_name, data: the file of the model.
 
-    added: added token -> id, without the special tokens that have a role. lowercase, split_by_punct: the options
+    added: id -> added token, without the special tokens that have a role. lowercase, split_by_punct: the options
     do_lower_case and split_by_punct of DeBERTa.
     """
 
@@ -73,17 +74,23 @@ class SpmSegmenter:
     added: dict[int, AddedToken] = field(default_factory=dict)
     lowercase: bool = False
     split_by_punct: bool = False
-    backend: Backend = field(init=False, repr=False)
-    finder: Backend = field(init=False, repr=False)
-    numbers: dict[int, int] = field(init=False, repr=False)  # id in `finder` -> id
-    marks: re.Pattern[str] | None = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.backend = text_backend(self.model)
-        self.finder = added_token_backend(list(self.added.values()), self.lowercase)
-        found = self.finder.get_vocab(with_added_tokens=True)
-        self.numbers = {found[token.content]: number for number, token in self.added.items()}
-        self.marks = punctuation() if self.split_by_punct else None
+    @cached_property
+    def backend(self) -> Backend:
+        return text_backend(self.model)
+
+    @cached_property
+    def finder(self) -> Backend:
+        return added_token_backend(list(self.added.values()), self.lowercase)
+
+    @cached_property
+    def numbers(self) -> dict[int | None, int]:
+        """Returns id in `finder` -> id."""
+        return {self.finder.token_to_id(token.content): number for number, token in self.added.items()}
+
+    @cached_property
+    def marks(self) -> re.Pattern[str] | None:
+        return punctuation() if self.split_by_punct else None
 
     def __call__(self, texts: list[str]) -> Iterator[list[int]]:
         """Yields the ids of each text."""

@@ -22,7 +22,7 @@ from data.pipelines import (
 )
 from data.sentencepiece import UnigramModel
 from data.spm_segmenter import SpmSegmenter
-from data.tokenizer_json import Published, five, naming, read_tokenizer_json
+from data.tokenizer_json import Published, main_roles, naming, read_tokenizer_json
 from data.tokenizer_settings import (
     BERT,
     CLASSES,
@@ -71,7 +71,7 @@ def allowed_files(settings: Settings) -> tuple[str, ...]:
 def complete(directory: Path, settings: Settings, read: Published) -> Published:
     """Adds the added tokens of the files and the template [CLS] A [SEP]."""
     add_tokens(read.backend, settings, read.special, directory)
-    add_template(read.backend, five(read.special))
+    add_template(read.backend, main_roles(read.special))
     return replace(read, template=([read.special["cls"]], [read.special["sep"]]))
 
 
@@ -162,7 +162,7 @@ def read_spm(path: Path, settings: Settings, spm: SpmSegmenter, variant: str) ->
     if json_model and [name for name, _ in json_model.get("vocab", [])] != [name for name, _ in spm.model.subwords]:
         raise ValueError(f"{path} and tokenizer.json have different subwords; delete the file that is not the model's")
     names = settings.roles(FAMILIES["deberta-v2" if path.name == "spm.model" else "xlm-roberta"].names)
-    special, model, published = five(names), spm.model, variant == "published"
+    special, model, published = main_roles(names), spm.model, variant == "published"
     backend = unigram(
         model.subwords, unk_id=model.unk_id,
         normalizer=spm_normalizer(model.charsmap, spm.lowercase) if published else hf5_normalizer(spm.lowercase),

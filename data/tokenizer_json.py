@@ -48,7 +48,7 @@ def naming(path: Path, what: str) -> Iterator[None]:
         raise ValueError(f"{path} {what}: {error}") from error
 
 
-def five(special: dict[str, str]) -> dict[str, str]:
+def main_roles(special: dict[str, str]) -> dict[str, str]:
     """Returns those of the special tokens (role -> token) that have a role of SPECIAL."""
     return {role: special[role] for role in SPECIAL if role in special}
 
@@ -65,7 +65,7 @@ def read_tokenizer_json(directory: Path, settings: Settings, variant: str) -> Pu
     if KINDS.get(family, kind) != kind:
         if settings.class_name:
             raise ValueError(f"{path} has a {kind} model, but {settings.class_name} reads {KINDS[family]}")
-        family = ""  # the type of the model in config.json says nothing about this file
+        family = ""  # config.json describes the network, not this file
     with naming(path, "has a setting that is not supported"):
         apply_options(backend, settings.options, family)
         template = template_tokens(state(backend.post_processor))
@@ -107,7 +107,7 @@ def with_template(
             raise ValueError(
                 f"{path} has no [CLS] and [SEP]; name them in special_tokens_map.json (cls_token, sep_token)"
             )
-        add_template(backend, five(names))
+        add_template(backend, main_roles(names))
         return [names["cls"]], [names["sep"]]
     if family in KINDS and template != ([names["cls"]], [names["sep"]]):
         raise ValueError(
@@ -130,7 +130,7 @@ def words(backend: Backend, text: str) -> list[str]:
     return [text] if backend.pre_tokenizer is None else [w for w, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
 
 
-# option -> whether a pipeline does what it says
+# option -> its value, observed in what a pipeline does
 OBSERVED: dict[str, Callable[[Backend], bool]] = {
     "do_lower_case": lambda backend: "A" not in normalized(backend, "A"),
     "strip_accents": lambda backend: unicodedata.normalize("NFC", normalized(backend, "é")).strip() != "é",

@@ -72,11 +72,11 @@ MODEL_TYPES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the JSON files of a folder say about its tokenizer.
+    """The settings of a tokenizer in the JSON files of its folder.
 
     class_name: the class of transformers, "" if no file names one. family: a key of FAMILIES, "" for a class that is
     not there. options: those of OPTIONS that tokenizer_config.json has. names: role -> special token, as far as files
-    name them; "" means that a file says null. added: id -> token. extra: further special tokens. model_max_length:
+    contain them; "" stands for null. added: id -> token. extra: further special tokens. model_max_length:
     tokens that the model was made for, special tokens included, or None.
     """
 
@@ -141,7 +141,7 @@ def read_class(directory: Path, config: dict[str, Any]) -> tuple[str, str]:
     model = read_object(directory / "config.json")
     model_type = model.get("model_type") or ""
     name = config.get("tokenizer_class") or model.get("tokenizer_class") or ""
-    if name and MODEL_TYPES.get(model_type) != "generic":  # as transformers 5: it does not believe ModernBERT's files
+    if name and MODEL_TYPES.get(model_type) != "generic":  # transformers 5 ignores the class in ModernBERT's files
         return name, CLASSES.get(str(name).removesuffix("Fast"), "")
     return "", MODEL_TYPES.get(model_type, "")
 
@@ -180,7 +180,7 @@ def token_name(value: Any, path: Path) -> str:
 
 
 def read_added(directory: Path, config: dict[str, Any], special: set[str]) -> dict[int, AddedToken]:
-    """Returns id -> added token. special: the special tokens, which added_tokens.json does not tell from the others."""
+    """Returns id -> added token. special: the special tokens, which added_tokens.json does not mark."""
     path = directory / "tokenizer_config.json"
     if "added_tokens_decoder" in config:
         found = [
@@ -213,8 +213,8 @@ def add_tokens(backend: Backend, settings: Settings, special: dict[str, str], di
     missing = [special[role] for role in REQUIRED if special.get(role) in unknown]
     if missing:
         raise ValueError(
-            f"{directory}: the vocabulary lacks the special tokens {', '.join(missing)}; if they have other names, "
-            "special_tokens_map.json or tokenizer_config.json must say so"
+            f"{directory}: the vocabulary lacks the special tokens {', '.join(missing)}; special_tokens_map.json or "
+            "tokenizer_config.json can name others (cls_token, sep_token, pad_token, unk_token)"
         )
     before = backend.get_added_tokens_decoder().values()
     known, added = {repr(token) for token in before}, added | {token.content for token in before}

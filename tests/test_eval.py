@@ -129,7 +129,7 @@ def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, monkeypatc
 
 def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = "--model attention_lstm --data demo --train-reviews 40 --epochs 1 --name words"
+    text = "--model attention_lstm --data demo --train-reviews 400 --epochs 1 --name words"
     text += " --word-vectors none --min-count 1"
     train.main([*text.split(), "--shape", "embedding_size=6 hidden_size=5 attention_size=4"])
     capsys.readouterr()

@@ -1,16 +1,13 @@
 import gzip
 import hashlib
-import re
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import data
-from data import Source, demo, find_source, load_splits, overlap
+from data import Source, find_source, load_splits, overlap
 from data.imdb import as_frame, clean, load_reviews, rating_label, split_train, subset
 from data.labels import SENTIMENT, UNKNOWN
 
@@ -229,55 +226,6 @@ def test_find_source_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert find_source("data") == (str(tmp_path / "data"), "--data")  # absolute, for use from any folder
     (tmp_path / "imdb").mkdir()
     assert find_source("imdb") == (str(tmp_path / "imdb"), "--data")  # a folder of this name is not downloaded
-
-
-def test_built_in_reviews_are_balanced_distinct_and_deterministic():
-    train, test = demo.reviews("train"), demo.reviews("test")
-    assert (len(train), len(test)) == (2500, 600)
-    assert sum(label for *_, label in train) == 1250
-    assert sum(label for *_, label in test) == 300
-    texts = [text for _, text, _ in train + test]
-    assert len(set(texts)) == len(texts)
-    assert train[0][1] == demo.reviews.__wrapped__("train")[0][1]
-
-
-def count_words(rows: list[tuple[str, str, int]], vocabulary: dict[str, int]) -> torch.Tensor:
-    """Counts the words of each review: float32 [N, V]."""
-    counts = np.zeros((len(rows), len(vocabulary)), np.float32)
-    for line, (_, text, _) in zip(counts, rows, strict=True):
-        for word in re.findall(r"\w+", text.lower()):
-            if word in vocabulary:
-                line[vocabulary[word]] += 1
-    return torch.from_numpy(counts)
-
-
-def fit_logistic_regression(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Returns bias and weights, float32 [V + 1], with L2 regularisation."""
-    weight = torch.zeros(x.size(1) + 1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=100)
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight[1:] + weight[0], y)
-        value = value + 1e-3 * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return weight.detach()
-
-
-def test_bag_of_words_does_not_solve_the_built_in_reviews():
-    """Logistic regression on word counts stays below 85 % accuracy: the verdict depends on word order."""
-    train, test = demo.reviews("train"), demo.reviews("test")
-    words = sorted({word for _, text, _ in train for word in re.findall(r"\w+", text.lower())})
-    vocabulary = {word: number for number, word in enumerate(words)}
-    weight = fit_logistic_regression(
-        count_words(train, vocabulary), torch.tensor([label for *_, label in train]).float()
-    )
-    predicted = count_words(test, vocabulary) @ weight[1:] + weight[0] > 0
-    accuracy = (predicted == torch.tensor([label for *_, label in test]).bool()).float().mean()
-    assert 0.4 < accuracy < 0.85
 
 
 def digest(frame: pd.DataFrame) -> str:

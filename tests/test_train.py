@@ -15,6 +15,7 @@ from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import load_run
 from eval import main as evaluate
+from nn import MODELS
 from nn.checkpoint import load_pretrained
 from nn.dropout import Dropout
 from nn.optim import parameter_groups, schedule
@@ -53,7 +54,7 @@ def test_a_run_writes_its_documented_files(small_run, tmp_path, capsys):
     epochs = [event for event in events if event["event"] == "epoch"]
     assert [event["epoch"] for event in epochs] == [1, 2]
     assert {"train_loss", "train_acc", "val_loss", "val_acc", "tokens_per_second"} < epochs[0].keys()
-    assert result["validation"]["count"] == 500
+    assert result["validation"]["count"] == 2000
     assert result["test"]["count"] == 600
     assert result["validation"]["accuracy"] == max(event["val_acc"] for event in epochs)
     assert sorted(path.name for path in (folder / "best").iterdir()) == [
@@ -177,6 +178,18 @@ def test_the_built_in_reviews_are_too_short_for_bf16(monkeypatch, tmp_path):
     ):
         settings, _ = find_data(resolved(given), train.TABLES)
         assert (settings.options.precision, settings.origins["precision"]) == found
+
+
+def test_word_networks_have_defaults_for_the_built_in_reviews(monkeypatch, tmp_path):
+    monkeypatch.delenv("IMDB_DIR", raising=False)
+    for name, entry in ((name, entry) for name, entry in MODELS.items() if entry.tokenizer == "wordlevel"):
+        settings, _ = find_data(resolved(["--model", name, "--epochs", "3"]), train.TABLES)
+        assert settings.options.epochs == 3
+        assert settings.options.min_count == entry.demo["min_count"] < entry.training["min_count"]
+        assert settings.origins["min_count"] == "built-in reviews"
+        settings, _ = find_data(resolved(["--model", name, "--data", str(tmp_path)]), train.TABLES)
+        assert settings.options.min_count == entry.training["min_count"]
+        assert settings.origins["min_count"] == "model"
 
 
 def test_no_decay_on_biases_and_norms(small_run):
