@@ -19,10 +19,15 @@ from nn.encoder import init_weights
 
 
 def depth(model: Model, name: str) -> int:
-    """Returns the level of a parameter: 0 below the layers, 1 … L in the layers, L + 1 in the head."""
+    """Returns the level of a parameter: 0 below the layers, 1 … L in the layers, L + 1 in the head.
+
+    A norm above the last layer has that layer's level.
+    """
     part, _, rest = name.partition(".")
     if part in model.HEAD or name.startswith(TRAINING_ONLY):
         return len(model.layers) + 1
+    if part in ("norm", "final_norm"):
+        return len(model.layers)
     return int(rest.split(".")[0]) + 1 if part == "layers" else 0
 
 
@@ -134,5 +139,5 @@ def reinitialize(model: Model, count: int) -> None:
     top = range(len(model.layers) - count, len(model.layers))
     for number in top:
         init_weights(model.layers[number], model.config.initializer_range)
-    names = (name for name, _ in model.named_parameters() if depth(model, name) - 1 in top)
-    model.newly_initialized |= frozenset(names)
+    prefixes = tuple(f"layers.{number}." for number in top)
+    model.newly_initialized |= frozenset(name for name, _ in model.named_parameters() if name.startswith(prefixes))

@@ -47,13 +47,20 @@ def apply(model: Model, method: str, init_ids: list[int] | None = None, **option
 def add_method(model: Encoder, method: str, attach: Callable[[], dict[str, Any]]) -> Encoder:
     """Freezes the weights of the checkpoint and attaches a method, in place. Returns the model.
 
-    attach: adds the method's modules to the model and returns the settings that the adapter's file records.
+    attach: adds the method's modules to the model and returns the settings that the adapter's file records. If it
+    raises ValueError, the model trains the weights that it trained before.
     """
     check_no_adapter(model)
+    before = [(p, p.requires_grad) for p in model.parameters()]
     trained = [p for name, p in model.named_parameters() if stays_trainable(model, name)]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model.adapter = {"method": method, **attach()}
+    try:
+        model.adapter = {"method": method, **attach()}
+    except ValueError:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
+        raise
     for parameter in trained:
         parameter.requires_grad_(True)
     remember_backbone(model)
@@ -194,9 +201,13 @@ def merge(model: Encoder) -> Encoder:
 
 
 def unmerge(model: Encoder) -> Encoder:
-    """Restores the adapted model from before `merge`, up to rounding. Raises ValueError if nothing was merged."""
+    """Restores the adapted model from before `merge`, up to rounding.
+
+    Raises ValueError if nothing was merged, or if the model has another adapter by now.
+    """
     if model.merged is None:
         raise ValueError("nothing was merged into this model")
+    check_no_adapter(model)
     merged, model.merged = model.merged, None
     for module in merged.modules.values():
         module.unmerge()

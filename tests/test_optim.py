@@ -32,7 +32,9 @@ def test_the_rate_decays_from_each_layer_to_the_one_below(name):
     found = groups_by_name(model, Options(learning_rate=RATE, layer_decay=0.5))
     for key, group in found.items():
         component, _, rest = key.partition(".")
-        layers_above = 0 if component in model.HEAD else 2 - int(rest[0]) if component == "layers" else 3
+        layers_above = 2 - int(rest[0]) if component == "layers" else 3
+        if component in (*model.HEAD, "final_norm"):
+            layers_above = 0
         assert group["peak"] == group["lr"] == RATE * 0.5**layers_above, key
         assert group["part"] == ("head" if component in model.HEAD else "backbone"), key
     assert len({group["peak"] for group in found.values()}) == 4

@@ -121,6 +121,25 @@ def test_merged_equals_unmerged(name, method):
         unmerge(model)
 
 
+def test_unmerge_beside_another_adapter_raises_and_changes_nothing():
+    model = adapt(merge(adapt(tiny("bert"), "lora")), "prefix").eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="already has a prefix adapter"):
+        unmerge(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    detach_adapter(model)
+    unmerge(model)
+    assert model.adapter["method"] == "lora"
+
+
+def test_a_target_that_does_not_exist_freezes_nothing():
+    model = tiny("bert")
+    with pytest.raises(ValueError, match="nothere"):
+        peft.apply(model, "lora", targets="nothere")
+    assert model.adapter is None
+    assert all(p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.parametrize("method", VIRTUAL)
 def test_virtual_tokens_cannot_be_merged(method):
     with pytest.raises(ValueError, match=f"a {method} adapter cannot be merged"):
