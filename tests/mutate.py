@@ -319,7 +319,7 @@ def run(tree: Path, arguments: list[str], plugin: Callable[[], object]) -> int:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        status = pytest.main(["-q", "-p", "no:cacheprovider", *arguments], plugins=[plugin()])
+        status = pytest.main(["-q", "-n0", "-p", "no:cacheprovider", *arguments], plugins=[plugin()])
     finally:
         os._exit(status)
 
