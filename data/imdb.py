@@ -237,8 +237,8 @@ def is_text_lines(path: Path, source: Source) -> bool:
     content = unpack(path, path.read_bytes())[1]
     first = re.split(r"[\r\n]", decode(path, content, source.encoding), maxsplit=1)[0]
     titles = {title.strip().strip('"') for title in first.split("\t")}
-    wanted = {source.text_column} if source.text_column else set(TEXT_NAMES)
-    return not wanted & (titles | {title.lower() for title in titles})
+    names = {source.text_column} if source.text_column else set(TEXT_NAMES)
+    return not names & (titles | {title.lower() for title in titles})
 
 
 def read_lines(path: Path, source: Source, keep_empty: bool = False) -> Reviews:

@@ -135,7 +135,7 @@ def parse_lines(lines: Iterator[bytes], path: Path, words: Iterable[str]) -> Wor
         raise ValueError(f"{path} is empty")
     first[0] = first[0].removeprefix(BOM)
     width, header = find_width(first, path)
-    wanted, found, count = {word.encode(): word for word in words}, {}, 0
+    word_of, found, count = {word.encode(): word for word in words}, {}, 0
     for number, line in enumerate(chain(first[header:], lines), 1 + header):
         if not line.strip():
             continue
@@ -143,7 +143,7 @@ def parse_lines(lines: Iterator[bytes], path: Path, words: Iterable[str]) -> Wor
         name, *numbers = line.rstrip(b"\r\n ").rsplit(b" ", width)
         if len(numbers) < width:
             raise ValueError(f"{path}: line {number} has fewer than {width} numbers; the file may be cut short")
-        word = wanted.get(name)
+        word = word_of.get(name)
         if word is not None and word not in found:
             found[word] = parse_vector(numbers, f"{path}: line {number}", word)
     if header and count != (announced := int(first[0].split()[0])):
@@ -172,10 +172,10 @@ def binary_vectors(file: Any, path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 def parse_binary(file: Any, path: Path, words: Iterable[str]) -> WordVectors:
     """Reads the vectors of `words` from a word2vec binary file. The first vector of a word counts."""
-    wanted, found = {word.encode(): word for word in words}, {}
+    word_of, found = {word.encode(): word for word in words}, {}
     width = 0
     for number, (name, data) in enumerate(binary_vectors(file, path), 1):
-        word, width = wanted.get(name), len(data) // 4
+        word, width = word_of.get(name), len(data) // 4
         if word is not None and word not in found:
             found[word] = np.frombuffer(data, "<f4").astype(np.float32)
             if not np.isfinite(found[word]).all():

@@ -58,8 +58,8 @@ def add_method(model: Encoder, method: str, attach: Callable[[], dict[str, Any]]
     try:
         model.adapter = {"method": method, **attach()}
     except ValueError:
-        for parameter, wanted in before:
-            parameter.requires_grad_(wanted)
+        for parameter, trainable in before:
+            parameter.requires_grad_(trainable)
         raise
     for parameter in trained:
         parameter.requires_grad_(True)
