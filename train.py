@@ -109,6 +109,9 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits) -> Tokenizer:
         tokenizer = train_tokenizer(kind, texts, options.vocab_size, options.min_count)
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer)
+    limit = tokenizer.model_max_length or options.max_length
+    if options.max_length > limit:
+        print(f"warning: --max-length {options.max_length} is above {limit}, the tokenizer's model_max_length")
     tokenizer.save(run.tokenizer)
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""Generates the built-in reviews, 10,000 labelled and 600 test reviews, from a grammar, without any download.
+"""Generates the built-in reviews, 20,000 labelled and 600 test reviews, from a grammar, without any download.
 
 The kind of a review is the first part of its id. Two thirds of the reviews are plain praise or blame, from one word to
 ten sentences. In the others the verdict depends on word order: "although the acting was dreadful, I was hooked" and
@@ -20,8 +20,8 @@ PLAIN = {
     "list": 4, "negation": 4, "several": 2,
 }  # fmt: skip
 ORDERED = {"contrast": 14, "order": 7, "expectation": 4, "report": 4, "sarcasm": 5}
-SIZES = {"train": 10_000, "test": 600}
-UNSEEN = {"train": 0.0, "test": 0.1}  # probability of an option that the labelled reviews do not use
+SIZES = {"train": 20_000, "test": 600}
+UNSEEN = {"train": 0.0, "test": 0.05}  # probability of an option that the labelled reviews do not use
 COUNTS = (2, 2, 2, 2, 3, 3, 4, 5, 7, 10)  # sentences of a review of the kind `several`
 NEUTRAL = ("first", "first", "last", *[""] * 15)  # position of a neutral sentence
 FILLED = 0.2  # probability of a neutral phrase in a plain sentence
@@ -98,7 +98,7 @@ def kind_of(identifier: str) -> str:
 
 @cache
 def reviews(split: str) -> list[tuple[str, str, int]]:
-    """Returns (id, review, sentiment) of `train` (10,000) or `test` (600): balanced, deterministic, no duplicates."""
+    """Returns (id, review, sentiment) of `train` (20,000) or `test` (600): balanced, deterministic, no duplicates."""
     taken = {text for _, text, _ in reviews("train")} if split == "test" else set()
     stream = random.Random(f"demo {split}")
     writer = Writer(stream, UNSEEN[split])

@@ -23,7 +23,7 @@ def clean_exit() -> Iterator[None]:
 
     Ends quietly if the reader of the output closes it (`| head`) and after Ctrl-C.
     """
-    replace_unencodable()
+    prepare_output()
     try:
         yield
         sys.stdout.flush()
@@ -42,10 +42,13 @@ def clean_exit() -> Iterator[None]:
         discard_unwritten()
 
 
-def replace_unencodable() -> None:
-    """Makes standard output replace the characters that its encoding lacks (cp1252, latin-1, ascii)."""
+def prepare_output() -> None:
+    """Makes standard output replace the characters that its encoding lacks (cp1252, latin-1, ascii).
+
+    It also writes each line at once, so that a log file shows a run while it trains.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
 
 
 def is_closed_pipe(error: BaseException) -> bool:

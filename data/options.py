@@ -6,7 +6,7 @@ default < model < method < objective < random or built-in weights < command line
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +20,18 @@ DESCRIPTION = "Runs one experiment: options, data, model, method, optimizer, the
 # training defaults for random weights, and for the built-in weights, which are small; a method may have further ones
 FROM_RANDOM = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "layer_decay": 1.0, "batch_size": 32, "epochs": 5}
 FROM_BUILTIN = {"batch_size": 16, "epochs": 8, "warmup": 0.1}
-CHOICES = {
-    "out_of_memory": "halve stop",
-    "schedule": "linear constant",
-    "quantize": "none int8",
-    "head": "published new",
-    "class_weights": "none balanced",
+EXAMPLES = {  # of each group in --help
+    "what": "python train.py --model bert --weights google-bert/bert-base-uncased --peft lora",
+    "data": "python train.py --data reviews.csv --text-column text --label-column stars --max-length 512 --truncate head+tail",
+    "training": "python train.py --epochs 3 --batch-size 32 --learning-rate 2e-5 --schedule linear --seed 43",
+    "machine": "python train.py --device cuda --precision bf16 --checkpointing",
+    "run": "python train.py --name first  # then: python train.py --resume runs/first",
+    "LoRA": "python train.py --peft lora --rank 16 --alpha 32 --targets query,value",
+    "virtual tokens": "python train.py --peft prefix --virtual-tokens 30",
+    "objective": "python train.py --loss rdrop --rdrop-alpha 1",
 }
-FROM_DEMO = {"precision": "fp32"}  # for batches this small bf16 is slower, even on hardware with bf16 products
+# for batches this small bf16 is slower, even on hardware with bf16 products
+FROM_DEMO = {"precision": "fp32", "epochs": 4}
 
 
 @dataclass(frozen=True)
@@ -35,36 +39,60 @@ class Options:
     model: str = option("deberta", "what", "architecture")
     peft: str = option("none", "what", "parameter-efficient method (none: train all parameters)")
     loss: str = option("ce", "what", "objective")
-    weights: str = option("", "what", "none (random), builtin, a folder, or a hub id; default: the model's own")
-    shape: str = option("", "what", "config fields of a new random model: hidden_size=64 pooling=max+mean")
-    base: str = option("", "what", "backbone of an adapter folder given as --weights, if it is not where it was")
-    head: str = option(
-        "published", "what", "published: the checkpoint's own head, if it has one; new: a new last layer"
+    weights: str = option(
+        "", "what", "none (random), builtin, a folder, or a hub id; default: the model's own", "WEIGHTS"
     )
-    dropout: float = option(-1.0, "what", "dropout of all layers; negative: as in the model's config")
-    classifier_dropout: float = option(-1.0, "what", "dropout before the last layer; negative: as in the config")
+    shape: str = option(
+        "", "what", "config fields of a new random model: hidden_size=64 pooling=max+mean", "FIELD=VALUE"
+    )
+    base: str = option(
+        "", "what", "backbone of an adapter folder given as --weights, if it is not where it was", "DIR_OR_ID"
+    )
+    head: str = option(
+        "published",
+        "what",
+        "published: the checkpoint's own head, if it has one; new: a new last layer",
+        choices=("published", "new"),
+    )
+    dropout: float = option(-1.0, "what", "dropout of all layers; negative: as in the model's config", "P")
+    classifier_dropout: float = option(-1.0, "what", "dropout before the last layer; negative: as in the config", "P")
     reinit_layers: int = option(0, "what", "number of top layers that start from random weights")
 
-    data: str = option("", "data", "folder, table, demo, or imdb (download); default: $IMDB_DIR, data/imdb/, demo")
-    train: str = option("", "data", "file of training reviews, instead of --data")
-    validation: str = option("", "data", "file of validation reviews; default: part of the training reviews")
-    test: str = option("", "data", "file of test reviews")
-    text_column: str = option("", "data", "column that contains the text")
-    label_column: str = option("", "data", "column that contains the label: 0 and 1, names, or numbers of stars")
-    id_column: str = option("", "data", "column that contains the id")
-    quoting: str = option("", "data", "quotes of a file: rfc4180, literal or backslash; default: found in the file")
-    encoding: str = option("", "data", "encoding of the files; default: UTF-8, or UTF-16 with a byte order mark")
+    data: str = option(
+        "", "data", "folder, table, demo, or imdb (download); default: $IMDB_DIR, data/imdb/, demo", "DIR_OR_FILE"
+    )
+    train: str = option("", "data", "file of training reviews, instead of --data", "FILE")
+    validation: str = option("", "data", "file of validation reviews; default: part of the training reviews", "FILE")
+    test: str = option("", "data", "file of test reviews", "FILE")
+    text_column: str = option("", "data", "column that contains the text", "NAME")
+    label_column: str = option(
+        "", "data", "column that contains the label: 0 and 1, names, or numbers of stars", "NAME"
+    )
+    id_column: str = option("", "data", "column that contains the id", "NAME")
+    quoting: str = option(
+        "", "data", "quotes of a file: rfc4180, literal or backslash; default: found in the file", "STYLE"
+    )
+    encoding: str = option(
+        "", "data", "encoding of the files; default: UTF-8, or UTF-16 with a byte order mark", "NAME"
+    )
     skip_bad_rows: bool = option(False, "data", "leave out broken rows instead of stopping")
     train_reviews: int = option(0, "data", "train on this many reviews of the training split; 0: all")
     validation_reviews: int = option(0, "data", "select the best epoch by this many validation reviews; 0: all")
     test_reviews: int = option(0, "data", "score this many test reviews; 0: all")
     max_length: int = option(256, "data", "maximum number of tokens of a review, including [CLS] and [SEP]")
-    truncate: str = option("head", "data", "kept of a longer review: head, tail, head+tail (128 + rest), or chunks")
-    tokenizer: str = option("published", "data", "published: as the weights were trained; hf5: as transformers 5 does")
+    truncate: str = option(
+        "head", "data", "kept of a longer review: head, tail, head+tail (128 + rest), or chunks", "PART"
+    )
+    tokenizer: str = option(
+        "published", "data", "published: as the weights were trained; hf5: as transformers 5 does", "NAME"
+    )
     vocab_size: int = option(4000, "data", "vocabulary size of a tokenizer that is trained here")
     min_count: int = option(1, "data", "minimum count of a word in the vocabulary")
     word_vectors: str = option(
-        "none", "data", "none (random), train (GloVe, on all reviews but the test reviews), a file, or a checkpoint"
+        "none",
+        "data",
+        "none (random), train (GloVe, on all reviews but the test reviews), a file, or a checkpoint",
+        "VECTORS",
     )
     whiten_vectors: bool = option(True, "data", "whiten the word vectors: the same variance in all directions")
     train_vectors: bool = option(True, "data", "continue to train the word vectors")
@@ -73,29 +101,47 @@ class Options:
     batch_size: int = option(16, "training", "reviews in a forward pass")
     tokens_per_batch: int = option(0, "training", "instead of batch_size: tokens in a forward pass, including padding")
     accumulation: int = option(1, "training", "forward passes in an optimizer step")
-    learning_rate: float = option(3e-5, "training", "peak learning rate of AdamW")
-    head_learning_rate: float = option(0.0, "training", "learning rate of the head; 0: the learning rate")
-    layer_decay: float = option(1.0, "training", "factor of the learning rate from each layer to the one below it")
-    adam_epsilon: float = option(1e-6, "training", "ε of AdamW")
-    weight_decay: float = option(0.01, "training", "weight decay of everything but biases and norms")
-    warmup: float = option(0.06, "training", "warm-up: a fraction of all steps if below 1, otherwise a number of steps")
-    schedule: str = option("linear", "training", "after the warm-up the rate falls to 0 (linear) or stays (constant)")
-    class_weights: str = option("none", "training", "weights of the classes in the loss: none or balanced")
-    average: float = option(0.0, "training", "score and save the running mean of the weights with this decay; 0: none")
-    clip: float = option(1.0, "training", "maximum norm of the gradient; 0: no limit")
+    learning_rate: float = option(3e-5, "training", "peak learning rate of AdamW", "RATE")
+    head_learning_rate: float = option(0.0, "training", "learning rate of the head; 0: the learning rate", "RATE")
+    layer_decay: float = option(
+        1.0, "training", "factor of the learning rate from each layer to the one below it", "FACTOR"
+    )
+    adam_epsilon: float = option(1e-6, "training", "ε of AdamW", "EPSILON")
+    weight_decay: float = option(0.01, "training", "weight decay of everything but biases and norms", "FACTOR")
+    warmup: float = option(
+        0.06, "training", "warm-up: a fraction of all steps if below 1, otherwise a number of steps", "SHARE_OR_N"
+    )
+    schedule: str = option(
+        "linear",
+        "training",
+        "after the warm-up the rate falls to 0 (linear) or stays (constant)",
+        choices=("linear", "constant"),
+    )
+    class_weights: str = option("none", "training", "weights of the classes in the loss", choices=("none", "balanced"))
+    average: float = option(
+        0.0, "training", "score and save the running mean of the weights with this decay; 0: none", "DECAY"
+    )
+    clip: float = option(1.0, "training", "maximum norm of the gradient; 0: no limit", "NORM")
     patience: int = option(0, "training", "stop after this many epochs without a better validation accuracy; 0: never")
     seed: int = option(42, "training", "seed of initialization, data order and dropout, each with its own stream")
 
-    device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto")
-    precision: str = option("auto", "machine", "fp32, bf16, fp16, or auto: bf16 if the hardware supports it")
-    quantize: str = option("none", "machine", "int8: frozen weights in 8 bits, together with --peft; or none")
+    device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")
+    precision: str = option("auto", "machine", "fp32, bf16, fp16, or auto: bf16 if the hardware supports it", "FORMAT")
+    quantize: str = option(
+        "none", "machine", "frozen weights in 8 bits, together with --peft", choices=("none", "int8")
+    )
     checkpointing: bool = option(False, "machine", "recompute each layer in the backward pass: less memory, more time")
-    out_of_memory: str = option("halve", "machine", "if memory runs out: halve each forward pass and continue, or stop")
-    save_minutes: float = option(5.0, "machine", "minutes between saves of the state within an epoch")
+    out_of_memory: str = option(
+        "halve",
+        "machine",
+        "if memory runs out: halve each forward pass and continue, or stop",
+        choices=("halve", "stop"),
+    )
+    save_minutes: float = option(5.0, "machine", "minutes between saves of the state within an epoch", "MINUTES")
 
-    name: str = option("", "run", "folder below --runs; default: made from model, method, data and time")
-    runs: str = option("runs", "run", "parent of the run folders")
-    resume: str = option("", "run", "continue this run folder, with its own options")
+    name: str = option("", "run", "folder below --runs; default: made from model, method, data and time", "NAME")
+    runs: str = option("runs", "run", "parent of the run folders", "DIR")
+    resume: str = option("", "run", "continue this run folder, with its own options", "DIR")
 
 
 class Tables(NamedTuple):
@@ -149,8 +195,9 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     for name in ("epochs", "batch_size", "accumulation", "max_length"):
         if getattr(options, name) < 1:
             raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
-    for name, choices in CHOICES.items():
-        check_choice(name, getattr(options, name), dict.fromkeys(choices.split()))
+    for field in fields(options):
+        if choices := field.metadata["choices"]:
+            check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))
     if options.truncate == "chunks" and not objective.pretraining:
         raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
     if options.quantize == "int8" and (options.peft == "none" or options.weights == "none"):
@@ -164,7 +211,7 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
 def parse(argv: list[str] | None, tables: Tables) -> dict[str, Any]:
     """Returns {field: value} for the flags on the command line."""
     lists = {"model": tables.models, "peft": tables.methods, "loss": tables.objectives}
-    return parse_flags(tables.option_classes(), argv, DESCRIPTION, lists)
+    return parse_flags(tables.option_classes(), argv, DESCRIPTION, lists, EXAMPLES)
 
 
 def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | None]:
@@ -259,15 +306,20 @@ def absolute_paths(options: Options) -> Options:
 def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
     """Returns the settings with the data source that was found, and the reason.
 
-    The built-in reviews have defaults of their own, and a model may have further ones for them. They replace general
-    defaults and defaults of the model only.
+    The built-in reviews have defaults of their own. A model may have further ones for them, and a method may have
+    some for them and the built-in weights. They replace general defaults, those of the model, and those of the
+    built-in weights.
     """
     options, origins = absolute_paths(settings.options), settings.origins
     if options.train:
         return settings._replace(options=options), f"--train {options.train}"
     source, why = find_source(options.data)
-    defaults = FROM_DEMO | tables.models[options.model].demo if source == "demo" else {}
-    values: dict[str, Any] = {name: value for name, value in defaults.items() if origins[name] in ("default", "model")}
+    defaults: dict[str, Any] = {}
+    if source == "demo":
+        of_weights = tables.methods[options.peft].demo if options.weights == "builtin" else {}
+        defaults = FROM_DEMO | tables.models[options.model].demo | of_weights
+    replaced = ("default", "model", "method", "built-in weights")
+    values = {name: value for name, value in defaults.items() if origins[name] in replaced}
     origins = origins | dict.fromkeys(values, "built-in reviews")
     return settings._replace(options=replace(options, data=source, **values), origins=origins), why
 

@@ -90,7 +90,7 @@ ONE_HOT = {"one_hot": True, "widths": "1,2,3", "filters": 300, "embedding_range"
 RARE_WORDS = {"word_vectors": "none", "learning_rate": 5e-3, "adam_epsilon": 1e-4, "batch_size": 64, "epochs": 6}
 
 # On the built-in reviews: all their words, without GloVe, and little dropout.
-DEMO = {"word_vectors": "none", "min_count": 1, "dropout": 0.1, "learning_rate": 2e-3, "epochs": 8}
+DEMO = {"word_vectors": "none", "min_count": 1, "dropout": 0.1, "learning_rate": 2e-3}
 
 # fmt: off
 MODELS: dict[str, ModelEntry] = {

@@ -215,15 +215,15 @@ def unmerge(model: Encoder) -> Encoder:
 
 
 def check_positions(model: Model, max_length: int) -> None:
-    """Raises ValueError if virtual tokens plus a review of max_length tokens exceed the position table."""
-    if not isinstance(model, Encoder) or model.virtual is None or model.embeddings.position is None:
+    """Raises ValueError if a review of max_length tokens, with the virtual tokens, exceeds the position table."""
+    if not isinstance(model, Encoder) or model.embeddings.position is None:
         return
-    if isinstance(model.virtual, DeepPrefix) and not model.PREFIX_SHIFTS:
-        return
-    count = model.adapter["virtual_tokens"]
+    shifts = model.virtual is not None and (model.PREFIX_SHIFTS or not isinstance(model.virtual, DeepPrefix))
+    virtual = model.adapter["virtual_tokens"] if shifts else 0
     available = model.embeddings.position.num_embeddings - model.first_position
-    if count + max_length > available:
-        raise ValueError(
-            f"{count} virtual tokens and --max-length {max_length} need {count + max_length} positions; "
-            f"{model.model_type} has {available}: lower one of them"
-        )
+    if virtual + max_length > available:
+        what, way_out = f"--max-length {max_length} needs {max_length}", "lower it"
+        if virtual:
+            what = f"{virtual} virtual tokens and --max-length {max_length} need {virtual + max_length}"
+            way_out = "lower one of them"
+        raise ValueError(f"{what} positions; {model.model_type} has {available}: {way_out}")

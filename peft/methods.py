@@ -26,6 +26,7 @@ class MethodEntry(NamedTuple):
     options: type  # dataclass of the method's settings
     training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from train.py's
     builtin: dict[str, Any] = {}  # noqa: RUF012  further defaults over the built-in weights, which are small
+    demo: dict[str, Any] = {}  # noqa: RUF012  further defaults over them on the built-in reviews, which are short
     merge: Callable[[Encoder], None] | None = None  # None: the method cannot be merged into the weights
 
 
@@ -37,26 +38,24 @@ PREFIX_MLP = {"learning_rate": 1e-4, "head_learning_rate": 1e-3}
 PROMPT = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
 P_TUNING = {"learning_rate": 3e-4, "head_learning_rate": 1e-3}
 HEAD = {"learning_rate": 1e-3}
-# found on the built-in reviews: data/results/SEARCH.md
+# found on the built-in reviews and on IMDB: data/results/SEARCH.md
 BUILTIN = {"learning_rate": 4e-4}
 BUILTIN_LORA = {
     "targets": "all-linear",
     "rank": 32,
     "alpha": 32.0,
-    "learning_rate": 5e-4,
     "schedule": "constant",
     "average": 0.99,
-    "batch_size": 8,
-    "epochs": 4,
-    "warmup": 0.05,
+    "epochs": 2,
     "dropout": 0.0,
 }
+DEMO_LORA = {"batch_size": 32, "learning_rate": 1e-3, "epochs": 3, "warmup": 0.05}
 
 # fmt: off
 METHODS: dict[str, MethodEntry] = {
     "none":        MethodEntry(None, NoOptions, builtin=BUILTIN),
     "head":        MethodEntry(apply_nothing, NoOptions, HEAD),
-    "lora":        MethodEntry(lora.apply, lora.LoRAOptions, LORA, BUILTIN_LORA, merge=lora.merge),
+    "lora":        MethodEntry(lora.apply, lora.LoRAOptions, LORA, BUILTIN_LORA, DEMO_LORA, merge=lora.merge),
     "prefix":      MethodEntry(prefix.apply, prefix.PrefixOptions, PREFIX_MLP),
     "prompt":      MethodEntry(prompt.apply, prompt.PromptOptions, PROMPT),
     "p_tuning":    MethodEntry(p_tuning.apply, p_tuning.PTuningOptions, P_TUNING),

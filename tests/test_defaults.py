@@ -33,12 +33,18 @@ def defaults() -> dict[str, Any]:
             "tokenizer": entry.tokenizer,
             "weights": entry.weights,
             "training": entry.training,
+            "demo": entry.demo,
             "config": fields(entry.build.Config),
         }
         for name, entry in MODELS.items()
     }
     methods = {
-        name: {"training": entry.training, "builtin": entry.builtin, "options": fields(entry.options)}
+        name: {
+            "training": entry.training,
+            "builtin": entry.builtin,
+            "demo": entry.demo,
+            "options": fields(entry.options),
+        }
         for name, entry in METHODS.items()
     }
     objectives = {

@@ -215,12 +215,22 @@ def test_a_prefix_that_shifts_no_positions_needs_none(name, changes, method):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *(("lstm", "none"), ("bert", "none"), ("bert", "head"), ("bert", "lora"), ("deberta", "prompt")),
+        *(("lstm", "none"), ("deberta", "none"), ("deberta", "prompt"), ("modernbert", "none")),
         *(("modernbert", method) for method in VIRTUAL),
     ],
 )
-def test_models_without_virtual_tokens_or_without_a_position_table_need_no_positions(name, method):
+def test_models_without_a_position_table_have_no_longest_review(name, method):
     check_positions(adapt(tiny(name), method), 10_000)
+
+
+@pytest.mark.parametrize(("name", "available"), [("bert", 30), ("roberta", 28), ("electra", 30), ("distilbert", 30)])
+@pytest.mark.parametrize("method", ["none", "head", "lora"])
+def test_a_longest_review_above_the_position_table_is_refused_before_training(name, available, method):
+    model = adapt(tiny(name, max_position_embeddings=30, pad_token_id=int(name in ROBERTAS)), method)
+    check_positions(model, available)
+    message = f"--max-length {available + 1} needs {available + 1} positions; {model.model_type} has {available}: lower"
+    with pytest.raises(ValueError, match=message):
+        check_positions(model, available + 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- files
