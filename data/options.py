@@ -22,7 +22,7 @@ FROM_RANDOM = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "layer_dec
 FROM_BUILTIN = {"batch_size": 16, "epochs": 8, "warmup": 0.1}
 EXAMPLES = {  # of each group in --help
     "what": "python train.py --model bert --weights google-bert/bert-base-uncased --peft lora",
-    "data": "python train.py --data reviews.csv --text-column text --label-column stars --max-length 512 --truncate head+tail",
+    "data": "python train.py --data reviews.csv --text-column text --label-column stars --truncate head+tail",
     "training": "python train.py --epochs 3 --batch-size 32 --learning-rate 2e-5 --schedule linear --seed 43",
     "machine": "python train.py --device cuda --precision bf16 --checkpointing",
     "run": "python train.py --name first  # then: python train.py --resume runs/first",
