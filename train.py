@@ -29,8 +29,9 @@ from tqdm import tqdm
 import peft
 from data import Splits, overlap
 from data.batches import Batch, Corpus, Stream, build_corpus, shuffled_order, step_batches
+from data.checked import read_json
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, out_of_memory
-from data.files import read_json, write_json
+from data.files import write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter, Progress

@@ -1,4 +1,4 @@
-"""Writes files atomically, and reads JSON and safetensors with errors that name the file and the defect."""
+"""Writes files atomically, and opens safetensors with errors that name the file and the defect."""
 
 import errno
 import json
@@ -105,16 +105,6 @@ def write_stdout(text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file. Raises FileNotFoundError or ValueError, each naming the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

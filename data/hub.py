@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.files import open_tensors, read_json, user_path, write_tensors
+from data.checked import read_json
+from data.files import open_tensors, user_path, write_tensors
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.files import read_json, write_json, write_tensors, write_text
+from data.checked import read_json
+from data.files import write_json, write_tensors, write_text
 from data.runs import ROOT, Run
 
 RESULTS = ROOT / "data" / "results"

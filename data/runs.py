@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.files import open_tensors, read_json, write_json, write_tensors, write_text
+from data.checked import read_json
+from data.files import open_tensors, write_json, write_tensors, write_text
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers")

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.checked import read_json
 from data.errors import clean_exit
-from data.files import read_json, write_text
+from data.files import write_text
 from data.pictures import new_figure, write_pictures
 from data.rows import RESULTS, Row, publish, published_rows
 from data.runs import ROOT, Run

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-from data.files import read_json, write_json, write_tensors
+from data.checked import read_json
+from data.files import write_json, write_tensors
 from data.hub import CONFIG, WEIGHTS, WeightFile, fetch_config, find_pretrained, weight_files
 from data.seeds import random_state, set_random_state
 from nn import MODELS, Model

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from data.files import open_tensors, read_json
+from data.checked import read_json
+from data.files import open_tensors
 from data.hub import (
     ADAPTER,
     ADAPTER_BIN,

@@ -8,7 +8,8 @@ import torch
 from conftest import ENCODERS, GOLDEN, ROOT, tiny, token_batch
 from safetensors.torch import load_file, save_file
 
-from data.files import read_json, write_json
+from data.checked import read_json
+from data.files import write_json
 from data.hub import CONFIG, INDEX, WEIGHTS, find_pretrained, weight_files
 from nn import MODELS
 from nn.checkpoint import load_pretrained, save_pretrained, translate

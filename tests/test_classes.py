@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import train
 from data.batches import Corpus
-from data.files import read_json
+from data.checked import read_json
 from data.runs import Run
 from eval import load_run
 from eval import main as evaluate

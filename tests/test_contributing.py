@@ -11,7 +11,7 @@ from conftest import ROOT, tiny, token_batch
 
 import train
 from data.batches import Batch
-from data.files import read_json
+from data.checked import read_json
 from losses import OBJECTIVES, ObjectiveEntry
 
 TEXT = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")

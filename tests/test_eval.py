@@ -8,7 +8,7 @@ from conftest import tiny
 
 import train
 from data.batches import Corpus
-from data.files import read_json
+from data.checked import read_json
 from data.metrics import auc, metrics, print_metrics, softmax
 from eval import erasure, largest_gains, log_odds, score
 from eval import main as evaluate

@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+from data.checked import read_json
 from data.files import (
     is_stdout,
     open_tensors,
-    read_json,
     replacing,
     user_path,
     write_json,

@@ -10,7 +10,7 @@ from torch.nn import Conv1d, Linear
 
 import peft
 from data.batches import Batch
-from data.files import read_json
+from data.checked import read_json
 from losses.margin import MarginOptions
 from losses.margin import objective as margin_objective
 from losses.mixed import AdversarialOptions

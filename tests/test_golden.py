@@ -6,7 +6,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 
-from data.files import read_json
+from data.checked import read_json
 from losses.cross_entropy import cross_entropy
 from nn.checkpoint import load_pretrained, translate
 from peft import load_adapter

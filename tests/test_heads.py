@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import tiny, token_batch
 
-from data.files import read_json, write_json
+from data.checked import read_json
+from data.files import write_json
 from data.hub import CONFIG
 from data.labels import SENTIMENT
 from nn.checkpoint import load_pretrained, save_pretrained

@@ -19,7 +19,8 @@ from conftest import ROOT, tiny, tiny_weights
 from safetensors.torch import load_file, save_file
 
 import peft
-from data.files import read_json, write_json
+from data.checked import read_json
+from data.files import write_json
 from data.hub import (
     ADAPTER_CONFIG,
     BIN,

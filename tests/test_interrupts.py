@@ -11,7 +11,7 @@ from conftest import fail_at, final_weights, program, same
 from torch import Tensor
 
 import train
-from data.files import read_json
+from data.checked import read_json
 from nn.bert import Bert
 
 EXTRAS = [[], ["--accumulation", "2"], ["--checkpointing"], ["--precision", "bf16"], ["--average", "0.9"]]

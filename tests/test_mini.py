@@ -7,7 +7,7 @@ import torch
 from conftest import GOLDEN
 
 import peft
-from data.files import read_json
+from data.checked import read_json
 from data.hub import BUILTIN
 from data.options import Tables, resolve
 from data.tokenization import load_tokenizer

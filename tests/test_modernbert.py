@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import Identity
 
 import peft
-from data.files import read_json, write_json
+from data.checked import read_json
+from data.files import write_json
 from data.hub import CONFIG, WEIGHTS
 from nn.checkpoint import load_pretrained, read_config, save_pretrained, write_config
 from nn.dropout import Dropout

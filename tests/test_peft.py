@@ -15,7 +15,8 @@ from torch.nn import Module
 import eval as evaluation
 import peft
 import train
-from data.files import read_json, write_json
+from data.checked import read_json
+from data.files import write_json
 from data.flags import field_names
 from data.hub import ADAPTER, ADAPTER_CONFIG, ENCODER, WEIGHTS, adapter_options
 from nn.checkpoint import load_pretrained, save_pretrained

@@ -6,7 +6,7 @@ from torch.nn import Embedding, LayerNorm, Linear
 
 import peft
 import train
-from data.files import read_json
+from data.checked import read_json
 from data.hub import CONFIG, WEIGHTS
 from eval import main as evaluate
 from nn import quant

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.files import read_json, write_json
+from data.checked import read_json
+from data.files import write_json
 from data.pictures import write_pictures
 from data.rows import OTHER_RESULTS, RESULTS, publish, published_rows
 from data.runs import Run

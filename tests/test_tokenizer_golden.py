@@ -10,7 +10,7 @@ import pytest
 from conftest import GOLDEN
 from tokenizer_cases import CASES, FRAGILE, PUBLISHED, made_texts, texts_for, write
 
-from data.files import read_json
+from data.checked import read_json
 from data.imdb import load_reviews
 from data.tokenization import load_tokenizer
 

@@ -7,8 +7,8 @@ from conftest import final_weights, same, tiny_weights
 from safetensors.torch import load_file
 
 import train
+from data.checked import read_json
 from data.errors import clean_exit
-from data.files import read_json
 from data.flags import field_names
 from data.options import Settings, find_data, resolve
 from data.runs import Run

@@ -14,7 +14,7 @@ import torch
 
 import train
 from data import glove, word_vectors
-from data.files import read_json
+from data.checked import read_json
 from data.glove import Glove, count_pairs, train_glove, weight
 from data.old_pickle import read_pickle3
 from data.tokenization import load_tokenizer, train_tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny, token_batch
 
-from data.files import read_json
+from data.checked import read_json
 from data.hub import CONFIG
 from nn import MODELS
 from nn.checkpoint import load_pretrained, save_pretrained

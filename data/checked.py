@@ -1,0 +1,109 @@
+"""Reads what strangers wrote: every defect of a file becomes one ValueError that names the file and the way out.
+
+`reading` wraps the code that parses a format. `parse_json` and `as_object` read JSON of a bounded size and depth.
+`show` makes text of a file fit for a terminal.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+JSON_BYTES = 2**28  # of a JSON file; the largest tokenizer.json in use has 35 MB
+SHOWN = 100  # characters of a value in a message
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, kind: str, way_out: str = "fetch it again") -> Iterator[None]:
+    """Raises each error of the block as `PATH is damaged or not KIND (the error); WAY_OUT`, a ValueError.
+
+    A ValueError that names the path stays as it is, and so does an error of the operating system (no such file, no
+    permission, a full disk).  kind: `a tokenizer.json`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(damaged(path, kind, error, way_out)) from error
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(damaged(path, kind, error, way_out)) from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # a panic in a Rust package
+            raise
+        raise ValueError(damaged(path, kind, error, way_out)) from error
+
+
+def damaged(path: Path | str, kind: str, error: BaseException, way_out: str) -> str:
+    """Describes a file that cannot be parsed."""
+    reason = "it asks for more memory than there is" if isinstance(error, MemoryError) else show(str(error), 200)
+    return f"{path} is damaged or not {kind} ({reason or type(error).__name__}); {way_out}"
+
+
+def show(value: Any, limit: int = SHOWN) -> str:
+    """Returns a value as one line without control characters, cut to `limit` characters.
+
+    An escape sequence of a terminal that a file contains never reaches the terminal.
+    """
+    text = " ".join(str(value).split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Discards what native code writes to standard error in the block: a panic in a Rust package prints its own
+    lines."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+# ------------------------------------------------------------------------------------------------------------ JSON
+
+
+def parse_json(text: str | bytes, where: Path | str, way_out: str = "fetch it again") -> Any:
+    """Parses JSON. Raises ValueError that names `where` for text that is not JSON, too large, or nested too deeply."""
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"{where} has {len(text):,} bytes; a JSON file of at most {JSON_BYTES:,} is read")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply to be read; {way_out}") from error
+    except ValueError as error:  # also UnicodeDecodeError, and numbers of thousands of digits
+        raise ValueError(f"{where} is not valid JSON ({show(error)}); {way_out}") from error
+
+
+def as_object(value: Any, where: Path | str) -> dict[str, Any]:
+    """Returns a JSON object. Raises ValueError that names `where` for any other value."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object {{…}}, not {show(json.dumps(value), 40)}")
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file. Raises FileNotFoundError or ValueError, each naming the file."""
+    try:
+        if (size := path.stat().st_size) > JSON_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes; a JSON file of at most {JSON_BYTES:,} is read")
+        return parse_json(path.read_bytes().decode("utf-8-sig"), path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file with one object. Raises FileNotFoundError or ValueError, each naming the file."""
+    return as_object(read_json(path), path)
