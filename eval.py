@@ -30,7 +30,7 @@ from data import Source, find_source, load_table
 from data.batches import Corpus, batches, build_corpus, sorted_order
 from data.demo import kind_of
 from data.errors import clean_exit
-from data.files import is_stdout, write_output
+from data.files import check_checksums, is_stdout, write_output
 from data.flags import check_choice, option, parse_flags, pick_fields, split_folders
 from data.hub import ADAPTER_CONFIG, find_adapter
 from data.imdb import as_frame, clean
@@ -165,6 +165,8 @@ def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = 
     check_choice("quantize", quantize, dict.fromkeys(("run", "int8", "none")))
     trained = run.config["options"].get("quantize", "none")
     int8 = (trained if quantize == "run" else quantize) == "int8"
+    check_checksums(run.best)
+    check_checksums(run.tokenizer)
     if (run.best / ADAPTER_CONFIG).is_file():
         model: Model = peft.load_adapted(run.best, base=base, labels=run.labels, int8=int8)
     elif (run.best / "config.json").is_file():

@@ -30,8 +30,8 @@ import peft
 from data import Splits, overlap
 from data.batches import Batch, Corpus, Stream, build_corpus, shuffled_order, step_batches
 from data.checked import read_json
-from data.errors import Interrupt, NotFinite, Stopped, clean_exit, out_of_memory
-from data.files import write_json
+from data.errors import Interrupt, NotFinite, Stopped, clean_exit, interruptible, is_closed_pipe, out_of_memory
+from data.files import check_checksums, new_folder, write_checksums, write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter, Progress
@@ -47,7 +47,7 @@ from data.options import (
     resolve,
 )
 from data.runs import Run
-from data.seeds import derive_seed
+from data.seeds import derive_seed, random_state, set_random_state
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from eval import Scorer, held_out_loss, score
 from losses import OBJECTIVES
@@ -81,9 +81,11 @@ def start_run(settings: Settings, machine: Machine) -> Run:
     """Creates the run folder with its config.json. Raises ValueError if the folder exists."""
     options = settings.options
     source = Path(options.data).name.split(".")[0] or "data"
-    name = options.name or f"{options.model}-{options.peft}-{source}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = {"options": settings.values(), "origins": settings.origins, "machine": str(machine)}
-    return Run.create(Path(options.runs) / name, config)
+    if options.name:
+        return Run.create(Path(options.runs) / options.name, config)
+    name = f"{options.model}-{options.peft}-{source}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Run.create(new_folder(Path(options.runs) / name), config)
 
 
 def read_data(settings: Settings, run: Run) -> Splits:
@@ -104,16 +106,18 @@ def read_data(settings: Settings, run: Run) -> Splits:
 def prepare_tokenizer(options: Options, run: Run, splits: Splits) -> Tokenizer:
     """Returns the tokenizer of the weights; for random weights a new one, trained on the training split."""
     if (run.tokenizer / "tokenizer_config.json").is_file():  # the last file that Tokenizer.save writes
+        check_checksums(run.tokenizer)
         return load_tokenizer(run.tokenizer)
     if options.weights == "none":
         kind, texts = MODELS[options.model].tokenizer, splits.train["review"]
-        tokenizer = train_tokenizer(kind, texts, options.vocab_size, options.min_count)
+        tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer)
     limit = tokenizer.model_max_length or options.max_length
     if options.max_length > limit:
         print(f"warning: --max-length {options.max_length} is above {limit}, the tokenizer's model_max_length")
     tokenizer.save(run.tokenizer)
+    write_checksums(run.tokenizer)
     return tokenizer
 
 
@@ -254,26 +258,27 @@ def train(t: Training) -> None:
     while progress.epoch < options.epochs and not out_of_patience(progress, options):
         order, before = orders[progress.epoch], sum(steps[: progress.epoch])
         bar = tqdm(total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), leave=False, disable=None)
-        while progress.step < steps[progress.epoch]:
-            step = before + progress.step  # counted over the whole run
-            rate_factor = schedule(step, sum(steps), options.warmup, options.schedule)
-            for group in t.optimizer.param_groups:
-                group["lr"] = group["peak"] * rate_factor
-            micro_batches = order[progress.step * options.accumulation : (progress.step + 1) * options.accumulation]
-            passes = attempt_step(t, list(micro_batches), first=step * options.accumulation)  # adds up the gradient
-            if passes is None:  # out of memory: the same step again, in smaller passes
-                continue
-            t.scaler.unscale_(t.optimizer)
-            if options.clip:
-                clip_grad_norm_(t.trainable, options.clip)
-            t.scaler.step(t.optimizer)
-            t.scaler.update()
-            t.average.update(step)
-            t.optimizer.zero_grad(set_to_none=True)
-            progress.step += 1
-            finish_step(t, passes, rate_factor, last=progress.step == steps[progress.epoch])
-            bar.set_postfix(t.meter.shown(), refresh=False)
-            bar.update()
+        with t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved
+            while progress.step < steps[progress.epoch]:
+                step = before + progress.step  # counted over the whole run
+                rate_factor = schedule(step, sum(steps), options.warmup, options.schedule)
+                for group in t.optimizer.param_groups:
+                    group["lr"] = group["peak"] * rate_factor
+                micro_batches = order[progress.step * options.accumulation : (progress.step + 1) * options.accumulation]
+                passes = attempt_step(t, list(micro_batches), first=step * options.accumulation)  # sums the gradient
+                if passes is None:  # out of memory: the same step again, in smaller passes
+                    continue
+                t.scaler.unscale_(t.optimizer)
+                if options.clip:
+                    clip_grad_norm_(t.trainable, options.clip)
+                t.scaler.step(t.optimizer)
+                t.scaler.update()
+                t.average.update(step)
+                t.optimizer.zero_grad(set_to_none=True)
+                progress.step += 1
+                finish_step(t, passes, rate_factor, last=progress.step == steps[progress.epoch])
+                bar.set_postfix(t.meter.shown(), refresh=False)
+                bar.update()
         bar.close()
         finish_epoch(t)
 
@@ -304,8 +309,13 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
     options, entry, progress = t.settings.options, OBJECTIVES[t.settings.options.loss], t.progress
     limit = tokens_per_pass(t.model, t.machine) if entry.additive else 0
     batches = list(step_batches(t.corpus, t.stream, micro_batches, first, progress.num_splits, limit))
+    before = random_state(t.machine.device)
     try:
         return gradient(t, batches)
+    except Stopped:  # between two passes of a long step, which is done again after --resume
+        set_random_state(before, t.machine.device)
+        t.save()
+        raise
     except NotFinite as error:
         t.save()
         ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[error.rows])
@@ -334,6 +344,8 @@ def gradient(t: Training, batches: list[Batch]) -> list[Pass]:
             raise NotFinite(loss.item(), batch.rows.tolist())
         t.scaler.scale(loss * (len(batch.labels) / size)).backward()
         passes.append((batch, loss.detach(), correct_predictions(output, batch)))
+        if len(passes) < len(batches):
+            t.interrupt.check()
     return passes
 
 
@@ -415,6 +427,7 @@ def save_best(t: Training) -> None:
         peft.save_adapter(model, run.best, "base")
     else:
         peft.save_adapter(model, run.best, recorded_base(options.weights, options.base))
+    write_checksums(run.best)
 
 
 def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
@@ -454,6 +467,16 @@ def finish(t: Training) -> None:
         print(f'finished: python eval.py --run {run.folder} --text "…" uses it')
 
 
+def print_result(run: Run) -> None:
+    """Prints the scores of a finished run."""
+    result = run.result or {}
+    labels = run.labels or SENTIMENT
+    for split in ("validation", "test"):
+        if "accuracy" in (result.get(split) or ()):
+            print_metrics(split, result[split], labels)
+    print(f"{run.folder} is finished; python eval.py --run {run.folder} scores it again")
+
+
 def test_scores(t: Training) -> dict[str, Any]:
     """Returns {"test": metrics} of the best model and keeps the probabilities; {} if no test review has a label."""
     frame = t.splits.test[t.splits.test["sentiment"] != UNKNOWN]
@@ -468,36 +491,56 @@ def test_scores(t: Training) -> dict[str, Any]:
     return {"test": found}
 
 
-def main(argv: list[str] | None = None) -> None:
-    keep_freed_memory()
-    settings, run = resolve(argv, TABLES)
-    if run is None:
-        settings, why = find_data(settings, TABLES)
-    elif run.result is not None:
-        raise ValueError(f"{run.folder} is finished; python eval.py --run {run.folder} scores it")
+def prepare_run(settings: Settings, machine: Machine) -> tuple[Settings, Run]:
+    """Finds the data, judges the config of the weights, creates the run folder, and prints what was found."""
+    settings, why = find_data(settings, TABLES)
     options = settings.options
-    machine = choose_machine(options.device, options.precision)
-    if run is None:
-        print(f"data: {options.train or options.data} ({why})")
-        if options.weights != "none" and adapter_folder(options.weights) is None:
-            config_file = fetch_config(options.weights)  # judged before a run folder is created
-            model_class(read_json(config_file), config_file)
-        run = start_run(settings, machine)
-        if repeats_batches(options):
-            print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
+    print(f"data: {options.train or options.data} ({why})")
+    if options.weights != "none" and adapter_folder(options.weights) is None:
+        config_file = fetch_config(options.weights)  # judged before a run folder is created
+        model_class(read_json(config_file), config_file)
+    run = start_run(settings, machine)
+    if repeats_batches(options):
+        print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
+    return settings, run
+
+
+def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
+    """Runs one experiment in its folder, from the start or from its saved state."""
     given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
     print(f"run: {run.folder} on {machine}")
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in given.items()))
     with Interrupt() as interrupt:
         try:
             splits = read_data(settings, run)
-            tokenizer = prepare_tokenizer(options, run, splits)
+            tokenizer = prepare_tokenizer(settings.options, run, splits)
             training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
             train(training)
             finish(training)
-        except Stopped:
+        except Stopped as stopped:
             print(f"\nstopped and saved; go on with: python train.py --resume {run.folder}")
-            sys.exit(130)
+            sys.exit(stopped.exit_code)
+        except OSError as error:
+            if is_closed_pipe(error):
+                print(f"the output was closed; go on with: python train.py --resume {run.folder}", file=sys.stderr)
+            raise
+
+
+def main(argv: list[str] | None = None) -> None:
+    keep_freed_memory()
+    settings, run = resolve(argv, TABLES)
+    machine = choose_machine(settings.options.device, settings.options.precision)
+    if run is None:
+        settings, run = prepare_run(settings, machine)
+    elif run.result is not None:
+        print_result(run)
+        return
+    else:
+        run.lock()
+    try:
+        train_and_score(settings, run, machine)
+    finally:
+        run.release()
 
 
 if __name__ == "__main__":

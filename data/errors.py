@@ -8,12 +8,15 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import TypeVar
 
 import torch
 
+Value = TypeVar("Value")
 CLOSED_PIPE, INTERRUPTED = 141, 130  # exit codes of a shell for SIGPIPE and SIGINT
 
 
@@ -21,11 +24,12 @@ CLOSED_PIPE, INTERRUPTED = 141, 130  # exit codes of a shell for SIGPIPE and SIG
 def clean_exit() -> Iterator[None]:
     """Prints an error that a user can fix as one line and exits with code 2. DEBUG=1 keeps the traceback.
 
-    Ends quietly if the reader of the output closes it (`| head`) and after Ctrl-C.
+    Ends quietly if the reader of the output closes it (`| head`) and after Ctrl-C, SIGTERM and SIGHUP.
     """
     prepare_output()
     try:
-        yield
+        with Interrupt():
+            yield
         sys.stdout.flush()
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if is_closed_pipe(error):
@@ -38,6 +42,8 @@ def clean_exit() -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
     finally:
         discard_unwritten()
 
@@ -100,21 +106,29 @@ class NotFinite(Exception):
         self.loss, self.rows = loss, rows
 
 
-class Stopped(Exception):
-    """Ends a run that a signal interrupted, after its state was saved."""
+class Stopped(BaseException):
+    """Ends a run that a signal interrupted. No BaseException is taken for an error of a file. number: the signal."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number  # as a shell reports the signal
+
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into the flag `asked`, which the loop reads between steps.
+    """Raises Stopped at the first Ctrl-C, SIGTERM or SIGHUP; in a block `deferred`, at its next `check`.
 
-    The second signal raises KeyboardInterrupt at once. Leaving the context restores the handlers.
+    The second signal raises KeyboardInterrupt. Leaving the context restores the handlers.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0  # number of the first signal
+        self.deferring = False
 
     def __enter__(self) -> "Interrupt":
-        self.before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {number: signal.signal(number, self.handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,9 +139,41 @@ class Interrupt:
         """Handles a signal."""
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = number
+        if not self.deferring:
+            raise Stopped(number)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Waits with the first signal until `check`, or until the block ends."""
+        self.deferring = True
+        try:
+            yield
+        finally:
+            self.deferring = False
+        self.check()
 
     def check(self) -> None:
         """Raises Stopped after the first signal."""
         if self.asked:
-            raise Stopped
+            raise Stopped(self.asked)
+
+
+def interruptible(function: Callable[[], Value]) -> Value:
+    """Returns function(), run in another thread, so that a signal is handled while native code runs in it."""
+    found: list[Value] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(function())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if failed:
+        raise failed[0]
+    return found[0]

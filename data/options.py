@@ -198,6 +198,9 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     for field in fields(options):
         if choices := field.metadata["choices"]:
             check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))
+    name = options.name
+    if name and (name in (".", "..") or Path(name).name != name or not name.isprintable()):
+        raise ValueError(f"--name {name!r} must be the name of one folder; --runs DIR names its parent")
     if options.truncate == "chunks" and not objective.pretraining:
         raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
     if options.quantize == "int8" and (options.peft == "none" or options.weights == "none"):

@@ -4,12 +4,19 @@ runs/<name>/config.json   options, origins, command, commit, versions, device
             log.jsonl     one event a line; `epoch` events contain train_acc and val_acc
             tokenizer/    the tokenizer
             best/         the model or adapter of the best epoch
-            state/        the state to resume from
+            state/        the state to resume from, and the one before it
             result.json   written when the run is finished: config.json, history and scores
+            .lock         locked while a process trains the run (data/locks.py)
+
+A checksum shows a change of config.json, tokenizer/, best/, of the state, and of the log up to the state. A damaged
+state is replaced by the one before it, a damaged log by the history in the state.
 """
 
+import contextlib
 import datetime
+import hashlib
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -22,10 +29,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.checked import read_json
-from data.files import open_tensors, write_json, write_tensors, write_text
+from data.checked import read_json, read_object
+from data.files import (
+    open_tensors,
+    read_sealed_tensors,
+    seal,
+    unseal,
+    write_json,
+    write_sealed_tensors,
+    write_tensors,
+    write_text,
+)
+from data.locks import FolderLock
 
 ROOT = Path(__file__).parent.parent
+FORMAT = 2  # of config.json: 2 has a checksum
+OLD_STATE = frozenset({"format", "progress"})  # metadata of a state from before there were checksums
 PACKAGES = ("torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers")
 
 
@@ -70,24 +89,44 @@ class Run:
         self.folder = Path(folder)
         self.best, self.tokenizer = self.folder / "best", self.folder / "tokenizer"
         self.state_file = self.folder / "state" / "state.safetensors"
+        self.state_before = self.folder / "state" / "before.safetensors"
         self.log_file = self.folder / "log.jsonl"
         self.cache = self.folder.parent / ".cache"  # cleaned text and token ids, shared by all runs in the same folder
+        self.owned: FolderLock | None = None
 
     @classmethod
     def create(cls, folder: str | Path, config: dict[str, Any]) -> "Run":
         """Creates a run folder with `config`, command, commit and versions in config.json, and an empty log.
 
-        Raises ValueError if a run of that name exists.
+        The run is locked until `release`. Raises ValueError if a run of that name exists.
         """
         run = cls(folder)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.lock()
         if (run.folder / "config.json").exists():
+            run.release()
             raise ValueError(f"{folder} exists; go on with --resume {folder}, or choose another --name")
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         origin = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-        head = {"command": command_line(), "started": now, **origin, "versions": versions()}
-        write_json(run.folder / "config.json", head | config)
+        head = {"format": FORMAT, "command": command_line(), "started": now, **origin, "versions": versions()}
+        write_json(run.folder / "config.json", seal(head | config))
         write_text(run.log_file, "")
         return run
+
+    def lock(self) -> None:
+        """Locks the run for this process, and removes the temporary files of processes that were killed.
+
+        Raises ValueError if another process has the lock.
+        """
+        self.owned = FolderLock(self.folder)
+        for path in self.folder.rglob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def release(self) -> None:
+        """Unlocks the run."""
+        if self.owned is not None:
+            self.owned.release()
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -104,7 +143,7 @@ class Run:
         """
         config = self.config
         if "files" not in config:
-            write_json(self.folder / "config.json", config | {"labels": list(labels), "files": files})
+            write_json(self.folder / "config.json", seal(config | {"labels": list(labels), "files": files}))
             return
         check_files(config["files"], files, self.folder)
 
@@ -116,8 +155,10 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Reads config.json."""
-        return read_json(self.folder / "config.json")
+        """Reads config.json. Raises ValueError if it changed."""
+        path = self.folder / "config.json"
+        config = read_object(path)
+        return unseal(config, path) if "sha256" in config or "format" in config else config
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -143,22 +184,51 @@ class Run:
         with open_tensors(path) as file:
             return file.get_tensor("probabilities").numpy()
 
+    # ------------------------------------------------------------------------------------------------------- state
+
     def save_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Saves tensors, progress (JSON values) and the length of the log, atomically."""
-        progress = progress | {"log_bytes": self.log_file.stat().st_size}
-        write_tensors(self.state_file, tensors, metadata={"format": "pt", "progress": json.dumps(progress)})
+        """Saves tensors, progress (JSON values) and the length and digest of the log, atomically.
+
+        The log reaches the disk first. The state before is kept.
+        """
+        with self.log_file.open("rb+") as log:
+            os.fsync(log.fileno())
+            content = log.read()
+        facts = {"log_bytes": len(content), "log_sha256": hashlib.sha256(content).hexdigest()}
+        if self.state_file.exists():
+            self.state_file.replace(self.state_before)
+        write_sealed_tensors(self.state_file, tensors, {"progress": json.dumps(progress | facts)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Returns the saved (tensors, progress) and truncates the log to that moment.
+        """Returns the saved (tensors, progress) and sets the log back to that moment.
 
-        Returns None and empties the log if no state was saved yet.
+        A damaged state is replaced by the one before it, which is printed. Returns None and empties the log if no state
+        was saved yet. Raises ValueError if no saved state can be read.
         """
-        if not self.state_file.exists():
-            self.log_file.write_text("", encoding="utf-8")
-            return None
-        with open_tensors(self.state_file) as file:
-            progress = json.loads(file.metadata()["progress"])
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is not a dict)
-        with self.log_file.open("a", encoding="utf-8") as log:
-            log.truncate(progress["log_bytes"])
-        return tensors, progress
+        problem = ""
+        for path in (path for path in (self.state_file, self.state_before) if path.exists()):
+            try:
+                tensors, metadata = read_sealed_tensors(path, OLD_STATE)
+            except ValueError as error:
+                problem = str(error)
+                print(f"warning: {error}; trying the state before it")
+                continue
+            progress = json.loads(metadata["progress"])
+            self.restore_log(progress)
+            return tensors, progress
+        if problem:
+            raise ValueError(f"{problem}; no other state of {self.folder} can be read: start again with another --name")
+        self.log_file.write_text("", encoding="utf-8")
+        return None
+
+    def restore_log(self, progress: dict[str, Any]) -> None:
+        """Sets the log back to the moment of a state. If its content is lost, it is written from the history."""
+        content = self.log_file.read_bytes() if self.log_file.exists() else b""
+        content, size = content[: progress["log_bytes"]], progress["log_bytes"]
+        digest = progress.get("log_sha256", hashlib.sha256(content).hexdigest())
+        if len(content) == size and hashlib.sha256(content).hexdigest() == digest:
+            os.truncate(self.log_file, size)
+            return
+        print(f"warning: {self.log_file} is damaged; its epochs are written again, its steps are lost")
+        events = ({"event": "epoch", **record} for record in progress.get("history", ()))
+        write_text(self.log_file, "".join(json.dumps(event) + "\n" for event in events))

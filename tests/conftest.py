@@ -119,7 +119,8 @@ def small_run(tmp_path: Path, monkeypatch) -> list[str]:
     """Returns the arguments of a run of a few seconds: a tiny BERT, LoRA, 64 built-in reviews, five steps an epoch."""
     monkeypatch.chdir(tmp_path)
     weights = tiny_weights(tmp_path / "weights")
-    text = f"--model bert --weights {weights} --peft lora --data demo --train-reviews 64 --batch-size 13 --epochs 2"
+    data = "--data demo --train-reviews 64 --validation-reviews 500"
+    text = f"--model bert --weights {weights} --peft lora {data} --batch-size 13 --epochs 2"
     return [*text.split(), "--precision", "fp32", "--runs", str(tmp_path / "runs"), "--name", "small"]
 
 

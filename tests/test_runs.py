@@ -1,9 +1,14 @@
+"""Run folders: states, logs, checksums and locks."""
+
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.files import new_folder, write_tensors
 from data.meter import Meter
 from data.runs import Run
 
@@ -28,12 +33,86 @@ def test_without_a_saved_state_the_log_is_emptied(tmp_path: Path):
     assert run.log_file.read_text() == ""
 
 
-def test_the_error_of_a_damaged_state_names_the_file(tmp_path: Path):
+def test_a_damaged_state_is_replaced_by_the_one_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = Run.create(tmp_path / "r", {})
+    for step in (1, 2):
+        run.log("step", step=step)
+        run.save_state({"x": torch.full((100,), float(step))}, {"step": step})
+    run.state_file.write_bytes(run.state_file.read_bytes()[:50])
+    tensors, progress = run.load_state()
+    assert (progress["step"], tensors["x"][0]) == (1, 1)
+    assert [json.loads(line)["step"] for line in run.log_file.read_text().splitlines()] == [1]
+    assert "state.safetensors is cut short or damaged" in capsys.readouterr().out
+
+
+def test_two_damaged_states_are_one_error_with_the_way_out(tmp_path: Path):
     run = Run.create(tmp_path / "r", {})
     run.save_state({"x": torch.zeros(100)}, {})
     run.state_file.write_bytes(run.state_file.read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"state\.safetensors is cut short or damaged"):
+    with pytest.raises(ValueError, match=r"state\.safetensors is cut short or damaged.*another --name"):
         run.load_state()
+
+
+def test_every_changed_bit_of_a_state_is_noticed(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    run.save_state({"x": torch.arange(6.0), "n": torch.tensor(3), "e": torch.zeros(0)}, {"step": 1})
+    sound = run.state_file.read_bytes()
+    for bit in range(8 * len(sound)):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        run.state_file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="no other state"):
+            run.load_state()
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:20], lambda text: text.replace("0.5", "0.6"), lambda text: ""])
+def test_a_damaged_log_is_written_again_from_the_history(tmp_path: Path, damage: Callable[[str], str]):
+    run = Run.create(tmp_path / "r", {})
+    history = [{"epoch": 1, "val_acc": 0.5}]
+    run.log("step", step=1)
+    run.log("epoch", **history[0])
+    run.save_state({"x": torch.zeros(1)}, {"history": history})
+    run.log_file.write_text(damage(run.log_file.read_text()))
+    run.load_state()
+    assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == [{"event": "epoch", **history[0]}]
+
+
+def test_a_state_from_before_there_were_checksums_is_read(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    progress = json.dumps({"step": 7, "log_bytes": 0})
+    write_tensors(run.state_file, {"x": torch.ones(2)}, {"format": "pt", "progress": progress})
+    tensors, found = run.load_state()
+    assert (found["step"], tensors["x"].tolist()) == (7, [1, 1])
+
+
+def test_every_changed_bit_of_a_config_is_noticed(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {"options": {"learning_rate": 1e-3}})
+    path = tmp_path / "r/config.json"
+    sound = path.read_bytes()
+    for bit in range(8 * len(sound)):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"config\.json"):
+            _ = run.config
+
+
+def test_a_run_has_one_owner(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    temporary = tmp_path / "r/state/.state.safetensors.1.tmp"
+    temporary.parent.mkdir()
+    temporary.touch()
+    with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on "):
+        Run.create(tmp_path / "r", {})
+    run.release()
+    with pytest.raises(ValueError, match="exists; go on with --resume"):
+        Run.create(tmp_path / "r", {})
+    assert not temporary.exists()
+
+
+def test_default_names_do_not_collide(tmp_path: Path):
+    names = [new_folder(tmp_path / "runs" / "bert").name for _ in range(3)]
+    assert names == ["bert", "bert-2", "bert-3"]
 
 
 def test_meter_resumes_from_its_sums():

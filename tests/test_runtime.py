@@ -4,11 +4,12 @@ import io
 import os
 import signal
 import sys
+import time
 
 import pytest
 import torch
 
-from data.errors import Interrupt, Stopped, clean_exit
+from data.errors import Interrupt, Stopped, clean_exit, interruptible
 from data.seeds import derive_seed, random_state, set_random_state
 from nn import runtime
 from nn.runtime import choose_machine, peak_memory
@@ -74,17 +75,52 @@ def test_defects_of_the_program_keep_their_traceback():
         raise RuntimeError("shapes do not match")
 
 
-def test_the_first_signal_sets_a_flag_and_the_second_stops():
-    before = signal.getsignal(signal.SIGINT)  # SIG_IGN if a shell started the tests in the background
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_stops_at_once_and_the_second_one_without_a_state(number: int):
+    before = signal.getsignal(number)  # SIG_IGN if a shell started the tests in the background
     with Interrupt() as interrupt:
         interrupt.check()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.asked
-        with pytest.raises(Stopped):
-            interrupt.check()
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), number)
+        assert stopped.value.exit_code == 128 + number
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_in_a_step_waits_for_a_check_or_the_end_of_the_block(number: int, checked: bool):
+    done = []
+
+    def step(interrupt: Interrupt) -> None:
+        with interrupt.deferred():
+            os.kill(os.getpid(), number)
+            done.append("step")
+            if checked:
+                interrupt.check()
+            done.append("rest")
+
+    with Interrupt() as interrupt, pytest.raises(Stopped):
+        step(interrupt)
+    assert done == ["step"] if checked else ["step", "rest"]
+
+
+def test_a_signal_ends_a_wait_for_native_code():
+    def interrupt_and_work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    begin = time.perf_counter()
+    with pytest.raises(Stopped), Interrupt():
+        interruptible(interrupt_and_work)
+    assert time.perf_counter() - begin < 4
+    assert interruptible(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 // 0)
 
 
 def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch):
@@ -112,7 +148,7 @@ def test_a_closed_pipe_ends_the_program_quietly(
 
     def program() -> None:
         with clean_exit():
-            print("text")
+            print("text", end="")
             if code is not None:
                 sys.exit(code)
 

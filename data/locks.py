@@ -1,0 +1,67 @@
+"""Locks a folder for the life of a process.
+
+The operating system holds the lock and releases it when the process ends, also by SIGKILL. It holds on local disks, and
+on network folders whose server supports locks: NFS from Linux 2.6.12 on, SMB. It does not hold between machines on a
+folder that is mounted without them (`nolock`, some cluster file systems), which is noticed only if the system says so.
+"""
+
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FILE = ".lock"  # stays in the folder; removing it would let two processes lock two files of the same name
+TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+BYTE = 2**30  # the byte that is locked on Windows, where nobody can read a locked byte
+
+
+class FolderLock:
+    """Holds the lock of an existing folder until `release`, or until the process ends.
+
+    Raises ValueError that names the process that holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock_file(self.file)
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                print(f"warning: {folder} is on a file system without locks; let only one process use it at a time")
+                return
+            owner = os.read(self.file, 200).decode("utf-8", "replace")
+            self.release()
+            if error.errno not in TAKEN:
+                raise
+            by = f" by {owner}" if owner and owner.isprintable() else ""
+            raise ValueError(f"{folder} is in use{by}; wait until it ends, or choose another --name") from error
+        os.ftruncate(self.file, 0)
+        os.write(self.file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def release(self) -> None:
+        """Releases the lock. A second call does nothing."""
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+
+def lock_file(file: int) -> None:
+    """Locks an open file without waiting. Raises OSError if another process holds the lock."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    try:
+        import msvcrt
+    except ImportError:
+        raise OSError(errno.ENOLCK, "this system has no locks") from None
+    windows: Any = msvcrt
+    os.lseek(file, BYTE, os.SEEK_SET)
+    windows.locking(file, windows.LK_NBLCK, 1)
+    os.lseek(file, 0, os.SEEK_SET)
