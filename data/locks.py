@@ -15,6 +15,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:  # Unix
+    msvcrt = None  # type: ignore[assignment]
 
 FILE = ".lock"  # stays in the folder; removing it would let two processes lock two files of the same name
 TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
@@ -57,10 +61,8 @@ def lock_file(file: int) -> None:
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
-    try:
-        import msvcrt
-    except ImportError:
-        raise OSError(errno.ENOLCK, "this system has no locks") from None
+    if msvcrt is None:
+        raise OSError(errno.ENOLCK, "this system has no locks")
     windows: Any = msvcrt
     os.lseek(file, BYTE, os.SEEK_SET)
     windows.locking(file, windows.LK_NBLCK, 1)

@@ -1,0 +1,132 @@
+"""Says what a path is, and whether it is sound: a checkpoint, an adapter, a tokenizer, reviews, word vectors, or a run.
+
+    python -m data.check PATH …
+
+Reads each path as train.py and eval.py do, and loads its weights. Prints one line a path. The exit code is 2 if a path
+is damaged or nothing that the project reads. This is a program above all layers, like eval.py; nothing imports it.
+"""
+
+import sys
+from pathlib import Path
+
+import peft
+from data import Source, load_splits
+from data.checked import show
+from data.errors import clean_exit
+from data.files import check_checksums, open_tensors, read_sealed_tensors
+from data.hub import ADAPTER_CONFIG, CONFIG, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
+from data.imdb import label_reviews, read_reviews
+from data.runs import OLD_STATE, Run
+from data.tokenization import load_tokenizer
+from data.word_vectors import load_vectors, read_published_vectors
+from nn.checkpoint import load_pretrained
+
+
+def check(path: Path) -> str:
+    """Describes a path that is sound. Raises FileNotFoundError or ValueError that names the defect."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_file():
+        return check_file(path)
+    if (path / "log.jsonl").is_file():
+        return check_run(Run.open(path))
+    check_checksums(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        return check_adapter(path)
+    if (path / CONFIG).is_file() and any(next(path.glob(pattern), None) for pattern in (*SAFE_FILES, "*.bin")):
+        return check_checkpoint(path)
+    if has_any(path, TOKENIZERS):
+        return check_tokenizer(path)
+    return check_reviews(path)
+
+
+def check_run(run: Run) -> str:
+    """Checks options, tokenizer, states and best model of a run folder."""
+    options = run.config["options"]
+    check_checksums(run.tokenizer)
+    check_checksums(run.best)
+    states = [path for path in (run.state_file, run.state_before) if path.exists()]
+    for path in states:
+        read_sealed_tensors(path, OLD_STATE)
+    stage = "finished" if run.result is not None else f"not finished, {len(states)} states to resume from"
+    best = f"; best: {check(run.best)}" if run.best.is_dir() else ""
+    return f"a run of {show(options['model'])} with --peft {show(options['peft'])}, {stage}{best}"
+
+
+def check_checkpoint(folder: Path) -> str:
+    """Loads a checkpoint, and its tokenizer if it has one."""
+    model = load_pretrained(folder)
+    count = sum(p.numel() for p in model.parameters())
+    random = ", ".join(sorted(model.newly_initialized))
+    labels = f"new at random: {random}" if random else f"classes {', '.join(map(show, model.config.labels))}"
+    tokenizer = f"; {check_tokenizer(folder)}" if has_any(folder, TOKENIZERS) else "; no tokenizer"
+    return f"a {model.model_type} checkpoint with {count:,} parameters, {labels}{tokenizer}"
+
+
+def check_adapter(folder: Path) -> str:
+    """Loads an adapter on its backbone."""
+    model = peft.load_adapted(folder)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    labels = ", ".join(map(show, model.config.labels))
+    base = show(adapter_base(folder))
+    return f"a {adapter_method(folder)} adapter with {count:,} parameters for {base}, classes {labels}"
+
+
+def check_tokenizer(folder: Path) -> str:
+    """Loads a tokenizer and encodes one text."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.encode_batch(["A wonderful little film."], max_length=16)
+    return f"a {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} tokens"
+
+
+def check_file(path: Path) -> str:
+    """Reads a file of tensors, of word vectors, or of reviews."""
+    endings = [ending.lower() for ending in path.suffixes]
+    if endings[-1:] == [".safetensors"]:
+        return check_tensors(path)
+    if {".vec", ".bin"} & set(endings) or path.name.lower().startswith("glove"):
+        return f"word vectors of {read_published_vectors(path, ['film']).vectors.size(1)} numbers"
+    reviews = read_reviews(path, Source(data=str(path)))
+    labels = f", column {show(reviews.label_column)}" if reviews.label_column else ", without labels"
+    names = label_reviews(reviews, None)[1] if reviews.label_column else ()
+    return f"{len(reviews.records):,} reviews{labels}" + (f": {', '.join(map(show, names))}" if names else "")
+
+
+def check_tensors(path: Path) -> str:
+    """Reads all tensors of a safetensors file, and compares their checksum if the file has one."""
+    with open_tensors(path) as file:
+        metadata, names = file.metadata() or {}, list(file.keys())
+        for name in names:
+            file.get_tensor(name)
+    if "words" in metadata:
+        return f"word vectors of {len(load_vectors(path).words):,} words"
+    if "sha256" in metadata:
+        read_sealed_tensors(path)
+    return f"{len(names):,} tensors in safetensors"
+
+
+def check_reviews(folder: Path) -> str:
+    """Reads the reviews of a folder."""
+    splits = load_splits(Source(data=str(folder)), None)
+    parts = (f"{len(getattr(splits, name)):,} {name}" for name in ("train", "validation", "test"))
+    return f"reviews: {', '.join(parts)}; classes {', '.join(map(show, splits.labels))}"
+
+
+def main(paths: list[str]) -> None:
+    """Checks each path. Exits with code 2 if one is not sound."""
+    if not paths or paths[0].startswith("-"):
+        print(__doc__)
+        return
+    unsound = False
+    for path in paths:
+        try:
+            print(f"{path}: {check(Path(path).expanduser())}: sound")
+        except (ValueError, OSError) as error:
+            unsound = True
+            print(f"{path}: not sound: {show(error, 400)}")
+    sys.exit(2 if unsound else 0)
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(sys.argv[1:])

@@ -1,0 +1,73 @@
+"""Tests of data/check.py: each kind of path is recognised, and a defect is one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import adapt, tiny, tiny_weights
+
+import train
+from data.check import check, main
+from data.files import write_checksums
+from data.tokenization import train_tokenizer
+from data.word_vectors import WordVectors, save_vectors
+from peft import save_adapter
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Path]:
+    """Returns one sound path of each kind but a run."""
+    tiny_weights(tmp_path / "checkpoint")
+    save_adapter(adapt(tiny("bert"), "lora"), tmp_path / "adapter", str(tmp_path / "checkpoint"))
+    train_tokenizer("bpe", ["a film", "a play"] * 20, 300).save(tmp_path / "tokenizer")
+    (tmp_path / "reviews.csv").write_text("review,label\ngood,up\nbad,down\n")
+    (tmp_path / "glove.txt").write_text("film 1 2 3\nplay 1 2 3\n")
+    save_vectors(tmp_path / "vectors.safetensors", WordVectors(["film"], torch.ones(1, 4)))
+    names = ("checkpoint", "tokenizer", "reviews.csv", "glove.txt", "vectors.safetensors")
+    return {name: tmp_path / name for name in names}
+
+
+DESCRIPTIONS = {
+    "checkpoint": "a bert checkpoint with",
+    "tokenizer": "a bpe tokenizer with",
+    "reviews.csv": "2 reviews, column label: down, up",
+    "glove.txt": "word vectors of 3 numbers",
+    "vectors.safetensors": "word vectors of 1 words",
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_each_kind_is_recognised(paths: dict[str, Path], name: str):
+    assert DESCRIPTIONS[name] in check(paths[name])
+
+
+def test_a_run_and_its_adapter(small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train.main([*small_run, "--epochs", "1"])
+    run = tmp_path / "runs/small"
+    assert check(run).startswith("a run of bert with --peft lora, finished; best: a lora adapter with")
+    capsys.readouterr()
+    content = bytearray((run / "state/state.safetensors").read_bytes())
+    content[-9] ^= 2
+    (run / "state/state.safetensors").write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        main([str(run), str(tmp_path / "nothing"), str(run / "tokenizer")])
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 2
+    assert [line.partition(": ")[2].split(":")[0] for line in lines[:2]] == ["not sound", "not sound"]
+    assert "does not have its checksum" in lines[0]
+    assert lines[2].endswith(": sound")
+
+
+def test_the_checksums_of_a_folder(tmp_path: Path):
+    folder = tiny_weights(tmp_path / "checkpoint")
+    write_checksums(folder)
+    assert "a bert checkpoint" in check(folder)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    with pytest.raises(ValueError, match=r"config\.json changed since it was written; restore it, or delete"):
+        check(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing; SHA256SUMS lists it"):
+        check(folder)
+    (folder / "SHA256SUMS").write_text("0" * 64 + "  ../secret\n")
+    with pytest.raises(ValueError, match="SHA256SUMS is damaged"):
+        check(folder)
