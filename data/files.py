@@ -1,6 +1,7 @@
 """Writes files atomically, and opens safetensors with errors that name the file and the defect."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from data.checked import CONTROL, show
 
 
 def user_path(text: str | Path) -> Path:
@@ -92,11 +95,14 @@ def write_output(path: str | Path, text: str) -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Writes text to standard output: as UTF-8 to a pipe or a file, in the console's encoding to a console."""
+    """Writes text to standard output: as UTF-8 to a pipe or a file, in the console's encoding to a console.
+
+    A console receives no control characters but line feeds.
+    """
     binary = None if sys.stdout.isatty() else getattr(sys.stdout, "buffer", None)
     sys.stdout.flush()
-    if binary is None:
-        sys.stdout.write(text)
+    if binary is None:  # a console, which would obey the control characters of ids
+        sys.stdout.write("\n".join(CONTROL.sub("\ufffd", line) for line in text.split("\n")))
     else:
         binary.write(text.encode())
     sys.stdout.flush()
@@ -127,3 +133,47 @@ def open_tensors(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
+
+
+# ----------------------------------------------------------------------------------------------- links, cache files
+
+
+def check_inside(path: Path, root: Path, way_out: str) -> Path:
+    """Returns a path below `root`. Raises ValueError if it leads out of `root` through a link.
+
+    The cache of huggingface_hub has its files in blobs/, next to the folder snapshots/ that contains links to them.
+    """
+    allowed = [root, *(folder.parent / "blobs" for folder in root.absolute().parents if folder.name == "snapshots")]
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(os.path.realpath(folder)) for folder in allowed):
+        raise ValueError(f"{show(path, 300)} is a link that leads out of {root}; it is not followed: {way_out}")
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def seal_file(path: Path) -> Path:
+    """Writes the SHA-256 of a cache file next to it: x.npy -> x.npy.sha256. Returns `path`."""
+    write_text(path.with_name(f"{path.name}.sha256"), digest_of(path) + "\n")
+    return path
+
+
+def is_intact(path: Path) -> bool:
+    """Returns whether a cache file exists and has the SHA-256 of `seal_file`.
+
+    Prints one line if it exists and has another one, or none: it has to be made again.
+    """
+    if not path.is_file():
+        return False
+    sealed = path.with_name(f"{path.name}.sha256")
+    if sealed.is_file() and sealed.read_bytes().strip() == digest_of(path).encode():
+        return True
+    print(f"{path} is damaged or was not finished; it is made again")
+    return False

@@ -122,7 +122,7 @@ def growth(normalizer: Any) -> int:
 
 
 def check_pipeline(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of a tokenizer.json. Raises ValueError that names `path` for what has no bound on its cost."""
+    """Returns the content of a tokenizer.json. Raises ValueError that names `path` for a part of unbounded cost."""
     for part in PARTS:
         for pattern in find_patterns(content.get(part)):
             try:

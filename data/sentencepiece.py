@@ -194,14 +194,18 @@ def check_subwords(subwords: list[tuple[str, float]], types: list[int], byte_fal
         raise ValueError(f"it has {types.count(UNKNOWN)} unknown tokens, not one")
     matching = [name for (name, _), kind in zip(subwords, types, strict=True) if kind in (NORMAL, USER_DEFINED)]
     if wrong := [name for name in matching if not 0 < len(name) <= LONGEST_SUBWORD]:
-        raise ValueError(f"its subword {show(wrong[0], 40)!r} has {len(wrong[0]):,} characters, not 1 to {LONGEST_SUBWORD}")
+        raise ValueError(
+            f"its subword {show(wrong[0], 40)!r} has {len(wrong[0]):,} characters, not 1 to {LONGEST_SUBWORD}"
+        )
     if twice := [name for name, count in Counter(matching).items() if count > 1]:
         raise ValueError(f"its subword {show(twice[0])!r} is listed twice")
     if wrong := [name for name, score in subwords if not math.isfinite(score)]:
         raise ValueError(f"the score of its subword {show(wrong[0])!r} is not a finite number")
     found = {name for (name, _), kind in zip(subwords, types, strict=True) if kind == BYTE}
     if found - BYTE_NAMES or (byte_fallback and found != BYTE_NAMES):
-        raise ValueError(f"it has {len(found & BYTE_NAMES)} of the 256 subwords for bytes, and {len(found - BYTE_NAMES)} others")
+        raise ValueError(
+            f"it has {len(found & BYTE_NAMES)} of the 256 subwords for bytes, and {len(found - BYTE_NAMES)} others"
+        )
 
 
 @dataclass

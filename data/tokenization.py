@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -196,7 +196,7 @@ class Tokenizer:
             batch = texts[start : start + BATCH]
             seconds = BATCH_SECONDS + sum(map(len, batch)) / SLOWEST
             with reading(self.source, "a tokenizer"), silent_stderr():
-                rows = within(seconds, lambda batch=batch: self.segment(batch), f"{self.source}: segmenting {BATCH:,} texts")
+                rows = within(seconds, partial(self.segment, batch), f"{self.source}: segmenting {len(batch):,} texts")
             yield from rows
 
     def segment(self, texts: list[str]) -> list[list[int]]:
@@ -283,7 +283,7 @@ def load_tokenizer(source: str | Path, variant: str = "published") -> Tokenizer:
             read.backend, read.kind, lowercase=read.lowercase, spm=read.spm, special=special, template=read.template,
             model_max_length=read.model_max_length, source=str(directory),
         )  # fmt: skip
-        within(PROBE_SECONDS, lambda: tokenizer.segment(PROBES), f"{directory}: the tokenizer")
+        within(PROBE_SECONDS, partial(tokenizer.segment, PROBES), f"{directory}: the tokenizer")
     return tokenizer
 
 

@@ -146,7 +146,7 @@ def split_merges(path: Path, text: str) -> list[tuple[str, str]]:
         line = line.removesuffix("\r")
         if not line or line.startswith("#version"):
             continue
-        left, space, right = line.partition(" ")
+        left, _, right = line.partition(" ")
         if not left or not right or " " in right:
             raise ValueError(f"{path}: line {number} is {show(line, 40)!r}, not two subwords; fetch it again")
         pairs.append((left, right))

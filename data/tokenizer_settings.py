@@ -141,7 +141,10 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_class(directory: Path, config: dict[str, Any]) -> tuple[str, str]:
     """Returns (class, family): of tokenizer_config.json, else of config.json, else of the model type."""
     model = read_object(directory / "config.json")
-    model_type, name = model.get("model_type") or "", config.get("tokenizer_class") or model.get("tokenizer_class") or ""
+    model_type, name = (
+        model.get("model_type") or "",
+        config.get("tokenizer_class") or model.get("tokenizer_class") or "",
+    )
     for key, value in (("model_type", model_type), ("tokenizer_class", name)):
         if not isinstance(value, str) or not value.isprintable():
             raise ValueError(f"{directory}: {key} must be a name, not {show(value, 40)!r}")
@@ -192,9 +195,10 @@ def read_added(directory: Path, config: dict[str, Any], special: set[str]) -> di
     else:
         path = directory / "added_tokens.json"
         found = [(number, as_token(name, path, special=name in special)) for name, number in read_object(path).items()]
-        with reading(path := directory / "tokenizer.json", "a tokenizer.json"):
-            whole = read_object(path).get("added_tokens") or []
-            last = {value["id"]: as_token(value, path, special=False) for value in whole}
+        whole = directory / "tokenizer.json"
+        with reading(whole, "a tokenizer.json"):
+            tokens = read_object(whole).get("added_tokens") or []
+            last = {value["id"]: as_token(value, whole, special=False) for value in tokens}
         found = [(number, token) for number, token in found if is_new(number, last)] + list(last.items())
     try:
         added = {int(number): token for number, token in sorted(found, key=lambda item: int(item[0]))}
@@ -222,8 +226,9 @@ def add_tokens(backend: Backend, settings: Settings, special: dict[str, str], di
     missing = [special[role] for role in REQUIRED if special.get(role) in unknown]
     if missing:
         raise ValueError(
-            f"{directory}: the vocabulary lacks the special tokens {show(', '.join(missing))}; special_tokens_map.json or "
-            "tokenizer_config.json can name others (cls_token, sep_token, pad_token, unk_token)"
+            f"{directory}: the vocabulary lacks the special tokens {show(', '.join(missing))}; "
+            "special_tokens_map.json or tokenizer_config.json can name others (cls_token, sep_token, pad_token, "
+            "unk_token)"
         )
     before = backend.get_added_tokens_decoder().values()
     known, added = {repr(token) for token in before}, added | {token.content for token in before}

@@ -21,13 +21,18 @@ from damage import Format
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from data import Source, load_splits, load_table, load_texts
-from data.columns import describe
 from data.demo import reviews
 from data.download import unpack_archive
 from data.tokenization import load_tokenizer
 from losses import OBJECTIVES
 
-TEXTS = ["A wonderful little film! 7/10", "", "na\u00efve \u2615 \uff21 [MOVIE] [CLS]", "x" * 300, "   1234 don't\n\tok"]
+TEXTS = [
+    "A wonderful little film! 7/10",
+    "",
+    "na\u00efve \u2615 \uff21 [MOVIE] [CLS]",
+    "x" * 300,
+    "   1234 don't\n\tok",
+]
 ROWS = [(f"{number}_{9 if label else 2}", label, text) for number, (_, text, label) in enumerate(reviews("test")[:24])]
 FRAME = pd.DataFrame(ROWS, columns=["id", "sentiment", "review"])
 
@@ -76,7 +81,17 @@ def make_json_tokenizers(folder: Path) -> None:
     cases.whole(folder / "unigram", cases.unigram_json("roberta"), "xlm-roberta", config=config)
 
 
-HOSTILE = ("(a+)+$", "(\\w*)*x", "(x+x+)+y", ".*.*.*.*x", "(((a{1000}){1000}){1000})", "(", "a" * 100_000, "(?<=a+)b", "")
+HOSTILE = (
+    "(a+)+$",
+    "(\\w*)*x",
+    "(x+x+)+y",
+    ".*.*.*.*x",
+    "(((a{1000}){1000}){1000})",
+    "(",
+    "a" * 100_000,
+    "(?<=a+)b",
+    "",
+)
 
 
 def damage_pipeline(folder: Path, stream: random.Random) -> bool:
@@ -110,7 +125,9 @@ def damage_pipeline(folder: Path, stream: random.Random) -> bool:
 
 
 def make_vocab(folder: Path) -> None:
-    cases.vocab(folder, config={"tokenizer_class": "BertTokenizer"}, added_tokens=cases.numbered(len(cases.vocabulary())))
+    cases.vocab(
+        folder, config={"tokenizer_class": "BertTokenizer"}, added_tokens=cases.numbered(len(cases.vocabulary()))
+    )
 
 
 def damage_vocab_json(folder: Path, stream: random.Random) -> bool:
@@ -132,7 +149,9 @@ def make_settings(folder: Path) -> None:
     special = cases.named("bert") | {"additional_special_tokens": cases.LISTED}
     lines, config = cases.vocabulary(), {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
     added = cases.numbered(len(lines))
-    cases.vocab(folder / "map", config=config | {"model_max_length": 512}, special_tokens_map=special, added_tokens=added)
+    cases.vocab(
+        folder / "map", config=config | {"model_max_length": 512}, special_tokens_map=special, added_tokens=added
+    )
     config = config | {"added_tokens_decoder": cases.decoder(lines, "bert"), "strip_accents": None}
     cases.vocab(folder / "decoder", config=config)
 
@@ -225,9 +244,10 @@ def make_tables(folder: Path) -> None:
 
 
 SNIPPETS = (
-    "sep=\x01\n", 'sep="\n', "sep=\\\n", "a" * 3_000_000, "," * 3_000_000, "\t" * 3_000_000, "\n" * 300_000, '"' * 300_001,
-    "\x1b[2J\x1b]0;x\x07", "\0", "\ufeff", "\u2028", "\r", "<b>" * 30_000, "&#" + "9" * 5000 + ";", "<a " + 'x="' * 9000,
-    "".join(map(chr, range(0xE000, 0xF900))) + '\\"', "\ud83d", "&lt;" * 30_000, "<![CDATA[", "<script>" * 3000, "</" * 9000,
+    "sep=\x01\n", 'sep="\n', "sep=\\\n", "\x1b[2J\x1b]0;x\x07", "\0", "\ufeff", "\u2028", "\r", "\ud83d", "<![CDATA[",
+    "a" * 3_000_000, "," * 3_000_000, "\t" * 3_000_000, "\n" * 300_000, '"' * 300_001,
+    "<b>" * 30_000, "&#" + "9" * 5000 + ";", "<a " + 'x="' * 9000, "&lt;" * 30_000, "<script>" * 3000, "</" * 9000,
+    "".join(map(chr, range(0xE000, 0xF900))) + '\\"',
 )  # fmt: skip
 
 
@@ -249,7 +269,18 @@ def make_objects(folder: Path) -> None:
 def damage_objects(folder: Path, stream: random.Random) -> bool:
     """Adds an object that has a difficult value, or rows whose keys all differ."""
     rows = [json.loads(line) for line in (folder / "reviews.jsonl").read_text(encoding="utf-8").splitlines()]
-    values = (10**400, "\ud83d", "\x1b[2J", {"a": [1]}, [[]], float("nan"), True, None, "a" * 11_000_000, "<b>" * 30_000)
+    values = (
+        10**400,
+        "\ud83d",
+        "\x1b[2J",
+        {"a": [1]},
+        [[]],
+        float("nan"),
+        True,
+        None,
+        "a" * 11_000_000,
+        "<b>" * 30_000,
+    )
     kind = stream.randrange(4)
     if kind == 0:
         rows += [{f"key {number}": 1} for number in range(10_000)]
@@ -298,7 +329,9 @@ def damage_archive(folder: Path, stream: random.Random) -> bool:
     """Writes an archive that is sound as an archive, and hostile."""
     kind, table = stream.randrange(6), FRAME.to_csv(index=False).encode()
     if kind == 0:
-        write_zip(folder / "reviews.csv.zip", {stream.choice(("../../x.csv", "\x1b[2J.csv", "x.exe", "a/b.csv")): table})
+        write_zip(
+            folder / "reviews.csv.zip", {stream.choice(("../../x.csv", "\x1b[2J.csv", "x.exe", "a/b.csv")): table}
+        )
     elif kind == 1:
         write_zip(folder / "reviews.csv.zip", {"\x1b[2J": b"", "b": b""})
     elif kind == 2:
@@ -306,7 +339,9 @@ def damage_archive(folder: Path, stream: random.Random) -> bool:
     elif kind == 3:
         write_zip(folder / "reviews.csv.zip", {"reviews.csv": table + b"a,1,b\n" * 10_000_000})
     elif kind == 4:
-        name = stream.choice(("aclImdb/../../x", "/x", "aclImdb/\x1b[2J", "aclImdb/a", "other/x", "aclImdb/" + "x" * 300))
+        name = stream.choice(
+            ("aclImdb/../../x", "/x", "aclImdb/\x1b[2J", "aclImdb/a", "other/x", "aclImdb/" + "x" * 300)
+        )
         write_tar(folder / "reviews.tar.gz", {"aclImdb/a/b": "x", name: "y"})
     else:
         write_tar(folder / "reviews.tar.gz", {"aclImdb/x": "y"}, stream.choice((10**10, 0, 2000)))
@@ -316,8 +351,8 @@ def damage_archive(folder: Path, stream: random.Random) -> bool:
 def use_archives(folder: Path) -> None:
     use_file(folder / "reviews.csv.gz")
     use_file(folder / "reviews.csv.zip")
-    (folder / "unpacked").mkdir()
-    unpack_archive(folder / "reviews.tar.gz", "aclImdb", folder / "unpacked")
+    with tempfile.TemporaryDirectory() as temporary:
+        unpack_archive(folder / "reviews.tar.gz", "aclImdb", Path(temporary))
 
 
 def make_parquet(folder: Path) -> None:
@@ -390,6 +425,12 @@ def damage_acl(folder: Path, stream: random.Random) -> bool:
     return True
 
 
+def use_acl(folder: Path) -> None:
+    """Reads the folder, writes the cache, and reads the cache."""
+    for _ in range(2):
+        load_splits(Source(data=str(folder / "data")), folder / "cache")
+
+
 FORMATS: dict[str, Format] = {
     "tokenizer.json": Format(
         make_json_tokenizers,
@@ -422,9 +463,7 @@ FORMATS: dict[str, Format] = {
     "archives": Format(
         make_archives, ("reviews.csv.gz", "reviews.csv.zip", "reviews.tar.gz"), use_archives, damage_archive
     ),
-    "acl folder": Format(
-        make_acl, (ACL_FILE,), lambda folder: load_splits(Source(data=str(folder / "data")), folder / "cache"), damage_acl
-    ),
+    "acl folder": Format(make_acl, (ACL_FILE,), use_acl, damage_acl),
 }  # fmt: skip
 if importlib.util.find_spec("pyarrow") is not None:
     FORMATS["parquet"] = Format(make_parquet, ("reviews.parquet",), use_files("reviews.parquet"), damage_parquet)
