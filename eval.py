@@ -28,9 +28,10 @@ from tqdm import tqdm
 import peft
 from data import Source, find_source, load_table
 from data.batches import Corpus, batches, build_corpus, sorted_order
+from data.checksums import check_checksums
 from data.demo import kind_of
 from data.errors import clean_exit
-from data.files import check_checksums, is_stdout, write_output
+from data.files import is_stdout, write_output
 from data.flags import check_choice, option, parse_flags, pick_fields, split_folders
 from data.hub import ADAPTER_CONFIG, find_adapter
 from data.imdb import as_frame, clean
@@ -50,7 +51,7 @@ from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
 from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory, tokens_per_pass
 
-COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting")
+COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
 
 
@@ -93,6 +94,7 @@ class Options:
     encoding: str = option("", "data", "encoding of the files; default: the run's", "NAME")
     quoting: str = option("", "data", "quotes of a file: rfc4180, literal or backslash; default: the run's", "STYLE")
     skip_bad_rows: bool = option(False, "data", "leave out broken rows of a file instead of stopping")
+    max_file_mib: int = option(0, "data", "largest data file that is read, unpacked, in MiB; 0: the run's", "MIB")
     max_length: int = option(0, "data", "with --weights: maximum number of tokens of a review; 0: 512, or the model's")
     quantize: str = option("run", "machine", "int8: the weights in 8 bits; none; run: as the run was trained")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")

@@ -30,8 +30,9 @@ import peft
 from data import Splits, overlap
 from data.batches import Batch, Corpus, Stream, build_corpus, shuffled_order, step_batches
 from data.checked import read_json
+from data.checksums import check_checksums, write_checksums
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, interruptible, is_closed_pipe, out_of_memory
-from data.files import check_checksums, new_folder, write_checksums, write_json
+from data.files import new_folder, write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter, Progress

@@ -20,6 +20,7 @@ import pandas as pd
 from data import demo
 from data.columns import ABSENT
 from data.download import fetch_imdb
+from data.files import check_inside
 from data.imdb import (
     Reviews,
     as_frame,
@@ -32,7 +33,8 @@ from data.imdb import (
     split_train,
 )
 from data.labels import SENTIMENT, UNKNOWN, quoted
-from data.readers import COMPRESSED, LABELED, TABLES, TEST, UNLABELED, Source
+from data.readers import LABELED, TABLES, TEST, UNLABELED, Source
+from data.unpacking import COMPRESSED
 
 __all__ = [
     "LABELED",
@@ -110,7 +112,8 @@ def find_source(given: str) -> tuple[str, str]:
 def find_file(folder: Path, name: str) -> Path | None:
     """Returns the path of `name`, `name`.gz or `name`.zip in a folder, None if none of them exists."""
     paths = (folder / f"{name}{ending}" for ending in ("", *COMPRESSED))
-    return next((path for path in paths if path.is_file()), None)
+    found = next((path for path in paths if path.is_file()), None)
+    return found and check_inside(found, folder, "name it with --train")
 
 
 def find_acl(root: Path) -> Path | None:
@@ -175,7 +178,7 @@ def find_part(root: Path, names: tuple[str, ...]) -> Path | None:
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
         raise ValueError(f"{root} holds {listed} for one split; name the files with --train, --validation and --test")
-    return found[0] if found else None
+    return check_inside(found[0], root, "name it with --train, --validation or --test") if found else None
 
 
 # ------------------------------------------------------------------------------------------------ labelled reviews

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from data.checksums import is_intact, seal_file
 from data.files import replacing
 from data.seeds import derive_seed
 from data.tokenization import Tokenizer
@@ -70,14 +71,16 @@ class Corpus:
     def cached(
         cls, path: Path, make: Callable[[], Iterable[list[int]]], labels: Iterable[int], pad_id: int
     ) -> "Corpus":
-        """Maps the ids of the file `path` into memory. If the file does not exist, it is written from `make()`.
+        """Maps the ids of the file `path` into memory. If the file does not exist or is damaged, it is written from
+        `make()`.
 
         Empty `labels` become -1. The file is one int32 array in .npy format: number of examples, lengths, ids.
         """
-        if not path.exists():
+        if not is_intact(path):
             made = cls.from_rows(make(), labels=[], pad_id=pad_id)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, np.concatenate([[len(made.lengths)], made.lengths, made.ids]).astype(np.int32))
+            seal_file(path)
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         count = int(stored[0])
         offsets = np.concatenate([[0], np.cumsum(stored[1 : count + 1], dtype=np.int64)])

@@ -12,8 +12,9 @@ from pathlib import Path
 import peft
 from data import Source, load_splits
 from data.checked import show
+from data.checksums import check_checksums, read_sealed_tensors
 from data.errors import clean_exit
-from data.files import check_checksums, open_tensors, read_sealed_tensors
+from data.files import open_tensors
 from data.hub import ADAPTER_CONFIG, CONFIG, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
 from data.imdb import label_reviews, read_reviews
 from data.runs import OLD_STATE, Run

@@ -7,13 +7,17 @@
 import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 JSON_BYTES = 2**28  # of a JSON file; the largest tokenizer.json in use has 35 MB
 SHOWN = 100  # characters of a value in a message
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # may change what a terminal shows
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -26,7 +30,7 @@ def reading(path: Path | str, kind: str, way_out: str = "fetch it again") -> Ite
     try:
         yield
     except OSError as error:
-        if error.errno is not None:
+        if error.errno is not None or str(path) in str(error):
             raise
         raise ValueError(damaged(path, kind, error, way_out)) from error
     except ValueError as error:
@@ -107,3 +111,30 @@ def read_json(path: Path) -> Any:
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON file with one object. Raises FileNotFoundError or ValueError, each naming the file."""
     return as_object(read_json(path), path)
+
+
+# ------------------------------------------------------------------------------------------------------------ time
+
+
+def within(seconds: float, work: Callable[[], Result], what: str) -> Result:
+    """Returns work(), computed in a thread. Raises ValueError that names `what` if it takes longer than `seconds`.
+
+    The thread cannot be stopped; it ends with the program. Native code must release Python's lock while it works.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise ValueError(f"{what} is not finished after {seconds:,.0f} s, and is given up")
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from data.checked import show
 from data.delimited import Record
 from data.labels import few_names, holds_sentiment, looks_like_labels, quoted
 from data.readers import TEXT_NAMES, Source, Table
@@ -56,7 +57,7 @@ def find_usual(table: Table, usual: tuple[str, ...], taken: list[int], flag: str
     titles = [title.strip().lower() for title in table.header]
     found = [number for number, title in enumerate(titles) if title in usual and number not in taken]
     if len(found) > 1:
-        names = ", ".join(table.header[number] for number in found)
+        names = show(", ".join(table.header[number] for number in found))
         raise ValueError(f"{table.path}: several columns ({names}) have a usual name; choose one with {flag}")
     return found[0] if found else None
 

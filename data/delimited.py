@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FIELD_LIMIT = 10 * 2**20  # characters of a field
+MOST_COLUMNS = 10_000
 DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 RFC4180, LITERAL, BACKSLASH = "rfc4180", "literal", "backslash"
 READINGS = {
@@ -66,11 +67,19 @@ def unquote(field: str) -> str:
     return field.replace('\\"', '"')
 
 
+def too_many(count: int) -> str:
+    """Describes a row with too many fields."""
+    return f"{count:,} fields; at most {MOST_COLUMNS:,} are read"
+
+
 def split_lines(text: str, delimiter: str) -> Iterator[Record]:
     """Yields the records of the literal reading. An empty line has no fields."""
     for number, line in enumerate(io.StringIO(text, newline=""), 1):
         line = line.rstrip("\r\n")
-        yield Record(number, [unquote(field) for field in line.split(delimiter)] if line else [])
+        if (count := line.count(delimiter)) >= MOST_COLUMNS:
+            yield Record(number, [], too_many(count + 1))
+        else:
+            yield Record(number, [unquote(field) for field in line.split(delimiter)] if line else [])
 
 
 def split_quoted(text: str, delimiter: str) -> Iterator[Record]:
@@ -81,8 +90,11 @@ def split_quoted(text: str, delimiter: str) -> Iterator[Record]:
         while True:
             start = reader.line_num + 1
             try:
-                fields: list[str | None] = [*next(reader)]
-                yield Record(reader.line_num, fields)
+                fields = next(reader)
+                if len(fields) > MOST_COLUMNS:
+                    yield Record(reader.line_num, [], too_many(len(fields)))
+                else:
+                    yield Record(reader.line_num, [*fields])
             except StopIteration:
                 return
             except csv.Error as error:
@@ -102,7 +114,9 @@ def quote_defect(error: str, start: int, end: int) -> str:
 
 def split_escaped(text: str, delimiter: str) -> Iterator[Record]:
     r"""Yields the records of RFC 4180 in which \" is a quote as well."""
-    mark = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)  # a character for private use
+    mark = next((chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text), "")  # for private use
+    if not mark:
+        raise ValueError("it contains all characters for private use, so escaped quotes cannot be marked")
     for record in split_quoted(text.replace('\\"', mark), delimiter):
         yield record._replace(fields=[field and field.replace(mark, '"') for field in record.fields])
 
@@ -132,7 +146,9 @@ def read_delimited(
     """
     if "\n" in text:
         text = re.sub(r"\r(?!\n)", " ", text)  # the end of a line only in files that have no other
-    hint = re.match(r'"?sep=(.)"?(?=[\r\n])', text)  # a first line that Excel reads and does not show
+    hint = re.match(
+        r'"?sep=([^\w\s"\x00-\x1f]|[\t ])"?(?=[\r\n])', text
+    )  # a first line that Excel reads and does not show
     text = text[hint.end() :] if hint else text
     delimiter = hint[1] if hint else find_delimiter(path, text, default, names)
     if quoting:
@@ -170,6 +186,11 @@ def split_header(line: str, delimiter: str) -> list[str]:
 def find_delimiter(path: Path, text: str, default: str, names: set[str]) -> str:
     """Returns the delimiter of the header line. Raises ValueError if several are possible."""
     line = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    if (count := max(line.count(delimiter) for delimiter in DELIMITERS)) >= MOST_COLUMNS:
+        raise ValueError(
+            f"{path}: no column has a usual name for text: its first line has {count + 1:,} fields, and at most "
+            f"{MOST_COLUMNS:,} are read; add a header line if there is none"
+        )
     fields = {d: split_header(line, d) for d in DELIMITERS}
     found = [d for d in fields if len(fields[d]) > 1]
     if len(found) < 2:

@@ -7,10 +7,10 @@ The archive is https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz, 
 
 import hashlib
 import http.client
+import shutil
 import tarfile
 import tempfile
 import urllib.request
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -18,8 +18,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from data.checked import reading, show
+
 TIMEOUT = 60  # seconds without an answer
 CHUNK = 2**18  # bytes
+UNPACKED = 2**31  # bytes of all files of the archive; Stanford's has a quarter of it
 
 
 class Archive(NamedTuple):
@@ -132,7 +135,7 @@ def target_path(member: tarfile.TarInfo, root: str, folder: Path) -> Path:
     safe = parts[0] == root and not any(part in ("", ".", "..") or set(part) & set("\\:\0") for part in parts)
     if not safe or not (member.isreg() or member.isdir()):
         raise ValueError(
-            f"the archive contains {member.name!r}, which is not a file or folder in {root}/; it is refused"
+            f"the archive contains {show(member.name)!r}, which is not a file or folder in {root}/; it is refused"
         )
     return folder.joinpath(*parts)
 
@@ -140,21 +143,21 @@ def target_path(member: tarfile.TarInfo, root: str, folder: Path) -> Path:
 def unpack_archive(path: Path, root: str, folder: Path) -> int:
     """Unpacks the regular files of an archive below `folder`, and returns their number.
 
-    Modes, owners and times are not restored. Raises ValueError for a damaged archive and for a member that is unsafe.
+    Modes, owners and times are not restored. Raises ValueError for a damaged archive, for a member that is unsafe, and
+    for an archive that unpacks to more than UNPACKED bytes.
     """
-    count = 0
-    try:
-        with tarfile.open(path, "r:gz") as tar, tqdm(desc="unpacking", unit=" files", disable=None) as bar:
-            for member in tar:
-                target = target_path(member, root, folder)
-                content = tar.extractfile(member)
-                if content is None:  # a folder
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content.read())
-                count += 1
-                bar.update()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path.name} is damaged ({error}); fetch it again") from error
+    count = size = 0
+    with reading(path, "a .tar.gz"), tarfile.open(path, "r:gz") as tar:
+        for member in tqdm(tar, desc="unpacking", unit=" files", disable=None):
+            target = target_path(member, root, folder)
+            content = tar.extractfile(member)
+            if content is None:  # a folder
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            if (size := size + member.size) > UNPACKED:
+                raise ValueError(f"it unpacks to more than {UNPACKED:,} bytes")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                shutil.copyfileobj(content, file, CHUNK)
+            count += 1
     return count

@@ -1,7 +1,6 @@
 """Writes files atomically, and opens safetensors with errors that name the file and the defect."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -12,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from data.checked import CONTROL, show
 
 
 def user_path(text: str | Path) -> Path:
@@ -106,11 +106,14 @@ def write_output(path: str | Path, text: str) -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Writes text to standard output: as UTF-8 to a pipe or a file, in the console's encoding to a console."""
+    """Writes text to standard output: as UTF-8 to a pipe or a file, in the console's encoding to a console.
+
+    A console receives no control characters but line feeds.
+    """
     binary = None if sys.stdout.isatty() else getattr(sys.stdout, "buffer", None)
     sys.stdout.flush()
-    if binary is None:
-        sys.stdout.write(text)
+    if binary is None:  # a console, which would obey the control characters of ids
+        sys.stdout.write("\n".join(CONTROL.sub("\ufffd", line) for line in text.split("\n")))
     else:
         binary.write(text.encode())
     sys.stdout.flush()
@@ -143,86 +146,16 @@ def open_tensors(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
 
 
-# ------------------------------------------------------------------------------------------------------- checksums
-
-SUMS = "SHA256SUMS"  # of a folder's files, as `sha256sum -c SHA256SUMS` reads it
+# ----------------------------------------------------------------------------------------------- links
 
 
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def check_inside(path: Path, root: Path, way_out: str) -> Path:
+    """Returns a path below `root`. Raises ValueError if it leads out of `root` through a link.
 
-
-def write_checksums(folder: Path) -> None:
-    """Writes SHA256SUMS of all files in a folder and its subfolders, hidden files left out."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    names = [path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(".")]
-    write_text(folder / SUMS, "".join(f"{file_digest(folder / name)}  {name}\n" for name in names))
-
-
-def check_checksums(folder: Path) -> None:
-    """Compares the files of a folder with its SHA256SUMS, if it has one. Raises ValueError that names a changed file,
-    and FileNotFoundError for a missing one."""
-    sums = folder / SUMS
-    if not sums.is_file():
-        return
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        path = folder / name
-        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{sums} is damaged; delete it to use the folder as it is")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; {SUMS} lists it")
-        if file_digest(path) != digest:
-            raise ValueError(f"{path} changed since it was written; restore it, or delete {sums} to use it as it is")
-
-
-def tensors_digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Returns the SHA-256 of tensors and metadata: names, dtypes, shapes and bytes, sorted by name."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def write_sealed_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors and metadata with their checksum, which `read_sealed_tensors` compares, atomically."""
-    metadata = {"format": "pt"} | metadata
-    write_tensors(path, tensors, metadata | {"sha256": tensors_digest(tensors, metadata)})
-
-
-def read_sealed_tensors(path: Path, old: frozenset[str] = frozenset()) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads (tensors, metadata) of a file of `write_sealed_tensors` into memory.
-
-    old: the names of the metadata of files from before there were checksums. Raises ValueError if anything changed.
+    The cache of huggingface_hub has its files in blobs/, next to the folder snapshots/ that contains links to them.
     """
-    with open_tensors(path) as file:
-        metadata = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is not a dict)
-    found = metadata.pop("sha256", None)
-    if found is None and metadata.keys() == old:
-        return tensors, metadata
-    if found != tensors_digest(tensors, metadata):
-        raise ValueError(f"{path} is damaged: its content does not have its checksum")
-    return tensors, metadata
-
-
-def seal(value: dict[str, Any]) -> dict[str, Any]:
-    """Returns a JSON object with the SHA-256 of its other fields in the field sha256."""
-    plain = json.loads(json.dumps(value))  # with the keys and lists that the file will have
-    return plain | {"sha256": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
-
-
-def unseal(value: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns a JSON object without its field sha256. Raises ValueError if another field changed since `seal`."""
-    content = {name: part for name, part in value.items() if name != "sha256"}
-    if seal(content)["sha256"] != value.get("sha256"):
-        raise ValueError(
-            f"{path} changed since it was written; restore it, or delete its field sha256 to use it as it is"
-        )
-    return content
+    allowed = [root, *(folder.parent / "blobs" for folder in root.absolute().parents if folder.name == "snapshots")]
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(os.path.realpath(folder)) for folder in allowed):
+        raise ValueError(f"{show(path, 300)} is a link that leads out of {root}; it is not followed: {way_out}")
+    return path

@@ -20,9 +20,11 @@ from typing import NamedTuple
 import pandas as pd
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
+from data.checked import reading, show
+from data.checksums import is_intact, seal_file
 from data.columns import ABSENT, Columns, describe, find_columns, similar_columns
 from data.delimited import FIELD_LIMIT, Record
-from data.files import replacing
+from data.files import check_inside, replacing
 from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
 from data.readers import (
     LABELED,
@@ -30,17 +32,17 @@ from data.readers import (
     TEXT_NAMES,
     UNLABELED,
     Source,
-    base_name,
     decode,
     read_table,
-    unpack,
 )
+from data.unpacking import base_name, read_content, unpack
 
 BREAKS = re.compile(r"</?(?:br|p|div|li|tr|td|hr|h[1-6]|ul|ol|blockquote)\b[^<>]*>", re.IGNORECASE)
 NO_TAG = re.compile(r"<(?!/?[a-zA-Z][^<>]*>)")  # a "<" that does not open a tag: `a < b`, `<3`, `<!--`
-NO_ENTITY = re.compile(r"&(?!#?\w+;)")  # an "&" that does not open an entity: `AT&T`
+NO_ENTITY = re.compile(r"&(?!#?\w{1,40};)")  # an "&" that does not open an entity: `AT&T`
+MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
 SURROGATE = re.compile("[\ud800-\udfff]")
-CACHE_VERSION = 2  # part of the cache key: increase it when cleaning or reading changes
+CACHE_VERSION = 3  # part of the cache key: increase it when cleaning or reading changes
 NAMED = (LABELED, UNLABELED, TEST)
 
 
@@ -61,9 +63,11 @@ def clean(text: str) -> str:
     """Converts HTML to plain text.
 
     Line breaks and block tags become a space, other tags are removed, entities are decoded, and a run of whitespace
-    becomes one space.
+    becomes one space. Raises ValueError for a text with very many tags.
     """
     text = NO_TAG.sub("&lt;", NO_ENTITY.sub("&amp;", BREAKS.sub(" ", text)))
+    if (tags := text.count("<")) > MOST_TAGS:
+        raise ValueError(f"a review with {tags:,} HTML tags; {MOST_TAGS:,} are allowed")
     if "<" in text or "&" in text:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a review may look like a file name
@@ -87,7 +91,7 @@ def parse_record(record: Record, columns: Columns, width: int, keep_empty: bool)
         return f"row {number}: a list or an object instead of a text"
     if len(text) > FIELD_LIMIT:
         return f"row {number}: a review of {len(text):,} characters; {FIELD_LIMIT:,} are allowed"
-    if SURROGATE.search(text):
+    if SURROGATE.search(text) or SURROGATE.search(key) or SURROGATE.search(label):
         return f"row {number}: half of a surrogate pair, which is no character"
     if not keep_empty and not text.strip():
         return f"row {number}: empty review"
@@ -105,7 +109,12 @@ def clean_rows(
             broken.append(parsed)
             continue
         key, text, label = parsed
-        if (review := clean(text)) or keep_empty:
+        try:
+            review = clean(text)
+        except ValueError as error:
+            broken.append(f"row {record.number}: {error}")
+            continue
+        if review or keep_empty:
             rows.append((key, review, label))
         else:
             broken.append(f"row {record.number}: empty review")
@@ -155,7 +164,7 @@ def read_reviews(
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    content = b"" if path.is_dir() else path.read_bytes()
+    content = b"" if path.is_dir() else read_content(path, source.max_file_mib)
     digest = hashlib.sha256(content).hexdigest()
 
     def read() -> Reviews:
@@ -167,7 +176,7 @@ def read_reviews(
         reviews = read()
     else:
         columns = (source.text_column, source.label_column, source.id_column, source.encoding, source.quoting)
-        how = (source.skip_bad_rows, keep_empty, optional_label, path.name)
+        how = (source.skip_bad_rows, source.max_file_mib, keep_empty, optional_label, path.name)
         key = hashlib.sha256(json.dumps([CACHE_VERSION, digest, *columns, *how]).encode()).hexdigest()[:24]
         reviews = cached_reviews(cache / f"{key}.jsonl", path, read)
     for note in reviews.notes:
@@ -181,7 +190,8 @@ def parse_reviews(
     """Reads and cleans the content of a file."""
     table = read_table(path, content, source)
     columns = find_columns(table, source, optional_label)
-    rows, broken = clean_rows(table.records, columns, len(table.header), keep_empty)
+    with reading(path, "a table that can be read", "correct it, or fetch it again"):
+        rows, broken = clean_rows(table.records, columns, len(table.header), keep_empty)
     notes = [table.note] if table.note else []
     notes += broken_note(broken, len(table.records), path, source.skip_bad_rows, describe(table))
     if not rows:
@@ -199,14 +209,15 @@ def parse_reviews(
 
 
 def cached_reviews(stored: Path, path: Path, read: Callable[[], Reviews]) -> Reviews:
-    """Returns the reviews of a cache file. If it does not exist, it is written from `read()`."""
-    if stored.exists():
+    """Returns the reviews of a cache file. If it does not exist or is damaged, it is written from `read()`."""
+    if is_intact(stored):
         facts, *lines = stored.read_text(encoding="utf-8").splitlines()
         return Reviews(path=path, records=[tuple(json.loads(line)) for line in lines], **json.loads(facts))
     reviews = read()
     first = {name: value for name, value in reviews._asdict().items() if name not in ("path", "records")}
     with replacing(stored) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in (first, *reviews.records)), encoding="utf-8")
+    seal_file(stored)
     return reviews
 
 
@@ -214,17 +225,47 @@ def read_acl(folder: Path, source: Source) -> Reviews:
     """Reads aclImdb/train or aclImdb/test: pos/, neg/ and unsup/ contain one file for each review."""
     digest, records, broken = hashlib.sha256(), [], []
     for kind, label in (("neg", "neg"), ("pos", "pos"), ("unsup", "")):
-        for path in sorted((folder / kind).glob("*.txt")):
-            content = path.read_bytes()
-            digest.update(f"{kind}/{path.name} {len(content)} ".encode() + content)
-            if text := clean(decode(path, content, source.encoding)):
-                records.append((f"{kind}/{path.stem}", text, label))
+        for path in acl_files(folder, kind):
+            content = read_content(path, source.max_file_mib)
+            name = f"{kind}/{path.name} {len(content)} "
+            digest.update(name.encode("utf-8", "surrogateescape") + content)
+            parsed = parse_acl(f"{kind}/{path.stem}", decode(path, content, source.encoding))
+            if isinstance(parsed, str):
+                broken.append(f"{kind}/{show(path.name)}: {parsed}")
             else:
-                broken.append(f"{kind}/{path.name}: empty review")
+                records.append((*parsed, label))
     notes = broken_note(broken, len(records) + len(broken), folder, source.skip_bad_rows)
     if not records:
         raise ValueError(f"{folder} contains no review")
     return Reviews(folder, digest.hexdigest(), records, "", "", [], [], notes)
+
+
+def acl_files(folder: Path, kind: str) -> list[Path]:
+    """Returns the files of pos/, neg/ or unsup/ in aclImdb/train or aclImdb/test, sorted by name.
+
+    Raises ValueError for a link that leads out of aclImdb/, and for what is not a file.
+    """
+    way = "copy what it leads to"
+    check_inside(folder / kind, folder.parent, way)
+    paths = sorted((folder / kind).glob("*.txt"))
+    for path in paths:
+        if path.is_symlink():
+            check_inside(path, folder.parent, way)
+        if not path.is_file():
+            raise ValueError(f"{show(path, 300)} is not a file, but a folder, a pipe or a link to nothing; delete it")
+    return paths
+
+
+def parse_acl(key: str, text: str) -> tuple[str, str] | str:
+    """Returns (id, cleaned review) of a file of aclImdb, or a description of its defect."""
+    if len(text) > FIELD_LIMIT:
+        return f"a review of {len(text):,} characters; {FIELD_LIMIT:,} are allowed"
+    if SURROGATE.search(key):
+        return "a file name that is not UTF-8"
+    try:
+        return (key, review) if (review := clean(text)) else "empty review"
+    except ValueError as error:
+        return str(error)
 
 
 def is_text_lines(path: Path, source: Source) -> bool:
@@ -234,7 +275,7 @@ def is_text_lines(path: Path, source: Source) -> bool:
     """
     if not base_name(path.name).lower().endswith(".txt"):
         return False
-    content = unpack(path, path.read_bytes())[1]
+    content = unpack(path, read_content(path, source.max_file_mib), source.max_file_mib)[1]
     first = re.split(r"[\r\n]", decode(path, content, source.encoding), maxsplit=1)[0]
     titles = {title.strip().strip('"') for title in first.split("\t")}
     names = {source.text_column} if source.text_column else set(TEXT_NAMES)
@@ -246,12 +287,14 @@ def read_lines(path: Path, source: Source, keep_empty: bool = False) -> Reviews:
 
     Raises ValueError if the file is empty or cannot be decoded.
     """
-    content = path.read_bytes()
-    text = decode(path, unpack(path, content)[1], source.encoding)
+    content = read_content(path, source.max_file_mib)
+    text = decode(path, unpack(path, content, source.max_file_mib)[1], source.encoding)
     lines = [line.strip() for line in io.StringIO(text, newline="")]  # U+0085 and U+2028 end no line
     lines = lines if keep_empty else [line for line in lines if line]
     if not lines:
         raise ValueError(f"{path} holds no text")
+    if longest := [number for number, line in enumerate(lines, 1) if len(line) > FIELD_LIMIT]:
+        raise ValueError(f"{path}: text {longest[0]} has more than {FIELD_LIMIT:,} characters; split it")
     records = [(str(number), line, "") for number, line in enumerate(lines)]
     return Reviews(path, hashlib.sha256(content).hexdigest(), records, "", "", [], [], [])
 
@@ -314,8 +357,10 @@ def load_reviews(
     skip_bad_rows is set, and if a column looks like labels but has no usual name and label_column is not given
     (`none`: the file has no labels).
     """
-    columns = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
-    source = Source(**columns, skip_bad_rows=skip_bad_rows, encoding=encoding)
+    source = Source(
+        text_column=text_column, label_column=label_column, id_column=id_column, encoding=encoding,
+        skip_bad_rows=skip_bad_rows,
+    )  # fmt: skip
     reviews = read_reviews(Path(path), source, cache)
     if reviews.likely:
         raise ValueError(f"{missing_labels(reviews)}; --label-column {ABSENT} if there are no labels")

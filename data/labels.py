@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+from data.checked import CONTROL, show
+
 SENTIMENT = ("negative", "positive")
 UNKNOWN = -1  # class index of a row without a label
 HIDDEN = "-1"  # label of all rows of a file whose labels are withheld (GLUE, Hugging Face)
@@ -17,6 +19,7 @@ SPELLINGS = (("0", "1"), ("false", "true"), ("neg", "pos"), SENTIMENT)  # of (ne
 MEANING = {spelling: name for pair in SPELLINGS for spelling, name in zip(pair, SENTIMENT, strict=True)}
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")  # "007" and "1e5" are names
 MAX_CLASSES = 100
+LONGEST_CLASS = 1_000  # characters
 FEW_CLASSES = 20  # more distinct values than this must occur twice on average
 LONGEST_NAME = 60  # characters of a value that can be a label of a column with an unknown name
 
@@ -58,8 +61,16 @@ def sort_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_names(counts: Counter[str], where: str) -> None:
-    """Raises ValueError for values that are no labels, and for names that differ only in their spelling."""
+    """Raises ValueError for values that are no labels, and for names that differ only in their spelling.
+
+    A name is at most LONGEST_CLASS characters long, and has no control characters: programs print it.
+    """
     rows = counts.total()
+    for name in counts:
+        if len(name) > LONGEST_CLASS:
+            raise ValueError(f"{where} holds no labels: the value {show(name, 40)!r} has {len(name):,} characters")
+        if CONTROL.search(name):
+            raise ValueError(f"{where} has the class {show(name)!r}, which contains a control character; rename it")
     if len(counts) > MAX_CLASSES or (len(counts) > FEW_CLASSES and 2 * len(counts) > rows):
         raise ValueError(
             f"{where} holds no labels: {len(counts):,} distinct values in {rows:,} rows ({quoted(counts, 3)})"
@@ -68,7 +79,9 @@ def check_names(counts: Counter[str], where: str) -> None:
     for name in counts:
         other = spellings.setdefault(canonical(name), name)
         if other != name:
-            raise ValueError(f"{where} spells one class in two ways, {other!r} and {name!r}; write one of them")
+            raise ValueError(
+                f"{where} spells one class in two ways, {show(repr(other))} and {show(repr(name))}; write one of them"
+            )
     if all(name.casefold() in MEANING for name in counts):
         raise ValueError(f"{where} mixes the spellings {quoted(sorted(counts))} of two classes; use one of them")
 
@@ -103,7 +116,9 @@ def class_numbers(values: Sequence[str], names: tuple[str, ...], where: str) -> 
     numbers[""] = UNKNOWN
     unknown = Counter(name for name in normal if numbers[name] is None)
     if unknown:
-        shown = ", ".join(f"{name!r} ({count:,} row{'s' * (count > 1)})" for name, count in unknown.most_common(5))
+        shown = ", ".join(
+            f"{show(repr(name))} ({count:,} row{'s' * (count > 1)})" for name, count in unknown.most_common(5)
+        )
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ValueError(f"{where} has the class {shown}{more}, which is not one of the classes {quoted(names, 20)}")
     return [number for name in normal if (number := numbers[name]) is not None]

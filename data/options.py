@@ -76,6 +76,7 @@ class Options:
         "", "data", "encoding of the files; default: UTF-8, or UTF-16 with a byte order mark", "NAME"
     )
     skip_bad_rows: bool = option(False, "data", "leave out broken rows instead of stopping")
+    max_file_mib: int = option(4096, "data", "largest data file that is read, unpacked, in MiB", "MIB")
     train_reviews: int = option(0, "data", "train on this many reviews of the training split; 0: all")
     validation_reviews: int = option(0, "data", "select the best epoch by this many validation reviews; 0: all")
     test_reviews: int = option(0, "data", "score this many test reviews; 0: all")
@@ -192,7 +193,7 @@ def check_owners(given: Mapping[str, Any], options: Options, tables: Tables) -> 
 
 def check_values(options: Options, model: Any, objective: Any) -> None:
     """Raises ValueError for values and combinations that are not supported. model, objective: table entries."""
-    for name in ("epochs", "batch_size", "accumulation", "max_length"):
+    for name in ("epochs", "batch_size", "accumulation", "max_length", "max_file_mib"):
         if getattr(options, name) < 1:
             raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
     for field in fields(options):

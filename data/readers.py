@@ -5,12 +5,10 @@ are recognised by the first bytes, JSON by the ending. data/delimited.py reads d
 """
 
 import codecs
-import gzip
+import importlib
 import io
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -19,18 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.delimited import READINGS, Record, read_delimited
+from data.checked import reading, show
+from data.delimited import MOST_COLUMNS, READINGS, Record, read_delimited
+from data.unpacking import LINES_PER_MIB, PARQUET, RATIO, REFUSED, UNCHECKED, too_large, unpack
 
 TEXT_NAMES = ("review", "text", "sentence", "content", "comment")  # usual names of a column of texts
 LABELED, UNLABELED, TEST = "labeledTrainData.tsv", "unlabeledTrainData.tsv", "testData.tsv"  # Kaggle's files
+ROW_BYTES = 16  # at least, of a row of a Parquet file in memory
+USUAL_COLUMNS, MOST_FIELDS = 100, 10_000_000  # a table of objects with more columns has at most so many fields
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
-COMPRESSED = (".gz", ".zip")
-REFUSED = {
-    **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "a workbook; save the sheet as CSV"),
-    **dict.fromkeys((".tar", ".tgz", ".rar", ".7z"), "an archive; unpack it and name the folder or a file of it"),
-    **dict.fromkeys((".bz2", ".xz", ".zst", ".lz4"), "compressed in a form that is not read; unpack it"),
-    **dict.fromkeys((".pkl", ".pickle", ".feather", ".arrow", ".h5"), "not a table in text; save it as CSV or Parquet"),
-}
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16: it begins with the mark of UTF-16
@@ -46,7 +41,7 @@ class Source:
 
     data: `demo`, a folder or a file;  train: a file instead of it;  validation, test: files.  The columns are found by
     their usual names if they are not named; `none` means that there is no such column.  encoding: "" is UTF-8, or by
-    the byte order mark.  quoting: "" or one of READINGS.
+    the byte order mark.  quoting: "" or one of READINGS.  max_file_mib: MiB of an unpacked file.
     """
 
     data: str = ""
@@ -59,6 +54,7 @@ class Source:
     encoding: str = ""
     skip_bad_rows: bool = False
     quoting: str = ""
+    max_file_mib: int = 4096
 
 
 class Table(NamedTuple):
@@ -77,65 +73,26 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
     """Reads the table in the content of a file. Raises ValueError that names the file and the way out."""
     if source.quoting and source.quoting not in READINGS:
         raise ValueError(f"--quoting {source.quoting!r} is not one of {', '.join(READINGS)}")
-    name, content = unpack(path, content)
+    name, content = unpack(path, content, source.max_file_mib)
     ending = PurePath(name).suffix.lower()
     if ending in REFUSED:
         raise ValueError(f"{path} is {REFUSED[ending]}")
-    if content[:4] == b"PAR1" or ending in (".parquet", ".pq"):
-        return read_parquet(path, content)
-    text = decode(path, content, source.encoding)
-    if ending in (".json", ".jsonl", ".ndjson"):
-        return read_objects(path, text, as_lines=ending != ".json")
-    names = {source.text_column} if source.text_column else set(TEXT_NAMES)
-    default = "," if ending == ".csv" else "\t"
-    kaggle = name in (LABELED, UNLABELED, TEST)
-    rows, note = read_delimited(path, text, default, names, source.quoting, kaggle)
-    return Table(path, rows.header, rows.records, note)
+    with reading(path, "a table that can be read", "correct it, or fetch it again"):
+        if content[:4] == PARQUET or ending in (".parquet", ".pq"):
+            return read_parquet(path, content)
+        text = decode(path, content, source.encoding)
+        if (lines := text.count("\n")) > LINES_PER_MIB * source.max_file_mib:
+            raise too_large(path, f"{lines:,} lines, more than {LINES_PER_MIB:,} for each MiB", source.max_file_mib)
+        if ending in (".json", ".jsonl", ".ndjson"):
+            return read_objects(path, text, as_lines=ending != ".json")
+        names = {source.text_column} if source.text_column else set(TEXT_NAMES)
+        default = "," if ending == ".csv" else "\t"
+        kaggle = name in (LABELED, UNLABELED, TEST)
+        rows, note = read_delimited(path, text, default, names, source.quoting, kaggle)
+        return Table(path, rows.header, rows.records, note)
 
 
-# ------------------------------------------------------------------------------------------- compression, encodings
-
-
-def base_name(name: str) -> str:
-    """Removes the ending of a compressed file: reviews.csv.GZ -> reviews.csv"""
-    path = PurePath(name)
-    return path.stem if path.suffix.lower() in COMPRESSED else name
-
-
-def unpack(path: Path, content: bytes) -> tuple[str, bytes]:
-    """Returns (name, content) of the file inside a .gz or .zip, or of the file itself.
-
-    The first bytes decide, since some programs unpack a download and keep its name. Raises ValueError for a damaged
-    file, and for a .zip that does not contain exactly one file.
-    """
-    if content[:2] == b"\x1f\x8b":
-        try:
-            return base_name(path.name), gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); fetch it again") from error
-    if content[:4] in (b"PK\x03\x04", b"PK\x05\x06") and path.suffix.lower() not in REFUSED:
-        return unpack_zip(path, content)
-    if path.suffix.lower() == ".zip":
-        raise ValueError(f"{path} is not a zip file, or is damaged; fetch it again")
-    return base_name(path.name), content
-
-
-def unpack_zip(path: Path, content: bytes) -> tuple[str, bytes]:
-    """Returns (name, content) of the only file in a .zip, not counting those that macOS adds."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
-            members = [m for m in members if not PurePath(m.filename).name.startswith(".")]
-            if len(members) != 1:
-                names = ", ".join(m.filename for m in members[:5]) + (", …" if len(members) > 5 else "")
-                raise ValueError(
-                    f"{path} contains {len(members)} files ({names}); unpack it and name the folder or one of them"
-                )
-            return PurePath(members[0].filename).name, archive.read(members[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); fetch it again") from error
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or a compression that Python does not have
-        raise ValueError(f"{path} cannot be unpacked ({error}); unpack it and name the file inside") from error
+# ---------------------------------------------------------------------------------------------------- encodings
 
 
 def check_encoding(path: Path, encoding: str, marked: str) -> None:
@@ -144,7 +101,7 @@ def check_encoding(path: Path, encoding: str, marked: str) -> None:
         name = codecs.lookup(encoding).name
     except LookupError:
         known = "utf-8, utf-16, latin-1, cp1252"
-        raise ValueError(f"--encoding {encoding!r} is not an encoding; usual ones are {known}") from None
+        raise ValueError(f"{path}: --encoding {encoding!r} is not an encoding; usual ones are {known}") from None
     if marked and name[:6].rstrip("-") != marked[:6].rstrip("-"):
         raise ValueError(f"{path} begins with the byte order mark of {marked}; leave out --encoding {encoding}")
 
@@ -200,6 +157,7 @@ def from_objects(path: Path, objects: Iterable[tuple[int, Any]], note: str = "")
     """Builds a table from numbered JSON objects. The header has the keys of all objects, in their order."""
     numbered = list(objects)
     header = list(dict.fromkeys(key for _, row in numbered if isinstance(row, dict) for key in row))
+    check_width(path, len(header), len(numbered))
     records = [
         Record(number, [as_text(row.get(key)) for key in header])
         if isinstance(row, dict)
@@ -207,6 +165,15 @@ def from_objects(path: Path, objects: Iterable[tuple[int, Any]], note: str = "")
         for number, row in numbered
     ]
     return Table(path, header, records, note)
+
+
+def check_width(path: Path, width: int, count: int) -> None:
+    """Raises ValueError for objects with too many different keys: each row of the table has a field for each key."""
+    if width > MOST_COLUMNS or (width * count > MOST_FIELDS and width > USUAL_COLUMNS):
+        raise ValueError(
+            f"{path}: its {count:,} objects have {width:,} different keys, too many for a table; keep the text, the "
+            "label and the id"
+        )
 
 
 class BrokenLine(str):
@@ -217,8 +184,8 @@ def parse_line(line: str) -> Any:
     """Parses one line of JSON, or returns the description of its defect."""
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return BrokenLine(f"not JSON ({error})")
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        return BrokenLine(f"not JSON ({show(error)})")
 
 
 def read_objects(path: Path, text: str, as_lines: bool) -> Table:
@@ -234,15 +201,17 @@ def read_objects(path: Path, text: str, as_lines: bool) -> Table:
         return from_objects(path, lines)
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         if are_objects:
             return from_objects(path, lines, "JSON lines, one object a line")
         if as_lines:
             return from_objects(path, lines)
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+        raise ValueError(f"{path} is not valid JSON ({show(error)}); fetch it again") from error
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        found = f"an object with {', '.join(list(value)[:5])}" if isinstance(value, dict) else type(value).__name__
+        found = (
+            f"an object with {show(', '.join(list(value)[:5]))}" if isinstance(value, dict) else type(value).__name__
+        )
         raise ValueError(f'{path} is {found}, not a list of objects; pandas writes one with to_json(orient="records")')
     return from_objects(path, enumerate(rows, 1), "one JSON list" if as_lines else "")
 
@@ -258,10 +227,33 @@ def feature_names(content: bytes) -> dict[str, list[str]]:
         return {}
     try:
         value, _ = json.JSONDecoder().raw_decode(footer[start:].decode("utf-8", "replace"))
-    except json.JSONDecodeError:
-        return {}
+    except (ValueError, RecursionError):
+        raise ValueError("the class names in its footer are not valid JSON") from None
     features = value["info"]["features"]
-    return {name: f["names"] for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    labels = {name: f for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    names = {name: label["names"] for name, label in labels.items() if "names" in label}
+    if not all(isinstance(found, list) and all(isinstance(n, str) for n in found) for found in names.values()):
+        raise ValueError("the class names in its footer are not lists of names")
+    return names
+
+
+def check_parquet(content: bytes) -> None:
+    """Raises ValueError for a Parquet file of far more rows or bytes than its size: equal values need no space.
+
+    Does nothing without pyarrow.
+    """
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        return
+    try:
+        metadata = parquet.ParquetFile(io.BytesIO(content)).metadata
+    except (ValueError, OSError):  # read_parquet describes it
+        return
+    unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    for what, count in (("rows", metadata.num_rows * ROW_BYTES), ("bytes", unpacked)):
+        if count > max(UNCHECKED, RATIO * len(content)):
+            raise ValueError(f"it has far more {what} than its size of {len(content):,} bytes can hold; save it as CSV")
 
 
 def read_parquet(path: Path, content: bytes) -> Table:
@@ -269,12 +261,13 @@ def read_parquet(path: Path, content: bytes) -> Table:
 
     The numbers of a column become class names if the file names them.
     """
+    check_parquet(content)
     try:
         frame = pd.read_parquet(io.BytesIO(content))
     except ImportError:
         raise ValueError(f"{path} is a Parquet file; to read it: pip install pyarrow") from None
     except (ValueError, OSError, NotImplementedError) as error:
-        raise ValueError(f"{path} is not a Parquet file, or is damaged ({error}); fetch it again") from error
+        raise ValueError(f"{path} is not a Parquet file, or is damaged ({show(error)}); fetch it again") from error
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     header, names = [str(name) for name in frame.columns], feature_names(content)

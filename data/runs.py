@@ -30,16 +30,8 @@ import torch
 from torch import Tensor
 
 from data.checked import read_json, read_object
-from data.files import (
-    open_tensors,
-    read_sealed_tensors,
-    seal,
-    unseal,
-    write_json,
-    write_sealed_tensors,
-    write_tensors,
-    write_text,
-)
+from data.checksums import read_sealed_tensors, seal, unseal, write_sealed_tensors
+from data.files import open_tensors, write_json, write_tensors, write_text
 from data.locks import FolderLock
 
 ROOT = Path(__file__).parent.parent

@@ -19,13 +19,17 @@ Differs from SentencePiece: models that it segments otherwise (BPE, whitespace t
 refused (tests/test_tokenizer_golden.py, tests/golden/compare.py).
 """
 
+import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from data.checked import show
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # types of subwords; 3 and 5 (unused) match no text
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
@@ -35,16 +39,21 @@ TRAINER_FLAGS = {24: ("treat_whitespace_as_suffix", 0)}
 BEYOND_ASCII = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")  # with the ASCII letter that a combining mark would change
 UNKNOWN_PENALTY = 10.0  # score of an unknown character: the lowest score of a subword minus this
 FIXED_SIZES = {1: 8, 5: 4}  # protobuf wire type -> bytes
+LONGEST_SUBWORD = 128  # characters; SentencePiece's default is 16
+BYTE_NAMES = {f"<0x{byte:02X}>" for byte in range(256)}
 CACHED_STRINGS = 100_000  # of CharacterMap
 CACHED_WORDS = 1_000_000  # of UnigramModel
 ZERO = np.float32(0)
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Reads a protobuf varint: (value, position after it). Raises IndexError if the data ends in it."""
+    """Reads a protobuf varint: (value, position after it). Raises IndexError if the data ends in it or it is longer
+    than 64 bits."""
     value = shift = 0
     while True:
         byte = data[position]
+        if shift > 63:
+            raise IndexError
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
@@ -84,7 +93,9 @@ class CharacterMap:
     """
 
     def __init__(self, blob: bytes) -> None:
-        size = struct.unpack_from("<I", blob)[0] if blob else 0
+        size = int.from_bytes(blob[:4], "little")
+        if blob and (size % 4 or not 4 <= size <= len(blob) - 4):
+            raise ValueError("its character map is cut short")
         self.units = np.frombuffer(blob, dtype="<u4", count=size // 4, offset=4).tolist() if blob else []
         self.replacements = blob[4 + size :]
         self.cache: dict[str, str] = {}
@@ -92,7 +103,10 @@ class CharacterMap:
         self.ascii = {code: text for code, text in ascii_rules.items() if text != chr(code)}
 
     def longest_match(self, data: bytes, start: int) -> tuple[int, str]:
-        """Finds the longest key at data[start:]: (its length in bytes, its replacement), or (0, "") without a key."""
+        """Finds the longest key at data[start:]: (its length in bytes, its replacement), or (0, "") without a key.
+
+        Raises ValueError if the map is damaged.
+        """
         node, length, value = 0, 0, 0
         unit = self.units[0]
         node ^= (unit >> 10) << ((unit & 512) >> 6)
@@ -109,12 +123,18 @@ class CharacterMap:
         return length, self.replacements[value : self.replacements.index(0, value)].decode()
 
     def normalize(self, text: str) -> str:
-        """Replaces keys from left to right, without the cache. A character outside all keys stays as it is."""
+        """Replaces keys from left to right, without the cache. A character outside all keys stays as it is.
+
+        Raises ValueError if the map is damaged.
+        """
         if not self.units:
             return text
         data, out, position = text.encode(), [], 0
         while position < len(data):
-            length, replacement = self.longest_match(data, position)
+            try:
+                length, replacement = self.longest_match(data, position)
+            except (IndexError, ValueError) as error:
+                raise ValueError(f"its character map is damaged ({error})") from error
             if not length:
                 first = data[position]
                 length = 1 if first < 0x80 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4  # of a UTF-8 character
@@ -153,6 +173,39 @@ def check_flags(message: dict[int, Any], flags: dict[int, tuple[str, int]]) -> N
     for number, (name, supported) in flags.items():
         if message.get(number, supported) != supported:
             raise ValueError(f"{name} = {message[number]} is not supported, only {supported}")
+
+
+def read_subword(data: bytes) -> tuple[str, float, int]:
+    """Reads (subword, log p, type) from a message of field 1. Raises ValueError for fields of another form."""
+    fields = dict(read_fields(data))
+    name, score, kind = fields.get(1), fields.get(2, bytes(4)), fields.get(3, NORMAL)
+    if not isinstance(name, bytes) or not isinstance(score, bytes) or len(score) != 4 or kind not in range(1, 7):
+        raise ValueError("the file is cut short or not a SentencePiece model")
+    return name.decode(), struct.unpack("<f", score)[0], kind
+
+
+def check_subwords(subwords: list[tuple[str, float]], types: list[int], byte_fallback: bool) -> None:
+    """Raises ValueError for a vocabulary that SentencePiece would not write.
+
+    It has one unknown token, and all 256 bytes with byte fallback. A subword is not empty, not too long and listed
+    once, and its score is finite.
+    """
+    if types.count(UNKNOWN) != 1:
+        raise ValueError(f"it has {types.count(UNKNOWN)} unknown tokens, not one")
+    matching = [name for (name, _), kind in zip(subwords, types, strict=True) if kind in (NORMAL, USER_DEFINED)]
+    if wrong := [name for name in matching if not 0 < len(name) <= LONGEST_SUBWORD]:
+        raise ValueError(
+            f"its subword {show(wrong[0], 40)!r} has {len(wrong[0]):,} characters, not 1 to {LONGEST_SUBWORD}"
+        )
+    if twice := [name for name, count in Counter(matching).items() if count > 1]:
+        raise ValueError(f"its subword {show(twice[0])!r} is listed twice")
+    if wrong := [name for name, score in subwords if not math.isfinite(score)]:
+        raise ValueError(f"the score of its subword {show(wrong[0])!r} is not a finite number")
+    found = {name for (name, _), kind in zip(subwords, types, strict=True) if kind == BYTE}
+    if found - BYTE_NAMES or (byte_fallback and found != BYTE_NAMES):
+        raise ValueError(
+            f"it has {len(found & BYTE_NAMES)} of the 256 subwords for bytes, and {len(found - BYTE_NAMES)} others"
+        )
 
 
 @dataclass
@@ -216,9 +269,9 @@ class UnigramModel:
         trainer: dict[int, Any] = {}
         for number, value in read_fields(data):
             if number == 1:
-                subword = dict(read_fields(value))
-                subwords.append((subword[1].decode(), struct.unpack("<f", subword.get(2, bytes(4)))[0]))
-                types.append(subword.get(3, NORMAL))
+                name, score, kind = read_subword(value)
+                subwords.append((name, score))
+                types.append(kind)
             elif number == 2:
                 trainer |= dict(read_fields(value))
             elif number == 3:
@@ -231,8 +284,10 @@ class UnigramModel:
             raise ValueError("it has no subwords")
         across = [name for (name, _), kind in zip(subwords, types, strict=True) if kind == NORMAL and "▁" in name[1:]]
         if across:
-            raise ValueError(f"its subword {across[0]!r} extends over more than one word, which is not supported")
-        return cls(subwords, types, charsmap=normalizer.get(2, b""), byte_fallback=bool(trainer.get(35, 0)))
+            raise ValueError(f"its subword {show(across[0])!r} extends over more than one word, which is not supported")
+        fallback = bool(trainer.get(35, 0))
+        check_subwords(subwords, types, fallback)
+        return cls(subwords, types, charsmap=normalizer.get(2, b""), byte_fallback=fallback)
 
     def with_fairseq_ids(self) -> "UnigramModel":
         """Returns a copy with the ids of XLM-RoBERTa: <s>, <pad>, </s>, <unk>, all others + 1, and <mask> at the end.
@@ -241,7 +296,7 @@ class UnigramModel:
         """
         start = [name for name, _ in self.subwords[:3]]
         if start != ["<unk>", "<s>", "</s>"]:
-            raise ValueError(f"it begins with {', '.join(start)}, a model of XLM-RoBERTa with <unk>, <s>, </s>")
+            raise ValueError(f"it begins with {show(', '.join(start))}, a model of XLM-RoBERTa with <unk>, <s>, </s>")
         special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
         subwords = [*special, *self.subwords[3:], ("<mask>", 0.0)]
         types = [CONTROL, CONTROL, CONTROL, UNKNOWN, *self.types[3:], CONTROL]

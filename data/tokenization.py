@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 from torch import Tensor
 
+from data.checked import reading, silent_stderr, within
 from data.files import replacing, write_json, write_text
 from data.hub import find_tokenizer
 from data.pipelines import (
@@ -51,6 +52,10 @@ from data.spm_segmenter import SpmSegmenter
 from data.tokenizer_files import read_tokenizer
 
 BATCH = 1_000  # texts in one call of the parallel encoder
+BATCH_SECONDS, SLOWEST = 15, 20_000  # a call takes at most so many seconds, and one more for so many characters
+# a tokenizer that is read must segment these: runs in which an expression may search without an end
+PROBES = [*(character * 2000 for character in "a 1.\u00e9\n"), "An 'odd'  text, it's 10/10! \u96fb\x00\n" * 40]
+PROBE_SECONDS = 5
 TRUNCATE = ("head", "tail", "head+tail", "chunks")
 HEAD_TOKENS = 128  # first part of head+tail: Sun et al. 2019, arXiv 1905.05583, §5.3.1
 SURROGATES = re.compile("[\ud800-\udfff]")  # UTF-8 cannot encode a lone surrogate
@@ -85,7 +90,7 @@ class Tokenizer:
     lowercase: whether the text is lowercased, for wordpiece and spm. spm: the published model of SentencePiece, or
     None. With it the ids equal SentencePiece's. special: role (pad, unk, cls, sep, mask, …) -> special token.
     template: the tokens before and after each text. model_max_length: tokens of an example, special tokens included,
-    that the published model was made for, or None.
+    that the published model was made for, or None. source: where it was read from, for messages.
     """
 
     backend: Backend
@@ -95,6 +100,7 @@ class Tokenizer:
     special: dict[str, str] = field(default_factory=dict)
     template: tuple[list[str], list[str]] = ([], [])
     model_max_length: int | None = None
+    source: str = field(default="the tokenizer", compare=False)
     segmenter: Backend = field(init=False, repr=False, compare=False)  # `backend` without tokens that match no text
 
     def __post_init__(self) -> None:
@@ -181,15 +187,23 @@ class Tokenizer:
         return digest.hexdigest()
 
     def subword_ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """Yields all token ids of each text, without special tokens and without truncation. Runs in parallel."""
+        """Yields all token ids of each text, without special tokens and without truncation. Runs in parallel.
+
+        Raises ValueError if a damaged tokenizer fails or does not come to an end.
+        """
         texts = [SURROGATES.sub("\ufffd", text) for text in texts]
         for start in range(0, len(texts), BATCH):
             batch = texts[start : start + BATCH]
-            if self.spm is not None:
-                yield from self.spm(batch)
-            else:
-                encodings = self.segmenter.encode_batch_fast(batch, add_special_tokens=False)
-                yield from (encoding.ids for encoding in encodings)
+            seconds = BATCH_SECONDS + sum(map(len, batch)) / SLOWEST
+            with reading(self.source, "a tokenizer"), silent_stderr():
+                rows = within(seconds, partial(self.segment, batch), f"{self.source}: segmenting {len(batch):,} texts")
+            yield from rows
+
+    def segment(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of each text, without special tokens."""
+        if self.spm is not None:
+            return list(self.spm(texts))
+        return [encoding.ids for encoding in self.segmenter.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:
         """Yields examples of 1 to max_length ids, including [CLS] and [SEP].
@@ -260,13 +274,17 @@ def load_tokenizer(source: str | Path, variant: str = "published") -> Tokenizer:
     """
     if variant not in ("published", "hf5"):
         raise ValueError(f"unknown tokenizer {variant!r}; known: published, hf5")
-    read = read_tokenizer(find_tokenizer(source), variant)
+    directory = find_tokenizer(source)
+    read = read_tokenizer(directory, variant)
     present = {role: token for role, token in read.special.items() if read.backend.token_to_id(token) is not None}
     special = {role: present[role] for role in special_tokens(read.kind) if role in present} | present
-    return Tokenizer(
-        read.backend, read.kind, lowercase=read.lowercase, spm=read.spm, special=special, template=read.template,
-        model_max_length=read.model_max_length,
-    )  # fmt: skip
+    with reading(directory, "a tokenizer"), silent_stderr():
+        tokenizer = Tokenizer(
+            read.backend, read.kind, lowercase=read.lowercase, spm=read.spm, special=special, template=read.template,
+            model_max_length=read.model_max_length, source=str(directory),
+        )  # fmt: skip
+        within(PROBE_SECONDS, partial(tokenizer.segment, PROBES), f"{directory}: the tokenizer")
+    return tokenizer
 
 
 # ------------------------------------------------------------------------------------------------------ training

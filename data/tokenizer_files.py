@@ -9,8 +9,10 @@ options of tokenizer_config.json change its pipeline and do not replace it. Opti
 from dataclasses import replace
 from pathlib import Path
 
+from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
+from data.checked import reading, show, silent_stderr
 from data.pipelines import (
     add_special_tokens,
     add_template,
@@ -35,6 +37,16 @@ from data.tokenizer_settings import (
     read_settings,
 )
 
+UNUSED_IDS = 1_000  # ids without a token that a vocabulary may have, besides one for each token
+MODEL_BYTES = 2**28  # of vocab.txt, merges.txt or a model of SentencePiece; the largest in use has 5 MB
+
+
+def read_bytes(path: Path) -> bytes:
+    """Reads a file of a bounded size. Raises ValueError that names a larger one."""
+    if (size := path.stat().st_size) > MODEL_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; a file of at most {MODEL_BYTES:,} is read")
+    return path.read_bytes()
+
 
 def read_tokenizer(directory: Path, variant: str = "published") -> Published:
     """Reads the tokenizer of a folder. variant: see `data.tokenization.load_tokenizer`.
@@ -54,8 +66,18 @@ def read_tokenizer(directory: Path, variant: str = "published") -> Published:
         reason = f"; {settings.class_name or 'its model'} reads {' or '.join(allowed)}" if present else ""
         files = f"{', '.join(name for name in READERS if name != 'vocab.json')}, or vocab.json with merges.txt"
         raise FileNotFoundError(f"{directory} contains no tokenizer ({files}){reason}")
-    read = READERS[found[0]](directory, settings, variant)
+    with reading(directory, "a tokenizer"), silent_stderr():
+        read = READERS[found[0]](directory, settings, variant)
+    check_numbers(directory / found[0], read.backend)
     return replace(read, model_max_length=settings.model_max_length)
+
+
+def check_numbers(path: Path, backend: Backend) -> None:
+    """Raises ValueError for an empty vocabulary, and for ids that are far above the number of tokens."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    largest = max(vocabulary.values(), default=0)
+    if largest >= 2 * len(vocabulary) + UNUSED_IDS:
+        raise ValueError(f"{path} has {len(vocabulary):,} tokens, but the id {largest:,}; fetch it again")
 
 
 def allowed_files(settings: Settings) -> tuple[str, ...]:
@@ -86,7 +108,7 @@ def read_vocab(directory: Path, settings: Settings, variant: str) -> Published:
     listed = {token.content for token in settings.added.values()}
     missing = [names[role] for role in REQUIRED if names[role] not in vocabulary and names[role] not in listed]
     if missing:
-        raise ValueError(f"{path} is not a WordPiece vocabulary: {', '.join(missing)} missing")
+        raise ValueError(f"{path} is not a WordPiece vocabulary: {show(', '.join(missing))} missing")
     lowercase = bool(settings.option("do_lower_case", "bert"))
     accents = settings.option("strip_accents", "bert")
     chinese = bool(settings.option("tokenize_chinese_chars", "bert"))
@@ -101,7 +123,7 @@ def split_lines(path: Path) -> dict[str, int]:
     other ones, and lines of spaces only, keep their numbers, with names that no word has.
     """
     with naming(path, "is not UTF-8"):
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = read_bytes(path).decode("utf-8").split("\n")
     vocabulary: dict[str, int] = {}
     for number, line in enumerate(lines if lines[-1] else lines[:-1]):
         line = line.removesuffix("\r")
@@ -112,12 +134,39 @@ def split_lines(path: Path) -> dict[str, int]:
     return vocabulary
 
 
+def is_id(number: object) -> bool:
+    """Returns whether a value of a JSON file can be the id of a token."""
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31
+
+
+def split_merges(path: Path, text: str) -> list[tuple[str, str]]:
+    """Returns the pairs of a merges.txt, one a line after `#version`. Raises ValueError for another line."""
+    pairs = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line or line.startswith("#version"):
+            continue
+        left, _, right = line.partition(" ")
+        if not left or not right or " " in right:
+            raise ValueError(f"{path}: line {number} is {show(line, 40)!r}, not two subwords; fetch it again")
+        pairs.append((left, right))
+    return pairs
+
+
 def read_merges(directory: Path, settings: Settings, variant: str) -> Published:
     """Reads vocab.json and merges.txt of a RoBERTa."""
     if not (directory / "merges.txt").is_file():
         raise FileNotFoundError(f"{directory} contains vocab.json, but not merges.txt")
-    with naming(directory, "contains vocab.json and merges.txt that are not a BPE model"):
-        model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+    vocabulary, path = read_object(directory / "vocab.json"), directory / "merges.txt"
+    if wrong := [name for name, number in vocabulary.items() if not is_id(number)]:
+        raise ValueError(f"{directory / 'vocab.json'}: {show(wrong[0])!r} has no id from 0 on; fetch it again")
+    with naming(path, "is not UTF-8"):
+        text = read_bytes(path).decode("utf-8")
+    pairs = split_merges(path, text)
+    if unknown := [part for pair in pairs for part in (*pair, "".join(pair)) if part not in vocabulary]:
+        raise ValueError(f"{path}: {show(unknown[0])!r} is not in vocab.json; fetch both again")
+    with reading(path, "the merges of vocab.json"):
+        model = models.BPE(vocabulary, pairs)
     backend = bpe(model, prefix_space=bool(settings.option("add_prefix_space", "roberta")))
     if settings.family in ("roberta", "deberta"):
         defaults = FAMILIES[settings.family].names
@@ -133,8 +182,8 @@ def read_merges(directory: Path, settings: Settings, variant: str) -> Published:
 def read_deberta(directory: Path, settings: Settings, variant: str) -> Published:
     """Reads spm.model of a DeBERTa."""
     path = directory / "spm.model"
-    data = path.read_bytes()
-    with naming(path, "cannot be read as a Unigram model"):
+    data = read_bytes(path)
+    with reading(path, "a model of SentencePiece"), naming(path, "cannot be read as a Unigram model"):
         model = UnigramModel.parse(data)
     lowercase, by_punct = (bool(settings.option(name, "deberta-v2")) for name in ("do_lower_case", "split_by_punct"))
     return read_spm(path, settings, SpmSegmenter(model, path.name, data, {}, lowercase, by_punct), variant)
@@ -148,8 +197,8 @@ def read_xlm_roberta(directory: Path, settings: Settings, variant: str) -> Publi
             raise ValueError(f"{path}: {name} = true is not supported with it, only with spm.model")
     if variant != "published":
         raise ValueError(f"{path}: the variant {variant} of a tokenizer exists for spm.model only")
-    data = path.read_bytes()
-    with naming(path, "cannot be read as a Unigram model"):
+    data = read_bytes(path)
+    with reading(path, "a model of SentencePiece"), naming(path, "cannot be read as a Unigram model"):
         model = UnigramModel.parse(data).with_fairseq_ids()
     return read_spm(path, settings, SpmSegmenter(model, path.name, data), variant)
 
@@ -158,8 +207,9 @@ def read_spm(path: Path, settings: Settings, spm: SpmSegmenter, variant: str) ->
     """Builds the pipeline of a model of SentencePiece, and adds the added tokens of the files."""
     if settings.options.get("add_prefix_space") is False:
         raise ValueError(f"{path}: add_prefix_space = false is not supported with it")
-    json_model = read_object(path.parent / "tokenizer.json").get("model")
-    if json_model and [name for name, _ in json_model.get("vocab", [])] != [name for name, _ in spm.model.subwords]:
+    json_model = read_object(path.parent / "tokenizer.json").get("model") or {}
+    listed = json_model.get("vocab", [])
+    if json_model and [entry[0] for entry in listed] != [name for name, _ in spm.model.subwords]:
         raise ValueError(f"{path} and tokenizer.json have different subwords; delete the file that is not the model's")
     names = settings.roles(FAMILIES["deberta-v2" if path.name == "spm.model" else "xlm-roberta"].names)
     special, model, published = main_roles(names), spm.model, variant == "published"

@@ -5,17 +5,21 @@ has; version 5 replaces the pipeline by that of the class. Both give the same id
 module changes the parts. Where a part has no such option, the option must agree with what the part does.
 """
 
+import json
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers, pre_tokenizers
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+from data.checked import read_object, reading, show, silent_stderr
+from data.patterns import check_pipeline
 from data.pipelines import SPECIAL, SPECIAL_BPE, SPECIAL_WORDS, add_template, state, template_tokens
 from data.spm_segmenter import SpmSegmenter
 from data.tokenizer_settings import FAMILIES, Settings, add_tokens
@@ -41,11 +45,11 @@ class Published:
 
 @contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
-    """Raises an error of the block as ValueError that names the file and says what it is (`what`)."""
+    """Raises a ValueError of the block as one that names the file and says what it is (`what`)."""
     try:
         yield
-    except Exception as error:  # the `tokenizers` package raises a bare Exception
-        raise ValueError(f"{path} {what}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} {what}: {show(error, 300)}") from error
 
 
 def main_roles(special: dict[str, str]) -> dict[str, str]:
@@ -56,8 +60,9 @@ def main_roles(special: dict[str, str]) -> dict[str, str]:
 def read_tokenizer_json(directory: Path, settings: Settings, variant: str) -> Published:
     """Reads tokenizer.json of a folder. variant: without effect. Raises ValueError for what is not supported."""
     path = directory / "tokenizer.json"
-    with naming(path, "is not a tokenizer.json"):
-        backend = Backend.from_file(str(path))
+    content = json.dumps(check_pipeline(path, read_object(path)))
+    with reading(path, "a tokenizer.json"), silent_stderr():
+        backend = Backend.from_str(content)
     kind = type(backend.model).__name__.lower()
     if getattr(backend.model, "dropout", None):
         raise ValueError(f"{path}: dropout {backend.model.dropout} of its model gives random ids; set it to null")
@@ -66,15 +71,37 @@ def read_tokenizer_json(directory: Path, settings: Settings, variant: str) -> Pu
         if settings.class_name:
             raise ValueError(f"{path} has a {kind} model, but {settings.class_name} reads {KINDS[family]}")
         family = ""  # config.json describes the network, not this file
-    with naming(path, "has a setting that is not supported"):
+    with reading(path, "a tokenizer.json"), naming(path, "has a setting that is not supported"), silent_stderr():
         apply_options(backend, settings.options, family)
         template = template_tokens(state(backend.post_processor))
     named = family in KINDS
     names = settings.roles(FAMILIES[family].names if named else names_in(backend, kind, template))
     add_tokens(backend, settings, names, directory)
+    check_template(path, backend, state(backend.post_processor))
     if kind != "wordlevel" or template[0]:
         template = with_template(path, backend, template, names, family)
     return Published(backend, kind, names, template=template, lowercase="A" not in normalized(backend, "A"))
+
+
+def template_ids(post_processor: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yields (token, id) of the tokens that a post-processor puts around a text. post_processor: its `state`."""
+    for part in post_processor.get("processors", []):
+        yield from template_ids(part)
+    for side in ("cls", "sep"):
+        if side in post_processor:
+            yield post_processor[side][0], post_processor[side][1]
+    for value in post_processor.get("special_tokens", {}).values():
+        yield from zip(value["tokens"], value["ids"], strict=True)
+
+
+def check_template(path: Path, backend: Backend, post_processor: dict[str, Any]) -> None:
+    """Raises ValueError for a token of the post-processor that has another id in the vocabulary, or none."""
+    for token, number in template_ids(post_processor):
+        if (own := backend.token_to_id(token)) != number:
+            raise ValueError(
+                f"{path}: its post_processor gives {show(token)!r} the id {number}, its vocabulary {own}; fetch it "
+                "again"
+            )
 
 
 def names_in(backend: Backend, kind: str, template: tuple[list[str], list[str]]) -> dict[str, str]:

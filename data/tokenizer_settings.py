@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from data.checked import read_json
+from data.checked import as_object, read_json, reading, show
 
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 DEBERTA = {"bos": "[CLS]", "eos": "[SEP]"} | BERT
@@ -104,11 +104,11 @@ def read_settings(directory: Path) -> Settings:
     path = directory / "tokenizer_config.json"
     config = read_object(path)
     if config.get("sp_model_kwargs"):
-        raise ValueError(f"{path}: sp_model_kwargs {config['sp_model_kwargs']} is not supported")
+        raise ValueError(f"{path}: sp_model_kwargs {show(config['sp_model_kwargs'])} is not supported")
     class_name, family = read_class(directory, config)
     special = config | ({} if "added_tokens_decoder" in config else read_object(directory / "special_tokens_map.json"))
     names = {role: token_name(special[f"{role}_token"], path) for role in ROBERTA if f"{role}_token" in special}
-    extra = [as_token(value, path, special=True) for value in extra_tokens(special)]
+    extra = [as_token(value, path, special=True) for value in extra_tokens(special, path)]
     return Settings(
         class_name=class_name,
         family=family,
@@ -120,29 +120,36 @@ def read_settings(directory: Path) -> Settings:
     )
 
 
-def extra_tokens(special: dict[str, Any]) -> list[Any]:
-    """Returns the special tokens without a role, as the files contain them: `<name>_token` and lists of them."""
+def extra_tokens(special: dict[str, Any], path: Path) -> list[Any]:
+    """Returns the special tokens without a role, as the files contain them: `<name>_token` and lists of them.
+
+    Raises ValueError for a value that is not a list, nor an object.
+    """
     named = [value for key, value in special.items() if key.endswith("_token") and key[:-6] not in ROBERTA]
     listed = special.get("extra_special_tokens") or special.get("additional_special_tokens") or []
     named = [value for value in named if isinstance(value, str | dict)]
+    if not isinstance(listed, list | dict):
+        raise ValueError(f"{path}: additional_special_tokens must be a list of tokens, not {show(listed, 40)!r}")
     return [*named, *(listed.values() if isinstance(listed, dict) else listed)]
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object, {} if there is no such file. Raises ValueError for another value."""
-    value = read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must contain a JSON object, not {type(value).__name__}")
-    return value
+    return as_object(read_json(path), path) if path.is_file() else {}
 
 
 def read_class(directory: Path, config: dict[str, Any]) -> tuple[str, str]:
     """Returns (class, family): of tokenizer_config.json, else of config.json, else of the model type."""
     model = read_object(directory / "config.json")
-    model_type = model.get("model_type") or ""
-    name = config.get("tokenizer_class") or model.get("tokenizer_class") or ""
+    model_type, name = (
+        model.get("model_type") or "",
+        config.get("tokenizer_class") or model.get("tokenizer_class") or "",
+    )
+    for key, value in (("model_type", model_type), ("tokenizer_class", name)):
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError(f"{directory}: {key} must be a name, not {show(value, 40)!r}")
     if name and MODEL_TYPES.get(model_type) != "generic":  # transformers 5 ignores the class in ModernBERT's files
-        return name, CLASSES.get(str(name).removesuffix("Fast"), "")
+        return name, CLASSES.get(name.removesuffix("Fast"), "")
     return "", MODEL_TYPES.get(model_type, "")
 
 
@@ -151,7 +158,7 @@ def read_flag(config: dict[str, Any], name: str, path: Path) -> bool | None:
     value = config[name]
     if isinstance(value, bool) or (value is None and name == "strip_accents"):
         return value
-    raise ValueError(f"{path}: {name} must be true or false, not {value!r}")
+    raise ValueError(f"{path}: {name} must be true or false, not {show(repr(value))}")
 
 
 def read_limit(config: dict[str, Any], path: Path) -> int | None:
@@ -160,7 +167,7 @@ def read_limit(config: dict[str, Any], path: Path) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
-        raise ValueError(f"{path}: model_max_length must be a positive number, not {value!r}")
+        raise ValueError(f"{path}: model_max_length must be a positive number, not {show(repr(value))}")
     return None if value >= UNLIMITED else int(value)
 
 
@@ -169,7 +176,7 @@ def as_token(value: Any, path: Path, special: bool) -> AddedToken:
     if isinstance(value, str) and value:
         return AddedToken(value, special=special, normalized=not special)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str) or not value["content"]:
-        raise ValueError(f"{path}: {value!r} is not a token")
+        raise ValueError(f"{path}: {show(repr(value))} is not a token")
     flags = {key: bool(value[key]) for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value}
     return AddedToken(value["content"], special=special or bool(value.get("special")), **flags)
 
@@ -183,22 +190,28 @@ def read_added(directory: Path, config: dict[str, Any], special: set[str]) -> di
     """Returns id -> added token. special: the special tokens, which added_tokens.json does not mark."""
     path = directory / "tokenizer_config.json"
     if "added_tokens_decoder" in config:
-        found = [
-            (number, as_token(value, path, special=False)) for number, value in config["added_tokens_decoder"].items()
-        ]
+        decoder = as_object(config["added_tokens_decoder"], f"{path}: added_tokens_decoder")
+        found = [(number, as_token(value, path, special=False)) for number, value in decoder.items()]
     else:
         path = directory / "added_tokens.json"
         found = [(number, as_token(name, path, special=name in special)) for name, number in read_object(path).items()]
-        whole = read_object(directory / "tokenizer.json").get("added_tokens", [])
-        last = {value.get("id"): as_token(value, directory / "tokenizer.json", special=False) for value in whole}
-        found = [(number, token) for number, token in found if number not in last] + list(last.items())
+        whole = directory / "tokenizer.json"
+        with reading(whole, "a tokenizer.json"):
+            tokens = read_object(whole).get("added_tokens") or []
+            last = {value["id"]: as_token(value, whole, special=False) for value in tokens}
+        found = [(number, token) for number, token in found if is_new(number, last)] + list(last.items())
     try:
         added = {int(number): token for number, token in sorted(found, key=lambda item: int(item[0]))}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{path}: the ids of added tokens must be integers") from None
     if len(added) < len(found):
         raise ValueError(f"{path}: two added tokens have the same id")
     return added
+
+
+def is_new(number: Any, last: dict[Any, AddedToken]) -> bool:
+    """Returns whether no token of `last` has this id."""
+    return not isinstance(number, int) or number not in last
 
 
 def add_tokens(backend: Backend, settings: Settings, special: dict[str, str], directory: Path) -> None:
@@ -213,8 +226,9 @@ def add_tokens(backend: Backend, settings: Settings, special: dict[str, str], di
     missing = [special[role] for role in REQUIRED if special.get(role) in unknown]
     if missing:
         raise ValueError(
-            f"{directory}: the vocabulary lacks the special tokens {', '.join(missing)}; special_tokens_map.json or "
-            "tokenizer_config.json can name others (cls_token, sep_token, pad_token, unk_token)"
+            f"{directory}: the vocabulary lacks the special tokens {show(', '.join(missing))}; "
+            "special_tokens_map.json or tokenizer_config.json can name others (cls_token, sep_token, pad_token, "
+            "unk_token)"
         )
     before = backend.get_added_tokens_decoder().values()
     known, added = {repr(token) for token in before}, added | {token.content for token in before}
@@ -226,6 +240,6 @@ def add_tokens(backend: Backend, settings: Settings, special: dict[str, str], di
     for number, token in settings.added.items():
         if backend.token_to_id(token.content) != number:
             raise ValueError(
-                f"{directory}: the added token {token.content!r} has the id {number} in its file, but the id "
+                f"{directory}: the added token {show(token.content)!r} has the id {number} in its file, but the id "
                 f"{backend.token_to_id(token.content)} after the tokens before it"
             )

@@ -41,9 +41,10 @@ from safetensors.torch import load_file
 import train
 from data.batches import Corpus
 from data.checked import read_json
+from data.checksums import check_checksums
 from data.demo import reviews
 from data.errors import clean_exit
-from data.files import check_checksums, write_json
+from data.files import write_json
 from data.imdb import read_reviews
 from data.readers import Source
 from data.runs import Run, git, versions

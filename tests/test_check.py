@@ -8,7 +8,7 @@ from conftest import adapt, tiny, tiny_weights
 
 import train
 from data.check import check, main
-from data.files import write_checksums
+from data.checksums import write_checksums
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
 from peft import save_adapter

@@ -127,7 +127,7 @@ def test_unreadable_files_raise(tmp_path: Path):
 def test_cleaned_text_is_cached_by_the_hash_of_the_file(tmp_path: Path):
     path = write(tmp_path / "labeledTrainData.tsv", kaggle(['"1_9"\t1\t"a<br />b"']))
     first = load_reviews(path, cache=tmp_path / "cache")
-    (stored,) = (tmp_path / "cache").iterdir()
+    (stored,) = (tmp_path / "cache").glob("*.jsonl")
     stored.write_text(stored.read_text().replace("a b", "from the cache"))
     assert load_reviews(path, cache=tmp_path / "cache")["review"][0] == "from the cache"
     write(path, kaggle(['"1_9"\t1\t"changed"']))
