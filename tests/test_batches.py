@@ -9,6 +9,7 @@ from conftest import required_shape, tiny
 
 import train
 from data.batches import Corpus, batches, shuffled_order, sorted_order, step_batches
+from data.errors import Interrupt
 from data.options import Options, Settings
 from losses import OBJECTIVES
 from nn import MODELS
@@ -144,6 +145,7 @@ def step_gradients(num_splits: int) -> list[torch.Tensor]:
         machine=Machine(torch.device("cpu"), torch.float32),
         model=model,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
+        interrupt=Interrupt(),
     )
     train.gradient(training, batches)
     return [p.grad for p in model.parameters() if p.grad is not None]
