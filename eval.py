@@ -49,7 +49,7 @@ from nn import Model
 from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
-from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory, tokens_per_pass
+from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
@@ -145,7 +145,8 @@ def score(
     model.eval()
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
     hide = None if bar else True  # None: hidden unless the output is a terminal
-    with tqdm(total=len(corpus), desc="scoring", unit=" reviews", leave=False, disable=hide) as progress:
+    bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" reviews", leave=False, disable=hide)
+    with bar_shown as progress, cast_once(model, machine):
         for batch in batches(corpus, order, machine.device):
             with machine.autocast():
                 logits[batch.rows.cpu()] = model(batch.input_ids, batch.mask).float().cpu()

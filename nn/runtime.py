@@ -5,12 +5,12 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Linear, Module, Parameter
 
 from nn.encoder import Encoder
 
@@ -85,6 +85,28 @@ class Machine(NamedTuple):
 
     def __str__(self) -> str:
         return f"{describe_device(self.device)}, {str(self.dtype).removeprefix('torch.')}"
+
+
+@contextlib.contextmanager
+def cast_once(model: Module, machine: Machine) -> Iterator[None]:
+    """Keeps the weights of linear layers in the machine's dtype for the block, in which nothing is trained.
+
+    Autocast casts them again in every pass; the results are the same bits. A layer whose weights another module reads
+    (`READS_BASE`, DoRA) is left out.
+    """
+    kept: list[tuple[Parameter, Tensor]] = []
+    if machine.dtype != torch.float32:
+        read = {id(module.base) for module in model.modules() if getattr(module, "READS_BASE", False)}
+        linear = (module for module in model.modules() if type(module) is Linear and id(module) not in read)
+        kept = [(p, p.data) for module in linear for p in module.parameters(recurse=False)]
+    with torch.inference_mode(False):  # an inference tensor cannot become the data of a parameter
+        for parameter, data in kept:
+            parameter.data = data.to(machine.dtype)
+    try:
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 def choose_machine(device: str, precision: str) -> Machine:

@@ -115,6 +115,8 @@ class LoRALinear(Module):
 class DoRALinear(LoRALinear):
     """Computes y = m ⊙ (W₀ x + s·B(A dropout(x))) / ‖W'‖ + b;   m -> magnitude [out]."""
 
+    READS_BASE = True  # the norm ‖W'‖ needs W₀ itself
+
     def __init__(
         self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
     ) -> None:

@@ -12,6 +12,7 @@ from data.flags import field_names
 from data.options import Options
 from losses import OBJECTIVES
 from nn import MODELS
+from nn.runtime import Machine, cast_once
 from peft import METHODS
 from train import TABLES
 
@@ -203,3 +204,24 @@ def test_nothing_by_hand_is_from_torch(name):
     for module in tiny(name).modules():
         kind = type(module)
         assert kind.__module__.startswith(own) or not kind.__name__.startswith(banned)
+
+
+@pytest.mark.parametrize("method", ["none", "lora", "dora", "prefix", "p_tuning"])
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_that_are_cast_once_give_the_same_bits(name: str, method: str):
+    if name not in ENCODERS and method != "none":
+        pytest.skip(f"{method} is for encoders")
+    options = {"dora": True} if method == "dora" else {}
+    model = adapt(tiny(name), "lora" if method == "dora" else method, **options).eval()
+    before = {key: p.clone() for key, p in model.named_parameters()}
+    ids, mask = token_batch([7, 5, 3])
+    machine = Machine(torch.device("cpu"), torch.bfloat16)
+    with torch.inference_mode():
+        with machine.autocast():
+            expected = model(ids, mask)
+        with cast_once(model, machine), machine.autocast():
+            found = model(ids, mask)
+            dtypes = {module.weight.dtype for module in model.modules() if type(module) is torch.nn.Linear}
+    assert torch.equal(found, expected)
+    assert torch.bfloat16 in dtypes
+    assert all(torch.equal(p, before[key]) and p.dtype == torch.float32 for key, p in model.named_parameters())
