@@ -8,6 +8,7 @@ import pytest
 
 import data
 from data import Source, find_source, load_splits, overlap
+from data.files import seal_file
 from data.imdb import as_frame, clean, load_reviews, rating_label, split_train, subset
 from data.labels import SENTIMENT, UNKNOWN
 
@@ -129,6 +130,7 @@ def test_cleaned_text_is_cached_by_the_hash_of_the_file(tmp_path: Path):
     first = load_reviews(path, cache=tmp_path / "cache")
     (stored,) = (tmp_path / "cache").glob("*.jsonl")
     stored.write_text(stored.read_text().replace("a b", "from the cache"))
+    seal_file(stored)
     assert load_reviews(path, cache=tmp_path / "cache")["review"][0] == "from the cache"
     write(path, kaggle(['"1_9"\t1\t"changed"']))
     assert load_reviews(path, cache=tmp_path / "cache")["review"][0] == "changed"
