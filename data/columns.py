@@ -68,7 +68,8 @@ def find_columns(table: Table, source: Source, optional_label: bool = False) -> 
     optional_label: a label column that is named but missing is no error.
     """
     if not table.header:
-        raise ValueError(f"{table.path} is empty")
+        defect = next((f"row {record.number}: {record.defect}" for record in table.records if record.defect), "")
+        raise ValueError(f"{table.path} has no row that can be read ({defect})" if defect else f"{table.path} is empty")
     named: dict[str, int | None] = {}
     for use, name in (("text", source.text_column), ("label", source.label_column), ("id", source.id_column)):
         if name == ABSENT and ABSENT not in table.header and use != "text":

@@ -135,7 +135,7 @@ def target_path(member: tarfile.TarInfo, root: str, folder: Path) -> Path:
     safe = parts[0] == root and not any(part in ("", ".", "..") or set(part) & set("\\:\0") for part in parts)
     if not safe or not (member.isreg() or member.isdir()):
         raise ValueError(
-            f"the archive contains {show(member.name)!r}, which is not a file or folder in {root}/; it is refused"
+            f"the archive contains '{show(member.name)}', which is not a file or folder in {root}/; it is refused"
         )
     return folder.joinpath(*parts)
 

@@ -68,9 +68,9 @@ def check_names(counts: Counter[str], where: str) -> None:
     rows = counts.total()
     for name in counts:
         if len(name) > LONGEST_CLASS:
-            raise ValueError(f"{where} holds no labels: the value {show(name, 40)!r} has {len(name):,} characters")
+            raise ValueError(f"{where} holds no labels: the value '{show(name, 40)}' has {len(name):,} characters")
         if CONTROL.search(name):
-            raise ValueError(f"{where} has the class {show(name)!r}, which contains a control character; rename it")
+            raise ValueError(f"{where} has the class '{show(name)}', which contains a control character; rename it")
     if len(counts) > MAX_CLASSES or (len(counts) > FEW_CLASSES and 2 * len(counts) > rows):
         raise ValueError(
             f"{where} holds no labels: {len(counts):,} distinct values in {rows:,} rows ({quoted(counts, 3)})"

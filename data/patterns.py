@@ -128,7 +128,7 @@ def check_pipeline(path: Path, content: dict[str, Any]) -> dict[str, Any]:
             try:
                 check_pattern(pattern)
             except ValueError as error:
-                raise ValueError(f"{path}: its {part} has the expression {show(pattern, 60)!r}: {error}") from None
+                raise ValueError(f"{path}: its {part} has the expression '{show(pattern, 60)}': {error}") from None
     if (factor := growth(content.get("normalizer"))) > MOST_GROWTH:
         raise ValueError(f"{path}: the replacements of its normalizer may lengthen a text more than {factor:,} times")
     return content

@@ -19,7 +19,7 @@ import pandas as pd
 
 from data.checked import reading, show
 from data.delimited import MOST_COLUMNS, READINGS, Record, read_delimited
-from data.unpacking import LINES_PER_MIB, PARQUET, RATIO, REFUSED, UNCHECKED, too_large, unpack
+from data.unpacking import LINES_PER_MIB, MOST_LINES, PARQUET, RATIO, REFUSED, UNCHECKED, too_large, unpack
 
 TEXT_NAMES = ("review", "text", "sentence", "content", "comment")  # usual names of a column of texts
 LABELED, UNLABELED, TEST = "labeledTrainData.tsv", "unlabeledTrainData.tsv", "testData.tsv"  # Kaggle's files
@@ -81,8 +81,8 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
         if content[:4] == PARQUET or ending in (".parquet", ".pq"):
             return read_parquet(path, content)
         text = decode(path, content, source.encoding)
-        if (lines := text.count("\n")) > LINES_PER_MIB * source.max_file_mib:
-            raise too_large(path, f"{lines:,} lines, more than {LINES_PER_MIB:,} for each MiB", source.max_file_mib)
+        if (lines := text.count("\n")) > (most := max(MOST_LINES, LINES_PER_MIB * source.max_file_mib)):
+            raise too_large(path, f"{lines:,} lines; {most:,} are read", source.max_file_mib)
         if ending in (".json", ".jsonl", ".ndjson"):
             return read_objects(path, text, as_lines=ending != ".json")
         names = {source.text_column} if source.text_column else set(TEXT_NAMES)

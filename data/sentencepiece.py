@@ -195,12 +195,12 @@ def check_subwords(subwords: list[tuple[str, float]], types: list[int], byte_fal
     matching = [name for (name, _), kind in zip(subwords, types, strict=True) if kind in (NORMAL, USER_DEFINED)]
     if wrong := [name for name in matching if not 0 < len(name) <= LONGEST_SUBWORD]:
         raise ValueError(
-            f"its subword {show(wrong[0], 40)!r} has {len(wrong[0]):,} characters, not 1 to {LONGEST_SUBWORD}"
+            f"its subword '{show(wrong[0], 40)}' has {len(wrong[0]):,} characters, not 1 to {LONGEST_SUBWORD}"
         )
     if twice := [name for name, count in Counter(matching).items() if count > 1]:
-        raise ValueError(f"its subword {show(twice[0])!r} is listed twice")
+        raise ValueError(f"its subword '{show(twice[0])}' is listed twice")
     if wrong := [name for name, score in subwords if not math.isfinite(score)]:
-        raise ValueError(f"the score of its subword {show(wrong[0])!r} is not a finite number")
+        raise ValueError(f"the score of its subword '{show(wrong[0])}' is not a finite number")
     found = {name for (name, _), kind in zip(subwords, types, strict=True) if kind == BYTE}
     if found - BYTE_NAMES or (byte_fallback and found != BYTE_NAMES):
         raise ValueError(
@@ -284,7 +284,7 @@ class UnigramModel:
             raise ValueError("it has no subwords")
         across = [name for (name, _), kind in zip(subwords, types, strict=True) if kind == NORMAL and "▁" in name[1:]]
         if across:
-            raise ValueError(f"its subword {show(across[0])!r} extends over more than one word, which is not supported")
+            raise ValueError(f"its subword '{show(across[0])}' extends over more than one word, which is not supported")
         fallback = bool(trainer.get(35, 0))
         check_subwords(subwords, types, fallback)
         return cls(subwords, types, charsmap=normalizer.get(2, b""), byte_fallback=fallback)

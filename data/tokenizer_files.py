@@ -148,7 +148,7 @@ def split_merges(path: Path, text: str) -> list[tuple[str, str]]:
             continue
         left, _, right = line.partition(" ")
         if not left or not right or " " in right:
-            raise ValueError(f"{path}: line {number} is {show(line, 40)!r}, not two subwords; fetch it again")
+            raise ValueError(f"{path}: line {number} is '{show(line, 40)}', not two subwords; fetch it again")
         pairs.append((left, right))
     return pairs
 
@@ -159,12 +159,12 @@ def read_merges(directory: Path, settings: Settings, variant: str) -> Published:
         raise FileNotFoundError(f"{directory} contains vocab.json, but not merges.txt")
     vocabulary, path = read_object(directory / "vocab.json"), directory / "merges.txt"
     if wrong := [name for name, number in vocabulary.items() if not is_id(number)]:
-        raise ValueError(f"{directory / 'vocab.json'}: {show(wrong[0])!r} has no id from 0 on; fetch it again")
+        raise ValueError(f"{directory / 'vocab.json'}: '{show(wrong[0])}' has no id from 0 on; fetch it again")
     with naming(path, "is not UTF-8"):
         text = read_bytes(path).decode("utf-8")
     pairs = split_merges(path, text)
     if unknown := [part for pair in pairs for part in (*pair, "".join(pair)) if part not in vocabulary]:
-        raise ValueError(f"{path}: {show(unknown[0])!r} is not in vocab.json; fetch both again")
+        raise ValueError(f"{path}: '{show(unknown[0])}' is not in vocab.json; fetch both again")
     with reading(path, "the merges of vocab.json"):
         model = models.BPE(vocabulary, pairs)
     backend = bpe(model, prefix_space=bool(settings.option("add_prefix_space", "roberta")))

@@ -99,7 +99,7 @@ def check_template(path: Path, backend: Backend, post_processor: dict[str, Any])
     for token, number in template_ids(post_processor):
         if (own := backend.token_to_id(token)) != number:
             raise ValueError(
-                f"{path}: its post_processor gives {show(token)!r} the id {number}, its vocabulary {own}; fetch it "
+                f"{path}: its post_processor gives '{show(token)}' the id {number}, its vocabulary {own}; fetch it "
                 "again"
             )
 

@@ -129,7 +129,7 @@ def extra_tokens(special: dict[str, Any], path: Path) -> list[Any]:
     listed = special.get("extra_special_tokens") or special.get("additional_special_tokens") or []
     named = [value for value in named if isinstance(value, str | dict)]
     if not isinstance(listed, list | dict):
-        raise ValueError(f"{path}: additional_special_tokens must be a list of tokens, not {show(listed, 40)!r}")
+        raise ValueError(f"{path}: additional_special_tokens must be a list of tokens, not '{show(listed, 40)}'")
     return [*named, *(listed.values() if isinstance(listed, dict) else listed)]
 
 
@@ -147,7 +147,7 @@ def read_class(directory: Path, config: dict[str, Any]) -> tuple[str, str]:
     )
     for key, value in (("model_type", model_type), ("tokenizer_class", name)):
         if not isinstance(value, str) or not value.isprintable():
-            raise ValueError(f"{directory}: {key} must be a name, not {show(value, 40)!r}")
+            raise ValueError(f"{directory}: {key} must be a name, not '{show(value, 40)}'")
     if name and MODEL_TYPES.get(model_type) != "generic":  # transformers 5 ignores the class in ModernBERT's files
         return name, CLASSES.get(name.removesuffix("Fast"), "")
     return "", MODEL_TYPES.get(model_type, "")
@@ -240,6 +240,6 @@ def add_tokens(backend: Backend, settings: Settings, special: dict[str, str], di
     for number, token in settings.added.items():
         if backend.token_to_id(token.content) != number:
             raise ValueError(
-                f"{directory}: the added token {show(token.content)!r} has the id {number} in its file, but the id "
+                f"{directory}: the added token '{show(token.content)}' has the id {number} in its file, but the id "
                 f"{backend.token_to_id(token.content)} after the tokens before it"
             )
