@@ -13,7 +13,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from tqdm import tqdm
 import peft
 from data import Source, find_source, load_table
 from data.batches import Corpus, batches, build_corpus, sorted_order
+from data.checked import reading
 from data.checksums import check_checksums
+from data.delimited import FIELD_LIMIT
 from data.demo import kind_of
 from data.errors import clean_exit
 from data.files import is_stdout, write_output
@@ -268,11 +270,20 @@ def evaluate_file(options: Options, source: Source, scorer: Scorer) -> None:
     print_metrics(Path(options.data).name, metrics(scorer.logits(corpus), corpus.labels), scorer.labels)
 
 
+def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
+    """Yields the lines of a stream. Raises ValueError for a line of more than FIELD_LIMIT characters."""
+    while line := file.readline(FIELD_LIMIT + 1):
+        if len(line) > FIELD_LIMIT:
+            raise ValueError(f"a line of standard input has more than {FIELD_LIMIT:,} characters; split it")
+        yield line
+
+
 def predict(options: Options, source: Source, scorer: Scorer) -> None:
     """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
     if options.predict == "-":
         lines = io.TextIOWrapper(sys.stdin.buffer, encoding=source.encoding or "utf-8")
-        frame = as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(lines, 1)])
+        with reading("standard input", "text", "name its encoding with --encoding"):
+            frame = as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(bounded_lines(lines), 1)])
     else:
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
     corpus = scorer.corpus(frame)
