@@ -336,7 +336,7 @@ def missing_labels(reviews: Reviews) -> str:
         return f"{reviews.path}: column {reviews.label_column!r} has no values; {reviews.shape}"
     similar = reviews.likely or reviews.possible
     which = f"{quoted(similar)} {'looks' if len(similar) == 1 else 'look'} like it: " if similar else ""
-    name = similar[0] if similar else "COLUMN"
+    name = show(similar[0]) if similar else "COLUMN"
     return f"{reviews.path} has no label column with a usual name; {which}--label-column {name}; {reviews.shape}"
 
 
