@@ -99,20 +99,30 @@ def measure_kills(count: int, stream: random.Random) -> dict[str, Any]:
             begin = time.perf_counter()
             if fork([*arguments, "--name", "whole"]) != 0:
                 raise ValueError(f"{kind}: the run fails")
-            usual, kills = time.perf_counter() - begin, 0
-            run = Path(work) / kind / "killed"
-            while not (run / "result.json").exists():
-                resume = ["--resume", str(run)] if (run / "config.json").exists() else [*arguments, "--name", "killed"]
-                enough = kills >= -(-count // len(KINDS))
-                code = fork(resume, None if enough else stream.uniform(0, usual))
-                kills += code is None
-                if code not in (None, 0):
-                    raise ValueError(f"{kind}: exit code {code} after {kills} kills")
-            one, other = weights_of(run), weights_of(run.parent / "whole")
-            differing = [name for name in one.keys() | other.keys() if not equal(one.get(name), other.get(name))]
-            found[kind] = {"kills": kills, "tensors": len(other), "differing tensors": len(differing)}
+            usual, kills, differing = time.perf_counter() - begin, 0, 0
+            whole = weights_of(Path(work) / kind / "whole")
+            for number in range(100):
+                run = Path(work) / kind / f"killed-{number}"
+                kills += kill_until_finished(arguments, run, usual, stream)
+                killed = weights_of(run)
+                differing += sum(not equal(killed.get(name), whole.get(name)) for name in killed.keys() | whole.keys())
+                if kills >= count / len(KINDS):
+                    break
+            found[kind] = {"kills": kills, "tensors": len(whole), "differing tensors": differing}
             print(f"kills, {kind}: {found[kind]}")
     return found
+
+
+def kill_until_finished(arguments: list[str], run: Path, usual: float, stream: random.Random) -> int:
+    """Starts and resumes a run, and kills it at random moments, until it ends before. Returns the number of kills."""
+    kills = 0
+    while not (run / "result.json").exists():
+        resume = ["--resume", str(run)] if (run / "config.json").exists() else [*arguments, "--name", run.name]
+        code = fork(resume, stream.uniform(0, usual))
+        kills += code is None
+        if code not in (None, 0):
+            raise ValueError(f"exit code {code} after {kills} kills: {resume}")
+    return kills
 
 
 def equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
