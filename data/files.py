@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.checked import show
+
 
 def user_path(text: str | Path) -> Path:
     """Returns a path with `~` expanded. Raises ValueError if there is no home directory."""
@@ -126,4 +128,4 @@ def open_tensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
+        raise ValueError(f"{path} is cut short or damaged ({show(error)}); fetch it again") from error

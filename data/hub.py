@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -424,9 +424,9 @@ def tensor_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def check_archive(path: Path) -> None:
+def check_archive(source: IO[bytes]) -> None:
     """Raises ValueError for a zip archive that torch.save did not write: compressed, or without one data.pkl."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(source) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is compressed, which torch.save never does")
@@ -437,12 +437,11 @@ def check_archive(path: Path) -> None:
             check_pickle(file)
 
 
-def check_legacy(path: Path) -> None:
+def check_legacy(file: IO[bytes]) -> None:
     """Raises ValueError for a file in torch's format from before 1.6 that uses up time or memory, or that refers to
     tensors without their numbers, which would be whatever the memory contains."""
-    with path.open("rb") as file:
-        # magic number, version, system, tensors, and the keys of the storages that follow
-        *_, tensors, keys = (check_pickle(file) for _ in range(5))
+    # magic number, version, system, tensors, and the keys of the storages that follow
+    *_, tensors, keys = (check_pickle(file) for _ in range(5))
     if lost := [key for key in tensors.storages if key not in keys.texts]:
         raise ValueError(f"it lacks the numbers of {len(lost)} tensors")
 
@@ -455,7 +454,8 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     """
     zipped = zipfile.is_zipfile(path)
     try:
-        check_archive(path) if zipped else check_legacy(path)
+        with path.open("rb") as file:
+            check_archive(file) if zipped else check_legacy(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

@@ -157,7 +157,7 @@ def load_pretrained(
     ignored = CLASS_ROWS if new_head else ()
     missing = check_tensors(model, files, directory, stored_int8, ignored)
     if problems := fill(model, files, dtype, int8 or stored_int8, stored_int8, ignored):
-        raise ValueError(f"{directory} cannot be used: {'; '.join(map(show, problems[:20]))}")
+        raise ValueError(f"{directory} cannot be used: {show('; '.join(problems[:20]), 3000)}")
     initialize(model, missing, dtype)
     reorder_classes(model, head.order)
     model.class_order = head.order
@@ -271,7 +271,7 @@ def check_tensors(
     in_head = [name for name in missing if name.split(".")[0] in model.HEAD]
     problems += [f"missing {translate(name, model.KEYS)}" for name in missing if name not in in_head]
     if problems:
-        shown = "; ".join(map(show, problems[:20])) + ("; …" if len(problems) > 20 else "")
+        shown = "; ".join(show(problem, 300) for problem in problems[:20]) + ("; …" if len(problems) > 20 else "")
         raise ValueError(f"{directory} does not fit its {CONFIG} ({len(problems)} problems): {shown}")
     return in_head
 

@@ -156,10 +156,10 @@ class DebertaConfig:
         """Raises ValueError for sizes that contradict each other."""
         if self.attention_head_size is None and self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
-        if self.position_buckets > 0 and not 2 <= self.position_buckets < 2 * (self.max_relative_positions - 1):
+        if self.position_buckets == 1 or (self.position_buckets > 0 and self.max_relative_positions < 2):
             raise ValueError(
-                f"position_buckets {self.position_buckets} does not fit max_relative_positions "
-                f"{self.max_relative_positions}: it must be at least 2, and less than twice the latter minus 2"
+                f"position_buckets {self.position_buckets} and max_relative_positions {self.max_relative_positions} must "
+                "be at least 2"
             )
         if self.conv_kernel_size > 0 and (self.conv_kernel_size % 2 == 0 or self.hidden_size % self.conv_groups):
             raise ValueError(

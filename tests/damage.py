@@ -157,6 +157,9 @@ def read_in_child(use: Callable[[Path], Any], folder: Path) -> Outcome:
     text, used = "\n".join(lines), int(memory) if memory.isdigit() else 0
     if used > MEMORY:
         return Outcome("memory", text, seconds, used)
+    printed = report.with_name("stdout").read_text(encoding="utf-8", errors="replace").split("\n")
+    if code in (0, 2) and not all(line.isprintable() for line in printed):
+        return Outcome("traceback", f"control characters on standard output: {printed!r}"[:300], seconds, used)
     if code == 0:
         return Outcome("read", text, seconds, used)
     if code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and lines[0].isprintable():
@@ -170,8 +173,9 @@ def run_child(use: Callable[[Path], Any], folder: Path, report: Path) -> None:
     try:
         file = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(report.with_name("stdout"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="replace", closefd=False)
         start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             with clean_exit():
@@ -219,7 +223,8 @@ def run_format(name: str, form: Format, count: int, seed: int, keep: Path | None
             if outcome.kind not in ("read", "refused"):
                 where = f"{outcome.kind}: {place(outcome.text)}"
                 if keep is not None and where not in places:
-                    shutil.copytree(folder, keep / f"{name}-{number}", dirs_exist_ok=True)
+                    with contextlib.suppress(shutil.Error):  # a pipe, or a link that leads nowhere
+                        shutil.copytree(folder, keep / f"{name}-{number}", symlinks=True, dirs_exist_ok=True)
                     (keep / f"{name}-{number}.txt").write_text(outcome.text, encoding="utf-8")
                 places[where] += 1
             shutil.rmtree(folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import INIT_IDS, adapt, tiny, token_batch
+from conftest import adapt, tiny, token_batch
 from damage import Format, damage_bytes
 from safetensors.torch import load_file, save_file
 
@@ -21,18 +21,16 @@ from data.checked import read_json
 from data.demo import reviews
 from data.files import write_json, write_tensors
 from data.hub import ADAPTER, ADAPTER_CONFIG, BIN, CONFIG, ENCODER, INDEX, WEIGHTS, adapter_options
-from data.options import Options as TrainOptions
 from data.options import Tables, resolve
 from data.runs import Run
 from data.tables import comparison
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
-from eval import Options, Scorer, answer, use_run
+from eval import Options, use_run
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.quant import quantize_int8
-from nn.runtime import choose_machine
 from nn.vectors import put_vectors, read_vectors
 from peft import METHODS
 
@@ -354,7 +352,7 @@ def use_a_run(folder: Path) -> None:
 def other_options(folder: Path, stream: random.Random) -> bool:
     """Removes, adds or changes options of a run."""
     path = folder / "run" / CONFIG
-    config = read_json(path)
+    config = {name: value for name, value in read_json(path).items() if name not in ("sha256", "format")}
     options, name = config["options"], stream.choice(sorted(config["options"]))
     kind = stream.randrange(3)
     if kind == 0:
