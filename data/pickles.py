@@ -12,6 +12,7 @@ DEEPEST, LARGEST = 50, 100_000  # levels of nested tuples; items in a tuple, tho
 LONGEST = 200  # characters of a text that is kept
 GLOBALS, CALLS = ("GLOBAL", "STACK_GLOBAL"), ("REDUCE", "NEWOBJ", "NEWOBJ_EX")
 HASHED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")  # operations that make a hashable container
+NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1", "NONE", "NEWTRUE", "NEWFALSE"))
 MEMO = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 MEMO_GET = ("GET", "BINGET", "LONG_BINGET")
 
@@ -23,6 +24,9 @@ class Item(NamedTuple):
     depth: int = 0  # levels of nested tuples
     text: Any = None  # a text, or the texts of a tuple's items
     is_global: bool = False  # a function or class that the pickle names
+
+
+PLAIN = Item()
 
 
 class PickleFacts(NamedTuple):
@@ -94,5 +98,8 @@ def check_pickle(file: IO[bytes]) -> PickleFacts:
     """
     check = PickleCheck()
     for count, (op, argument, _) in enumerate(pickletools.genops(file)):
-        check.step(op, argument, count)
+        if op.name in NUMBERS:
+            check.stack.append(PLAIN)
+        else:
+            check.step(op, argument, count)
     return check.facts

@@ -51,7 +51,7 @@ def comparison_row(run: Run) -> tuple[str, ...]:
     path, history = run.folder / "result.json", epochs(run)
     options = as_object(as_object(run.config, run.folder).get("options"), f"options of {run.folder / 'config.json'}")
     with reading(path, "the result of a run", "restore it, or delete it"):
-        result = as_object(run.result or {}, path)
+        result = {} if run.result is None else as_object(run.result, path)
         trained = int(result["parameters"]["trained"]) if result else None
         test = result.get("test", {}).get("accuracy")
         if not has_type(test, float | None):

@@ -195,7 +195,7 @@ def parse_lines(lines: Iterator[bytes], path: Path, words: Iterable[str]) -> Wor
         word = word_of.get(name)
         if word is not None and word not in found:
             found[word] = parse_vector(numbers, f"{path}: line {number}", word)
-    if header and count != (announced := int(first[0].split()[0])):
+    if header and count != (announced := (read_header(first[0]) or (0, 0))[0]):
         raise ValueError(f"{path} has {count} vectors, its first line says {announced}; it may be cut short")
     vectors = np.stack([*found.values()]) if found else np.zeros((0, width), np.float32)
     return WordVectors(list(found), torch.from_numpy(vectors))

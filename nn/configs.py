@@ -13,33 +13,27 @@ from data.checked import check_types, show
 LARGEST = 2**24  # of a size: a hundred times what published models have
 MOST_TEXT = 200  # characters of a text
 RATES = (0, 1 - 1e-6)  # of every dropout
+SIZE = (1, LARGEST)
 # smallest and largest value of a field, for all models
 RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("vocab_size", "hidden_size", "feed_forward_size", "embedding_size", "max_position_embeddings"), SIZE
+    ),
+    **dict.fromkeys(("attention_head_size", "pooler_hidden_size", "conv_groups"), SIZE),
+    **dict.fromkeys(("attention_size", "capsule_size", "filters"), SIZE),
+    **dict.fromkeys(("type_vocab_size", "pad_token_id", "unk_token_id", "local_attention"), (0, LARGEST)),
+    **dict.fromkeys(("max_relative_positions", "position_buckets"), (-LARGEST, LARGEST)),
+    **dict.fromkeys(("global_rope_theta", "local_rope_theta"), (1, 1e12)),
+    **dict.fromkeys(("initializer_range", "embedding_range"), (0, 100)),
+    "layer_norm_eps": (1e-30, 1),
     "num_layers": (1, 1000),
     "num_heads": (1, 10_000),
-    "type_vocab_size": (0, LARGEST),
-    "pad_token_id": (0, LARGEST),
-    "unk_token_id": (0, LARGEST),
-    "max_relative_positions": (-LARGEST, LARGEST),
-    "position_buckets": (-LARGEST, LARGEST),
     "conv_kernel_size": (0, 1001),
-    "conv_groups": (1, LARGEST),
-    "local_attention": (0, LARGEST),
-    "max_position_embeddings": (1, LARGEST),
-    "global_rope_theta": (1, 1e12),
-    "local_rope_theta": (1, 1e12),
-    "layer_norm_eps": (1e-30, 1),
-    "initializer_range": (0, 100),
-    "embedding_range": (0, 100),
-    "filters": (1, LARGEST),
     "width": (1, 1001),
     "window": (1, 1000),
     "num_capsules": (1, 10_000),
     "iterations": (1, 100),
-} | {
-    f"{name}_size": (1, LARGEST)
-    for name in ("vocab", "hidden", "feed_forward", "embedding", "attention_head", "pooler_hidden", "capsule", "attention")
-}  # fmt: skip
+}
 
 
 def field_range(name: str) -> tuple[float, float] | None:

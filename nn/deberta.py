@@ -157,10 +157,8 @@ class DebertaConfig:
         if self.attention_head_size is None and self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.position_buckets == 1 or (self.position_buckets > 0 and self.max_relative_positions < 2):
-            raise ValueError(
-                f"position_buckets {self.position_buckets} and max_relative_positions {self.max_relative_positions} must "
-                "be at least 2"
-            )
+            given = f"position_buckets {self.position_buckets}, max_relative_positions {self.max_relative_positions}"
+            raise ValueError(f"{given}: both must be at least 2")
         if self.conv_kernel_size > 0 and (self.conv_kernel_size % 2 == 0 or self.hidden_size % self.conv_groups):
             raise ValueError(
                 f"conv_kernel_size {self.conv_kernel_size} must be odd, and conv_groups {self.conv_groups} must divide "

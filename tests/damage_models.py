@@ -210,7 +210,8 @@ def other_patterns(folder: Path, stream: random.Random) -> bool:
     config |= stream.choice((
         {"target_modules": pattern}, {"exclude_modules": pattern}, {"rank_pattern": {pattern: 3}},
         {"alpha_pattern": {pattern: 3.0}}, {"layers_pattern": [pattern], "layers_to_transform": [0]},
-        {"modules_to_save": [pattern]}, {"r": 10**7}, {"r": 10**9}, {"lora_alpha": 1e300}, {"num_virtual_tokens": 10**9},
+        {"modules_to_save": [pattern]}, {"r": 10**7}, {"r": 10**9}, {"lora_alpha": 1e300},
+        {"num_virtual_tokens": 10**9},
         {"encoder_hidden_size": 10**9}, {"base_model_name_or_path": "../damaged/base"}, {"revision": "../../x"},
         {"base_model_name_or_path": stream.choice(("~nobody/x", "a" * 300, "\0", "x/../..", 5, "a/b@../../x"))},
         {"rank_pattern": {"query": 10**8}}, {"method": stream.choice(("prompt", "lora", "x", 5))}, {"pool": "x"},
@@ -241,7 +242,8 @@ def make_vectors(name: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         found = vectors_of_words()
         rows = [
-            f"{word} {' '.join(f'{x:.4f}' for x in row)}\n" for word, row in zip(found.words, found.vectors.tolist())
+            f"{word} {' '.join(f'{x:.4f}' for x in row)}\n"
+            for word, row in zip(found.words, found.vectors.tolist(), strict=True)
         ]
         text = "".join(rows).encode()
         binary = b"5 3\n" + b"".join(w.encode() + b" " + v.numpy().tobytes() for w, v in zip(*found, strict=True))
@@ -292,22 +294,25 @@ def other_pickle(folder: Path, stream: random.Random) -> bool:
     """Writes a pickle of other objects, or operations that ask for much memory or time."""
     table = vectors_of_words().vectors
     chain: Any = ()
-    for _ in range(900):
+    for _ in range(60):
         chain = (chain,)
     values = stream.choice((
         old_pickle(table), old_pickle(table.double()), old_pickle(table[:1].expand(10**12, 3)),
         old_pickle(table.numpy().astype(object)), old_pickle(np.zeros((5, 3), "S3")), old_pickle(table.to_sparse()),
         old_pickle(Call(np.ndarray, (10**9, 3))), old_pickle(Call(np.ndarray, (10**15, 3))), [nested(40)],
-        [{nested(40): 1}], [{chain: 1}], [{nested(12): 1}], old_pickle(Call(np.dtype, "V2000000000")),
-        old_pickle(table) + [Call(os.getcwd)], {"a": table}, old_pickle(table)[1:], old_pickle(table * float("nan")),
+        [{chain: 1}], [{nested(12): 1}], old_pickle(Call(np.dtype, "V2000000000")),
+        [*old_pickle(table), Call(os.getcwd)], {"a": table}, old_pickle(table)[1:], old_pickle(table * float("nan")),
     ))  # fmt: skip
     data = pickle.dumps(values, protocol=stream.choice((2, 3, 4)))
+    doubled = b"q\x00h\x00\x86" * 60  # a tuple that contains a tuple twice, and so on
     raw = (
-        b"\x80\x03]r\xff\xff\xff\x7f.", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f].", b"\x80\x03X\xff\xff\xff\xff.",
-        b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x0fx.", b"\x80\x03\x8b\xff\xff\xff\x7fx.", b"\x80\x03(" + b"(" * 10**6 + b".",
-        b"\x80\x03)" + b"\x85" * 10**6 + b".", b"\x80\x03})" + b"\x85" * 10**6 + b"Ns.", b"\x80\x03" + b"]" * 10**6 + b".",
-        b"\x80\x03})" + b"q\x00h\x00\x86" * 60 + b"Ns.", b"\x80\x03cnumpy\nndarray\nK\x05\x85R.", b"I" + b"9" * 10**6 + b"\n.",
-        b"\x80\x04cbuiltins\nset\n)" + b"q\x00h\x00\x86" * 60 + b"\x85\x85R.",
+        b"\x80\x03]r\xff\xff\xff\x7f.", b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f].", b"\x80\x03X\xff\xff\xff\xff.",
+        b"\x80\x04\x8d" + b"\xff" * 7 + b"\x0fx.", b"\x80\x03\x8b\xff\xff\xff\x7fx.",
+        b"\x80\x03(" + b"(" * 10**6 + b".",
+        b"\x80\x03)" + b"\x85" * 10**6 + b".", b"\x80\x03})" + b"\x85" * 10**6 + b"Ns.",
+        b"\x80\x03" + b"]" * 10**6 + b".",
+        b"\x80\x03})" + doubled + b"Ns.", b"\x80\x03cnumpy\nndarray\nK\x05\x85R.", b"I" + b"9" * 10**6 + b"\n.",
+        b"\x80\x04cbuiltins\nset\n)" + doubled + b"\x85\x85R.",
     )  # fmt: skip
     if stream.random() < 0.5:
         data = stream.choice(raw)
