@@ -34,20 +34,20 @@ from data.delimited import FIELD_LIMIT
 from data.demo import kind_of
 from data.errors import clean_exit
 from data.files import is_stdout, write_output
-from data.flags import check_choice, option, parse_flags, pick_fields, split_folders
+from data.flags import check_choice, option, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, find_adapter
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter
 from data.metrics import metrics, print_metrics, softmax
 from data.options import Options as TrainOptions
-from data.options import read_splits
+from data.options import Settings, Tables, read_splits, recorded_settings
 from data.runs import Run
 from data.seeds import random_state, set_random_state
 from data.tables import comparison, draw_curves
 from data.tokenization import Tokenizer, load_tokenizer
 from losses import OBJECTIVES
-from nn import Model
+from nn import MODELS, Model
 from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
@@ -161,6 +161,11 @@ def score(
 # -------------------------------------------------------------------------------------- a finished run, a checkpoint
 
 
+def settings_of(run: Run) -> Settings:
+    """Returns the settings that a run recorded. Raises ValueError for a damaged config.json."""
+    return recorded_settings(run, Tables(MODELS, peft.METHODS, OBJECTIVES))
+
+
 def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = "") -> tuple[Model, Tokenizer]:
     """Loads the best model of a run, in eval() mode, and its tokenizer.
 
@@ -168,7 +173,7 @@ def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = 
     FileNotFoundError if no epoch was finished, or if the backbone is not found.
     """
     check_choice("quantize", quantize, dict.fromkeys(("run", "int8", "none")))
-    trained = run.config["options"].get("quantize", "none")
+    trained = settings_of(run).options.quantize
     int8 = (trained if quantize == "run" else quantize) == "int8"
     check_checksums(run.best)
     check_checksums(run.tokenizer)
@@ -192,8 +197,8 @@ class Scorer:
     @classmethod
     def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "") -> "Scorer":
         """Loads the best model of a run."""
-        trained = run.config["options"]
-        return cls(*load_run(run, machine.device, quantize, base), machine, trained["max_length"], trained["truncate"])
+        trained = settings_of(run).options
+        return cls(*load_run(run, machine.device, quantize, base), machine, trained.max_length, trained.truncate)
 
     @classmethod
     def of_checkpoint(cls, options: Options, machine: Machine) -> "Scorer":
@@ -231,7 +236,7 @@ def source_for(options: Options, trained: TrainOptions) -> Source:
 
 def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
     """Prints the metrics of the run's own validation and test reviews, or of the reviews of --data."""
-    trained = pick_fields(TrainOptions, run.config["options"])
+    trained = settings_of(run).options
     if options.data and options.data != "demo" and Path(options.data).is_file():
         evaluate_file(options, source_for(options, trained), scorer)
         return
@@ -357,7 +362,7 @@ def attended_words(scorer: Scorer, model: AttentionLSTM, text: str, count: int =
 
 def is_pretraining(run: Run) -> bool:
     """Returns whether a run was pretraining, which leaves no classifier."""
-    return OBJECTIVES[run.config["options"]["loss"]].pretraining
+    return OBJECTIVES[settings_of(run).options.loss].pretraining
 
 
 def export(options: Options, run: Run, machine: Machine) -> None:
@@ -415,7 +420,7 @@ def use_checkpoint(options: Options, given: dict[str, Any]) -> None:
 def use_run(options: Options, given: dict[str, Any]) -> None:
     """Scores, labels or exports with the run --run, in its own precision."""
     run = Run.open(options.run)
-    trained = pick_fields(TrainOptions, run.config["options"])
+    trained = settings_of(run).options
     machine = choose_machine(options.device, options.precision or trained.precision)
     if is_pretraining(run) and not options.merge:
         raise ValueError(f"{run.folder} was pretrained and has no classifier; train.py --weights {run.best} adds one")

@@ -10,9 +10,11 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 JSON_BYTES = 2**28  # of a JSON file; the largest tokenizer.json in use has 35 MB
 SHOWN = 100  # characters of a value in a message
@@ -139,3 +141,62 @@ def within(seconds: float, work: Callable[[], Result], what: str) -> Result:
     if errors:
         raise errors[0]
     return results[0]
+
+
+# ----------------------------------------------------------------------------------------------- values of an object
+
+NAMES: dict[Any, str] = {
+    int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def about(path: Path | str) -> Iterator[None]:
+    """Raises each ValueError of the block as `PATH: the error`, unless it names the path already."""
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {show(error, 1000)}") from error
+
+
+def has_type(value: Any, kind: Any) -> bool:
+    """Returns whether a JSON value fits an annotation: int, float, bool, str, None, Any, tuple[X, ...], list[X],
+    dict[str, X], or one of several (X | Y). A whole number is a float too; NaN and infinity are not."""
+    if kind is Any:
+        return True
+    if get_origin(kind) in (Union, UnionType):
+        return any(has_type(value, one) for one in get_args(kind))
+    if get_origin(kind) in (tuple, list):
+        return isinstance(value, list | tuple) and all(has_type(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(has_type(item, get_args(kind)[1]) for item in value.values())
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is kind
+
+
+def type_text(kind: Any) -> str:
+    """Describes an annotation: `a whole number or null`, `a list (text)`."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(type_text(one) for one in get_args(kind))
+    if get_origin(kind) in (tuple, list):
+        return f"a list ({type_text(get_args(kind)[0])})"
+    return "an object {…}" if get_origin(kind) is dict else NAMES.get(kind, "any value")
+
+
+def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any], names: Mapping[str, str] | None = None) -> None:
+    """Raises ValueError for the values that do not fit the annotation of their name. names: in the message, if they
+    differ."""
+    wrong = [name for name, kind in kinds.items() if name in values and not has_type(values[name], kind)]
+    if wrong:
+        name = wrong[0]
+        shown = (names or {}).get(name, name)
+        raise ValueError(f"{shown} = {show(repr(values[name]), 60)} must be {type_text(kinds[name])}")
+
+
+def listed(names: Iterable[Any], most: int = 5) -> str:
+    """Lists names for a message: fit for a terminal, and not more than `most`."""
+    found = list(islice(names, most + 1))
+    return ", ".join(show(name) for name in found[:most]) + (", …" if len(found) > most else "")

@@ -143,7 +143,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
+        raise ValueError(f"{path} is cut short or damaged ({show(error)}); fetch it again") from error
 
 
 # ----------------------------------------------------------------------------------------------- links

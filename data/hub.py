@@ -9,16 +9,18 @@ import errno
 import hashlib
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from data.checked import read_json
+from data.checked import about, check_types, listed, read_object, reading, show
 from data.files import open_tensors, user_path, write_tensors
+from data.pickles import check_pickle
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -32,7 +34,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")  # one is enough
-HUB_ID = re.compile(r"(?!\.)([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # name/model@revision
+HUB_ID = re.compile(r"(?!\.)(?!.*\.\.)([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # name/model@revision
 # the methods of huggingface/peft that are supported; `method` in a file of this project says which of ours it is
 METHODS = {"LORA": "lora", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "HEAD": "head"}
 # fields of adapter_config.json that are options of a method here
@@ -40,6 +42,19 @@ OPTIONS = {
     "r": "rank", "lora_alpha": "alpha", "lora_dropout": "lora_dropout", "bias": "lora_bias", "use_rslora": "rslora",
     "use_dora": "dora", "num_virtual_tokens": "virtual_tokens", "pool": "pool",
 }  # fmt: skip
+# types of the fields of adapter_config.json that are read
+ADAPTER_FIELDS: dict[str, Any] = {
+    "peft_type": str, "task_type": str | None, "method": str | None, "base_model_name_or_path": str | None,
+    "revision": str | None, "modules_to_save": list[str] | None, "target_modules": list[str] | str | None,
+    "exclude_modules": list[str] | str | None, "r": int, "lora_alpha": float, "lora_dropout": float | None,
+    "bias": str | None, "use_rslora": bool | None, "use_dora": bool | None, "fan_in_fan_out": bool | None,
+    "rank_pattern": dict[str, int] | None, "alpha_pattern": dict[str, float] | None,
+    "layers_to_transform": list[int] | int | None, "layers_pattern": list[str] | str | None,
+    "num_virtual_tokens": int | None, "encoder_reparameterization_type": str | None,
+    "encoder_hidden_size": int | None, "pool": str | None, "id2label": dict[str, Any] | None,
+}  # fmt: skip
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # dtypes of weights
+LONGEST_PATH = 4000  # characters of a backbone's name or path
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -122,7 +137,7 @@ def has_any(directory: Path, names: Iterable[str]) -> bool:
 def subfolder_hint(directory: Path, names: Sequence[str]) -> str:
     """Returns a hint at the subfolders that contain one of the files, or ""."""
     found = sorted(path.name for path in directory.iterdir() if path.is_dir() and has_any(path, names))
-    return f"; its folder {', '.join(found[:5])} has one" if found else ""
+    return f"; its folder {listed(found)} has one" if found else ""
 
 
 # --------------------------------------------------------------------------------------------------------- the hub
@@ -214,23 +229,38 @@ def find_adapter(source: str | Path) -> Path | None:
     return directory
 
 
+def read_adapter_config(directory: str | Path) -> dict[str, Any]:
+    """Reads adapter_config.json. Raises FileNotFoundError, or ValueError for a kind of adapter that is not supported
+    and for a field of another type."""
+    path = Path(directory) / ADAPTER_CONFIG
+    config = read_object(path)
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in METHODS:
+        raise ValueError(
+            f"{directory}: peft_type {show(repr(kind))} is not supported; supported: {', '.join(sorted(METHODS))}. "
+            "Other kinds can be merged by huggingface/peft: merge_and_unload().save_pretrained(DIR), then --weights DIR"
+        )
+    with about(path):
+        check_types(config, ADAPTER_FIELDS)
+        if config.get("method") not in (None, "", METHODS[kind], "p_tuning_v2" if kind == "PREFIX_TUNING" else None):
+            raise ValueError(f"method {show(repr(config['method']))} does not fit peft_type {kind}")
+        base = config.get("base_model_name_or_path") or ""
+        if len(base) > LONGEST_PATH or not base.isprintable():
+            raise ValueError(f"base_model_name_or_path {show(base)} is neither a folder nor a hub id")
+    return config
+
+
 def adapter_method(directory: str | Path) -> str:
     """Returns the name of an adapter's method. Raises FileNotFoundError, or ValueError for an unsupported one."""
-    config = read_json(Path(directory) / ADAPTER_CONFIG)
-    kind = config.get("peft_type")
-    if kind not in METHODS:
-        raise ValueError(
-            f"{directory}: peft_type {kind!r} is not supported; supported: {', '.join(sorted(METHODS))}. Other kinds "
-            "can be merged by huggingface/peft: merge_and_unload().save_pretrained(DIR), then --weights DIR"
-        )
-    return config.get("method") or METHODS[kind]
+    config = read_adapter_config(directory)
+    return config.get("method") or METHODS[config["peft_type"]]
 
 
 def adapter_options(directory: str | Path) -> dict[str, Any]:
     """Returns the options of a method that an adapter's file fixes, by the names of their flags: {"rank": 8, …}."""
-    config, method = read_json(Path(directory) / ADAPTER_CONFIG), adapter_method(directory)
+    config, method = read_adapter_config(directory), adapter_method(directory)
     options = {ours: config[theirs] for theirs, ours in OPTIONS.items() if config.get(theirs) is not None}
-    if "encoder_reparameterization_type" in config:
+    if config.get("encoder_reparameterization_type"):
         options["prompt_encoder"] = config["encoder_reparameterization_type"].lower()
     if config.get("encoder_hidden_size") and method in ("p_tuning", "prefix"):
         options["prompt_hidden" if method == "p_tuning" else "prefix_hidden"] = config["encoder_hidden_size"]
@@ -243,9 +273,10 @@ def adapter_base(directory: str | Path, given: str = "") -> str:
     given: replaces the recorded backbone (`--base`). A recorded relative path is looked up in the adapter's directory
     first. Of a hub id, config.json is fetched. Raises FileNotFoundError that names --base if it is not found.
     """
-    config = read_json(Path(directory) / ADAPTER_CONFIG)
+    config = read_adapter_config(directory)
     recorded = config.get("base_model_name_or_path") or ""
-    if not given and recorded and (inside := Path(directory) / recorded).is_dir():
+    leads_out = ".." in Path(recorded).parts
+    if not given and recorded and not leads_out and (inside := Path(directory) / recorded).is_dir():
         return str(inside)
     base = given or with_revision(recorded, config.get("revision"), directory)
     if not base:
@@ -299,16 +330,26 @@ def weight_files(directory: Path) -> list[Path]:
         return [converted_or_original(path) for path in shards(directory, BIN_INDEX)]
     suffixes = (".safetensors", ".bin", ".h5", ".msgpack", ".ckpt", ".onnx", ".gguf", ".pt", ".pth")
     others = sorted(path.name for path in directory.iterdir() if path.suffix in suffixes)
-    hint = f"; {', '.join(others[:5])} has another name or format" if others else ""
+    hint = f"; {listed(others)} has another name or format" if others else ""
     raise FileNotFoundError(f"{directory} holds no {WEIGHTS} (nor {INDEX}, nor {BIN}){hint}")
 
 
 def shards(directory: Path, index: str) -> list[Path]:
-    """Returns the files that an index lists. Raises FileNotFoundError that names the missing ones."""
-    names = sorted(set(read_json(directory / index)["weight_map"].values()))
+    """Returns the files that an index lists.
+
+    Raises FileNotFoundError that names the missing ones, and ValueError for an index that lists other than files in the
+    folder.
+    """
+    path, suffix = directory / index, Path(index.removesuffix(".index.json")).suffix
+    table = read_object(path).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise ValueError(f"{path} has no weight_map {{tensor: file}}; fetch it again")
+    names = sorted(set(table.values()))
+    if strange := [name for name in names if Path(name).name != name or not name.endswith(suffix) or "\\" in name]:
+        raise ValueError(f"{path} lists {listed(strange)}, which is no name of a {suffix} file; fetch it again")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}, which its {index} lists; fetch them again")
+        raise FileNotFoundError(f"{directory} lacks {listed(missing)}, which its {index} lists; fetch them again")
     return [directory / name for name in names]
 
 
@@ -335,7 +376,7 @@ def converted_or_original(path: Path) -> Path:
 
 
 class WeightFile:
-    """Reads the tensors of one file by published name. shapes: name -> (shape, whether the dtype is floating point).
+    """Reads the tensors of one file by published name. shapes: name -> (shape, dtype: float, int8 or other).
 
     A safetensors file is opened again for each tensor: the pages of a mapped file count as this process's memory until
     it is closed. A .bin file is read by torch.load(weights_only=True), which refuses code.
@@ -346,24 +387,63 @@ class WeightFile:
         self.pickled: dict[str, Tensor] | None = None
         if path.suffix == ".bin":
             self.pickled = load_pickled(path)
-            self.shapes = {name: (list(t.shape), t.is_floating_point()) for name, t in self.pickled.items()}
+            self.shapes = {name: (list(t.shape), dtype_kind(t.dtype)) for name, t in self.pickled.items()}
         else:
-            with open_tensors(path) as file:
+            with reading(path, "a safetensors file"), open_tensors(path) as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
-                self.shapes = {name: (part.get_shape(), "F" in part.get_dtype()) for name, part in slices.items()}
+                self.shapes = {name: (part.get_shape(), dtype_kind(part.get_dtype())) for name, part in slices.items()}
 
     def read(self, name: str) -> Tensor:
         """Reads one tensor."""
         if self.pickled is not None:
             return self.pickled[name]
-        with open_tensors(self.path) as file:
+        with reading(self.path, "a safetensors file"), open_tensors(self.path) as file:
             return file.get_tensor(name)
 
     def keep_converted(self) -> None:
-        """Writes a pickled file as safetensors into the cache. Errors of writing are ignored: the cache is optional."""
-        if self.pickled is not None and (path := converted_path(self.path)) is not None:
+        """Writes a pickled file as safetensors into the cache. Errors of writing are ignored: the cache is optional.
+
+        A file whose tensors share so much memory that it would more than double is not converted.
+        """
+        if self.pickled is None or (path := converted_path(self.path)) is None:
+            return
+        if sum(map(tensor_bytes, self.pickled.values())) <= 2 * self.path.stat().st_size:
             with contextlib.suppress(OSError):
                 write_tensors(path, {name: t.clone() for name, t in self.pickled.items()})
+
+
+def dtype_kind(dtype: str | torch.dtype) -> str:
+    """Returns whether a dtype, of torch or of safetensors, is one of weights (float), of 8-bit weights, or other."""
+    if dtype in FLOATS or dtype in FLOATS.values():
+        return "float"
+    return "int8" if dtype in ("I8", torch.int8) else "other"
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Returns the size that a tensor has in a file."""
+    return tensor.numel() * tensor.element_size()
+
+
+def check_archive(source: IO[bytes]) -> None:
+    """Raises ValueError for a zip archive that torch.save did not write: compressed, or without one data.pkl."""
+    with zipfile.ZipFile(source) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed, which torch.save never does")
+        pickles = [member for member in members if member.filename.split("/")[-1] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError(f"it has {len(pickles)} files data.pkl")
+        with archive.open(pickles[0]) as file:
+            check_pickle(file)
+
+
+def check_legacy(file: IO[bytes]) -> None:
+    """Raises ValueError for a file in torch's format from before 1.6 that uses up time or memory, or that refers to
+    tensors without their numbers, which would be whatever the memory contains."""
+    # magic number, version, system, tensors, and the keys of the storages that follow
+    *_, tensors, keys = (check_pickle(file) for _ in range(5))
+    if lost := [key for key in tensors.storages if key not in keys.texts]:
+        raise ValueError(f"it lacks the numbers of {len(lost)} tensors")
 
 
 def load_pickled(path: Path) -> dict[str, Tensor]:
@@ -372,17 +452,39 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     The file is mapped, except in torch's format from before 1.6, which is no zip archive. Raises OSError if it cannot
     be read, and ValueError if it is damaged or is not a dict of tensors.
     """
+    zipped = zipfile.is_zipfile(path)
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
+        with path.open("rb") as file:
+            check_archive(file) if zipped else check_legacy(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(refused(path, error)) from error
     except Exception as error:  # torch raises a dozen types for a damaged or refused pickle
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} was refused: it is damaged or contains more than tensors ({reason})") from error
+        raise ValueError(refused(path, error)) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} contains a {type(state).__name__}, not a dict of tensors")
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not tensors:
-        shown = ", ".join(str(name) for name in list(state)[:5]) or "nothing"
-        raise ValueError(f"{path} contains no tensors but {shown}; torch.save the state dict alone")
-    return tensors
+        raise ValueError(
+            f"{path} contains no tensors but {listed(state) or 'nothing'}; torch.save the state dict alone"
+        )
+    if strange := [name for name, tensor in tensors.items() if not isinstance(name, str) or not is_plain(tensor)]:
+        raise ValueError(f"{path}: {listed(strange)} is not a plain tensor with a name; save it as one")
+    return {name: Tensor.detach(tensor) for name, tensor in tensors.items()}
+
+
+def refused(path: Path, error: Exception) -> str:
+    """Describes why a pickled file was not loaded."""
+    reason = show((str(error) or type(error).__name__).splitlines()[0], 300)
+    return f"{path} was refused: it is damaged or contains more than tensors ({reason})"
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Returns whether a tensor holds all its numbers, in main memory: no sparse, quantized, meta or expanded one."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor_bytes(tensor) <= tensor.untyped_storage().nbytes()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import Source, Splits, find_source, load_splits, load_texts
+from data.checked import about, as_object, check_types, has_type, listed
 from data.flags import check_choice, field_names, flag, merge_defaults, option, parse_flags, pick_fields
 from data.hub import adapter_method, find_adapter
 from data.imdb import subset
@@ -272,7 +273,36 @@ def resume(given: Mapping[str, Any], tables: Tables) -> tuple[Settings, Run]:
     if others := [flag(name) for name in given if name != "resume"]:
         raise ValueError(f"--resume uses the run's own options; leave out {', '.join(others)}")
     run = Run.open(given["resume"])
-    return Settings.build(run.config["options"], run.config["origins"], tables), run
+    return recorded_settings(run, tables), run
+
+
+def recorded_settings(run: Run, tables: Tables) -> Settings:
+    """Returns the settings that a run's config.json records.
+
+    Raises ValueError that names the file for a missing or unknown option, and for a value of another type or out of
+    range: another version of this program may have written it.
+    """
+    path, config = run.folder / "config.json", run.config
+    as_object(config, path)
+    values, origins = as_object(config.get("options"), f"options of {path}"), config.get("origins", {})
+    with about(path):
+        check_types(values, {"model": str, "peft": str, "loss": str})
+        if not has_type(origins, dict[str, str]) or not has_type(config.get("labels"), list[str] | None):
+            raise ValueError("origins must be an object of texts, and labels a list of texts")
+        if not all(name.isprintable() for name in config.get("labels") or ()):
+            raise ValueError(f"labels contains control characters: {listed(config['labels'])}")
+        model = check_choice("model", values.get("model", ""), tables.models)
+        method = check_choice("method", values.get("peft", ""), tables.methods)
+        objective = check_choice("objective", values.get("loss", ""), tables.objectives)
+        known = {field.name: field for cls in (Options, method.options, objective.options) for field in fields(cls)}
+        if unknown := [name for name in values if name not in known]:
+            raise ValueError(f"unknown options {listed(unknown)}; another version of this program wrote them")
+        if missing := [name for name in known if name not in values]:
+            raise ValueError(f"the options {listed(missing)} are missing; start a new run, or add them to the file")
+        check_types(values, {name: field.type for name, field in known.items()})
+        settings = Settings.build(values, origins, tables)
+        check_values(settings.options, model, objective)
+    return settings
 
 
 def source_of(options: Options) -> Source:

@@ -8,7 +8,6 @@ part of a row's name before the first dash), `<!-- models -->` opens the table w
 `<!-- bench NAME -->` opens a table of speeds.
 """
 
-import json
 import re
 import statistics
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.checked import read_json
+from data.checked import as_object, has_type, listed, parse_json, read_json, reading
 from data.errors import clean_exit
 from data.files import write_text
 from data.pictures import new_figure, write_pictures
@@ -32,23 +31,41 @@ COLUMNS = ("run", "model", "peft", "loss", "trained", "best val", "test", "minut
 
 
 def epochs(run: Run) -> list[dict[str, Any]]:
-    """Returns the `epoch` events of a run's log: train_acc, val_acc, seconds and others."""
-    events = map(json.loads, run.log_file.read_text(encoding="utf-8").splitlines())
-    return [event for event in events if event["event"] == "epoch"]
+    """Returns the `epoch` events of a run's log: train_acc, val_acc, seconds and others.
+
+    Raises ValueError for a log that is damaged.
+    """
+    path = run.log_file
+    with reading(path, "the log of a run", "restore it, or leave the run out"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        events = [as_object(parse_json(line, path), f"{path}: line {n}") for n, line in enumerate(lines, 1)]
+        found = [event for event in events if event.get("event") == "epoch"]
+        numbers = ("train_acc", "val_acc", "seconds", "epoch")
+        if not all(has_type(event.get(name, 0), float) for event in found for name in numbers):
+            raise ValueError("an epoch has a value that is no number")
+    return found
 
 
 def comparison_row(run: Run) -> tuple[str, ...]:
     """Returns the cells of one run, in the order of COLUMNS."""
-    options, result, history = run.config["options"], run.result or {}, epochs(run)
-    curve = [event["val_acc"] for event in history]
-    test = result.get("test", {}).get("accuracy")
+    path, history = run.folder / "result.json", epochs(run)
+    options = as_object(as_object(run.config, run.folder).get("options"), f"options of {run.folder / 'config.json'}")
+    with reading(path, "the result of a run", "restore it, or delete it"):
+        result = {} if run.result is None else as_object(run.result, path)
+        trained = int(result["parameters"]["trained"]) if result else None
+        test = result.get("test", {}).get("accuracy")
+        if not has_type(test, float | None):
+            raise ValueError(f"test accuracy {test!r} is no number")
+    with reading(run.log_file, "the log of a run", "restore it, or leave the run out"):
+        curve = [event["val_acc"] for event in history]
+        minutes = f"{history[-1]['seconds'] / 60:.0f}" if history else "-"
     return (
         run.folder.name,
-        *(options[name] for name in ("model", "peft", "loss")),
-        f"{result['parameters']['trained']:,}" if result else "?",
+        *(listed([options.get(name, "?")]) for name in ("model", "peft", "loss")),
+        "?" if trained is None else f"{trained:,}",
         f"{max(curve):.4f}" if curve else "-",
         f"{test:.4f}" if test is not None else "-",
-        f"{history[-1]['seconds'] / 60:.0f}" if history else "-",
+        minutes,
         " ".join(f"{value:.4f}" for value in curve),
     )
 

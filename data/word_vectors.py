@@ -8,6 +8,7 @@ corpus and caches the result (data/glove.py). nn/vectors.py copies vectors into 
 import gzip
 import hashlib
 import json
+import re
 import time
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.checked import has_type, parse_json, reading, show
 from data.files import open_tensors, write_tensors
 from data.glove import count_pairs, train_glove
 from data.tokenization import Tokenizer
@@ -28,6 +30,11 @@ from data.tokenization import Tokenizer
 VECTORS = "vectors"  # name of the tensor in the safetensors file
 FIRST_LINES = 100  # the lines that determine the width of the vectors
 BLOCK = 1 << 20  # bytes of a binary file that are read at a time
+LONGEST_LINE = 1 << 22  # bytes of a line
+WIDEST = 100_000  # numbers of a vector
+LONGEST_WORD = 100_000  # bytes
+EXPANSION = 100  # bytes of a compressed file in each of its own; text has 3, and what has more is no file of vectors
+NUMBER = re.compile(rb"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 GZIP, ZIP, BOM = b"\x1f\x8b", b"PK\x03\x04", b"\xef\xbb\xbf"  # first bytes of a file
 # first bytes of formats that are not read, and the way out
 OTHER_FORMATS = {
@@ -47,8 +54,40 @@ class WordVectors(NamedTuple):
 # --------------------------------------------------------------------------------------------------------- files
 
 
+class Stream:
+    """Reads bytes of a file. Raises ValueError for a compressed file that expands without end."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self.file, self.path = file, path
+        self.left = EXPANSION * path.stat().st_size + BLOCK
+
+    def counted(self, data: bytes) -> bytes:
+        """Returns data. Raises ValueError if more than `left` bytes were read."""
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(
+                f"{self.path} expands to more than {EXPANSION} times its size; unpack it, or fetch it again"
+            )
+        return data
+
+    def read(self, size: int) -> bytes:
+        """Reads up to `size` bytes."""
+        return self.counted(self.file.read(size))
+
+    def readline(self) -> bytes:
+        """Reads a line. Raises ValueError for one that no file of word vectors has."""
+        line = self.counted(self.file.readline(LONGEST_LINE))
+        if len(line) == LONGEST_LINE:
+            raise ValueError(f"{self.path} has a line of more than {LONGEST_LINE:,} bytes")
+        return line
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Reads all lines."""
+        return iter(self.readline, b"")
+
+
 @contextmanager
-def open_stream(path: Path) -> Iterator[Any]:
+def open_stream(path: Path) -> Iterator[Stream]:
     """Opens a file for reading bytes, or what is inside a gzip file or a zip archive with one file.
 
     Raises ValueError for an archive with more than one file.
@@ -61,16 +100,21 @@ def open_stream(path: Path) -> Iterator[Any]:
             if len(names) != 1:
                 raise ValueError(f"{path} contains {len(names)} files; unpack it and name one of them")
             with archive.open(names[0]) as file:
-                yield file
+                yield Stream(file, path)
     else:
         with gzip.open(path) if start.startswith(GZIP) else path.open("rb") as file:
-            yield file
+            yield Stream(file, path)
 
 
 def read_header(line: bytes) -> tuple[int, int] | None:
-    """Returns (count, D) of word2vec's first line, None for any other line."""
+    """Returns (count, D) of word2vec's first line, None for any other line. Raises ValueError for an unusual D."""
     parts = line.split()
-    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        return None
+    count, width = int(parts[0][:30]), int(parts[1][:30])
+    if not 1 <= width <= WIDEST:
+        raise ValueError(f"its first line announces vectors of {width:,} numbers; at most {WIDEST:,} are read")
+    return count, width
 
 
 def find_format(path: Path) -> str:
@@ -79,18 +123,22 @@ def find_format(path: Path) -> str:
     In a binary file, the numbers after the first word contain bytes that no text has.
     """
     with open_stream(path) as file:
-        first = file.readline(BLOCK)
-        for magic, reason in OTHER_FORMATS.items():
-            if first.startswith(magic):
-                raise ValueError(f"{path} {reason}")
-        header = read_header(first)
-        if header is None:
-            return "text"
-        second = file.read(4 * header[1] + BLOCK)
-    line = second.split(b"\n")[0].rstrip(b"\r ")
+        first, _, second = file.read(2 * BLOCK).partition(b"\n")
+    for magic, reason in OTHER_FORMATS.items():
+        if first.startswith(magic):
+            raise ValueError(f"{path} {reason}")
+    header = read_header(first)
+    if header is None or has_numbers(second.split(b"\n")[0], header[1]):
+        return "text"
     numbers = second.partition(b" ")[2][: 4 * header[1]]
     control = any(byte < 32 and byte not in b"\t\n\r" for byte in numbers)
-    return "binary" if line.count(b" ") < header[1] and (control or not is_utf8(numbers)) else "text"
+    return "binary" if control or not is_utf8(numbers) else "text"
+
+
+def has_numbers(line: bytes, width: int) -> bool:
+    """Returns whether a line has a word and ends in `width` numbers."""
+    parts = line.rstrip(b"\r ").split(b" ")
+    return len(parts) > width and all(NUMBER.fullmatch(part) for part in parts[-width:])
 
 
 def is_utf8(text: bytes) -> bool:
@@ -106,8 +154,9 @@ def find_width(lines: list[bytes], path: Path) -> tuple[int, bool]:
     """Determines (D, whether the first line is word2vec's header `count D`) from the first lines of a file."""
     if (header := read_header(lines[0])) is not None:
         return header[1], True
-    width = min(line.rstrip().count(b" ") for line in lines if line.strip())  # a word with spaces in it has more
-    if width < 2:
+    widths = (line.rstrip().count(b" ") for line in lines if line.strip())  # a word with spaces in it has more
+    width = min(widths, default=0)
+    if not 2 <= width <= WIDEST:
         raise ValueError(
             f"{path} is not a file of word vectors: line 1 is {lines[0][:60]!r}, not a word and its numbers, with "
             "spaces between them"
@@ -124,7 +173,7 @@ def parse_vector(numbers: list[bytes], line: str, word: str) -> np.ndarray:
         raise ValueError(f"{line} does not end in {len(numbers)} numbers") from error
     if not np.isfinite(vector).all():
         wrong = numbers[int(np.isfinite(vector).argmin())].decode("utf-8", "replace")
-        raise ValueError(f"{line}, word {word!r}: {wrong} is not a finite number")
+        raise ValueError(f"{line}, word {word!r}: {show(wrong, 40)} is not a finite number")
     return vector
 
 
@@ -146,7 +195,7 @@ def parse_lines(lines: Iterator[bytes], path: Path, words: Iterable[str]) -> Wor
         word = word_of.get(name)
         if word is not None and word not in found:
             found[word] = parse_vector(numbers, f"{path}: line {number}", word)
-    if header and count != (announced := int(first[0].split()[0])):
+    if header and count != (announced := (read_header(first[0]) or (0, 0))[0]):
         raise ValueError(f"{path} has {count} vectors, its first line says {announced}; it may be cut short")
     vectors = np.stack([*found.values()]) if found else np.zeros((0, width), np.float32)
     return WordVectors(list(found), torch.from_numpy(vectors))
@@ -162,6 +211,8 @@ def binary_vectors(file: Any, path: Path) -> Iterator[tuple[bytes, bytes]]:
             more = file.read(BLOCK)
             if not more:
                 raise ValueError(f"{path} is cut short: it has {number} of the {count} vectors that line 1 announces")
+            if len(data) - at > LONGEST_WORD + size + BLOCK:
+                raise ValueError(f"{path}: vector {number + 1} has a word of more than {LONGEST_WORD:,} bytes")
             data, at = data[at:] + more, 0
             end = data.find(b" ")
         yield data[at:end].lstrip(b"\n"), data[end + 1 : end + 1 + size]
@@ -192,19 +243,21 @@ def read_published_vectors(path: str | Path, words: Iterable[str]) -> WordVector
     finite, and for formats that are not read.
     """
     path = Path(path)
-    try:
-        binary = find_format(path) == "binary"
-        with open_stream(path) as file:
-            return parse_binary(file, path, words) if binary else parse_lines(iter(file), path, words)
-    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again") from error
+    with reading(path, "a file of word vectors"):
+        try:
+            binary = find_format(path) == "binary"
+            with open_stream(path) as file:
+                return parse_binary(file, path, words) if binary else parse_lines(iter(file), path, words)
+        except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is cut short or damaged ({show(error)}); fetch it again") from error
 
 
 def check_finite(vectors: WordVectors, path: Path) -> WordVectors:
     """Returns the vectors. Raises ValueError that names the file and the first word with NaN or infinity."""
     finite = vectors.vectors.isfinite().all(1)
     if not finite.all():
-        raise ValueError(f"{path}: the vector of {vectors.words[int(finite.int().argmin())]!r} holds NaN or infinity")
+        word = show(repr(vectors.words[int(finite.int().argmin())]))
+        raise ValueError(f"{path}: the vector of {word} holds NaN or infinity")
     return vectors
 
 
@@ -214,13 +267,17 @@ def save_vectors(path: str | Path, vectors: WordVectors) -> None:
     write_tensors(Path(path), {VECTORS: vectors.vectors}, metadata=metadata)
 
 
-def load_vectors(path: str | Path) -> WordVectors:
+def load_vectors(path: str | Path, way_out: str = "fetch it again") -> WordVectors:
     """Reads a file of `save_vectors`. Raises FileNotFoundError, or ValueError if it is damaged or another file."""
-    with open_tensors(Path(path)) as file:
-        words = json.loads((file.metadata() or {}).get("words", "null"))
+    with reading(path, "a file of word vectors", way_out), open_tensors(Path(path)) as file:
+        words = parse_json((file.metadata() or {}).get("words", "null"), path, way_out)
         if words is None or VECTORS not in file.keys():  # noqa: SIM118
             raise ValueError(f"{path} contains no word vectors with their words")
         vectors = file.get_tensor(VECTORS)
+    if not has_type(words, list[str]) or vectors.dim() != 2 or not 1 <= vectors.size(1) <= WIDEST:
+        raise ValueError(f"{path} contains no matrix of word vectors with a list of words; {way_out}")
+    if vectors.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{path} contains vectors of {vectors.dtype}, not of floating point numbers; {way_out}")
     if len(words) != len(vectors):
         raise ValueError(f"{path} contains {len(vectors)} vectors for {len(words)} words")
     return WordVectors(words, vectors)
@@ -252,4 +309,4 @@ def trained_vectors(
 
         vectors = train_glove(pairs, tokenizer.vocab_size, width=width, report=report)
         save_vectors(path, WordVectors(tokenizer.tokens, vectors))
-    return load_vectors(path)
+    return load_vectors(path, way_out="delete it; it is made again")

@@ -6,6 +6,7 @@ from data.flags import parse_fields
 from data.tokenization import Tokenizer
 from nn import MODELS, Model
 from nn.checkpoint import load_pretrained
+from nn.configs import build_config
 
 
 def random_model(name: str, shape: str, labels: tuple[str, ...], tokenizer: Tokenizer) -> Model:
@@ -17,7 +18,7 @@ def random_model(name: str, shape: str, labels: tuple[str, ...], tokenizer: Toke
     values = entry.shape | parse_fields(entry.build.Config, shape)
     values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
     values |= {"unk_token_id": tokenizer.unk_id} if entry.tokenizer == "wordlevel" else {}
-    model = entry.build(entry.build.Config(**values, labels=labels))
+    model = entry.build(build_config(entry.build.Config, values, labels, {}))
     model.newly_initialized = frozenset(name for name, _ in model.named_parameters())
     print(f"weights: none; {name} starts from random weights, with a vocabulary from the training split")
     return model

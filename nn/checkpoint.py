@@ -14,16 +14,18 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-from data.checked import read_json
+from data.checked import about, read_object, reading, show
 from data.files import write_json, write_tensors
 from data.hub import CONFIG, WEIGHTS, WeightFile, fetch_config, find_pretrained, weight_files
 from data.seeds import random_state, set_random_state
 from nn import MODELS, Model
+from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
 from nn.heads import match_head
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
+MOST_CLASSES = 10_000  # of a classifier
 TRAINING_ONLY = ("projection.", "pretraining.")  # modules that exist during training only; saved in its state alone
 CLASS_ROWS = ("classifier.weight", "classifier.bias", "classes.weight")  # parameters with one row a class
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta|electra|model)\.")
@@ -63,20 +65,36 @@ def model_class(published: dict[str, Any], where: Path | str) -> type[Model]:
         if entry.build.model_type == kind:
             return entry.build
     supported = sorted(entry.build.model_type for entry in MODELS.values())
-    raise ValueError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(supported)}")
+    raise ValueError(f"{where}: model_type {show(repr(kind))} is not supported; supported: {', '.join(supported)}")
 
 
 def read_config(cls: type[Model], published: dict[str, Any], labels: tuple[str, ...]) -> Any:
     """Builds cls.Config from a published config. Raises ValueError for a value that is not supported."""
     for name, accepted in cls.SUPPORTED.items():
         if name in published and published[name] not in accepted:
-            raise ValueError(f"config: {name} = {published[name]!r} is not supported; supported: {accepted}")
+            raise ValueError(f"config: {name} = {show(repr(published[name]))} is not supported; supported: {accepted}")
     values = {}
     for field in fields(cls.Config):
         name = cls.CONFIG_KEYS.get(field.name, field.name)
         if name in published and field.name != "labels":
             values[field.name] = published[name]
-    return cls.Config(**values, labels=labels)
+    return build_config(cls.Config, values, labels, cls.CONFIG_KEYS)
+
+
+def build_empty(cls: type[Model], published: dict[str, Any], labels: tuple[str, ...], where: Path, most: int) -> Model:
+    """Builds the model of a published config on the meta device: shapes without numbers.
+
+    where: the config.json.  most: number of tensors in the files, which is at least the number of layers. Raises
+    ValueError for a config that these files cannot have.
+    """
+    with reading(where, "the config of a model", "correct it, or fetch it again"), about(where):
+        config = read_config(cls, published, labels)
+        if (layers := getattr(config, "num_layers", 0)) > max(most, 100):  # fewer are built and compared by name
+            raise ValueError(
+                f"{cls.CONFIG_KEYS.get('num_layers', 'num_layers')} {layers}, but there are {most} tensors"
+            )
+        with torch.device("meta"), Unfilled():
+            return cls(config)
 
 
 def write_config(model: Model) -> dict[str, Any]:
@@ -129,19 +147,17 @@ def load_pretrained(
     misshaped or unusable tensors, which it lists.
     """
     config_file = fetch_config(source)
-    published = read_json(config_file)
+    published = read_object(config_file)
     cls = model_class(published, config_file)  # before the weights are fetched
     directory = find_pretrained(source)
     files = [WeightFile(path) for path in weight_files(directory)]
     head = match_head(published, None if new_head else head_size(cls, files), labels, directory)
-    config = read_config(cls, published, head.labels)
-    with torch.device("meta"), Unfilled():  # shapes only
-        model = cls(config)
+    model = build_empty(cls, published, head.labels, config_file, most=sum(len(file.shapes) for file in files))
     stored_int8 = published.get(QUANTIZATION) == QUANTIZED
     ignored = CLASS_ROWS if new_head else ()
     missing = check_tensors(model, files, directory, stored_int8, ignored)
     if problems := fill(model, files, dtype, int8 or stored_int8, stored_int8, ignored):
-        raise ValueError(f"{directory} cannot be used: {'; '.join(problems[:20])}")
+        raise ValueError(f"{directory} cannot be used: {show('; '.join(problems[:20]), 3000)}")
     initialize(model, missing, dtype)
     reorder_classes(model, head.order)
     model.class_order = head.order
@@ -152,12 +168,19 @@ def load_pretrained(
 
 
 def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
-    """Returns the number of classes of the last layer in the files, or None if they have no last layer."""
+    """Returns the number of classes of the last layer in the files, or None if they have no last layer.
+
+    Raises ValueError for a last layer that cannot be one.
+    """
     known = [name for name in CLASS_ROWS if not cls.KEYS or name.rpartition(".")[0] in cls.KEYS]
     names = {strip_backbone(translate(name, cls.KEYS)) for name in known}
     for file in files:
         for key, (shape, _) in file.shapes.items():
             if strip_backbone(key) in names:
+                if not shape or not 1 <= shape[0] <= MOST_CLASSES:
+                    raise ValueError(
+                        f"{file.path}: {show(key)} {shape} has no row for each of at most {MOST_CLASSES} classes"
+                    )
                 return shape[0]
     return None
 
@@ -189,13 +212,17 @@ def fill(
     for file in files:
         for key in (key for key in file.shapes if strip_backbone(key) in expected):
             tensor, name = file.read(key), expected[strip_backbone(key)]
-            if name in quantized:
-                scale = file.read(f"{key}{SCALE}") if stored_int8 else None
-                put_quantized(model, name.removesuffix(".weight"), tensor, scale)
-                continue
-            if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+            scale = file.read(f"{key}{SCALE}").float() if name in quantized and stored_int8 else None
+            if name not in quantized:
+                tensor = tensor.to(dtype, copy=True)
+            elif scale is None:
+                tensor = tensor.float()
+            if not torch.isfinite((tensor if scale is None else scale).sum(dtype=torch.float64)):
                 problems.append(f"{key} holds NaN or infinity")
-            put_parameter(model, name, tensor.to(dtype, copy=True))
+            if name in quantized:
+                put_quantized(model, name.removesuffix(".weight"), tensor, scale)
+            else:
+                put_parameter(model, name, tensor)
     return problems
 
 
@@ -244,20 +271,20 @@ def check_tensors(
     in_head = [name for name in missing if name.split(".")[0] in model.HEAD]
     problems += [f"missing {translate(name, model.KEYS)}" for name in missing if name not in in_head]
     if problems:
-        shown = "; ".join(problems[:20]) + ("; …" if len(problems) > 20 else "")
+        shown = "; ".join(show(problem, 300) for problem in problems[:20]) + ("; …" if len(problems) > 20 else "")
         raise ValueError(f"{directory} does not fit its {CONFIG} ({len(problems)} problems): {shown}")
     return in_head
 
 
 def tensor_problems(model: Model, file: WeightFile, key: str, name: str, quantized: bool) -> list[str]:
     """Returns the first reason why the tensor `key` of a file cannot become the parameter `name`, if there is one."""
-    shape, floating = file.shapes[key]
+    shape, kind = file.shapes[key]
     expected = list(model.get_parameter(name).shape)
     if shape != expected:
         return [f"misshaped {key}: {shape}, the config implies {expected}"]
-    if quantized and key + SCALE not in file.shapes:
-        return [f"missing {key}{SCALE}"]
-    if floating == quantized:
+    if quantized and file.shapes.get(key + SCALE) != (shape[:1], "float"):
+        return [f"missing {key}{SCALE}, {shape[:1]} floating point numbers"]
+    if kind != ("int8" if quantized else "float"):
         return [f"{key} does not hold {'8-bit' if quantized else 'floating point'} numbers"]
     return []
 

@@ -30,7 +30,7 @@ nothing (tests/golden); distances above 512 have the rows of transformers; Micro
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -122,7 +122,7 @@ class DebertaConfig:
     position_buckets: int = -1  # below 1: one row per distance
     norm_rel_ebd: str = "none"
     share_att_key: bool = False
-    pos_att_type: tuple[str, ...] = ()
+    pos_att_type: tuple[str, ...] = field(default=(), metadata={"published": tuple[str, ...] | str | None})
     position_biased_input: bool = True
     embedding_size: int | None = None  # None: hidden_size
     attention_head_size: int | None = None  # None: hidden_size / num_heads
@@ -150,6 +150,20 @@ class DebertaConfig:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         if self.max_relative_positions < 1:
             object.__setattr__(self, "max_relative_positions", self.max_position_embeddings)
+        self.check_sizes()
+
+    def check_sizes(self) -> None:
+        """Raises ValueError for sizes that contradict each other."""
+        if self.attention_head_size is None and self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.position_buckets == 1 or (self.position_buckets > 0 and self.max_relative_positions < 2):
+            given = f"position_buckets {self.position_buckets}, max_relative_positions {self.max_relative_positions}"
+            raise ValueError(f"{given}: both must be at least 2")
+        if self.conv_kernel_size > 0 and (self.conv_kernel_size % 2 == 0 or self.hidden_size % self.conv_groups):
+            raise ValueError(
+                f"conv_kernel_size {self.conv_kernel_size} must be odd, and conv_groups {self.conv_groups} must divide "
+                f"hidden_size {self.hidden_size}"
+            )
 
     @property
     def span(self) -> int:

@@ -10,8 +10,11 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.checked import listed, show
 from data.labels import SENTIMENT, canonical
 
+LONGEST_NAME = 200  # characters of a class name
+JOINERS = dict.fromkeys((0x200C, 0x200D))
 WAYS_OUT = "--head new trains a new last layer for the classes of the data"
 
 
@@ -25,22 +28,36 @@ class Head(NamedTuple):
 def published_names(published: dict[str, Any], count: int, where: Path) -> tuple[str, ...] | None:
     """Returns the names of the `count` classes of a published config; None if it has placeholders or no names.
 
-    Raises ValueError for names that do not fit the number of classes.
+    Raises ValueError for names that do not fit the number of classes, and for a table that has others than names.
     """
     table = published.get("id2label")
     if table is None:
         return None
-    if not isinstance(table, dict) or not all(re.fullmatch(r"\d+", str(key)) for key in table):
-        raise ValueError(f"{where}: id2label {table!r} does not map class numbers to names; correct it in config.json")
+    if not isinstance(table, dict) or not all(map(is_entry, table.items())):
+        shown = show(repr(table))
+        raise ValueError(f"{where}: id2label {shown} does not map class numbers to names; correct it in config.json")
     names = {int(key): str(name).strip() for key, name in table.items()}
     if all(name in (f"LABEL_{i}", str(i), "") for i, name in names.items()):
         return None
     if sorted(names) != list(range(count)):
-        raise ValueError(f"{where}: id2label names the classes {sorted(names)}, but the head has {count}; {WAYS_OUT}")
+        shown = listed(sorted(names), 20)
+        raise ValueError(f"{where}: id2label names the classes [{shown}], but the head has {count}; {WAYS_OUT}")
     ordered = tuple(names[i] for i in range(count))
     if len({canonical(name) for name in ordered}) < count:
-        raise ValueError(f"{where}: id2label uses a name twice: {', '.join(ordered)}; {WAYS_OUT}")
+        raise ValueError(f"{where}: id2label uses a name twice: {listed(ordered, 20)}; {WAYS_OUT}")
     return ordered
+
+
+def is_entry(entry: tuple[Any, Any]) -> bool:
+    """Returns whether an entry of id2label has a class number and a name that a terminal can show.
+
+    The invisible joiners of Persian words and of emoji are part of a name.
+    """
+    key, name = entry
+    if not re.fullmatch(r"[0-9]{1,9}", str(key)) or isinstance(name, list | dict):
+        return False
+    text = str(name).strip()
+    return len(text) <= LONGEST_NAME and text.translate(JOINERS).isprintable()
 
 
 def placeholder_names(count: int) -> tuple[str, ...]:
@@ -62,15 +79,15 @@ def match_head(published: dict[str, Any], count: int | None, labels: tuple[str, 
     if labels is None:
         return Head(names or placeholder_names(count), tuple(range(count)))
     if len(labels) != count:
-        shown = ", ".join(names) if names else f"{count} classes without names"
-        raise ValueError(f"{where} distinguishes {shown}; the data has {', '.join(labels)}; {WAYS_OUT}")
+        shown = listed(names, 20) if names else f"{count} classes without names"
+        raise ValueError(f"{where} distinguishes {shown}; the data has {listed(labels, 20)}; {WAYS_OUT}")
     if names is None:
         if labels != SENTIMENT:
             print(f"labels: {where} does not name its classes; by position they are {', '.join(labels)}")
         return Head(labels, tuple(range(count)))
     rows = {canonical(name): row for row, name in enumerate(names)}
     if unknown := [label for label in labels if canonical(label) not in rows]:
-        raise ValueError(f"{where} distinguishes {', '.join(names)}, but not {', '.join(unknown)}; {WAYS_OUT}")
+        raise ValueError(f"{where} distinguishes {listed(names, 20)}, but not {listed(unknown, 20)}; {WAYS_OUT}")
     order = tuple(rows[canonical(label)] for label in labels)
     if order != tuple(range(count)):
         print(f"labels: the head of {where} has the order {', '.join(names)}; its rows are put into the data's order")
@@ -83,4 +100,4 @@ def check_kind(published: dict[str, Any], count: int, where: Path) -> None:
         raise ValueError(f"{where} has a head with one output (regression or ranking), not classes; {WAYS_OUT}")
     problem = published.get("problem_type")
     if problem not in (None, "single_label_classification"):
-        raise ValueError(f"{where} has a head for {problem}, which is not supported; {WAYS_OUT}")
+        raise ValueError(f"{where} has a head for {show(problem)}, which is not supported; {WAYS_OUT}")

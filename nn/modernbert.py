@@ -34,7 +34,7 @@ are drawn from N(0, initializer_range²), neither truncated nor scaled by layer.
 (tests/golden).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 from torch.nn import Identity, LayerNorm, Linear, Module, ModuleList
 
+from data.checked import check_types
 from nn.attention import Prefix, Queries, attend, merge_heads, prepend_prefix, select_queries, split_heads
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, activation, init_weights
@@ -106,9 +107,10 @@ class ModernBertConfig:
     global_attn_every_n_layers: int = 3
     local_attention: int = 128
     global_rope_theta: float = 160_000.0
-    local_rope_theta: float = 10_000.0  # null in a file: global_rope_theta
-    layer_types: tuple[str, ...] | None = None  # None: by global_attn_every_n_layers
-    rope_parameters: dict[str, Any] | None = None  # None after construction
+    local_rope_theta: float = field(default=10_000.0, metadata={"published": float | None})  # null: global_rope_theta
+    # None: by global_attn_every_n_layers
+    layer_types: tuple[str, ...] | None = field(default=None, metadata={"published": Any})
+    rope_parameters: dict[str, Any] | None = field(default=None, metadata={"published": Any})  # None after construction
     max_position_embeddings: int = 8192  # of pretraining; rotary positions have no table that it could exceed
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -148,8 +150,12 @@ def rope_bases(parameters: Any) -> dict[str, float]:
         raise ValueError(f"config: rope_parameters = {parameters!r} is not supported; keys: {GLOBAL}, {LOCAL}")
     bases = {}
     for kind, values in parameters.items():
+        check_types({kind: values}, {kind: dict[str, Any] | None})
         for name, value in (values or {}).items():
             if name == "rope_theta":
+                check_types({name: value}, {name: float})
+                if not 1 <= value <= 1e12:
+                    raise ValueError(f"config: rope_parameters.{kind}.rope_theta = {value} is outside 1 … 1e12")
                 bases[kind] = float(value)
             elif name not in ("rope_type", "type") or value != "default":
                 raise ValueError(f"config: rope_parameters.{kind}.{name} = {value!r} is not supported")

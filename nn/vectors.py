@@ -99,7 +99,7 @@ def put_vectors(
     if counts is not None and len(chosen) > chosen.size(1):
         chosen = whitened(chosen, torch.from_numpy(counts)[ours])
     factor = table.std() / chosen.std()
-    if not factor.isfinite():
+    if not factor.isfinite() or factor <= 0:
         raise ValueError("the word vectors of the vocabulary's words have no spread: all their numbers are equal")
     table[ours] = chosen * factor
     return len(pairs)

@@ -5,6 +5,7 @@ that a file replaces (modules_to_save) are loaded, trained and saved with the ad
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from data.checked import read_json
-from data.files import open_tensors
+from data.checked import about, listed, read_object, show
 from data.hub import (
     ADAPTER,
     ADAPTER_BIN,
@@ -24,11 +24,20 @@ from data.hub import (
     adapter_method,
     fetch_config,
     find_adapter,
+    read_adapter_config,
     subfolder_hint,
 )
 from data.labels import SENTIMENT, canonical
 from nn import Model
-from nn.checkpoint import TRAINING_ONLY, load_pretrained, model_class, reorder_classes, translate
+from nn.checkpoint import (
+    MOST_CLASSES,
+    TRAINING_ONLY,
+    Unfilled,
+    load_pretrained,
+    model_class,
+    reorder_classes,
+    translate,
+)
 from nn.encoder import Encoder, init_weights
 from nn.heads import Head, match_head, placeholder_names, published_names
 from nn.quant import is_quantized
@@ -76,13 +85,24 @@ def lora_targets(model: Encoder, config: dict[str, Any], where: Path) -> list[st
         and not any(re.match(pattern, module) for pattern in saved)
     ]
     if not names:
-        shown = targets if isinstance(targets, str) else ", ".join(targets)
+        shown = show(targets) if isinstance(targets, str) else listed(targets, 20)
         raise ValueError(f"{where}: none of its target_modules ({shown}) is in this model")
     return names
 
 
-def attach_lora(model: Encoder, config: dict[str, Any], where: Path) -> None:
+def check_ranks(layers: dict[str, tuple[int, float]], file: WeightFile) -> None:
+    """Raises ValueError for a rank that no tensor of the file has, before layers of this rank are built."""
+    largest = max((max(shape, default=0) for shape, _ in file.shapes.values()), default=0)
+    for name, (rank, _) in layers.items():
+        if not 1 <= rank <= max(largest, 1):
+            raise ValueError(
+                f"the rank {rank} of {name} does not fit {file.path.name}, whose largest width is {largest}"
+            )
+
+
+def attach_lora(model: Encoder, config: dict[str, Any], file: WeightFile) -> None:
     """Attaches LoRA to `model`, in place, with the settings of an adapter_config.json."""
+    where = file.path.parent
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
     layers = {}
     for name in lora_targets(model, config, where):
@@ -91,6 +111,7 @@ def attach_lora(model: Encoder, config: dict[str, Any], where: Path) -> None:
             from_pattern(module, config.get("rank_pattern"), rank),
             from_pattern(module, config.get("alpha_pattern"), alpha),
         )
+    check_ranks(layers, file)
     options = lora.LoRAOptions(
         rank=rank,
         alpha=alpha,
@@ -106,34 +127,59 @@ def read_virtual_tokens(file: WeightFile, width: int, config: dict[str, Any]) ->
     """Reads the virtual tokens of an adapter file: fp32 [P, width]. Raises ValueError."""
     if "prompt_embeddings" not in file.shapes:
         raise ValueError(f"{file.path} has no prompt_embeddings")
+    shape, kind = file.shapes["prompt_embeddings"]
+    if len(shape) != 2 or shape[0] < 1 or shape[1] != width or kind != "float":
+        raise ValueError(f"{file.path}: prompt_embeddings {shape}, but this model needs rows of {width} numbers")
     rows = file.read("prompt_embeddings").float()
-    if rows.dim() != 2 or rows.size(1) != width:
-        raise ValueError(f"{file.path}: prompt_embeddings {list(rows.shape)}, but this model needs rows of {width}")
-    if (count := config.get("num_virtual_tokens", len(rows))) != len(rows):
+    if (count := config.get("num_virtual_tokens") or len(rows)) != len(rows):
         raise ValueError(f"{file.path} has {len(rows)} virtual tokens, its {ADAPTER_CONFIG} says {count}")
+    if not rows.isfinite().all():
+        raise ValueError(f"{file.path}: prompt_embeddings holds NaN or infinity")
     return rows
+
+
+def read_encoder(path: Path, build: Callable[[Tensor], Module], rows: Tensor) -> Module:
+    """Reads the encoder of virtual tokens: build(rows) with the tensors of its file.
+
+    Its shapes are compared with those of the file before it is built. Raises ValueError that names what does not fit.
+    """
+    file = WeightFile(path)
+    with torch.device("meta"), Unfilled():
+        expected = {name: (list(tensor.shape), "float") for name, tensor in build(rows.to("meta")).state_dict().items()}
+    if wrong := [name for name in {**expected, **file.shapes} if expected.get(name) != file.shapes.get(name)]:
+        raise ValueError(f"{path} does not fit {ADAPTER_CONFIG}: {listed(wrong)} is missing, surplus or misshaped")
+    tensors = {name: file.read(name).float() for name in expected}
+    if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path}: {listed(wrong)} holds NaN or infinity")
+    source = build(rows)
+    source.load_state_dict(tensors)
+    return source
 
 
 def attach_virtual_tokens(model: Encoder, config: dict[str, Any], file: WeightFile, trainable: bool) -> None:
     """Attaches the virtual tokens of an adapter to `model`, in place; with their encoder if trainable."""
     deep = config["peft_type"] == "PREFIX_TUNING"
-    kind, hidden = config.get("encoder_reparameterization_type", "MLP").lower(), config.get("encoder_hidden_size", 0)
+    kind, hidden = (
+        (config.get("encoder_reparameterization_type") or "MLP").lower(),
+        config.get("encoder_hidden_size") or 0,
+    )
     width = model.embeddings.word.embedding_dim
     if deep:
         width = 2 * len(model.layers) * model.layers[0].attention.output.in_features
     rows = read_virtual_tokens(file, width, config)
     source: Module = Table(rows)
     if trainable and (encoder := file.path.parent / ENCODER).is_file():
-        source = PrefixEncoder(rows, model.config.hidden_size, hidden) if deep else PromptEncoder(rows, kind, hidden)
-        with open_tensors(encoder) as tensors:
-            source.load_state_dict({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+        if deep:
+            source = read_encoder(encoder, lambda r: PrefixEncoder(r, model.config.hidden_size, hidden), rows)
+        else:
+            source = read_encoder(encoder, lambda r: PromptEncoder(r, kind, hidden), rows)
     apply(model, "head")
     settings = {"method": adapter_method(file.path.parent), "virtual_tokens": len(rows)}
     if deep:
         attach_prefix(model, source)
         model.adapter |= settings | {"prefix_hidden": hidden}
     else:
-        pool = config.get("pool", "virtual")  # huggingface/peft has no other
+        pool = config.get("pool") or "virtual"  # huggingface/peft has no other
         model.virtual = SoftPrompt(source, pool)
         model.adapter |= settings | {"pool": pool, "prompt_encoder": kind, "prompt_hidden": hidden}
 
@@ -149,15 +195,16 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     if not isinstance(model, Encoder):
         raise ValueError(f"{source} is an adapter for encoders, not for {model.model_type}")
     directory = adapter_directory(source)
-    config = read_json(directory / ADAPTER_CONFIG)
+    config = read_adapter_config(directory)
     check_config(config, directory)
     file = adapter_file(directory)
-    if config["peft_type"] == "LORA":
-        attach_lora(model, config, directory)
-    elif config["peft_type"] == "HEAD":
-        apply(model, "head")
-    else:
-        attach_virtual_tokens(model, config, file, trainable)
+    with about(directory):
+        if config["peft_type"] == "LORA":
+            attach_lora(model, config, file)
+        elif config["peft_type"] == "HEAD":
+            apply(model, "head")
+        else:
+            attach_virtual_tokens(model, config, file, trainable)
     replace_backbone(model, file)
     fill_parameters(model, config, file)
     merge_head(model)
@@ -197,15 +244,18 @@ def fill_parameters(model: Encoder, config: dict[str, Any], file: WeightFile) ->
     problems = [f"missing {name}" for name in sorted((expected.keys() | required) - found - optional.keys())]
     problems += [f"surplus {name}{surplus_reason(model, name)}" for name in sorted(found - expected.keys())]
     for name in sorted(found & expected.keys()):
-        tensor = file.read(name)
-        if tensor.shape != expected[name].shape:
-            problems.append(f"misshaped {name}: {list(tensor.shape)}, not {list(expected[name].shape)}")
-        elif not torch.isfinite(tensor).all():
+        shape, kind = file.shapes[name]
+        if shape != list(expected[name].shape):
+            problems.append(f"misshaped {name}: {shape}, not {list(expected[name].shape)}")
+        elif kind != "float":
+            problems.append(f"{name} does not hold floating point numbers")
+        elif not torch.isfinite(tensor := file.read(name).to(expected[name].dtype)).all():
             problems.append(f"{name} holds NaN or infinity")
         else:
             expected[name].data.copy_(tensor)
     if problems:
-        raise ValueError(f"{where} does not fit the model ({len(problems)} problems): {'; '.join(problems[:20])}")
+        shown = "; ".join(show(problem, 300) for problem in problems[:20])
+        raise ValueError(f"{where} does not fit the model ({len(problems)} problems): {shown}")
     random = sorted(name for key, name in optional.items() if key not in found and name in model.newly_initialized)
     if any(name.startswith("classifier.") for name in random):
         raise ValueError(f"neither {where} nor the weights contain a classifier")
@@ -287,14 +337,21 @@ def adapter_classes(directory: Path, backbone: str) -> tuple[int | None, tuple[s
     The number is None if the adapter has no classifier. The names are those of the backbone if its number is the same
     and the adapter has none; None if neither names them.
     """
-    config, shapes, path = read_json(directory / ADAPTER_CONFIG), adapter_file(directory).shapes, fetch_config(backbone)
-    base = read_json(path)
-    key = translate("classifier.weight", model_class(base, path).KEYS)
-    count = next((shape[0] for name, (shape, _) in shapes.items() if name.endswith(f".{key}")), None)
-    if count is None:
+    config, shapes, path = read_adapter_config(directory), adapter_file(directory).shapes, fetch_config(backbone)
+    base = read_object(path)
+    cls = model_class(base, path)
+    if not issubclass(cls, Encoder):
+        raise ValueError(f"{directory} is an adapter for encoders, not for {cls.model_type}")
+    key = translate("classifier.weight", cls.KEYS)
+    shape = next((shape for name, (shape, _) in shapes.items() if name.endswith(f".{key}")), None)
+    if shape is None:
         return None, None
+    if len(shape) != 2 or not 1 <= shape[0] <= MOST_CLASSES:
+        raise ValueError(f"{directory}: {key} {shape} has no row for each of at most {MOST_CLASSES} classes")
+    count = shape[0]
     names = file_labels(config, count, directory)
-    if names is None and len(base.get("id2label") or ()) == count:
+    table = base.get("id2label")
+    if names is None and isinstance(table, dict) and len(table) == count:
         names = published_names(base, count, path)
     return count, names
 
@@ -316,7 +373,7 @@ def load_adapted(
     FileNotFoundError and ValueError as the two functions do.
     """
     directory = adapter_directory(source)
-    check_config(read_json(directory / ADAPTER_CONFIG), directory)
+    check_config(read_adapter_config(directory), directory)
     backbone = adapter_base(directory, base)
     count, names = adapter_classes(directory, backbone)
     if count is None:

@@ -1,10 +1,13 @@
 """huggingface/peft's rules for adapter_config.json: which settings are supported, and which modules a name selects."""
 
 import re
+import warnings
+from math import comb
 from pathlib import Path
 from typing import Any
 
-from data.hub import adapter_method
+from data.checked import about, show
+from data.hub import ADAPTER_CONFIG, adapter_method
 
 MERGE_THERE = "huggingface/peft can merge it: merge_and_unload().save_pretrained(DIR), then --weights DIR"
 # fields of huggingface/peft that are supported, or that have no effect on the result
@@ -26,6 +29,18 @@ SUPPORTED_VALUES = {
 }
 
 
+LONGEST_PATTERN, MOST_NAMES = 1000, 1000  # characters; entries of a list of names or patterns
+LONGEST_MODULE = 60  # characters of a module's name, about
+MOST_STEPS = 2_000_000  # of the search for a match with one module's name
+# smallest and largest value of a number
+RANGES = {
+    "r": (1, 2**20),
+    "lora_alpha": (-1e6, 1e6),
+    "num_virtual_tokens": (1, 2**20),
+    "encoder_hidden_size": (1, 2**20),
+}
+
+
 def check_config(config: dict[str, Any], where: Path) -> None:
     """Raises ValueError that names the fields of adapter_config.json that are not supported."""
     adapter_method(where)
@@ -33,8 +48,68 @@ def check_config(config: dict[str, Any], where: Path) -> None:
     unsupported = {name for name, value in config.items() if name not in SUPPORTED_FIELDS and value not in unset}
     unsupported |= {name for name, values in SUPPORTED_VALUES.items() if config.get(name) not in values}
     if unsupported:
-        shown = ", ".join(f"{name} = {config[name]!r}" for name in sorted(unsupported))
+        shown = ", ".join(f"{show(name)} = {show(repr(config[name]))}" for name in sorted(unsupported)[:20])
         raise ValueError(f"{where}: these settings are not supported: {shown}; {MERGE_THERE}")
+    with about(where / ADAPTER_CONFIG):
+        check_numbers(config)
+        check_patterns(config)
+
+
+def check_numbers(config: dict[str, Any]) -> None:
+    """Raises ValueError for a number of adapter_config.json that is out of its range."""
+    patterns = {"r": config.get("rank_pattern") or {}, "lora_alpha": config.get("alpha_pattern") or {}}
+    for name, (least, most) in RANGES.items():
+        for value in (config.get(name), *patterns.get(name, {}).values()):
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} {show(value, 40)} is outside {least:,} … {most:,}")
+
+
+def check_patterns(config: dict[str, Any]) -> None:
+    """Raises ValueError for regular expressions of adapter_config.json that are invalid or take long to match."""
+    for name in (
+        "target_modules",
+        "exclude_modules",
+        "layers_pattern",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+    ):
+        value = config.get(name) or []
+        if not isinstance(value, str) and len(value) > MOST_NAMES:
+            raise ValueError(f"{name} has {len(value):,} entries")
+        patterns = [value] if isinstance(value, str) else value
+        for pattern in patterns if isinstance(value, str) or name not in ("target_modules", "exclude_modules") else ():
+            if (problem := pattern_problem(pattern)) is not None:
+                raise ValueError(f"{name}: the pattern {show(pattern)} {problem}")
+
+
+def pattern_problem(pattern: str) -> str | None:
+    """Returns why a regular expression of a file is not used; None for one that is used.
+
+    The search for a match tries all ways to divide a name among the repetitions, and all alternatives. A repeated group
+    multiplies them by itself.
+    """
+    if len(pattern) > LONGEST_PATTERN:
+        return f"has {len(pattern):,} characters"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
+        return f"is not a regular expression ({show(error)})"
+    plain = re.sub(r"\\.", "x", pattern)
+    plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", plain)  # a class is one character
+    plain = re.sub(r"\(\?(:|=|!|<=|<!|P<\w+>)", "(", plain)
+    if "(?" in plain:
+        return "has flags or conditions, which are not read here"
+    if re.search(r"\)[*+{]", plain):
+        return "repeats a group, which may take years to match; repeat a single character or a class"
+    repeats, choices = len(re.findall(r"[*+{]", plain)), 1
+    for group in re.split(r"[()]", plain):
+        choices *= (1 + group.count("|")) * 2 ** len(re.findall(r"(?<![*+}])\?", group))
+    if comb(LONGEST_MODULE + repeats, repeats) * choices > MOST_STEPS:
+        return f"has {repeats} repetitions and {choices:,} alternatives, which may take long to match"
+    return None
 
 
 def matches(module: str, targets: list[str] | str) -> bool:
