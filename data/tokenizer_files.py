@@ -6,6 +6,7 @@ options of tokenizer_config.json change its pipeline and do not replace it. Opti
 (do_basic_tokenize, never_split) have no effect, as in transformers' fast tokenizers.
 """
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,8 +74,11 @@ def read_tokenizer(directory: Path, variant: str = "published") -> Published:
 
 
 def check_numbers(path: Path, backend: Backend) -> None:
-    """Raises ValueError for an empty vocabulary, and for ids that are far above the number of tokens."""
+    """Raises ValueError for two tokens with one id, and for ids that are far above the number of tokens."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    if len(set(vocabulary.values())) < len(vocabulary):
+        number, _ = Counter(vocabulary.values()).most_common(1)[0]
+        raise ValueError(f"{path} has several tokens with the id {number}; fetch it again")
     largest = max(vocabulary.values(), default=0)
     if largest >= 2 * len(vocabulary) + UNUSED_IDS:
         raise ValueError(f"{path} has {len(vocabulary):,} tokens, but the id {largest:,}; fetch it again")

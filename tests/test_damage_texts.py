@@ -149,6 +149,7 @@ def test_work_without_an_end_is_given_up():
 @pytest.mark.parametrize(
     ("number", "message"),
     [
+        (7, "several tokens with the id 7"),
         (10**9, "but the id 1,000,000,000"),
         (2**32, "has no id"),
         (-1, "has no id"),
