@@ -34,9 +34,6 @@ from nn.quant import quantize_int8
 from nn.vectors import put_vectors, read_vectors
 from peft import METHODS
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a damaged name of a backbone is not looked up on the hub
-
-
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 

@@ -34,8 +34,7 @@ import numpy as np
 import torch
 from conftest import tiny_weights
 from damage import run_format
-from damage_models import FORMATS as MODEL_FORMATS
-from damage_texts import FORMATS as TEXT_FORMATS
+from damage_run import FORMATS
 from safetensors.torch import load_file
 
 import train
@@ -289,9 +288,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # a forked child cannot use the threads of its parent
     stream = random.Random(options.seed)
-    known = MODEL_FORMATS | TEXT_FORMATS
     measures: dict[str, Callable[[], Any]] = {
-        "formats": lambda: {name: run_format(name, known[name], options.inputs, options.seed) for name in known},
+        "formats": lambda: {name: run_format(name, FORMATS[name], options.inputs, options.seed) for name in FORMATS},
         "kills": lambda: measure_kills(options.kills, stream),
         "signals": lambda: measure_signals(stream),
         "bits": lambda: measure_bits(options.inputs, stream),
