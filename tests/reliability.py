@@ -40,7 +40,7 @@ from safetensors.torch import load_file
 import train
 from data.batches import Corpus
 from data.checked import read_json
-from data.checksums import check_checksums
+from data.checksums import check_checksums, read_sealed_tensors
 from data.demo import reviews
 from data.errors import clean_exit
 from data.files import write_json
@@ -201,7 +201,7 @@ def measure_bits(count: int, stream: random.Random) -> dict[str, Any]:
         records = read_reviews(table, source, cache).records
         ids = Corpus.cached(cache / "ids.npy", lambda: [[1, 2, 3], [4, 5]] * 50, [0, 1] * 50, pad_id=0).ids.copy()
         readers: dict[str, tuple[Path, Callable[[], bool]]] = {
-            "state": (run.state_file, lambda: notices(run.load_state)),
+            "state": (run.state_file, lambda: notices(lambda: read_sealed_tensors(run.state_file))),
             "config.json": (run.folder / "config.json", lambda: notices(lambda: run.config)),
             "tokenizer": (run.tokenizer / "tokenizer.json", lambda: notices(lambda: check_checksums(run.tokenizer))),
             "best": (run.best / "adapter_model.safetensors", lambda: notices(lambda: check_checksums(run.best))),
@@ -254,7 +254,7 @@ def measure_pairs(count: int) -> dict[str, Any]:
     """Starts runs in pairs at the same moment, with one name and without a name."""
     found = {
         "pairs with one name": count,
-        "one refused with one line": 0,
+        "one refused": 0,
         "pairs without a name": count,
         "two folders": 0,
     }
