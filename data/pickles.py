@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 
 DEEPEST, LARGEST = 50, 100_000  # levels of nested tuples; items in a tuple, those of its tuples included
 LONGEST = 200  # characters of a text that is kept
+MOST_OPERATIONS, MOST_NUMBERS = 1_500_000, 10_000_000  # other operations than numbers; numbers
 GLOBALS, CALLS = ("GLOBAL", "STACK_GLOBAL"), ("REDUCE", "NEWOBJ", "NEWOBJ_EX")
 HASHED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")  # operations that make a hashable container
 NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1", "NONE", "NEWTRUE", "NEWFALSE"))
@@ -96,10 +97,13 @@ def check_pickle(file: IO[bytes]) -> PickleFacts:
 
     Raises ValueError for a pickle that is cut short, has unknown operations, or would use up time or memory.
     """
-    check = PickleCheck()
+    check, numbers = PickleCheck(), 0
     for count, (op, argument, _) in enumerate(pickletools.genops(file)):
         if op.name in NUMBERS:
             check.stack.append(PLAIN)
+            numbers += 1
         else:
             check.step(op, argument, count)
+        if count - numbers > MOST_OPERATIONS or numbers > MOST_NUMBERS:
+            raise ValueError(f"it has more than {count:,} operations")
     return check.facts

@@ -236,6 +236,7 @@ DOUBLED = b"q\x00h\x00\x86" * 60  # a tuple that contains a tuple twice, 60 time
         (b"\x80\x03})" + b"\x85" * 10**5 + b"Ns.", "a tuple of 51 levels"),  # overflows the stack
         (b"\x80\x03]r\xff\xff\xff\x7f.", "its memo entry 2,147,483,647 comes after 2 operations"),
         (b"\x80\x03cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85\x85R.", "not callable"),  # memory without numbers
+        (b"\x80\x03" + b"(" * 2_000_000, "it has more than 1,500,001 operations"),
         (b"\x80\x03]K\x05R.", "it calls something else than a function that it names"),
         (b"\x80\x03X\xff\xff\xff\xff.", "expected .* bytes"),
         (pickle.dumps([nested(20)], 3), "levels"),
