@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from data.checked import has_type, parse_json, reading, show
+from data.checksums import is_intact
 from data.files import open_tensors, write_tensors
 from data.glove import count_pairs, train_glove
 from data.tokenization import Tokenizer
@@ -297,7 +298,7 @@ def trained_vectors(
     digest = hashlib.sha256(f"glove 3 {tokenizer.fingerprint} {width} ".encode())
     digest.update("\0".join(texts).encode("utf-8", "surrogatepass"))
     path = cache / f"{digest.hexdigest()[:24]}.glove.safetensors"
-    if not path.exists():
+    if not is_intact(path):
         begin = time.perf_counter()
         print(f"GloVe: counting co-occurrences in {len(texts):,} reviews")
         pairs = count_pairs(tokenizer.subword_ids(texts), tokenizer.vocab_size)

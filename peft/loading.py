@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Linear, Module
 
 from data.checked import about, listed, read_object, show
+from data.checksums import check_checksums
 from data.hub import (
     ADAPTER,
     ADAPTER_BIN,
@@ -66,6 +67,7 @@ def adapter_directory(source: str | Path) -> Path:
     if directory is None:
         hint = subfolder_hint(Path(source), (ADAPTER_CONFIG,)) if Path(source).is_dir() else ""
         raise FileNotFoundError(f"{source} holds no adapter: {ADAPTER_CONFIG} and {ADAPTER} are missing{hint}")
+    check_checksums(directory)
     return directory
 
 
