@@ -5,7 +5,7 @@ stack: by a tuple that contains a tuple twice, which contains a tuple twice, …
 tuples nested a million times; by a huge number of a memo entry. Such pickles are refused here.
 """
 
-import pickletools
+from pickletools import OpcodeInfo, StackObject, genops, markobject, stackslice
 from typing import IO, Any, NamedTuple
 
 DEEPEST, LARGEST = 50, 100_000  # levels of nested tuples; items in a tuple, those of its tuples included
@@ -45,19 +45,19 @@ class PickleCheck:
         self.memo: dict[int, Item] = {}
         self.facts = PickleFacts(set(), set())
 
-    def pop(self, kinds: list[pickletools.StackObject]) -> list[Item]:
+    def pop(self, kinds: list[StackObject]) -> list[Item]:
         """Removes the operands of an operation from the stack and returns them."""
         found: list[Item] = []
-        if pickletools.stackslice in kinds:
+        if stackslice in kinds:
             while self.stack and (item := self.stack.pop()) is not None:
                 found.append(item)
-            kinds = kinds[: kinds.index(pickletools.markobject)]
+            kinds = kinds[: kinds.index(markobject)]
         for _ in kinds:
             item = self.stack.pop() if self.stack else None
             found.append(item or Item())
         return found[::-1]
 
-    def step(self, op: pickletools.OpcodeInfo, argument: Any, count: int) -> None:
+    def step(self, op: OpcodeInfo, argument: Any, count: int) -> None:
         """Follows one operation. count: operations before it. Raises ValueError for one that no file needs."""
         if op.name in MEMO:
             number = len(self.memo) if op.name == "MEMOIZE" else int(argument)
@@ -73,11 +73,11 @@ class PickleCheck:
         if op.name in CALLS and not operands[0].is_global:
             raise ValueError("it calls something else than a function that it names")
         for kind in op.stack_after:
-            self.stack.append(None if kind is pickletools.markobject else self.result(op, argument, operands))
+            self.stack.append(None if kind is markobject else self.result(op, argument, operands))
         if op.name == "DUP":
             self.stack[-2:] = [operands[0]] * 2
 
-    def result(self, op: pickletools.OpcodeInfo, argument: Any, operands: list[Item]) -> Item:
+    def result(self, op: OpcodeInfo, argument: Any, operands: list[Item]) -> Item:
         """Returns what is known of the result of an operation. Raises ValueError for a tuple that is too large."""
         if op.name in MEMO_GET:
             return self.memo.get(int(argument), Item())
@@ -98,7 +98,7 @@ def check_pickle(file: IO[bytes]) -> PickleFacts:
     Raises ValueError for a pickle that is cut short, has unknown operations, or would use up time or memory.
     """
     check, numbers = PickleCheck(), 0
-    for count, (op, argument, _) in enumerate(pickletools.genops(file)):
+    for count, (op, argument, _) in enumerate(genops(file)):
         if op.name in NUMBERS:
             check.stack.append(PLAIN)
             numbers += 1

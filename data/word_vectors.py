@@ -310,4 +310,5 @@ def trained_vectors(
 
         vectors = train_glove(pairs, tokenizer.vocab_size, width=width, report=report)
         save_vectors(path, WordVectors(tokenizer.tokens, vectors))
+        seal_file(path)
     return load_vectors(path, way_out="delete it; it is made again")
