@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from data.checked import has_type, parse_json, reading, show
-from data.checksums import is_intact
+from data.checksums import is_intact, seal_file
 from data.files import open_tensors, write_tensors
 from data.glove import count_pairs, train_glove
 from data.tokenization import Tokenizer
