@@ -1,6 +1,6 @@
 """Measures what is said about reliability, and writes data/results/reliability.json.
 
-    IMDB_DIR=DIR python tests/reliability.py [--inputs 2000] [--kills 100] [formats kills signals bits pairs]
+    IMDB_DIR=DIR python tests/reliability.py [--inputs 2000] [--kills 105] [formats kills signals bits pairs]
 
 formats    damaged files of each format (tests/damage.py): tracebacks, hangs, more than 1 GiB
 kills      SIGKILL at random moments of small runs of seven kinds, until they end; their final weights against those of
@@ -15,7 +15,6 @@ Each section that is run replaces its part of the file.
 import argparse
 import contextlib
 import io
-import json
 import os
 import random
 import re
@@ -25,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,27 @@ KINDS = {
 # ---------------------------------------------------------------------------------------------------------- formats
 
 
-def measure_formats(inputs: int, seed: int) -> dict[str, Any]:
-    """Reads `inputs` damaged files of each format. Forms of one format, `config bert` and `config lstm`, share them."""
+def measure_formats(inputs: int, seed: int, names: Sequence[str]) -> dict[str, Any]:
+    """Reads `inputs` damaged files of each format. Forms of one format, `config bert` and `config lstm`, share them.
+
+    names: the formats. The others keep the result that the file has.
+    """
     sizes = Counter(name.split()[0] for name in FORMATS)
-    found = {}
-    for name, form in FORMATS.items():
-        found[name] = run_format(name, form, -(-inputs // sizes[name.split()[0]]), seed)
-        print(f"formats, {name}: {found[name]}", flush=True)
+    for name in names:
+        measured = run_format(name, FORMATS[name], -(-inputs // sizes[name.split()[0]]), seed)
+        print(f"formats, {name}: {measured}", flush=True)
+        found = read_json(RESULT).get("formats", {}).get("found", {}) if RESULT.exists() else {}
+        found = {key: value for key, value in (found | {name: measured}).items() if key in FORMATS}
+        store("formats", found, inputs)
     return found
+
+
+def store(section: str, found: dict[str, Any], inputs: int) -> None:
+    """Replaces a section of the result file."""
+    result = read_json(RESULT) if RESULT.exists() else {}
+    command = f"python tests/reliability.py --inputs {inputs} {section}"
+    about = {"command": command, "commit": git("rev-parse", "HEAD"), "versions": versions()}
+    write_json(RESULT, result | {section: {**about, "found": found}})
 
 
 # ------------------------------------------------------------------------------------------------------------ kills
@@ -294,30 +306,24 @@ def measure_pairs(count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=105)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), help="read damaged files of these formats only")
     parser.add_argument("sections", nargs="*", default=["formats", "kills", "signals", "bits", "pairs"])
     options = parser.parse_args()
     torch.set_num_threads(1)  # a forked child cannot use the threads of its parent
     stream = random.Random(options.seed)
     measures: dict[str, Callable[[], Any]] = {
-        "formats": lambda: measure_formats(options.inputs, options.seed),
+        "formats": lambda: measure_formats(options.inputs, options.seed, options.formats),
         "kills": lambda: measure_kills(options.kills, stream),
         "signals": lambda: measure_signals(stream),
         "bits": lambda: measure_bits(options.inputs, stream),
         "pairs": lambda: measure_pairs(10),
     }
     for section in options.sections:
-        result = read_json(RESULT) if RESULT.exists() else {}
-        command = f"python tests/reliability.py --inputs {options.inputs} --kills {options.kills} {section}"
-        about = {"command": command, "commit": git("rev-parse", "HEAD"), "versions": versions()}
-        begin = time.perf_counter()
-        found = measures[section]()
-        result[section] = {**about, "seconds": round(time.perf_counter() - begin), "found": found}
-        write_json(RESULT, result)
-        print(f"{section}: {json.dumps(found, indent=1)}")
+        store(section, measures[section](), options.inputs)
 
 
 if __name__ == "__main__":
