@@ -46,6 +46,14 @@ def check_checksums(folder: Path) -> None:
             raise ValueError(f"{path} changed since it was written; restore it, or delete {sums} to use it as it is")
 
 
+def warn_of_changes(folder: Path) -> None:
+    """Prints a warning if a folder that is loaded differs from its SHA256SUMS: it may have been edited on purpose."""
+    try:
+        check_checksums(folder)
+    except (ValueError, OSError) as error:
+        print(f"warning: {error}")
+
+
 def tensors_digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """Returns the SHA-256 of tensors and metadata: names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())

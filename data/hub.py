@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.checked import about, check_types, listed, read_object, reading, show
-from data.checksums import check_checksums
+from data.checksums import warn_of_changes
 from data.files import open_tensors, user_path, write_tensors
 from data.pickles import check_pickle
 
@@ -89,7 +89,7 @@ def find_pretrained(source: str | Path) -> Path:
     DeBERTa). Raises FileNotFoundError that names a remedy.
     """
     if (directory := local_directory(source)) is not None:
-        check_checksums(directory)
+        warn_of_changes(directory)
         return directory
     small_files = (CONFIG, *TOKENIZER_FILES)
     folder = fetch(str(source), (*small_files, *SAFE_FILES))

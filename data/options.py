@@ -279,8 +279,8 @@ def resume(given: Mapping[str, Any], tables: Tables) -> tuple[Settings, Run]:
 def recorded_settings(run: Run, tables: Tables) -> Settings:
     """Returns the settings that a run's config.json records.
 
-    Raises ValueError that names the file for a missing or unknown option, and for a value of another type or out of
-    range: another version of this program may have written it.
+    An option that is missing has its default, which is printed. Raises ValueError that names the file for an unknown
+    option, and for a value of another type or out of range: another version of this program may have written it.
     """
     path, config = run.folder / "config.json", run.config
     as_object(config, path)
@@ -298,7 +298,8 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
         if unknown := [name for name in values if name not in known]:
             raise ValueError(f"unknown options {listed(unknown)}; another version of this program wrote them")
         if missing := [name for name in known if name not in values]:
-            raise ValueError(f"the options {listed(missing)} are missing; start a new run, or add them to the file")
+            print(f"warning: {path} lacks {listed(missing)}, as an older version wrote it; the defaults are used")
+        values = {name: field.default for name, field in known.items()} | values
         check_types(values, {name: field.type for name, field in known.items()})
         settings = Settings.build(values, origins, tables)
         check_values(settings.options, model, objective)

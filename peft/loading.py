@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Linear, Module
 
 from data.checked import about, listed, read_object, show
-from data.checksums import check_checksums
+from data.checksums import warn_of_changes
 from data.hub import (
     ADAPTER,
     ADAPTER_BIN,
@@ -67,7 +67,7 @@ def adapter_directory(source: str | Path) -> Path:
     if directory is None:
         hint = subfolder_hint(Path(source), (ADAPTER_CONFIG,)) if Path(source).is_dir() else ""
         raise FileNotFoundError(f"{source} holds no adapter: {ADAPTER_CONFIG} and {ADAPTER} are missing{hint}")
-    check_checksums(directory)
+    warn_of_changes(directory)
     return directory
 
 

@@ -11,6 +11,7 @@ from data.check import check, main
 from data.checksums import write_checksums
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
+from nn.checkpoint import load_pretrained
 from peft import save_adapter
 
 
@@ -71,3 +72,13 @@ def test_the_checksums_of_a_folder(tmp_path: Path):
     (folder / "SHA256SUMS").write_text("0" * 64 + "  ../secret\n")
     with pytest.raises(ValueError, match="SHA256SUMS is damaged"):
         check(folder)
+
+
+def test_a_folder_that_was_edited_is_loaded_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A checkpoint of a user may be changed on purpose; only a run's own files must not change."""
+    folder = tiny_weights(tmp_path / "checkpoint")
+    write_checksums(folder)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    load_pretrained(folder)
+    assert "warning: " in (shown := capsys.readouterr().out)
+    assert "config.json changed since it was written" in shown

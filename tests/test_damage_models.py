@@ -410,10 +410,12 @@ def test_options_of_a_run(changes, message, run):
     refused(run, message, lambda folder: program.settings_of(Run.open(folder)))
 
 
-def test_missing_options_of_a_run_are_named(run):
+def test_missing_options_of_a_run_have_their_defaults_and_are_named(run, capsys):
     options = {name: v for name, v in read_json(run / CONFIG)["options"].items() if name not in ("truncate", "seed")}
     change_json(run / CONFIG, options=options)
-    refused(run, "the options truncate, seed are missing", lambda folder: program.settings_of(Run.open(folder)))
+    settings = program.settings_of(Run.open(run))
+    assert (settings.options.truncate, settings.options.seed) == ("head", 42)
+    assert "lacks truncate, seed, as an older version wrote it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
