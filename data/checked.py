@@ -1,4 +1,4 @@
-"""Reads what strangers wrote: every defect of a file becomes one ValueError that names the file and the way out.
+"""Reads files of unknown origin: every defect becomes one ValueError that names the file and the way out.
 
 `reading` wraps the code that parses a format. `parse_json` and `as_object` read JSON of a bounded size and depth.
 `show` makes text of a file fit for a terminal.
@@ -48,7 +48,7 @@ def reading(path: Path | str, kind: str, way_out: str = "fetch it again") -> Ite
 
 def damaged(path: Path | str, kind: str, error: BaseException, way_out: str) -> str:
     """Describes a file that cannot be parsed."""
-    reason = "it asks for more memory than there is" if isinstance(error, MemoryError) else show(str(error), 200)
+    reason = "it needs more memory than is available" if isinstance(error, MemoryError) else show(str(error), 200)
     return f"{path} is damaged or not {kind} ({reason or type(error).__name__}); {way_out}"
 
 

@@ -23,7 +23,9 @@ A reading is consistent if its quotes are as described and all rows have the wid
 A note names the delimiter and the reading if they are not the default for the ending of the file.
 """
 
+import contextlib
 import csv
+import gc
 import io
 import re
 from collections.abc import Iterator
@@ -121,10 +123,23 @@ def split_escaped(text: str, delimiter: str) -> Iterator[Record]:
         yield record._replace(fields=[field and field.replace(mark, '"') for field in record.fields])
 
 
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Stops the garbage collector in the block: it would go through millions of new records again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def split_rows(text: str, delimiter: str, quoting: str) -> Rows:
     """Splits a text under one of READINGS. Empty lines are no rows, except between the rows of a single column."""
     split = {RFC4180: split_quoted, LITERAL: split_lines, BACKSLASH: split_escaped}[quoting]
-    records = list(split(text, delimiter))
+    with without_collection():
+        records = list(split(text, delimiter))
     while records and not records[-1].fields and not records[-1].defect:
         records.pop()
     first = next((i for i, row in enumerate(records) if row.fields or row.defect), len(records))
