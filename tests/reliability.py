@@ -172,7 +172,7 @@ def measure_signals(stream: random.Random, attempts: int = 6) -> dict[str, Any]:
             "reading, cleaning, GloVe": ("train.py --model lstm --data IMDB --runs RUNS", 60.0),
             "training a tokenizer, tokenizing": ("train.py --model bert --weights none --data IMDB --runs RUNS", 40.0),
             "training": ("train.py --model bert --weights WEIGHTS --data demo --runs RUNS --epochs 100", 20.0),
-            "predicting": ("eval.py --weights WEIGHTS --predict IMDB/labeledTrainData.tsv --out RUNS.csv", 20.0),
+            "predicting": ("eval.py --weights WEIGHTS --predict IMDB/labeledTrainData.tsv.gz --out RUNS.csv", 20.0),
         }
         for name, (command, longest) in commands.items():
             times, codes = [], []
