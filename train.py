@@ -492,18 +492,16 @@ def test_scores(t: Training) -> dict[str, Any]:
     return {"test": found}
 
 
-def prepare_run(settings: Settings, machine: Machine) -> tuple[Settings, Run]:
-    """Finds the data, judges the config of the weights, creates the run folder, and prints what was found."""
-    settings, why = find_data(settings, TABLES)
+def prepare_run(settings: Settings, machine: Machine) -> Run:
+    """Judges the config of the weights and creates the run folder."""
     options = settings.options
-    print(f"data: {options.train or options.data} ({why})")
     if options.weights != "none" and adapter_folder(options.weights) is None:
         config_file = fetch_config(options.weights)  # judged before a run folder is created
         model_class(read_json(config_file), config_file)
     run = start_run(settings, machine)
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
-    return settings, run
+    return run
 
 
 def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
@@ -530,12 +528,15 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     settings, run = resolve(argv, TABLES)
-    machine = choose_machine(settings.options.device, settings.options.precision)
     if run is None:
-        settings, run = prepare_run(settings, machine)
+        settings, why = find_data(settings, TABLES)  # the built-in reviews have defaults of their own
+        print(f"data: {settings.options.train or settings.options.data} ({why})")
     elif run.result is not None:
         print_result(run)
         return
+    machine = choose_machine(settings.options.device, settings.options.precision)
+    if run is None:
+        run = prepare_run(settings, machine)
     else:
         run.lock()
     try:

@@ -41,6 +41,7 @@ def test_a_run_writes_its_documented_files(small_run, tmp_path, capsys):
         "validation.probabilities.safetensors", "test.probabilities.safetensors",
     }  # fmt: skip
     config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
+    assert config["machine"].endswith("float32")  # of --precision fp32
     kept = load_file(folder / "test.probabilities.safetensors")
     assert kept["probabilities"].shape == (600, 2)
     hits = kept["probabilities"].argmax(1) == kept["labels"]
@@ -334,3 +335,10 @@ def test_token_ids_are_cached_for_each_setting(small_run, tmp_path):
     assert len(list((tmp_path / "runs/.cache").glob("*.npy"))) == 6
     a, b = (final_weights(tmp_path / "runs" / name) for name in "ab")
     assert same(a, b)
+
+
+def test_the_precision_of_the_built_in_reviews_is_that_of_the_machine(small_run, tmp_path):
+    train.main([argument for argument in small_run if argument not in ("--precision", "fp32")])
+    config = read_json(tmp_path / "runs/small/config.json")
+    assert config["options"]["precision"] == "fp32"
+    assert config["machine"].endswith("float32")
