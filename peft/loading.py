@@ -171,6 +171,8 @@ def attach_virtual_tokens(model: Encoder, config: dict[str, Any], file: WeightFi
     rows = read_virtual_tokens(file, width, config)
     source: Module = Table(rows)
     if trainable and (encoder := file.path.parent / ENCODER).is_file():
+        if hidden < 1:
+            raise ValueError(f"{encoder} needs encoder_hidden_size, which {ADAPTER_CONFIG} lacks")
         if deep:
             source = read_encoder(encoder, lambda r: PrefixEncoder(r, model.config.hidden_size, hidden), rows)
         else:

@@ -331,6 +331,10 @@ def test_the_backbone_of_an_adapter_is_inside_its_folder_or_as_recorded(adapter)
         ({"encoder_hidden_size": 10**6}, r"prompt_encoder\.safetensors does not fit adapter_config\.json"),
         ({"encoder_hidden_size": "7"}, "must be a whole number or null"),
         ({"num_virtual_tokens": 0}, "num_virtual_tokens 0 is outside"),
+        (
+            {"encoder_hidden_size": None},
+            r"encoder\.safetensors needs encoder_hidden_size, which adapter_config\.json lacks",
+        ),
     ],
 )
 def test_fields_of_virtual_tokens(changes, message, adapter):
