@@ -3,7 +3,8 @@
     python -m data.check PATH …
 
 Reads each path as train.py and eval.py do, and loads its weights. Prints one line a path. The exit code is 2 if a path
-is damaged or nothing that the project reads. This is a program above all layers, like eval.py; nothing imports it.
+is damaged, or of a kind that the project does not read. This is a program above all layers, like eval.py; nothing
+imports it.
 """
 
 import sys
@@ -17,10 +18,14 @@ from data.errors import clean_exit
 from data.files import open_tensors
 from data.hub import ADAPTER_CONFIG, CONFIG, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
 from data.imdb import label_reviews, read_reviews
+from data.options import Tables, recorded_settings
 from data.runs import OLD_STATE, Run
 from data.tokenization import load_tokenizer
 from data.word_vectors import load_vectors, read_published_vectors
+from losses import OBJECTIVES
+from nn import MODELS
 from nn.checkpoint import load_pretrained
+from peft import METHODS
 
 
 def check(path: Path) -> str:
@@ -43,15 +48,14 @@ def check(path: Path) -> str:
 
 def check_run(run: Run) -> str:
     """Checks options, tokenizer, states and best model of a run folder."""
-    options = run.config["options"]
+    options = recorded_settings(run, Tables(MODELS, METHODS, OBJECTIVES)).options
     check_checksums(run.tokenizer)
-    check_checksums(run.best)
     states = [path for path in (run.state_file, run.state_before) if path.exists()]
     for path in states:
         read_sealed_tensors(path, OLD_STATE)
     stage = "finished" if run.result is not None else f"not finished, {len(states)} states to resume from"
     best = f"; best: {check(run.best)}" if run.best.is_dir() else ""
-    return f"a run of {show(options['model'])} with --peft {show(options['peft'])}, {stage}{best}"
+    return f"a run of {options.model} with --peft {options.peft}, {stage}{best}"
 
 
 def check_checkpoint(folder: Path) -> str:
@@ -94,14 +98,14 @@ def check_file(path: Path) -> str:
 
 
 def check_tensors(path: Path) -> str:
-    """Reads all tensors of a safetensors file, and compares their checksum if the file has one."""
+    """Reads all tensors of a safetensors file, and compares the checksum of a run's state."""
     with open_tensors(path) as file:
         metadata, names = file.metadata() or {}, list(file.keys())
         for name in names:
             file.get_tensor(name)
     if "words" in metadata:
         return f"word vectors of {len(load_vectors(path).words):,} words"
-    if "sha256" in metadata:
+    if metadata.keys() > OLD_STATE:
         read_sealed_tensors(path)
     return f"{len(names):,} tensors in safetensors"
 

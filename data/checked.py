@@ -9,12 +9,13 @@ import json
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
+
+from data.errors import interruptible
 
 JSON_BYTES = 2**28  # of a JSON file; the largest tokenizer.json in use has 35 MB
 SHOWN = 100  # characters of a value in a message
@@ -66,6 +67,9 @@ def show(value: Any, limit: int = SHOWN) -> str:
 def silent_stderr() -> Iterator[None]:
     """Discards what native code writes to standard error in the block: a panic in a Rust package prints its own
     lines."""
+    if sys.stderr is None:  # closed by the caller: `2>&-`
+        yield
+        return
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -120,27 +124,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def within(seconds: float, work: Callable[[], Result], what: str) -> Result:
-    """Returns work(), computed in a thread. Raises ValueError that names `what` if it takes longer than `seconds`.
-
-    The thread cannot be stopped; it ends with the program. Native code must release Python's lock while it works.
-    """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise ValueError(f"{what} is not finished after {seconds:,.0f} s, and is given up")
-    if errors:
-        raise errors[0]
-    return results[0]
+    """Returns work(), computed in a thread. Raises ValueError that names `what` if it takes longer than `seconds`."""
+    try:
+        return interruptible(work, seconds)
+    except TimeoutError as error:
+        raise ValueError(f"{what} is not finished after {seconds:,.0f} s, and is given up") from error
 
 
 # ----------------------------------------------------------------------------------------------- values of an object
@@ -151,14 +139,17 @@ NAMES: dict[Any, str] = {
 
 
 @contextlib.contextmanager
-def about(path: Path | str) -> Iterator[None]:
-    """Raises each ValueError of the block as `PATH: the error`, unless it names the path already."""
+def about(path: Path | str, what: str = "") -> Iterator[None]:
+    """Raises each ValueError of the block as `PATH WHAT: the error`, unless it names the path already.
+
+    what: `is not UTF-8`.
+    """
     try:
         yield
     except ValueError as error:
         if str(path) in str(error):
             raise
-        raise ValueError(f"{path}: {show(error, 1000)}") from error
+        raise ValueError(f"{path}{what and ' '}{what}: {show(error, 1000)}") from error
 
 
 def has_type(value: Any, kind: Any) -> bool:

@@ -5,7 +5,6 @@ The archive is https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz, 
 100,000 reviews, one file each. The environment variables https_proxy and no_proxy apply.
 """
 
-import hashlib
 import http.client
 import shutil
 import tarfile
@@ -19,6 +18,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data.checked import reading, show
+from data.checksums import file_digest
 
 TIMEOUT = 60  # seconds without an answer
 CHUNK = 2**18  # bytes
@@ -115,13 +115,10 @@ def read_chunks(archive: Archive, local: Path) -> Iterator[bytes]:
 
 def check_archive(path: Path, archive: Archive) -> None:
     """Raises ValueError if the size or the SHA-256 of a file is not the expected one."""
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    if (size, digest.hexdigest()) != (archive.size, archive.sha256):
+    size, digest = path.stat().st_size, file_digest(path)
+    if (size, digest) != (archive.size, archive.sha256):
         raise ValueError(
-            f"{archive.name} is not the published archive: {size:,} bytes with SHA-256 {digest.hexdigest()} instead of "
+            f"{archive.name} is not the published archive: {size:,} bytes with SHA-256 {digest} instead of "
             f"{archive.size:,} bytes with {archive.sha256}; fetch it again from {archive.url}"
         )
 

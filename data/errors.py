@@ -5,10 +5,12 @@ any console: characters that it cannot show are replaced, and a closed pipe ends
 import contextlib
 import errno
 import io
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -18,6 +20,7 @@ import torch
 
 Value = TypeVar("Value")
 CLOSED_PIPE, INTERRUPTED = 141, 130  # exit codes of a shell for SIGPIPE and SIGINT
+POLL = 0.1  # seconds between two looks at a thread
 
 
 @contextlib.contextmanager
@@ -107,7 +110,10 @@ class NotFinite(Exception):
 
 
 class Stopped(BaseException):
-    """Ends a run that a signal interrupted. No BaseException is taken for an error of a file. number: the signal."""
+    """Ends a run that a signal interrupted. number: the signal.
+
+    It is no Exception, so that the code that reports damaged files does not catch it.
+    """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
@@ -159,21 +165,27 @@ class Interrupt:
             raise Stopped(self.asked)
 
 
-def interruptible(function: Callable[[], Value]) -> Value:
-    """Returns function(), run in another thread, so that a signal is handled while native code runs in it."""
-    found: list[Value] = []
-    failed: list[BaseException] = []
+def interruptible(work: Callable[[], Value], seconds: float = math.inf) -> Value:
+    """Returns work(), computed in a thread, so that a signal is handled while native code runs.
+
+    Native code must release Python's lock for that. Raises TimeoutError if it takes longer than `seconds`; the thread
+    cannot be stopped, and ends with the program.
+    """
+    results: list[Value] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            found.append(function())
+            results.append(work())
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread, end = threading.Thread(target=run, daemon=True), time.monotonic() + seconds
     thread.start()
     while thread.is_alive():
-        thread.join(0.1)
-    if failed:
-        raise failed[0]
-    return found[0]
+        if (left := end - time.monotonic()) <= 0:
+            raise TimeoutError
+        thread.join(min(left, POLL))
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from data.checked import reading, show, silent_stderr
+from data.checked import about, reading, show, silent_stderr
 from data.pipelines import (
     add_special_tokens,
     add_template,
@@ -25,7 +25,7 @@ from data.pipelines import (
 )
 from data.sentencepiece import UnigramModel
 from data.spm_segmenter import SpmSegmenter
-from data.tokenizer_json import Published, main_roles, naming, read_tokenizer_json
+from data.tokenizer_json import Published, main_roles, read_tokenizer_json
 from data.tokenizer_settings import (
     BERT,
     CLASSES,
@@ -126,7 +126,7 @@ def split_lines(path: Path) -> dict[str, int]:
     As in the `tokenizers` package, spaces at the end of a line are dropped, and the last one of equal lines counts. The
     other ones, and lines of spaces only, keep their numbers, with names that no word has.
     """
-    with naming(path, "is not UTF-8"):
+    with about(path, "is not UTF-8"):
         lines = read_bytes(path).decode("utf-8").split("\n")
     vocabulary: dict[str, int] = {}
     for number, line in enumerate(lines if lines[-1] else lines[:-1]):
@@ -164,7 +164,7 @@ def read_merges(directory: Path, settings: Settings, variant: str) -> Published:
     vocabulary, path = read_object(directory / "vocab.json"), directory / "merges.txt"
     if wrong := [name for name, number in vocabulary.items() if not is_id(number)]:
         raise ValueError(f"{directory / 'vocab.json'}: '{show(wrong[0])}' has no id from 0 on; fetch it again")
-    with naming(path, "is not UTF-8"):
+    with about(path, "is not UTF-8"):
         text = read_bytes(path).decode("utf-8")
     pairs = split_merges(path, text)
     if unknown := [part for pair in pairs for part in (*pair, "".join(pair)) if part not in vocabulary]:
@@ -187,7 +187,7 @@ def read_deberta(directory: Path, settings: Settings, variant: str) -> Published
     """Reads spm.model of a DeBERTa."""
     path = directory / "spm.model"
     data = read_bytes(path)
-    with reading(path, "a model of SentencePiece"), naming(path, "cannot be read as a Unigram model"):
+    with reading(path, "a model of SentencePiece"), about(path, "cannot be read as a Unigram model"):
         model = UnigramModel.parse(data)
     lowercase, by_punct = (bool(settings.option(name, "deberta-v2")) for name in ("do_lower_case", "split_by_punct"))
     return read_spm(path, settings, SpmSegmenter(model, path.name, data, {}, lowercase, by_punct), variant)
@@ -202,7 +202,7 @@ def read_xlm_roberta(directory: Path, settings: Settings, variant: str) -> Publi
     if variant != "published":
         raise ValueError(f"{path}: the variant {variant} of a tokenizer exists for spm.model only")
     data = read_bytes(path)
-    with reading(path, "a model of SentencePiece"), naming(path, "cannot be read as a Unigram model"):
+    with reading(path, "a model of SentencePiece"), about(path, "cannot be read as a Unigram model"):
         model = UnigramModel.parse(data).with_fairseq_ids()
     return read_spm(path, settings, SpmSegmenter(model, path.name, data), variant)
 

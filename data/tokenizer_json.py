@@ -8,7 +8,6 @@ module changes the parts. Where a part has no such option, the option must agree
 import json
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tokenizers import normalizers, pre_tokenizers
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from data.checked import read_object, reading, show, silent_stderr
+from data.checked import about, read_object, reading, show, silent_stderr
 from data.patterns import check_pipeline
 from data.pipelines import SPECIAL, SPECIAL_BPE, SPECIAL_WORDS, add_template, state, template_tokens
 from data.spm_segmenter import SpmSegmenter
@@ -43,15 +42,6 @@ class Published:
     model_max_length: int | None = None
 
 
-@contextmanager
-def naming(path: Path, what: str) -> Iterator[None]:
-    """Raises a ValueError of the block as one that names the file and says what it is (`what`)."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path} {what}: {show(error, 300)}") from error
-
-
 def main_roles(special: dict[str, str]) -> dict[str, str]:
     """Returns those of the special tokens (role -> token) that have a role of SPECIAL."""
     return {role: special[role] for role in SPECIAL if role in special}
@@ -71,7 +61,7 @@ def read_tokenizer_json(directory: Path, settings: Settings, variant: str) -> Pu
         if settings.class_name:
             raise ValueError(f"{path} has a {kind} model, but {settings.class_name} reads {KINDS[family]}")
         family = ""  # config.json describes the network, not this file
-    with reading(path, "a tokenizer.json"), naming(path, "has a setting that is not supported"), silent_stderr():
+    with reading(path, "a tokenizer.json"), about(path, "has a setting that is not supported"), silent_stderr():
         apply_options(backend, settings.options, family)
         template = template_tokens(state(backend.post_processor))
     named = family in KINDS

@@ -1,14 +1,17 @@
 """Tests of data/check.py: each kind of path is recognised, and a defect is one line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import adapt, tiny, tiny_weights
+from conftest import ROOT, adapt, tiny, tiny_weights
 
 import train
 from data.check import check, main
 from data.checksums import write_checksums
+from data.runs import Run
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
 from nn.checkpoint import load_pretrained
@@ -82,3 +85,17 @@ def test_a_folder_that_was_edited_is_loaded_with_a_warning(tmp_path: Path, capsy
     load_pretrained(folder)
     assert "warning: " in (shown := capsys.readouterr().out)
     assert "config.json changed since it was written" in shown
+
+
+def test_a_run_without_options_is_one_line(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {"machine": "cpu"})
+    with pytest.raises(ValueError, match=r"options of .*config\.json must be an object"):
+        check(run.folder)
+
+
+def test_a_tokenizer_is_read_without_standard_error(tmp_path: Path):
+    """Standard error is closed by `2>&-`."""
+    folder = tiny_weights(tmp_path / "checkpoint")
+    command = f"exec '{sys.executable}' -m data.check '{folder}' 2>&-"
+    done = subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout.strip().endswith(": sound")) == (0, True)

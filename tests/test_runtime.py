@@ -106,7 +106,7 @@ def test_a_signal_in_a_step_waits_for_a_check_or_the_end_of_the_block(number: in
 
     with Interrupt() as interrupt, pytest.raises(Stopped):
         step(interrupt)
-    assert done == ["step"] if checked else ["step", "rest"]
+    assert done == (["step"] if checked else ["step", "rest"])
 
 
 def test_a_signal_ends_a_wait_for_native_code():
