@@ -25,9 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Module
 
+from nn.block_attention import block_attention, mask_bias
 from nn.dropout import Dropout
 
 Prefix = tuple[Tensor, Tensor]  # keys and values, each [B or 1, H, P, K]
+HALF = (torch.bfloat16, torch.float16)
 Queries = int | Tensor | None  # query positions: the first n, explicit indices (int64 [B, T]), or all
 
 
@@ -46,11 +48,6 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """Concatenates the heads. [B, H, T, K] -> [B, T, H·K]"""
     return x.transpose(1, 2).flatten(2)
-
-
-def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns 0 where `mask` is True and the lowest finite number of `dtype` elsewhere, to be added to scores."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -85,7 +82,12 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
-    """Computes `attention`, by the fused kernel unless dropout is active. Arguments and result: `attention`."""
+    """Computes `attention` in its fastest form. Arguments and result: `attention`.
+
+    On a CPU this is torch's fused kernel in fp32 without dropout, else `block_attention` (tests/bench/attention.py).
+    """
+    if q.device.type == "cpu" and (dropout.active or q.dtype in HALF):
+        return block_attention(q / math.sqrt(q.size(-1)), k, v, mask=mask, dropout=dropout)
     if dropout.active:
         return attention(q, k, v, mask=mask, dropout=dropout)
     return fused_attention(q, k, v, mask=mask)

@@ -29,7 +29,6 @@ nothing (tests/golden); distances above 512 have the rows of transformers; Micro
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -47,8 +46,9 @@ from nn.attention import (
     split_heads,
     weighted_sum,
 )
+from nn.block_attention import Table, block_attention
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, activation, init_weights
+from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, activation, in_product_dtype, init_weights
 
 # our module -> its published name; {}: the number of the layer
 KEYS = {
@@ -204,31 +204,11 @@ def by_distance(index: Tensor) -> Tensor:
     return torch.cat([index[:, 0].flip(0), index[0, 1:]])
 
 
-def swap_roles(index: Tensor) -> Tensor:
-    """Exchanges the roles of query and key: [T, S] -> [S, T], [B, 1, T, S] -> [B, 1, S, T], [N] reversed."""
-    return index.flip(0) if index.dim() == 1 else index.transpose(-1, -2)
-
-
-def skew(x: Tensor) -> Tensor:
-    """Shifts row t by T - 1 - t columns: y[t, s] = x[t, T - 1 - t + s] (Huang et al. 2018, arXiv 1809.04281, §3.4).
-
-    The result is a view: the start of a row is one element less than the row length after the start of the row before.
-    x: [B, H, T, T + S - 1], contiguous -> [B, H, T, S]
-    """
-    batch, heads, rows, width = x.shape
-    strides = (heads * rows * width, rows * width, width - 1, 1)
-    return x.as_strided((batch, heads, rows, width - rows + 1), strides, rows - 1)
-
-
 def position_scores(x: Tensor, r: Tensor, index: Tensor) -> Tensor:
-    """Computes y[t, s] = x[t]·r[δ(t,s)] from the products of x with rows of r, in one of two equal forms.
+    """Computes y[t, s] = x[t]·r[δ(t,s)] from the products of x with all rows of r.
 
-    index: δ of each pair, [T, S] or [B, 1, T, S]: products with the N rows of r, then a gather;
-    or δ of each distance, [T + S - 1]: products with one row per distance, then a strided view without a copy.
-    x: [B, H, T, K];  r: [1, H, N, K] -> [B, H, T, S]
+    x: [B, H, T, K];  r: [1, H, N, K];  index: δ, [T, S] or [B, 1, T, S] -> [B, H, T, S]
     """
-    if index.dim() == 1:
-        return skew(x @ r[:, :, index].transpose(-1, -2))  # [B, H, T, S]
     scores = x @ r.transpose(-1, -2)  # [B, H, T, N]
     return scores.gather(-1, index.expand(*scores.shape[:2], -1, -1))  # [B, H, T, S]
 
@@ -239,8 +219,6 @@ class DisentangledAttention(Module):
     W_q, W_k, W_v, W_o -> query, key, value, output. Without share_att_key, R has its own position_query, position_key.
     Prefix keys have no position: their relative terms are 0.
     """
-
-    GATHER_DTYPES = (torch.float32,)  # dtypes in which the gather is faster than the view (tests/bench/relative.py)
 
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
@@ -260,43 +238,69 @@ class DisentangledAttention(Module):
         self.dropout = Dropout(c.attention_probs_dropout_prob)
         self.position_dropout = Dropout(c.hidden_dropout_prob)
 
-    def relative_rows(self, q: Tensor, length: int, queries: Queries, relative: Tensor) -> tuple[Tensor, Tensor]:
-        """Selects the rows of R that occur, and computes the index into them for `position_scores`.
+    def relative_rows(self, length: int, queries: int, relative: Tensor) -> tuple[Tensor, Table, Table]:
+        """Projects the rows of R that occur. length: S;  queries: their number;  relative: R, [2s, D]
 
-        q: [B, H, T, K];  length: S;  relative: R, [2s, D] -> rows [1, N, D], index
+        Returns the index into the rows, δ [queries, S];  K_r and Q_r / scale, [H, N, K], None for a term that is not
+        in pos_att_type.
         """
-        explicit = isinstance(queries, Tensor)
         index, first, last = relative_index(
-            num_queries=length if explicit else q.size(2),
+            num_queries=queries,
             length=length,
             buckets=self.buckets,
             max_position=self.max_position,
-            device=q.device,
+            device=relative.device,
         )
-        if explicit:
-            index = index[queries][:, None]  # [B, 1, T, S]
-        elif q.dtype not in self.GATHER_DTYPES:
-            index = by_distance(index)  # [T + S - 1]
-        rows = self.position_dropout(relative[first : last + 1])  # [N, D]
-        return rows[None], index
-
-    def relative_terms(self, q: Tensor, k: Tensor, queries: Queries, relative: Tensor) -> Iterator[Tensor]:
-        """Yields the terms c2p and p2c of A, [B, H, T, S] each.
-
-        q: [B, H, T, K], divided by the scale;  k: [B, H, S, K];  relative: R, [2s, D]
-        """
-        rows, index = self.relative_rows(q, length=k.size(2), queries=queries, relative=relative)
-        if self.c2p:
-            k_r = split_heads((self.position_key or self.key)(rows), self.num_heads)  # [1, H, N, K]
-            yield position_scores(q, k_r, index=index)  # [B, H, T, S]
-        if self.p2c:
-            q_r = split_heads((self.position_query or self.query)(rows), self.num_heads) / self.scale  # [1, H, N, K]
-            term = position_scores(k, q_r, index=swap_roles(index)).transpose(-1, -2)  # [B, H, T, S]
-            yield term.contiguous() if index.dim() == 1 else term  # adding a transposed view is slow in bf16
+        rows = self.position_dropout(relative[first : last + 1])[None]  # [1, N, D]
+        key, query = self.position_key or self.key, self.position_query or self.query
+        k_r = split_heads(key(rows), self.num_heads)[0] if self.c2p else None  # [H, N, K]
+        q_r = split_heads(query(rows), self.num_heads)[0] / self.scale if self.p2c else None  # [H, N, K]
+        return index, k_r, q_r
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Computes x W_k and x W_v, which a prefix is initialized from. [B, S, D] -> [B, S, H·K] each"""
         return self.key(x), self.value(x)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor
+    ) -> Tensor:
+        """Computes softmax(A) V, the plain form.
+
+        q: [B, H, T, K], divided by the scale;  k, v: [B, H, S, K];  others: see `forward` -> [B, H, T, K]
+        """
+        scores = q @ k.transpose(-1, -2)  # [B, H, T, S]
+        explicit = isinstance(queries, Tensor)
+        index, k_r, q_r = self.relative_rows(k.size(2), k.size(2) if explicit else q.size(2), relative)
+        index = index[queries][:, None] if explicit else index  # [B, 1, T, S] or [T, S]
+        if k_r is not None:
+            scores += position_scores(q, k_r, index=index)  # Eq. (4); in place, since a term is as large as the scores
+        if q_r is not None:
+            scores += position_scores(k, q_r, index=index.transpose(-1, -2)).transpose(-1, -2)
+        _, v, visible = prepend_prefix(k, v, mask=mask[:, None, None, :], prefix=prefix)  # [B, H, P + S, K]
+        if prefix is not None:
+            prefix_scores = q @ prefix[0].to(q.dtype).transpose(-1, -2)  # [B, H, T, P]
+            scores = torch.cat([prefix_scores, scores], -1)  # [B, H, T, P + S]
+        weights = masked_softmax(scores, visible)  # [B, H, T, P + S]
+        return weighted_sum(weights, v, dropout=self.dropout)
+
+    def attend_by_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor
+    ) -> Tensor:
+        """Computes `attend` by nn/block_attention.py, for queries that are the first T tokens."""
+        length = k.size(2)
+        index, k_r, q_r = self.relative_rows(length, q.size(2), relative)
+        rows = by_distance(index)  # δ of the distances T - 1 … 1 - S
+        k, v, visible = prepend_prefix(k, v, mask=mask[:, None, None, :], prefix=prefix)  # [B, H, P + S, K]
+        return block_attention(
+            q,
+            k,
+            v,
+            mask=visible,
+            dropout=self.dropout,
+            k_r=None if k_r is None else k_r[:, rows],
+            q_r=None if q_r is None else q_r[:, rows.flip(0)],
+            prefix=k.size(2) - length,
+        )
 
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: query positions;
@@ -304,15 +308,9 @@ class DisentangledAttention(Module):
         q = split_heads(self.query(select_queries(x, queries)), self.num_heads) / self.scale  # [B, H, T, K]
         k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
         v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
-        scores = q @ k.transpose(-1, -2)  # [B, H, T, S]
-        for term in self.relative_terms(q, k, queries=queries, relative=relative):
-            scores += term  # Eq. (4); in place, since a term is as large as the scores
-        _, v, visible = prepend_prefix(k, v, mask=mask[:, None, None, :], prefix=prefix)  # [B, H, P + S, K]
-        if prefix is not None:
-            prefix_scores = q @ prefix[0].to(q.dtype).transpose(-1, -2)  # [B, H, T, P]
-            scores = torch.cat([prefix_scores, scores], -1)  # [B, H, T, P + S]
-        weights = masked_softmax(scores, visible)  # [B, H, T, P + S]
-        return self.output(merge_heads(weighted_sum(weights, v, dropout=self.dropout)))  # [B, T, D]
+        by_blocks = x.device.type == "cpu" and not isinstance(queries, Tensor)
+        attend = self.attend_by_blocks if by_blocks else self.attend
+        return self.output(merge_heads(attend(q, k, v, mask, prefix, queries, relative)))  # [B, T, D]
 
 
 class ConvLayer(Module):
@@ -390,6 +388,7 @@ class Deberta(Encoder):
         relative = self.relative.weight  # R, [2s, D]
         if self.relative_norm is not None:
             relative = self.relative_norm(relative)
+        x, relative = in_product_dtype(x), in_product_dtype(relative)
         h = x
         for number, (layer, pair, selected) in enumerate(self.steps(prefix, queries)):
             h = layer(h, mask, prefix=pair, queries=selected, relative=relative)

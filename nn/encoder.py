@@ -57,6 +57,17 @@ def init_weights(module: Module, std: float) -> None:
             layer.weight.data[layer.padding_idx].zero_()
 
 
+def in_product_dtype(x: Tensor) -> Tensor:
+    """Casts x to bf16 under autocast to bf16, else returns x.
+
+    Residuals, norms and activations of the layers then have the dtype of the products, and nothing is cast between
+    them. Norms and softmax compute in fp32 inside their kernels.
+    """
+    device = x.device.type
+    bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return x.bfloat16() if bf16 else x
+
+
 def checkpointed(layer: Module, enabled: bool) -> Callable[..., Tensor]:
     """Returns a function with the arguments of `layer`, with activation checkpointing if enabled.
 
@@ -277,6 +288,7 @@ class Encoder(Module):
     def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
         """Runs the layers. x: [B, S, D];  mask: bool [B, S];  prefix: keys and values for each layer;  queries: query
         positions of the last layer (nn/attention.py) -> [B, T, D]"""
+        x = in_product_dtype(x)
         for layer, pair, selected in self.steps(prefix, queries):
             x = layer(x, mask, prefix=pair, queries=selected)
         return x  # [B, T, D]

@@ -10,12 +10,9 @@ from nn.attention import merge_heads, split_heads
 from nn.deberta import (
     DebertaConfig,
     DisentangledAttention,
-    by_distance,
     log_bucket,
     position_scores,
     relative_index,
-    skew,
-    swap_roles,
 )
 from nn.dropout import LEVELS, Dropout, keep_mask
 
@@ -65,10 +62,10 @@ def result(layer: DisentangledAttention, x: Tensor, weights: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "queries", [None, 4, torch.arange(T).expand(B, -1)], ids=["view", "view, first 4 queries", "gather"]
+    "queries", [None, 4, torch.arange(T).expand(B, -1)], ids=["blocks", "blocks, first 4 queries", "plain"]
 )
 def test_both_forms_equal_the_loop_over_pairs_with_gradients(queries):
-    """The view is used outside fp32; explicit query positions use the gather in every precision."""
+    """On a CPU blocks are used, but for explicit query positions the plain form."""
     layer, x, table, mask = layer_and_inputs()
     names = ("query", "key", "value", "output")
     weights = {name: (getattr(layer, name).weight, getattr(layer, name).bias) for name in names}
@@ -96,26 +93,17 @@ def test_only_the_terms_of_the_config_are_in_the_scores_and_the_scale(kinds, sha
 
 
 @pytest.mark.parametrize("num_queries", [S, 3])
-def test_position_scores_are_the_products_of_all_pairs_in_both_forms(num_queries):
-    """Both forms are equal to the loop, and with exchanged roles they give the transposed pairs."""
+def test_position_scores_are_the_products_of_all_pairs(num_queries):
+    """They are equal to the loop, and with exchanged roles they are the transposed pairs."""
     torch.manual_seed(0)
     index, first, last = relative_index(num_queries, S, SPAN, LIMIT, CPU)  # [T, S]
     r = torch.randn(1, H, last - first + 1, K, dtype=torch.float64)
-    for pairs in (index, swap_roles(index)):
+    for pairs in (index, index.t()):
         x = torch.randn(B, H, len(pairs), K, dtype=torch.float64)
         rows = [[(x[:, :, t] * r[:, :, row]).sum(-1) for row in pair.tolist()] for t, pair in enumerate(pairs)]
         expected = torch.stack([torch.stack(row, -1) for row in rows], 2)  # [B, H, T, S]
-        distances = by_distance(index) if pairs is index else swap_roles(by_distance(index))
-        for form in (pairs, distances, pairs.expand(B, 1, -1, -1)):
+        for form in (pairs, pairs.expand(B, 1, -1, -1)):
             torch.testing.assert_close(position_scores(x, r, form), expected)
-
-
-def test_skew_reads_one_diagonal_per_row_without_a_copy():
-    x = torch.randn(B, H, T, T + S - 1)
-    y = skew(x)
-    assert y.shape == (B, H, T, S)
-    assert all(torch.equal(y[:, :, t], x[:, :, t, T - 1 - t : T - 1 - t + S]) for t in range(T))
-    assert y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
 def test_training_drops_the_attention_weights_and_the_rows_of_the_table():

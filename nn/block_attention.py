@@ -1,0 +1,227 @@
+"""Attention on a CPU, computed block by block, so that the scores of a block stay in the cache.
+
+    S = q kᵀ + c2p + p2c + bias,   A = softmax(S),   Ã = m ∘ A / (1 - p),   o = Ã v      of some heads of some reviews
+
+    c2p[t, s] = q[t]·k_r[T - 1 - t + s],   p2c[t, s] = k[s]·q_r[S - 1 - s + t]             the terms of nn/deberta.py
+
+Backward, with g = ∂L/∂o and Δ_t = g_t·o_t = Σ_s Ã_ts (g vᵀ)_ts (Dao et al. 2022, arXiv 2205.14135, App. B.2):
+
+    ∂L/∂v = Ãᵀ g,   ∂L/∂S = Ã ∘ (g vᵀ) - A Δ,   ∂L/∂q = ∂L/∂S k + …,   ∂L/∂k = ∂L/∂Sᵀ q + …
+
+A and Ã are stored for the backward pass; no other tensor of T · S elements exists outside a block. The relative terms
+of R consecutive queries need S + R - 1 columns of q k_rᵀ, from which a view selects R · S scores (`skew`).
+
+The plain forms are `attention` in nn/attention.py and, for the terms, `position_scores` in nn/deberta.py. Values and
+gradients are equal up to rounding (tests/test_block_attention.py).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nn.dropout import LEVELS, Dropout, keep_mask
+
+BLOCK = 2**20  # scores in a block, unless one head of one review has more
+ROWS = 128  # rows of a relative term that are computed together
+
+Table = Tensor | None  # a row for each distance: of k_r for T - 1 … 1 - S, of q_r for 1 - S … T - 1; [H, T + S - 1, K]
+
+
+class Part(NamedTuple):
+    """A block: some reviews and some of their heads."""
+
+    reviews: slice
+    heads: slice
+
+    def of(self, x: Tensor) -> Tensor:
+        """Selects the block and makes it contiguous. [B, H, T, K] -> [b, h, T, K]"""
+        return x[self.reviews, self.heads].contiguous()
+
+    def rows(self, table: Table) -> Table:
+        """Selects the heads of the block. [H, N, K] -> [h, N, K]"""
+        return None if table is None else table[self.heads]
+
+
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns 0 where `mask` is True and the lowest finite number of `dtype` elsewhere, to be added to scores."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def parts(batch: int, heads: int, scores: int) -> Iterator[Part]:
+    """Yields the blocks: some heads of all reviews, or one head of some reviews. scores: T · S, of one head."""
+    pairs = max(1, BLOCK // scores)
+    reviews, width = min(batch, pairs), max(1, pairs // batch)
+    for head in range(0, heads, width):
+        for first in range(0, batch, reviews):
+            yield Part(slice(first, first + reviews), slice(head, head + width))
+
+
+# --------------------------------------------------------------------------------------------------- relative terms
+
+
+def skew(x: Tensor) -> Tensor:
+    """Shifts row t by T - 1 - t columns: y[t, s] = x[t, T - 1 - t + s] (Huang et al. 2018, arXiv 1809.04281, §3.4).
+
+    The result is a view: the start of a row is one element less than the row length after the start of the row before.
+    x: [B, H, T, T + S - 1], contiguous -> [B, H, T, S]
+    """
+    batch, heads, rows, width = x.shape
+    strides = (heads * rows * width, rows * width, width - 1, 1)
+    return x.as_strided((batch, heads, rows, width - rows + 1), strides, x.storage_offset() + rows - 1)
+
+
+def bands(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Yields at most ROWS of T rows at a time, and the rows of the table that their products with S columns need."""
+    for first in range(0, rows, ROWS):
+        last = min(first + ROWS, rows)
+        yield slice(first, last), slice(rows - last, rows - first + columns - 1)
+
+
+def shifted_products(x: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Computes y[t, s] = x[t]·table[T - 1 - t + s]. x: [b, h, T, K];  table: [h, T + S - 1, K]
+
+    Yields slices of rows with their y, [b, h, rows, S].
+    """
+    for rows, needed in bands(x.size(2), columns=table.size(1) - x.size(2) + 1):
+        band = x[:, :, rows].transpose(0, 1)  # [h, b, rows, K]
+        y = band.flatten(1, 2) @ table[:, needed].transpose(1, 2)  # [h, b · rows, S + rows - 1]
+        yield rows, skew(y.unflatten(1, band.shape[1:3])).transpose(0, 1)
+
+
+def shifted_gradients(g: Tensor, x: Tensor, table: Tensor, dx: Tensor, dtable: Tensor) -> None:
+    """Adds the gradients of `shifted_products` to dx and dtable. g: ∂L/∂y, [b, h, T, S];  dx: like x;  dtable: like
+    table, in fp32 or wider"""
+    for rows, needed in bands(x.size(2), columns=g.size(3)):
+        band = x[:, :, rows].transpose(0, 1)  # [h, b, rows, K]
+        wide = g.new_zeros(*band.shape[:3], needed.stop - needed.start)  # [h, b, rows, S + rows - 1]
+        skew(wide).copy_(g[:, :, rows].transpose(0, 1))
+        wide = wide.flatten(1, 2)  # [h, b · rows, S + rows - 1]
+        dx[:, :, rows] += (wide @ table[:, needed]).unflatten(1, band.shape[1:3]).transpose(0, 1)
+        dtable[:, needed] += wide.transpose(1, 2) @ band.flatten(1, 2)
+
+
+def scores_of(q: Tensor, k: Tensor, k_r: Table, q_r: Table, prefix: int) -> Tensor:
+    """Computes S of a block without the bias. prefix: number P of the first keys, which have no position.
+
+    q: [b, h, T, K];  k: [b, h, P + S, K] -> [b, h, T, P + S]
+    """
+    scores = q @ k.transpose(-1, -2)  # [b, h, T, P + S]
+    relative = scores[..., prefix:]  # [b, h, T, S]
+    if k_r is not None:
+        for rows, term in shifted_products(q, k_r):
+            relative[:, :, rows] += term
+    if q_r is not None:
+        for keys, term in shifted_products(k[:, :, prefix:], q_r):
+            relative[..., keys] += term.transpose(-1, -2).contiguous()  # adding a transposed view is slow
+    return scores
+
+
+def gradients_of_scores(
+    g: Tensor, q: Tensor, k: Tensor, tables: tuple[Table, Table], prefix: int, sums: tuple[Table, Table]
+) -> tuple[Tensor, Tensor]:
+    """Computes the gradients of `scores_of`. g: ∂L/∂S;  tables: k_r and q_r;  sums: their gradients, added to.
+
+    Returns ∂L/∂q, like q, and ∂L/∂k, like k.
+    """
+    dq, dk, relative = g @ k, g.transpose(-1, -2) @ q, g[..., prefix:]
+    if tables[0] is not None and sums[0] is not None:
+        shifted_gradients(relative, q, tables[0], dx=dq, dtable=sums[0])
+    if tables[1] is not None and sums[1] is not None:
+        turned = relative.transpose(-1, -2).contiguous()  # [b, h, S, T]
+        shifted_gradients(turned, k[:, :, prefix:], tables[1], dx=dk[:, :, prefix:], dtable=sums[1])
+    return dq, dk
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+def transposed_like(x: Tensor) -> Tensor:
+    """Allocates a tensor like x: [B, H, T, K], a view of [B, T, H, K], so that merging the heads copies nothing."""
+    return x.new_empty(x.size(0), x.size(2), x.size(1), x.size(3)).transpose(1, 2)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of sums: fp32 or wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class BlockAttention(torch.autograd.Function):
+    """o of the module docstring."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_r: Table,
+        q_r: Table,
+        bias: Tensor | None,
+        settings: tuple[int, int, bool],
+    ) -> Tensor:
+        """q: [B, H, T, K];  k, v: [B, H, P + S, K];  bias: [B, 1, 1 or T, P + S];  settings: P, the threshold of
+        `keep_mask` or 0, whether to store what the backward pass needs -> [B, H, T, K]"""
+        prefix, threshold, training = settings
+        out, stored = transposed_like(q), []
+        mask = keep_mask(torch.Size([*q.shape[:3], k.size(2)]), threshold) if threshold else None
+        for part in parts(q.size(0), q.size(1), scores=q.size(2) * k.size(2)):
+            scores = scores_of(part.of(q), part.of(k), part.rows(k_r), part.rows(q_r), prefix=prefix)
+            if bias is not None:
+                scores += bias[part.reviews]
+            weights = scores.softmax(-1)  # A, [b, h, T, P + S]
+            kept = weights if mask is None else weights * part.of(mask)  # m ∘ A
+            out[part.reviews, part.heads] = kept @ part.of(v)
+            if training:
+                stored += [weights, kept]
+        out *= LEVELS / (LEVELS - threshold)  # 1 / (1 - p), on the smaller tensor
+        ctx.prefix, ctx.threshold = prefix, threshold
+        ctx.save_for_backward(q, k, v, k_r, q_r, out, *stored)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Table, ...]:
+        """g: ∂L/∂o, [B, H, T, K]"""
+        q, k, v, k_r, q_r, out, *stored = ctx.saved_tensors
+        delta = (g.to(wide(g.dtype)) * out).sum(-1, keepdim=True).to(g.dtype)  # Δ, [B, H, T, 1]
+        g = g * (LEVELS / (LEVELS - ctx.threshold))
+        dq, dk, dv = (transposed_like(x) for x in (q, k, v))
+        sums = tuple(None if r is None else torch.zeros_like(r, dtype=wide(r.dtype)) for r in (k_r, q_r))
+        blocks = parts(q.size(0), q.size(1), scores=q.size(2) * k.size(2))
+        for part, weights, kept in zip(blocks, stored[::2], stored[1::2], strict=True):
+            dout = part.of(g)
+            dv[part.reviews, part.heads] = kept.transpose(-1, -2) @ dout
+            ds = (dout @ part.of(v).transpose(-1, -2)).mul_(kept).addcmul_(weights, part.of(delta), value=-1)  # ∂L/∂S
+            dq[part.reviews, part.heads], dk[part.reviews, part.heads] = gradients_of_scores(
+                ds,
+                part.of(q),
+                part.of(k),
+                tables=(part.rows(k_r), part.rows(q_r)),
+                prefix=ctx.prefix,
+                sums=(part.rows(sums[0]), part.rows(sums[1])),
+            )
+        return dq, dk, dv, *(r if r is None else r.to(q.dtype) for r in sums), None, None
+
+
+def block_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    dropout: Dropout,
+    k_r: Table = None,
+    q_r: Table = None,
+    prefix: int = 0,
+) -> Tensor:
+    """Computes o of the module docstring.
+
+    q: [B, H, T, K], scaled;  k, v: [B, H, P + S, K];  mask: bool [B, 1, 1 or T, P + S];  k_r, q_r: [H, T + S - 1, K];
+    prefix: number P of the first keys, which have no relative terms -> [B, H, T, K]
+    """
+    bias = None if mask.all() else mask_bias(mask, q.dtype)
+    threshold = dropout.threshold if dropout.active else 0
+    training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_r, q_r))
+    with torch.autocast(q.device.type, enabled=False):
+        return BlockAttention.apply(q, k, v, k_r, q_r, bias, (prefix, threshold, training))
