@@ -52,6 +52,7 @@ from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
 from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
+from peft.lora import merged_copies
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
@@ -140,6 +141,7 @@ def score(
 ) -> np.ndarray:
     """Computes the logits of all examples in eval() mode, and restores the model's mode.
 
+    LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter.
     check: called between batches.  bar: whether to show a progress bar. Returns float32 [N, C] in the order of the
     corpus.
     """
@@ -148,7 +150,7 @@ def score(
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
     hide = None if bar else True  # None: hidden unless the output is a terminal
     bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" reviews", leave=False, disable=hide)
-    with bar_shown as progress, cast_once(model, machine):
+    with bar_shown as progress, merged_copies(model, machine.dtype), cast_once(model, machine):
         for batch in batches(corpus, order, machine.device):
             with machine.autocast():
                 logits[batch.rows.cpu()] = model(batch.input_ids, batch.mask).float().cpu()

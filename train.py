@@ -58,6 +58,7 @@ from nn.checkpoint import model_class, restore_training_state, save_pretrained, 
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
+from nn.quant import describe_products, is_quantized
 from nn.runtime import (
     Machine,
     choose_machine,
@@ -68,6 +69,7 @@ from nn.runtime import (
     tokens_per_pass,
 )
 from nn.vectors import start_from_vectors
+from nn.words import WordClassifier
 from peft import METHODS
 
 TABLES = Tables(MODELS, METHODS, OBJECTIVES)
@@ -219,6 +221,8 @@ def prepare_training(
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
     model = build_model(settings, tokenizer, splits.labels)
+    if isinstance(model, WordClassifier) and options.weights == "none":
+        model.fit(corpus)
     if options.word_vectors != "none" and options.weights == "none":
         start_from_vectors(
             model,
@@ -239,6 +243,8 @@ def prepare_training(
     trainable = [p for p in model.parameters() if p.requires_grad]
     print(describe_groups(groups, sum(p.numel() for p in model.parameters())))
     print(describe_memory(model, average=options.average > 0))
+    if is_quantized(model):
+        print(describe_products(machine.device, mixed=machine.dtype != torch.float32))
     training = Training(
         settings, run, machine, interrupt, splits, tokenizer, corpus, held_out, stream, model,
         optimizer=torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True),

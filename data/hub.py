@@ -378,7 +378,7 @@ def converted_or_original(path: Path) -> Path:
 
 
 class WeightFile:
-    """Reads the tensors of one file by published name. shapes: name -> (shape, dtype: float, int8 or other).
+    """Reads the tensors of one file by published name. shapes: name -> (shape, dtype: float, int8, int64 or other).
 
     A safetensors file is opened again for each tensor: the pages of a mapped file count as this process's memory until
     it is closed. A .bin file is read by torch.load(weights_only=True), which refuses code.
@@ -418,7 +418,7 @@ def dtype_kind(dtype: str | torch.dtype) -> str:
     """Returns whether a dtype, of torch or of safetensors, is one of weights (float), of 8-bit weights, or other."""
     if dtype in FLOATS or dtype in FLOATS.values():
         return "float"
-    return "int8" if dtype in ("I8", torch.int8) else "other"
+    return "int8" if dtype in ("I8", torch.int8) else "int64" if dtype in ("I64", torch.int64) else "other"
 
 
 def tensor_bytes(tensor: Tensor) -> int:

@@ -29,6 +29,7 @@ from nn.encoder import Encoder
 from nn.gru import GRUClassifier
 from nn.lstm import LSTMClassifier
 from nn.modernbert import ModernBert
+from nn.nb_linear import NBLinear
 from nn.roberta import Roberta
 from nn.transformer import Transformer
 from nn.words import WordClassifier
@@ -88,6 +89,17 @@ RECURRENT = WORDS | {"epochs": 8}
 # words").
 ONE_HOT = {"one_hot": True, "widths": "1,2,3", "filters": 300, "embedding_range": 0.02}
 RARE_WORDS = {"word_vectors": "none", "learning_rate": 5e-3, "adam_epsilon": 1e-4, "batch_size": 64, "epochs": 6}
+# Whole reviews and all words that occur twice. The table of n-grams limits the batch less than the loop does.
+NGRAMS = {
+    "vocab_size": 400_000,
+    "min_count": 2,
+    "max_length": 4_000,
+    "learning_rate": 1e-2,
+    "batch_size": 256,
+    "epochs": 3,
+    "weight_decay": 0.0,
+    "warmup": 0.0,
+}
 
 # On the built-in reviews: all their words, without GloVe, and little dropout.
 DEMO = {"word_vectors": "none", "min_count": 1, "dropout": 0.1, "learning_rate": 2e-3}
@@ -101,6 +113,7 @@ MODELS: dict[str, ModelEntry] = {
     "attention_lstm": ModelEntry(AttentionLSTM, {}, "wordlevel", "none", RECURRENT, DEMO),
     "capsule_lstm":   ModelEntry(CapsuleLSTM, {}, "wordlevel", "none", RECURRENT, DEMO),
     "transformer":    ModelEntry(Transformer, {}, "wordlevel", "none", WORDS | {"learning_rate": 5e-4}, DEMO),
+    "nb_linear":      ModelEntry(NBLinear, {}, "wordlevel", "none", NGRAMS, {"min_count": 1, "batch_size": 64}),
     "bert":           ModelEntry(Bert, SMALL, "wordpiece", "google-bert/bert-base-uncased", TUNING),
     "distilbert":     ModelEntry(DistilBert, SMALL, "wordpiece", "distilbert/distilbert-base-uncased", TUNING),
     "roberta":        ModelEntry(Roberta, SMALL_ROBERTA, "bpe", "FacebookAI/roberta-base", TUNING_ROBERTA),

@@ -215,13 +215,15 @@ def block_attention(
     q_r: Table = None,
     prefix: int = 0,
 ) -> Tensor:
-    """Computes o of the module docstring.
+    """Computes o of the module docstring, under autocast in its dtype.
 
     q: [B, H, T, K], scaled;  k, v: [B, H, P + S, K];  mask: bool [B, 1, 1 or T, P + S];  k_r, q_r: [H, T + S - 1, K];
     prefix: number P of the first keys, which have no relative terms -> [B, H, T, K]
     """
-    bias = None if mask.all() else mask_bias(mask, q.dtype)
     threshold = dropout.threshold if dropout.active else 0
     training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_r, q_r))
+    dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
+    bias = None if mask.all() else mask_bias(mask, dtype)
+    tensors = (None if x is None else x.to(dtype) for x in (q, k, v, k_r, q_r))
     with torch.autocast(q.device.type, enabled=False):
-        return BlockAttention.apply(q, k, v, k_r, q_r, bias, (prefix, threshold, training))
+        return BlockAttention.apply(*tensors, bias, (prefix, threshold, training))

@@ -28,6 +28,7 @@ QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoin
 MOST_CLASSES = 10_000  # of a classifier
 TRAINING_ONLY = ("projection.", "pretraining.")  # modules that exist during training only; saved in its state alone
 CLASS_ROWS = ("classifier.weight", "classifier.bias", "classes.weight")  # parameters with one row a class
+NUMBERS = {"int8": "8-bit numbers", "float": "floating point numbers", "int64": "64-bit integers"}
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta|electra|model)\.")
 
 # ------------------------------------------------------------------------------------------------------- names
@@ -214,7 +215,8 @@ def fill(
             tensor, name = file.read(key), expected[strip_backbone(key)]
             scale = file.read(f"{key}{SCALE}").float() if name in quantized and stored_int8 else None
             if name not in quantized:
-                tensor = tensor.to(dtype, copy=True)
+                integers = not model.get_parameter(name).is_floating_point()
+                tensor = tensor.to(torch.int64 if integers else dtype, copy=True)
             elif scale is None:
                 tensor = tensor.float()
             if not torch.isfinite((tensor if scale is None else scale).sum(dtype=torch.float64)):
@@ -237,7 +239,8 @@ def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
 def put_parameter(model: Model, name: str, tensor: Tensor) -> None:
     """Registers `tensor` as the parameter `name`, in place."""
     owner, _, leaf = name.rpartition(".")
-    model.get_submodule(owner).register_parameter(leaf, Parameter(tensor))
+    trained = model.get_parameter(name).requires_grad
+    model.get_submodule(owner).register_parameter(leaf, Parameter(tensor, requires_grad=trained))
 
 
 def check_tensors(
@@ -284,8 +287,9 @@ def tensor_problems(model: Model, file: WeightFile, key: str, name: str, quantiz
         return [f"misshaped {key}: {shape}, the config implies {expected}"]
     if quantized and file.shapes.get(key + SCALE) != (shape[:1], "float"):
         return [f"missing {key}{SCALE}, {shape[:1]} floating point numbers"]
-    if kind != ("int8" if quantized else "float"):
-        return [f"{key} does not hold {'8-bit' if quantized else 'floating point'} numbers"]
+    needed = "int8" if quantized else "float" if model.get_parameter(name).is_floating_point() else "int64"
+    if kind != needed:
+        return [f"{key} does not hold {NUMBERS[needed]}"]
     return []
 
 

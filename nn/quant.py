@@ -12,8 +12,9 @@ Three paths compute the product:
     int8   the equations above, by torch._int_mm
     bf16   Q is converted to bf16, which represents it exactly; the product is multiplied by s
     fp32   diag(s) Q is computed in the dtype of x: the plain form
-`auto` selects, under mixed precision, int8 for inputs that need no gradient and bf16 otherwise; in fp32, int8 on CPUs
-with int8 instructions (AVX-512 VNNI) and fp32 otherwise.
+`auto` selects, under mixed precision, bf16 for inputs that need a gradient and on CPUs whose bf16 products are faster
+(AMX) or that have no int8 instructions (AVX-512 VNNI), and int8 otherwise; in fp32, int8 on CPUs with int8 instructions
+and fp32 otherwise.
 
 Differs from the paper: weights are scaled by row and activations by token, as in bitsandbytes ("vector-wise").
 """
@@ -36,6 +37,12 @@ def multiplies_int8(device: torch.device) -> bool:
     """Returns whether the device is a CPU with int8 instructions. With them an int8 product is 4 × as fast as fp32;
     without them it may be slower."""
     return device.type == "cpu" and torch.cpu._is_vnni_supported()
+
+
+def prefers_bf16(device: torch.device) -> bool:
+    """Returns whether 8-bit weights are multiplied faster in bf16: on a CPU with matrix units for bf16 (AMX), where the
+    rounding of the activations takes longer than their product, or without int8 instructions."""
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or not torch.cpu._is_vnni_supported())
 
 
 def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +121,8 @@ class Int8Linear(Module):
             return "int8" if multiplies_int8(x.device) else "fp32"
         aligned = self.in_features % 8 == 0 and self.out_features % 8 == 0
         supported = x.device.type == "cpu" or (x.shape[:-1].numel() > 16 and aligned)  # by torch._int_mm
-        return "int8" if supported and not (torch.is_grad_enabled() and x.requires_grad) else "bf16"
+        gradient = torch.is_grad_enabled() and x.requires_grad
+        return "int8" if supported and not gradient and not prefers_bf16(x.device) else "bf16"
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
@@ -173,6 +181,14 @@ def quantize_int8(model: Model) -> Model:
 def is_quantized(model: Module) -> bool:
     """Returns whether `model` contains 8-bit modules."""
     return any(isinstance(module, Int8Linear | Int8Embedding) for module in model.modules())
+
+
+def describe_products(device: torch.device, mixed: bool) -> str:
+    """Describes in one line how 8-bit weights are multiplied in scoring. mixed: precision is bf16 or fp16"""
+    bf16 = mixed and prefers_bf16(device)
+    path = "bf16" if bf16 else "int8" if mixed or multiplies_int8(device) else "fp32"
+    why = ", which this CPU multiplies faster than int8" if bf16 else ""
+    return f"8-bit weights: stored in int8, multiplied in {path}{why}"
 
 
 def put_quantized(model: Module, name: str, weight: Tensor, scale: Tensor | None = None) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Embedding, Module
 
+from data.batches import Corpus
 from nn.attention import AdditiveAttention
 from nn.dropout import Dropout
 
@@ -166,7 +167,7 @@ class WordClassifier(Module):
         self.projection: Any = None  # SupCon's projection head, used in training only
         self.pretraining: Any = None  # always None: pretraining is for encoders
         self.layers: Any = ()  # a stack of layers; only the Transformer has one
-        self.embeddings = WordEmbedding(
+        self.embeddings: Any = WordEmbedding(  # a subclass may have others
             vocab_size=config.vocab_size,
             embedding_size=config.embedding_size if embedding_size is None else embedding_size,
             embedding_range=config.embedding_range,
@@ -175,6 +176,9 @@ class WordClassifier(Module):
             word_dropout=config.word_dropout,
             dropout=config.embedding_dropout if embedding_dropout is None else embedding_dropout,
         )
+
+    def fit(self, corpus: Corpus) -> None:
+        """Computes what a model with random weights takes from the training reviews before training; here nothing."""
 
     def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Embeds the words. input_ids: [B, T];  mask: bool [B, T] -> [B, T, E]"""

@@ -29,6 +29,8 @@ key layers also project the relative positions, and the adapter is part of that 
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,6 +94,10 @@ class LoRALinear(Module):
         """[..., in] -> [..., out]"""
         return self.base(x) + self.update(x)  # Eq. (3)
 
+    def merged_weight(self) -> Tensor:
+        """Computes W₀ + s·B A: [out, in]"""
+        return self.base.weight + self.scale * (self.B @ self.A)
+
     @torch.no_grad()
     def merged(self) -> Linear:
         """Adds s·B A to the base layer's weight, in place, and returns the base layer.
@@ -136,6 +142,10 @@ class DoRALinear(LoRALinear):
         """[..., in] -> [..., out]"""
         bias = 0.0 if self.base.bias is None else self.base.bias
         return self.row_scale() * (self.base(x) - bias + self.update(x)) + bias  # Eq. (5)
+
+    def merged_weight(self) -> Tensor:
+        """Computes m ⊙ W' / ‖W'‖: [out, in]"""
+        return self.row_scale()[:, None] * super().merged_weight()
 
     @torch.no_grad()
     def merged(self) -> Linear:
@@ -292,3 +302,23 @@ def merge(model: Encoder) -> None:
     """Replaces every wrapped layer by its merged plain layer, in place."""
     for name, module in wrapped(model):
         model.set_submodule(name, module.merged())
+
+
+@contextmanager
+def merged_copies(model: Module, dtype: torch.dtype) -> Iterator[None]:
+    """Replaces the wrapped layers by plain layers with merged weights in `dtype`, for the block, which trains nothing.
+
+    W₀ is unchanged. Layers with 8-bit weights keep their adapter.
+    """
+    layers = [(name, module) for name, module in wrapped(model) if not isinstance(module.base, Int8Linear)]
+    with torch.inference_mode(False), torch.no_grad():  # an inference tensor cannot become a parameter
+        for name, module in layers:
+            plain = Linear(module.base.in_features, module.base.out_features, bias=False, device="meta")
+            plain.weight = Parameter(module.merged_weight().to(dtype), requires_grad=False)
+            plain.bias = module.base.bias
+            model.set_submodule(name, plain)
+    try:
+        yield
+    finally:
+        for name, module in layers:
+            model.set_submodule(name, module)

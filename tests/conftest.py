@@ -37,7 +37,8 @@ def tiny(name: str, seed: int = 0, **changes) -> torch.nn.Module:
     values = {key: value for key, value in values.items() if key in fields(entry.build.Config)}
     model = entry.build(entry.build.Config(**values))
     for parameter in model.parameters():
-        parameter.data.normal_(0, 0.3)
+        if parameter.is_floating_point():
+            parameter.data.normal_(0, 0.3)
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.weight.data.normal_(1, 0.15)

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import Linear
 
 from nn.dropout import Dropout
+from nn.quant import quantize_int8
 from peft import apply, merge
-from peft.lora import DoRALinear, LoRALinear, LowRank, choose_targets, wrapped
+from peft.lora import DoRALinear, LoRALinear, LowRank, choose_targets, merged_copies, wrapped
 
 IN, OUT, R = 7, 11, 3
 
@@ -105,6 +106,28 @@ def test_merge_and_unmerge(kind):
     assert not torch.allclose(layer.base.weight, weight)
     layer.unmerge()
     torch.testing.assert_close(layer.base.weight, weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": True}], ids=["lora", "dora"])
+def test_merged_copies_equal_the_adapter_and_leave_the_weights(options):
+    model = adapt(tiny("bert"), "lora", **options).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ids, mask = token_batch([5, 3])
+    expected = model(ids, mask)
+    with merged_copies(model, torch.float32):
+        assert wrapped(model) == []
+        torch.testing.assert_close(model(ids, mask), expected)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(wrapped(model)) == 2 * len(model.layers)
+
+
+def test_merged_copies_keep_the_adapter_of_8_bit_weights():
+    model = apply(quantize_int8(tiny("bert")), "lora", rank=2)
+    layers = wrapped(model)
+    with merged_copies(model, torch.float32):
+        assert wrapped(model) == layers
 
 
 def test_scales():

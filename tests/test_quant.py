@@ -17,6 +17,7 @@ from nn.quant import (
     Int8Embedding,
     Int8Linear,
     Int8Matmul,
+    describe_products,
     int8_product,
     is_quantized,
     quantizable,
@@ -104,8 +105,12 @@ def test_auto_selects_the_path_by_device_precision_and_gradient(monkeypatch):
         assert small.chosen_path(x) == path
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert small.chosen_path(x.requires_grad_()) == "bf16"
-        with torch.no_grad():
-            assert small.chosen_path(x) == "int8"
+        for amx, vnni, path in ((False, True, "int8"), (True, True, "bf16"), (False, False, "bf16")):
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+            monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda vnni=vnni: vnni)
+            with torch.no_grad():
+                assert small.chosen_path(x) == path
+            assert f"multiplied in {path}" in describe_products(x.device, mixed=True)
     with pytest.raises(ValueError, match="unknown path 'int4'; known: auto, int8, bf16, fp32"):
         Int8Linear.from_linear(Linear(2, 2), "int4")
 

@@ -1,0 +1,155 @@
+"""A linear model over n-grams, scaled by naive-Bayes log-count ratios (Wang & Manning 2012, P12-2018, §2.1–2.3).
+
+    f_g = 1 if the review contains the n-gram g (of 1 to 3 words), else 0
+    r_gc = log p_gc/‖p_c‖₁ - log q_gc/‖q_c‖₁           p_gc = 1 + reviews of class c that contain g,  q_gc = 1 + others
+    z_c = Σ_g f_g r_gc w_gc + b_c                                                        Eq. (1) with x = r ∘ f
+
+r -> ratios, w -> the table of embeddings, both [G, C];  b -> the classifier. r is counted once on the training reviews
+(`fit`) and then constant; w and b are trained. An n-gram contributes at its first position in the review, so that
+
+    embed -> x_t = Σ of r_g ⊙ w_g over the n-grams that end at word t for the first time,  [B, T, C];   pool -> Σ_t x_t
+
+and x_t shows what each word adds to the logits. For two classes r_g1 = -r_g0.
+
+An n-gram is one integer, the key ((i₁ V) + i₂) V + i₃ of its word ids. A shorter n-gram has leading zeros, the id of
+padding. The keys of the table are sorted, so that the keys of a batch are found by binary search.
+
+In training, words are dropped with all n-grams that end at them (Wang & Manning 2013, "Fast dropout training", ICML).
+
+Differs from the paper: logistic loss instead of a squared hinge; few epochs of AdamW from w = 0 in place of an explicit
+L2 term; no interpolation with naive Bayes; trigrams; n-grams of a single training review are left out.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Embedding, Module, Parameter
+
+from data.batches import Corpus
+from nn.dropout import Dropout
+from nn.words import WordClassifier, WordConfig
+
+ORDERS = 3  # words of the longest n-grams
+
+
+@dataclass(frozen=True, kw_only=True)
+class NBLinearConfig(WordConfig):
+    dropout: float = 0.2  # probability that the n-grams which end at a word are left out
+    num_ngrams: int = 0  # G; 0 before `fit`, when the table contains the words of the vocabulary
+    min_reviews: int = 2  # training reviews that contain an n-gram of the table, at least
+
+
+def ngram_keys(input_ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
+    """Computes the keys of the n-grams that end at each word, -1 at padding. [B, T] -> int64 [B, ORDERS, T]
+
+    Raises ValueError if the keys of such a vocabulary exceed 64 bits.
+    """
+    if vocab_size**ORDERS >= 2**63:
+        raise ValueError(f"the keys of {ORDERS}-grams of {vocab_size:,} words exceed 64 bits; use fewer words")
+    ids = input_ids.masked_fill(~mask, 0)
+    keys, previous, factor = [ids], ids, 1
+    for _ in range(ORDERS - 1):
+        previous = torch.nn.functional.pad(previous, (1, 0))[:, :-1]  # the words one step earlier, 0 before the first
+        factor *= vocab_size
+        keys.append(keys[-1] + factor * previous)
+    return torch.stack(keys, 1).masked_fill(~mask[:, None], -1)
+
+
+def first_occurrences(keys: Tensor) -> Tensor:
+    """Returns where a key of a row has no equal before it. int64 [B, N] -> bool [B, N]"""
+    ordered, position = keys.sort(dim=1, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.zeros_like(first).scatter_(1, position, first)
+
+
+def count_ngrams(corpus: Corpus, vocab_size: int, num_classes: int, min_reviews: int) -> tuple[Tensor, Tensor]:
+    """Counts the reviews of each class that contain an n-gram. Returns the sorted keys [G] and the counts [G, C]."""
+    found, classes = [], []
+    for row, label in enumerate(corpus.labels):
+        ids = torch.from_numpy(corpus.ids[corpus.offsets[row] : corpus.offsets[row + 1]].astype(np.int64))[None]
+        found.append(ngram_keys(ids, torch.ones_like(ids, dtype=torch.bool), vocab_size).unique())
+        classes.append(torch.full_like(found[-1], int(label)))
+    keys, index = torch.cat(found).unique(return_inverse=True)
+    cells = index * num_classes + torch.cat(classes)
+    counts = torch.bincount(cells, minlength=len(keys) * num_classes).view(-1, num_classes)  # [G, C]
+    kept = counts.sum(1) >= min_reviews
+    return keys[kept], counts[kept]
+
+
+def log_count_ratios(counts: Tensor) -> Tensor:
+    """Computes r from the number of reviews of each class that contain each n-gram: [G, C] -> fp32 [G, C]"""
+    p = counts.double() + 1
+    q = counts.sum(1, keepdim=True).double() - counts + 1
+    return ((p / p.sum(0)).log() - (q / q.sum(0)).log()).float()
+
+
+class NGramEmbedding(Module):
+    """x_t of the module docstring. keys int64 [G], sorted;  ratios [G, C];  word: w, [G, C]
+
+    Before `fit` the n-grams are the words of the vocabulary, with ratios of 1.
+    """
+
+    def __init__(self, config: NBLinearConfig) -> None:
+        super().__init__()
+        count, classes = config.num_ngrams or config.vocab_size, len(config.labels)
+        self.vocab_size = config.vocab_size
+        self.keys = Parameter(torch.arange(count), requires_grad=False)  # parameters, so that checkpoints contain them
+        self.ratios = Parameter(torch.ones(count, classes), requires_grad=False)
+        self.word = Embedding(count, classes)
+        self.word.weight.data.zero_()
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """[B, T] -> [B, T, C]"""
+        keys = ngram_keys(input_ids, mask, self.vocab_size)  # [B, 3, T]
+        index = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        counted = (self.keys[index] == keys) & first_occurrences(keys.flatten(1)).view_as(keys)
+        rows = self.ratios[index] * self.word(index)  # [B, 3, T, C]
+        return rows.masked_fill(~counted[..., None], 0).sum(1)
+
+
+class Bias(Module):
+    """z + b;   b -> bias [C]. The classifier of a model whose features are logits already."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.in_features = self.out_features = num_classes
+        self.bias = Parameter(torch.zeros(num_classes))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, C] -> [B, C]"""
+        return z + self.bias
+
+
+class NBLinear(WordClassifier):
+    """Classifies a review by the sum of its n-grams' weights."""
+
+    model_type, architecture = "nb_linear", "NBLinear"
+    Config = NBLinearConfig
+
+    def __init__(self, config: NBLinearConfig) -> None:
+        super().__init__(config, embedding_size=1)
+        self.embeddings = NGramEmbedding(config)
+        self.dropout = Dropout(config.dropout)
+        self.classifier = Bias(len(config.labels))
+
+    def fit(self, corpus: Corpus) -> None:
+        """Makes the table of the training reviews' n-grams and counts their ratios."""
+        keys, counts = count_ngrams(
+            corpus, self.config.vocab_size, num_classes=len(self.config.labels), min_reviews=self.config.min_reviews
+        )
+        self.config = replace(self.config, num_ngrams=len(keys))
+        self.embeddings = NGramEmbedding(self.config)
+        self.embeddings.keys.data = keys
+        self.embeddings.ratios.data = log_count_ratios(counts)
+        print(f"n-grams: {len(keys):,} of 1 to {ORDERS} words, in at least {self.config.min_reviews} training reviews")
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns x, since the model is linear. [B, T, C] -> [B, T, C]"""
+        return x
+
+    def pool(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Sums over the words. h: [B, T, C];  mask: bool [B, T] -> [B, C]"""
+        return (h * self.dropout(mask.to(h.dtype))[..., None]).sum(1)

@@ -1,0 +1,187 @@
+"""nn/nb_linear.py against dense matrices, and against scikit-learn's solver."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches import Corpus
+from nn.checkpoint import load_pretrained, save_pretrained
+from nn.nb_linear import NBLinear, NBLinearConfig, count_ngrams, first_occurrences, log_count_ratios, ngram_keys
+
+V, C = 11, 3
+GOLDEN = (
+    [
+        0.51760637,
+        0.22555758,
+        0.03087744,
+        0.03183372,
+        0.00123225,
+        0.27529866,
+        0.51760637,
+        0.03087744,
+        0.6631476,
+        0.08816741,
+        0.1695079,
+        0.31313622,
+        0.27529866,
+        0.51760637,
+        0.6631476,
+        0.6631476,
+        0.1695079,
+        0.6631476,
+        0.31313622,
+        0.27529866,
+    ],
+    0.86687077,
+)  # weights and intercept of LogisticRegression, see test_the_optimum_is_that_of_scikit_learn
+REVIEWS = [[2, 3, 4, 2, 3], [5, 2, 3], [4], [3, 4, 2, 3, 4, 5], [2, 3], [7, 4, 2], [1, 1, 1, 1]]
+LABELS = [0, 1, 2, 0, 1, 2, 0]
+
+
+def corpus(labels: list[int] = LABELS) -> Corpus:
+    return Corpus.from_rows(REVIEWS, labels, pad_id=0)
+
+
+def ngrams(ids: list[int]) -> list[tuple[int, ...]]:
+    """Lists the n-grams of a review, with repetitions."""
+    return [tuple(ids[i : i + n]) for n in (1, 2, 3) for i in range(len(ids) - n + 1)]
+
+
+def key(ngram: tuple[int, ...]) -> int:
+    value = 0
+    for word in ngram:
+        value = value * V + word
+    return value
+
+
+def fitted(labels: list[int] = LABELS, min_reviews: int = 1) -> NBLinear:
+    """Returns a model with random weights over the n-grams of REVIEWS."""
+    classes = tuple("abc"[: max(labels) + 1])
+    model = NBLinear(NBLinearConfig(vocab_size=V, labels=classes, min_reviews=min_reviews))
+    model.fit(corpus(labels))
+    torch.manual_seed(0)
+    model.embeddings.word.weight.data.normal_()
+    model.classifier.bias.data.normal_()
+    return model.double().eval()
+
+
+def dense(model: NBLinear, reviews: list[list[int]]) -> torch.Tensor:
+    """Returns f: [B, G], 1 where a review contains an n-gram of the table."""
+    rows = [[float(k in {key(g) for g in ngrams(ids)}) for k in model.embeddings.keys.tolist()] for ids in reviews]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_keys_are_those_of_all_ngrams_and_distinct():
+    batch = corpus().batch(np.arange(len(REVIEWS)))
+    keys = ngram_keys(batch.input_ids, batch.mask, V)
+    for row, ids in zip(keys, REVIEWS, strict=True):
+        assert set(row[row >= 0].tolist()) == {key(g) for g in ngrams(ids)}
+        assert (row[:, len(ids) :] == -1).all()
+    every = [g for ids in REVIEWS for g in ngrams(ids)]
+    assert len({key(g) for g in every}) == len(set(every))
+    with pytest.raises(ValueError, match="exceed 64 bits; use fewer words"):
+        ngram_keys(batch.input_ids, batch.mask, 2_100_000)
+
+
+def test_first_occurrences():
+    keys = torch.tensor([[5, 3, 5, 5, 3], [1, 1, 2, 1, 0]])
+    expected = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 1, 0, 1]]).bool()
+    assert torch.equal(first_occurrences(keys), expected)
+
+
+@pytest.mark.parametrize("min_reviews", [1, 2])
+def test_counts_and_ratios_equal_the_loop(min_reviews):
+    keys, counts = count_ngrams(corpus(), V, C, min_reviews)
+    sets = [{key(g) for g in ngrams(ids)} for ids in REVIEWS]
+    expected = {
+        k: [sum(k in s and y == c for s, y in zip(sets, LABELS, strict=True)) for c in range(C)]
+        for k in set.union(*sets)
+    }
+    expected = {k: row for k, row in sorted(expected.items()) if sum(row) >= min_reviews}
+    assert keys.tolist() == list(expected)
+    assert counts.tolist() == list(expected.values())
+    ratios = log_count_ratios(counts)
+    table = np.array(list(expected.values()), dtype=np.float64)
+    for c in range(C):
+        p, q = table[:, c] + 1, table.sum(1) - table[:, c] + 1
+        torch.testing.assert_close(
+            ratios[:, c].double().numpy(), np.log(p / p.sum()) - np.log(q / q.sum()), rtol=1e-6, atol=1e-6
+        )
+
+
+def test_two_classes_have_opposite_ratios():
+    ratios = fitted([0, 1, 1, 0, 1, 1, 0]).embeddings.ratios
+    torch.testing.assert_close(ratios[:, 0], -ratios[:, 1])
+
+
+def test_logits_and_gradients_equal_the_dense_product():
+    model = fitted()
+    reviews = [*REVIEWS, [9, 9, 2], [8]]  # n-grams that are not in the table
+    batch = Corpus.from_rows(reviews, [0] * len(reviews), pad_id=0).batch(np.arange(len(reviews)))
+    ours = model(batch.input_ids, batch.mask)
+    table, bias = model.embeddings.word.weight, model.classifier.bias
+    expected = dense(model, reviews) @ (model.embeddings.ratios * table) + bias  # Eq. (1)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(ours)
+    gradients = [torch.autograd.grad(y, (table, bias), upstream) for y in (ours, expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_each_word_adds_its_part_to_the_logits():
+    """x_t is the change of the logits from the first t - 1 words to the first t words."""
+    model = fitted()
+    ids = torch.tensor([REVIEWS[3]])
+    parts = model.embed(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+    logits = [model(ids[:, :n], torch.ones_like(ids[:, :n], dtype=torch.bool))[0] for n in range(1, ids.size(1) + 1)]
+    steps = [logits[0] - model.classifier.bias, *(after - before for before, after in pairwise(logits))]
+    torch.testing.assert_close(parts, torch.stack(steps))
+
+
+def test_the_optimum_is_that_of_scikit_learn():
+    """Golden: LogisticRegression(C=2.0, tol=1e-12, max_iter=100000) of scikit-learn 1.9.1 on f ∘ r of class 1.
+
+    At its weights the gradient of our loss plus its L2 term is 0 when both classes share one weight vector, ±v/2.
+    """
+    labels = [0, 1, 1, 0, 1, 1, 0]
+    model = fitted(labels)
+    table = model.embeddings.word.weight
+    x = (dense(model, REVIEWS) * model.embeddings.ratios[:, 1]).numpy()
+    v, b = GOLDEN
+    with torch.no_grad():
+        table.copy_(torch.tensor(v, dtype=torch.float64)[:, None].expand(-1, 2) / 2)  # ratios have opposite signs
+        model.classifier.bias.copy_(torch.tensor([-b / 2, b / 2]))
+    batch = corpus(labels).batch(np.arange(len(REVIEWS)))
+    logits = model(batch.input_ids, batch.mask)
+    np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).detach().numpy(), x @ np.array(v) + b, atol=1e-6)
+    loss = (
+        2.0 * torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum") + table.sum(1).square().sum() / 2
+    )
+    gradient = torch.autograd.grad(loss, table)[0].sum(1) / 2
+    np.testing.assert_allclose(gradient.numpy(), 0, atol=1e-5)
+
+
+def test_dropout_leaves_out_words_with_their_ngrams():
+    model = fitted().train()
+    ids = torch.tensor([REVIEWS[3]] * 2000)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    parts = model.embed(ids[:1], mask[:1])[0]  # [T, C]
+    torch.manual_seed(0)
+    dropped = model(ids, mask) - model.classifier.bias
+    torch.manual_seed(0)
+    kept = model.dropout(mask.double())  # [2000, T]
+    torch.testing.assert_close(dropped, kept @ parts)
+    assert 0 < (kept == 0).double().mean() < 0.3
+
+
+def test_a_checkpoint_keeps_the_table(tmp_path):
+    model = fitted().float()
+    save_pretrained(model, tmp_path)
+    again = load_pretrained(tmp_path)
+    assert again.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert again.embeddings.keys.dtype == torch.int64
+    assert not again.embeddings.ratios.requires_grad
