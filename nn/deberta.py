@@ -49,6 +49,7 @@ from nn.attention import (
 )
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, activation, init_weights
+from nn.triton_attention import DTYPES, disentangled_attention, has_triton
 
 # our module -> its published name; {}: the number of the layer
 KEYS = {
@@ -199,6 +200,21 @@ def relative_index(
         return (index - first).to(device), first, last
 
 
+@lru_cache(maxsize=128)
+def rows_by_distance(
+    num_queries: int, length: int, buckets: int, max_position: int, device: torch.device
+) -> tuple[Tensor, int, int]:
+    """Computes δ - first for the distances T - 1 … 1 - S, int32 [T + S - 1], and first and last of `relative_index`."""
+    with torch.inference_mode(False):
+        distance = torch.arange(num_queries - 1, -length, -1)
+        if buckets > 0:
+            distance = log_bucket(distance, buckets=buckets, max_position=max_position)
+        span = buckets if buckets > 0 else max_position
+        rows = (distance + span).clamp(0, 2 * span - 1)  # descending
+        first, last = int(rows[-1]), int(rows[0])
+        return (rows - first).int().to(device), first, last
+
+
 def by_distance(index: Tensor) -> Tensor:
     """Selects δ of each distance q - k = T - 1 … 1 - S, in this order. index: [T, S] -> [T + S - 1]"""
     return torch.cat([index[:, 0].flip(0), index[0, 1:]])
@@ -241,6 +257,7 @@ class DisentangledAttention(Module):
     """
 
     GATHER_DTYPES = (torch.float32,)  # dtypes in which the gather is faster than the view (tests/bench/relative.py)
+    KERNEL = True  # whether a GPU uses the kernels of nn/triton_attention.py; False: the plain form everywhere
 
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
@@ -301,6 +318,8 @@ class DisentangledAttention(Module):
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: query positions;
         relative: R, [2s, D] -> [B, T, D]"""
+        if self.KERNEL and x.is_cuda and has_triton() and x.dtype in DTYPES:
+            return self.output(self.by_kernel(x, mask, prefix=prefix, queries=queries, relative=relative))
         q = split_heads(self.query(select_queries(x, queries)), self.num_heads) / self.scale  # [B, H, T, K]
         k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
         v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
@@ -313,6 +332,38 @@ class DisentangledAttention(Module):
             scores = torch.cat([prefix_scores, scores], -1)  # [B, H, T, P + S]
         weights = masked_softmax(scores, visible)  # [B, H, T, P + S]
         return self.output(merge_heads(weighted_sum(weights, v, dropout=self.dropout)))  # [B, T, D]
+
+    def by_kernel(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor) -> Tensor:
+        """Computes the heads of `forward` by the Triton kernels. Arguments: `forward` -> [B, T, H·K]
+
+        The kernels need consecutive queries: explicit positions are selected from the result for all tokens.
+        """
+        explicit = isinstance(queries, Tensor)
+        q = split_heads(self.query(x if explicit else select_queries(x, queries)), self.num_heads) / self.scale
+        k, v = split_heads(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
+        index, first, last = rows_by_distance(
+            num_queries=q.size(2),
+            length=k.size(2),
+            buckets=self.buckets,
+            max_position=self.max_position,
+            device=x.device,
+        )
+        rows = self.position_dropout(relative[first : last + 1])[None]  # [1, N, D]
+        k_r = split_heads((self.position_key or self.key)(rows), self.num_heads) if self.c2p else None  # [1, H, N, K]
+        q_r = split_heads((self.position_query or self.query)(rows), self.num_heads) / self.scale if self.p2c else None
+        k, v, visible = prepend_prefix(k, v, mask=mask[:, None, None, :], prefix=prefix)  # S becomes P + S
+        y = disentangled_attention(
+            q,
+            k,
+            v,
+            k_r=k_r,
+            q_r=q_r,
+            index=index,
+            mask=visible[:, 0, 0],
+            num_prefix=k.size(2) - x.size(1),
+            p=self.dropout.p if self.dropout.active else 0.0,
+        )
+        return select_queries(merge_heads(y), queries if explicit else None)  # [B, T, H·K]
 
 
 class ConvLayer(Module):

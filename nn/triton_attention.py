@@ -34,8 +34,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 try:
     import triton  # type: ignore[import-not-found, unused-ignore]
@@ -43,9 +43,13 @@ try:
 except ImportError:
     triton = None
 
+PROGRAMS = 1024  # the table kernel has at most about so many: a few for each multiprocessor of a large GPU
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-Pointer = Any  # to the first element of a tensor
-Block = Any  # a tl.tensor
+
+
+def has_triton() -> bool:
+    """Returns whether Triton is installed."""
+    return triton is not None
 
 
 def jit(kernel: Callable) -> Any:
@@ -57,7 +61,9 @@ def jit(kernel: Callable) -> Any:
 
 
 @jit
-def load_rows(x: Pointer, rows: Block, valid: Block, stride: int, K: tl.constexpr, BLOCK_K: tl.constexpr) -> Block:
+def load_rows(
+    x: tl.tensor, rows: tl.tensor, valid: tl.tensor, stride: int, K: tl.constexpr, BLOCK_K: tl.constexpr
+) -> tl.tensor:
     """Loads rows of K numbers; invalid rows and the columns from K on are 0. rows: [R] -> [R, BLOCK_K]"""
     column = tl.arange(0, BLOCK_K)
     inside = valid[:, None] & (column < K)[None, :]
@@ -66,7 +72,13 @@ def load_rows(x: Pointer, rows: Block, valid: Block, stride: int, K: tl.constexp
 
 @jit
 def store_rows(
-    x: Pointer, rows: Block, valid: Block, stride: int, value: Block, K: tl.constexpr, BLOCK_K: tl.constexpr
+    x: tl.tensor,
+    rows: tl.tensor,
+    valid: tl.tensor,
+    stride: int,
+    value: tl.tensor,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ) -> None:
     """Stores `value` [R, BLOCK_K] in the valid rows."""
     column = tl.arange(0, BLOCK_K)
@@ -76,15 +88,15 @@ def store_rows(
 
 @jit
 def load_window(
-    table: Pointer,
-    index: Pointer,
-    distance: Block,
+    table: tl.tensor,
+    index: tl.tensor,
+    distance: tl.tensor,
     num_queries: int,
     num_tokens: int,
     stride: int,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
-) -> Block:
+) -> tl.tensor:
     """Loads the rows of K_r or Q_r for distances; 0 for a distance that does not occur. distance: [2N] -> [2N, K]"""
     valid = (distance < num_queries) & (distance > -num_tokens)
     rows = tl.load(index + (num_queries - 1 - distance), mask=valid, other=0)
@@ -92,14 +104,14 @@ def load_window(
 
 
 @jit
-def skew(x: Block, BLOCK: tl.constexpr) -> Block:
+def skew(x: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
     """Selects y[i, j] = x[i, i - j + N - 1]. x: [N, 2N] -> [N, N]"""
     i = tl.arange(0, BLOCK)
     return tl.gather(x, i[:, None] - i[None, :] + (BLOCK - 1), 1)
 
 
 @jit
-def unskew(x: Block, BLOCK: tl.constexpr) -> Block:
+def unskew(x: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
     """Inverts `skew`: y[i, w] = x[i, i - w + N - 1], and 0 where there is no such column. x: [N, N] -> [N, 2N]"""
     i, w = tl.arange(0, BLOCK), tl.arange(0, 2 * BLOCK)
     column = i[:, None] - w[None, :] + (BLOCK - 1)
@@ -109,11 +121,11 @@ def unskew(x: Block, BLOCK: tl.constexpr) -> Block:
 
 @jit
 def tile_scores(
-    q: Block,
-    k: Block,
-    k_d: Block,
-    q_d: Block,
-    visible: Pointer,
+    q: tl.tensor,
+    k: tl.tensor,
+    k_d: tl.tensor,
+    q_d: tl.tensor,
+    visible: tl.tensor,
     first_key: int,
     num_prefix: int,
     num_keys: int,
@@ -121,7 +133,7 @@ def tile_scores(
     P2C: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
-) -> Block:
+) -> tl.tensor:
     """Computes A for N queries and N keys. q, k: [N, K];  k_d, q_d: windows [2N, K], ascending and descending ->
     fp32 [N, N], the lowest number at masked keys, -inf beyond the last key"""
     key = first_key + tl.arange(0, BLOCK)
@@ -141,7 +153,7 @@ def tile_scores(
 @jit
 def keep_mask(
     seed: int, batch_head: int, first_query: int, first_key: int, num_keys: int, p: float, BLOCK: tl.constexpr
-) -> Block:
+) -> tl.tensor:
     """Draws the dropout mask of a tile: True with probability 1 - p, bool [N, N]."""
     query = first_query + tl.arange(0, BLOCK)
     group = first_key // 4 + tl.arange(0, BLOCK // 4)  # of four keys
@@ -153,25 +165,39 @@ def keep_mask(
 
 @jit
 def tile_gradient(
-    scores: Block,
-    v: Block,
-    dy: Block,
-    row_max: Block,
-    row_sum: Block,
-    delta: Block,
-    keep: Block,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    k_d: tl.tensor,
+    q_d: tl.tensor,
+    dy: tl.tensor,
+    row_max: tl.tensor,
+    row_sum: tl.tensor,
+    delta: tl.tensor,
+    visible: tl.tensor,
+    seed: tl.tensor,
+    batch_head: int,
+    first_query: int,
+    first_key: int,
+    num_prefix: int,
+    num_keys: int,
     p: float,
+    C2P: tl.constexpr,
+    P2C: tl.constexpr,
     DROPOUT: tl.constexpr,
+    BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
-) -> tuple[Block, Block]:
-    """Computes the weights w after dropout and ∂A = w' ⊙ (∂w' - δ), w' the weights before it, δ[t] = ∂y[t]·y[t].
+) -> tuple[tl.tensor, tl.tensor]:
+    """Computes the weights after dropout and ∂A = w ⊙ (∂w - δ), w the weights before dropout, δ[t] = ∂y[t]·y[t].
 
-    scores: [N, N];  v, dy: [N, K];  row_max, row_sum, delta: [N];  keep: bool [N, N] -> fp32 [N, N] twice
+    q, k, v, dy: [N, K];  k_d, q_d: windows [2N, K];  row_max, row_sum, delta: [N] -> fp32 [N, N] twice
     """
+    scores = tile_scores(q, k, k_d, q_d, visible, first_key, num_prefix, num_keys, C2P, P2C, BLOCK, PRECISION)
     weights = tl.exp(scores - row_max[:, None]) / row_sum[:, None]
     d_weights = tl.dot(dy, tl.trans(v), input_precision=PRECISION)
     dropped = weights
     if DROPOUT:
+        keep = keep_mask(tl.load(seed), batch_head, first_query, first_key, num_keys, p, BLOCK)
         dropped = tl.where(keep, weights / (1 - p), 0.0)
         d_weights = tl.where(keep, d_weights / (1 - p), 0.0)
     return dropped, weights * (d_weights - delta[:, None])
@@ -179,14 +205,15 @@ def tile_gradient(
 
 # --------------------------------------------------------------------------------------------------------- kernels
 #
-# q, y: [B, T, H, K];  k, v: [B, P + S, H, K];  k_r, q_r: [N, H, K];  index: int32 [T + S - 1];  visible: int8 [B, P + S];
-# row_max, row_sum, delta: fp32 [B, H, T];  all contiguous
+# q, y, dy: [B, T, H, K];  k, v: [B, P + S, H, K];  k_r, q_r: [N, H, K];  row_max, row_sum, delta: fp32 [B, H, T];
+# index: int32 [T + S - 1];  visible: int8 [B, P + S];  seed: int64 [1];  all contiguous
 
 
 @jit
 def forward_kernel(
-    q: Pointer, k: Pointer, v: Pointer, k_r: Pointer, q_r: Pointer, index: Pointer, visible: Pointer, seed: Pointer,
-    y: Pointer, row_max: Pointer, row_sum: Pointer,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, k_r: tl.tensor, q_r: tl.tensor,
+    index: tl.tensor, visible: tl.tensor, seed: tl.tensor,
+    y: tl.tensor, row_max: tl.tensor, row_sum: tl.tensor,
     num_queries: int, num_tokens: int, num_prefix: int, p: float,
     H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     C2P: tl.constexpr, P2C: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -231,8 +258,9 @@ def forward_kernel(
 
 @jit
 def query_kernel(
-    q: Pointer, k: Pointer, v: Pointer, k_r: Pointer, q_r: Pointer, index: Pointer, visible: Pointer, seed: Pointer,
-    dy: Pointer, row_max: Pointer, row_sum: Pointer, delta: Pointer, dq: Pointer,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, k_r: tl.tensor, q_r: tl.tensor,
+    index: tl.tensor, visible: tl.tensor, seed: tl.tensor,
+    dy: tl.tensor, row_max: tl.tensor, row_sum: tl.tensor, delta: tl.tensor, dq: tl.tensor,
     num_queries: int, num_tokens: int, num_prefix: int, p: float,
     H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     C2P: tl.constexpr, P2C: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -260,15 +288,9 @@ def query_kernel(
         low = first_query - first_key - (BLOCK - 1) + num_prefix
         k_d = load_window(k_r + head * K, index, low + ascending, num_queries, num_tokens, H * K, K, BLOCK_K)
         q_d = load_window(q_r + head * K, index, low + descending, num_queries, num_tokens, H * K, K, BLOCK_K)
-        scores = tile_scores(
-            q_tile, k_tile, k_d, q_d, visible + batch * num_keys, first_key, num_prefix, num_keys,
-            C2P, P2C, BLOCK, PRECISION,
-        )  # fmt: skip
-        keep = scores > 0
-        if DROPOUT:
-            keep = keep_mask(tl.load(seed), batch_head, first_query, first_key, num_keys, p, BLOCK)
         _, d_scores = tile_gradient(
-            scores, v_tile, dy_tile, maximum, total, delta_tile, keep, p, DROPOUT, PRECISION
+            q_tile, k_tile, v_tile, k_d, q_d, dy_tile, maximum, total, delta_tile, visible + batch * num_keys, seed,
+            batch_head, first_query, first_key, num_prefix, num_keys, p, C2P, P2C, DROPOUT, BLOCK, PRECISION,
         )  # fmt: skip
         result += tl.dot(d_scores.to(k_tile.dtype), k_tile, input_precision=PRECISION)
         if C2P:
@@ -279,8 +301,9 @@ def query_kernel(
 
 @jit
 def key_kernel(
-    q: Pointer, k: Pointer, v: Pointer, k_r: Pointer, q_r: Pointer, index: Pointer, visible: Pointer, seed: Pointer,
-    dy: Pointer, row_max: Pointer, row_sum: Pointer, delta: Pointer, dk: Pointer, dv: Pointer,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, k_r: tl.tensor, q_r: tl.tensor,
+    index: tl.tensor, visible: tl.tensor, seed: tl.tensor,
+    dy: tl.tensor, row_max: tl.tensor, row_sum: tl.tensor, delta: tl.tensor, dk: tl.tensor, dv: tl.tensor,
     num_queries: int, num_tokens: int, num_prefix: int, p: float,
     H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     C2P: tl.constexpr, P2C: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -310,15 +333,9 @@ def key_kernel(
         low = first_query - first_key - (BLOCK - 1) + num_prefix
         k_d = load_window(k_r + head * K, index, low + ascending, num_queries, num_tokens, H * K, K, BLOCK_K)
         q_d = load_window(q_r + head * K, index, low + descending, num_queries, num_tokens, H * K, K, BLOCK_K)
-        scores = tile_scores(
-            q_tile, k_tile, k_d, q_d, visible + batch * num_keys, first_key, num_prefix, num_keys,
-            C2P, P2C, BLOCK, PRECISION,
-        )  # fmt: skip
-        keep = scores > 0
-        if DROPOUT:
-            keep = keep_mask(tl.load(seed), batch_head, first_query, first_key, num_keys, p, BLOCK)
         weights, d_scores = tile_gradient(
-            scores, v_tile, dy_tile, maximum, total, delta_tile, keep, p, DROPOUT, PRECISION
+            q_tile, k_tile, v_tile, k_d, q_d, dy_tile, maximum, total, delta_tile, visible + batch * num_keys, seed,
+            batch_head, first_query, first_key, num_prefix, num_keys, p, C2P, P2C, DROPOUT, BLOCK, PRECISION,
         )  # fmt: skip
         d_value += tl.dot(tl.trans(weights).to(dy_tile.dtype), dy_tile, input_precision=PRECISION)
         d_scores = tl.trans(d_scores)  # [keys, queries]
@@ -332,14 +349,17 @@ def key_kernel(
 
 @jit
 def table_kernel(
-    q: Pointer, k: Pointer, v: Pointer, k_r: Pointer, q_r: Pointer, index: Pointer, visible: Pointer, seed: Pointer,
-    dy: Pointer, row_max: Pointer, row_sum: Pointer, delta: Pointer, dk_d: Pointer, dq_d: Pointer,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, k_r: tl.tensor, q_r: tl.tensor,
+    index: tl.tensor, visible: tl.tensor, seed: tl.tensor,
+    dy: tl.tensor, row_max: tl.tensor, row_sum: tl.tensor, delta: tl.tensor, dk_d: tl.tensor, dq_d: tl.tensor,
     num_queries: int, num_tokens: int, num_prefix: int, p: float, num_reviews: int,
     H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     C2P: tl.constexpr, P2C: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     TRAIN_C2P: tl.constexpr, TRAIN_P2C: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Computes ∂K_d = unskew(∂A)ᵀ q and ∂Q_d = unskew(∂Aᵀ)ᵀ k of a diagonal. Program: (diagonal, head, part of reviews).
+    """Computes ∂K_d = unskew(∂A)ᵀ q and ∂Q_d = unskew(∂Aᵀ)ᵀ k of a diagonal.
+
+    Program: (diagonal, head, part of the reviews).
 
     dk_d, dq_d: fp32 [parts, diagonals, 2N, H, K]
     """
@@ -369,15 +389,9 @@ def table_kernel(
             maximum = tl.load(row_max + batch_head * num_queries + query, mask=is_query, other=float("inf"))
             total = tl.load(row_sum + batch_head * num_queries + query, mask=is_query, other=1.0)
             delta_tile = tl.load(delta + batch_head * num_queries + query, mask=is_query, other=0.0)
-            scores = tile_scores(
-                q_tile, k_tile, k_d, q_d, visible + batch * num_keys, first_key, num_prefix, num_keys,
-                C2P, P2C, BLOCK, PRECISION,
-            )  # fmt: skip
-            keep = scores > 0
-            if DROPOUT:
-                keep = keep_mask(tl.load(seed), batch_head, first_query, first_key, num_keys, p, BLOCK)
             _, d_scores = tile_gradient(
-                scores, v_tile, dy_tile, maximum, total, delta_tile, keep, p, DROPOUT, PRECISION
+                q_tile, k_tile, v_tile, k_d, q_d, dy_tile, maximum, total, delta_tile, visible + batch * num_keys, seed,
+                batch_head, first_query, first_key, num_prefix, num_keys, p, C2P, P2C, DROPOUT, BLOCK, PRECISION,
             )  # fmt: skip
             d_scores = tl.where((key >= num_prefix)[None, :], d_scores, 0.0)
             if TRAIN_C2P:
@@ -399,17 +413,19 @@ def table_kernel(
 
 
 def tile_settings(head_size: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns the padded head size, the tile size N, and how a program runs: threads / 32, stages of the pipeline."""
+    """Returns the padded head size, the tile size N, the rounding of products, and threads / 32 and pipeline stages.
+
+    Tiles of 64 halve the loads, but double the cost of a skew per pair and need more registers than there are.
+    """
     padded = max(16, 1 << (head_size - 1).bit_length())  # products have at least 16 columns
     half = dtype != torch.float32
-    block = 64 if half and padded <= 64 else 32 if padded <= 128 else 16
     exact = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
     return {
         "BLOCK_K": padded,
-        "BLOCK": block,
+        "BLOCK": 32 if padded <= 128 else 16,
         "PRECISION": None if half else exact,
-        "num_warps": 8 if block == 64 else 4,
-        "num_stages": 2,
+        "num_warps": 4,
+        "num_stages": 1,
     }
 
 
@@ -445,14 +461,15 @@ class DisentangledAttentionFunction(torch.autograd.Function):
         y = torch.empty_like(q)
         row_max, row_sum = q.new_empty(2, batch, heads, num_queries, dtype=torch.float32)
         # an absent table or seed is never read; any tensor stands in for its address
-        tensors = (q, k, v, q if k_r is None else k_r, q if q_r is None else q_r, index, visible)
-        tensors = (*tensors, index if seed is None else seed)
+        tables = (q if k_r is None else k_r, q if q_r is None else q_r)
+        tensors = (q, k, v, *tables, index, visible, index if seed is None else seed)
         grid = (-(-num_queries // ctx.settings["BLOCK"]), batch * heads)
         forward_kernel[grid](*tensors, y, row_max, row_sum, *ctx.sizes, **ctx.settings)
         ctx.save_for_backward(*tensors, y, row_max, row_sum)
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy: [B, T, H, K] -> the gradients of q, k, v, k_r, q_r"""
         *tensors, y, row_max, row_sum = ctx.saved_tensors
@@ -475,20 +492,15 @@ class DisentangledAttentionFunction(torch.autograd.Function):
             flags = {"TRAIN_C2P": trains[0], "TRAIN_P2C": trains[1]}
             grid = (diagonals, q.size(2), parts)
             table_kernel[grid](*inputs, *windows, *ctx.sizes, q.size(0), **ctx.settings, **flags)
-            select = window_rows(index, q.size(1), key_tiles, block, ctx.sizes[2], shape[2])  # [N, diagonals · 2N]
+            rows = window_rows(index, q.size(1), key_tiles, block, ctx.sizes[2], diagonals)  # [diagonals · 2N]
             dk_r, dq_r = (
-                sum_windows(window, select, like=table) if trained else None
+                sum_windows(window, rows, like=table) if trained else None
                 for window, table, trained in zip(windows, (k_r, q_r), trains, strict=True)
             )
         return dq, dk, dv, dk_r, dq_r, None, None, None, None, None
 
 
-PROGRAMS = 1024  # of the table kernel, at most about so many: a few for each multiprocessor of a large GPU
-
-
-def window_rows(
-    index: Tensor, num_queries: int, key_tiles: int, block: int, num_prefix: int, diagonals: int
-) -> Tensor:
+def window_rows(index: Tensor, num_queries: int, key_tiles: int, block: int, num_prefix: int, diagonals: int) -> Tensor:
     """Returns the row of K_r of each row of the windows, -1 for a distance that does not occur: [diagonals · 2N]"""
     diagonal = torch.arange(diagonals, device=index.device) - (key_tiles - 1)
     low = diagonal * block - (block - 1) + num_prefix
@@ -525,7 +537,8 @@ def disentangled_attention(
 
     q: [B, H, T, K], divided by the scale;  k, v: [B, H, P + S, K], those of a prefix first;  k_r, q_r: [1, H, N, K]
     or None, q_r divided by the scale;  index: rows of k_r and q_r for the distances T - 1 … 1 - S, int32 [T + S - 1];
-    mask: bool [B, P + S];  p, seed: of dropout, int64 [1] -> [B, H, T, K]. Raises ValueError for another dtype than
+    mask: bool [B, P + S];  p, seed: of dropout, int64 [1], by default drawn from torch's default generator of the
+    device -> [B, H, T, K]. Raises ValueError for another dtype than
     DTYPES and for a machine without Triton.
     """
     if triton is None:
@@ -538,6 +551,8 @@ def disentangled_attention(
         return x.to(q.dtype).transpose(1, 2).contiguous()
 
     k_r, q_r = (None if table is None else token_major(table)[0] for table in (k_r, q_r))  # [N, H, K]
+    if p > 0 and seed is None:
+        seed = torch.randint(2**62, (1,), device=q.device)
     y = DisentangledAttentionFunction.apply(
         token_major(q), token_major(k), token_major(v), k_r, q_r,
         index, mask.contiguous().view(torch.int8), num_prefix, p, seed if p > 0 else None,
