@@ -49,7 +49,7 @@ from nn.attention import (
 )
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, activation, init_weights
-from nn.triton_attention import DTYPES, disentangled_attention, has_triton
+from nn.triton_attention import DTYPES, disentangled_attention, runs_on
 
 # our module -> its published name; {}: the number of the layer
 KEYS = {
@@ -318,7 +318,7 @@ class DisentangledAttention(Module):
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: query positions;
         relative: R, [2s, D] -> [B, T, D]"""
-        if self.KERNEL and x.is_cuda and has_triton() and x.dtype in DTYPES:
+        if self.KERNEL and x.dtype in DTYPES and runs_on(x.device):
             return self.output(self.by_kernel(x, mask, prefix=prefix, queries=queries, relative=relative))
         q = split_heads(self.query(select_queries(x, queries)), self.num_heads) / self.scale  # [B, H, T, K]
         k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]

@@ -52,6 +52,11 @@ def has_triton() -> bool:
     return triton is not None
 
 
+def runs_on(device: torch.device) -> bool:
+    """Returns whether the kernels run on a device: a GPU of compute capability 8.0 or above, with Triton."""
+    return triton is not None and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def jit(kernel: Callable) -> Any:
     """Compiles a kernel when it is called first. Returns the plain function on a machine without Triton."""
     return kernel if triton is None else triton.jit(kernel)
@@ -424,7 +429,7 @@ def tile_settings(head_size: int, dtype: torch.dtype) -> dict[str, Any]:
         "BLOCK_K": padded,
         "BLOCK": 32 if padded <= 128 else 16,
         "PRECISION": None if half else exact,
-        "num_warps": 4,
+        "num_warps": 4 if half else 8,
         "num_stages": 1,
     }
 
