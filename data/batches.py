@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     class_weights: Tensor | None = None  # fp32 [C], weight of an example's loss by its class
 
     def to(self, device: torch.device) -> "Batch":
-        """Copies all tensors to a device. A GPU copies from pinned memory, so that the CPU does not wait for the copy."""
+        """Copies all tensors to a device. A GPU copies from pinned memory, so that the CPU does not wait for it."""
 
         def copy(x: Tensor) -> Tensor:
             """Copies one tensor."""
