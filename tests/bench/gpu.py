@@ -40,9 +40,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from flex import compiled, flex_disentangled
 
@@ -56,6 +55,7 @@ from nn.quant import quantize_int8
 from nn.runtime import DTYPES, Machine, cast_once, describe_device, peak_memory
 from nn.triton_attention import disentangled_attention, runs_on, tile_settings
 
+ROOT = Path(__file__).parent.parent.parent
 DRY = "--dry" in sys.argv
 DEVICE = torch.device("cpu" if DRY else "cuda")
 PART = 15 * 2**20  # bytes of a file that comes back
