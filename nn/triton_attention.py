@@ -43,7 +43,7 @@ try:
 except ImportError:
     triton = None
 
-PROGRAMS = 1024  # the table kernel has at most about so many: a few for each multiprocessor of a large GPU
+PROGRAMS = 1024  # upper bound of the programs of the table kernel: a few for each multiprocessor of a large GPU
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -543,17 +543,20 @@ def disentangled_attention(
     q: [B, H, T, K], divided by the scale;  k, v: [B, H, P + S, K], those of a prefix first;  k_r, q_r: [1, H, N, K]
     or None, q_r divided by the scale;  index: rows of k_r and q_r for the distances T - 1 … 1 - S, int32 [T + S - 1];
     mask: bool [B, P + S];  p, seed: of dropout, int64 [1], by default drawn from torch's default generator of the
-    device -> [B, H, T, K]. Raises ValueError for another dtype than
-    DTYPES and for a machine without Triton.
+    device -> [B, H, T, K], under autocast in its dtype. Raises ValueError for another dtype than DTYPES and for a
+    machine without Triton.
     """
     if triton is None:
         raise ValueError("the package triton is not installed; it is part of torch for CUDA")
     if q.dtype not in DTYPES:
         raise ValueError(f"dtype {q.dtype} is not supported; supported: {', '.join(map(str, DTYPES))}")
 
+    kind = q.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+
     def token_major(x: Tensor) -> Tensor:
-        """[B, H, T, K] -> [B, T, H, K], contiguous: no copy of what `split_heads` returns."""
-        return x.to(q.dtype).transpose(1, 2).contiguous()
+        """[B, H, T, K] -> [B, T, H, K], contiguous: no copy of what `split_heads` returns. Casts as autocast does."""
+        return x.to(dtype).transpose(1, 2).contiguous()
 
     k_r, q_r = (None if table is None else token_major(table)[0] for table in (k_r, q_r))  # [N, H, K]
     if p > 0 and seed is None:

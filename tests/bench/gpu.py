@@ -11,8 +11,8 @@ pretrain (masked language modelling), xxlarge (8-bit LoRA, 16 × 512). Each writ
 the current folder), a row after each case, so that a command that is cut off keeps what it measured. A case that fails
 is a row with its error. After --seconds (default 520) no further case starts.
 
-`run` runs a command of this project for so many minutes, stops it as Ctrl-C does, and packs runs/ into FOLDER in parts
-of 15 MiB: `cat runs.tar.* | tar x` restores it, and --resume continues the run.
+`run` runs a script of this project for at most --minutes, stops it as Ctrl-C does, and packs runs/ into FOLDER in parts
+of 15 MiB: `cat runs.tar.* | tar xz` restores it, and --resume continues the run.
 
 Weights and token ids are random, without padding. Times are medians of synchronized calls, after a warm-up that
 includes the compilation. Every file has the card's name, torch's version and the command.
@@ -187,7 +187,8 @@ def floors(given: Row, rates: Row) -> Row:
     """Returns the least milliseconds of the forward pass and of both passes: by bytes, and by operations.
 
     Bytes: inputs read once, results written once; in the backward pass inputs, y, its gradient and five gradients.
-    Operations: a product of all pairs is 2·B·H·T·S·K. Forward 4 (two without, two with a relative table), backward 10.
+    Operations: a product of all pairs is 2·B·H·T·S·K. Forward 4: q kᵀ, w v, and one with each table. Backward 11: the
+    first and the last two again, and two gradients of each of the four.
     """
     batch, heads, length, width = given["q"].shape
     tensors = sum(given[name].numel() * given[name].element_size() for name in ("q", "k", "v", "k_r", "q_r"))
@@ -198,7 +199,7 @@ def floors(given: Row, rates: Row) -> Row:
         "floor forward, bytes, ms": round(1e3 * forward_bytes / rates["bytes"], 4),
         "floor forward, operations, ms": round(1e3 * 4 * product / rates["operations"], 4),
         "floor both, bytes, ms": round(1e3 * (forward_bytes + backward_bytes) / rates["bytes"], 4),
-        "floor both, operations, ms": round(1e3 * 14 * product / rates["operations"], 4),
+        "floor both, operations, ms": round(1e3 * 15 * product / rates["operations"], 4),
     }
 
 
@@ -533,7 +534,7 @@ def pack(source: Path, folder: Path) -> None:
 
 
 def run_command(command: str, minutes: float, folder: Path) -> int:
-    """Runs a script of this project for at most so many minutes, stops it, and packs runs/. Returns its exit code."""
+    """Runs a script of this project for at most `minutes`, stops it, and packs runs/. Returns its exit code."""
     script, *arguments = shlex.split(command)
     process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments])
     try:
