@@ -224,7 +224,8 @@ def forward_kernel(
     C2P: tl.constexpr, P2C: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Computes y and the maximum and sum of every row of the softmax. Program: (query tile, review and head)."""
-    first_query, batch_head = tl.program_id(0) * BLOCK, tl.program_id(1)
+    tiles = tl.cdiv(num_queries, BLOCK)
+    first_query, batch_head = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
     batch, head = (batch_head // H).to(tl.int64), batch_head % H
     num_keys = num_prefix + num_tokens
     query = first_query + tl.arange(0, BLOCK)
@@ -271,7 +272,8 @@ def query_kernel(
     C2P: tl.constexpr, P2C: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Computes ∂q = ∂A k + unskew(∂A) K_d. Program: (query tile, review and head)."""
-    first_query, batch_head = tl.program_id(0) * BLOCK, tl.program_id(1)
+    tiles = tl.cdiv(num_queries, BLOCK)
+    first_query, batch_head = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
     batch, head = (batch_head // H).to(tl.int64), batch_head % H
     num_keys = num_prefix + num_tokens
     query = first_query + tl.arange(0, BLOCK)
@@ -314,7 +316,8 @@ def key_kernel(
     C2P: tl.constexpr, P2C: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """Computes ∂v = wᵀ ∂y and ∂k = ∂Aᵀ q + unskew(∂Aᵀ) Q_d. Program: (key tile, review and head)."""
-    first_key, batch_head = tl.program_id(0) * BLOCK, tl.program_id(1)
+    tiles = tl.cdiv(num_prefix + num_tokens, BLOCK)
+    first_key, batch_head = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
     batch, head = (batch_head // H).to(tl.int64), batch_head % H
     num_keys = num_prefix + num_tokens
     key = first_key + tl.arange(0, BLOCK)
@@ -468,8 +471,8 @@ class DisentangledAttentionFunction(torch.autograd.Function):
         # an absent table or seed is never read; any tensor stands in for its address
         tables = (q if k_r is None else k_r, q if q_r is None else q_r)
         tensors = (q, k, v, *tables, index, visible, index if seed is None else seed)
-        grid = (-(-num_queries // ctx.settings["BLOCK"]), batch * heads)
-        forward_kernel[grid](*tensors, y, row_max, row_sum, *ctx.sizes, **ctx.settings)
+        tiles = -(-num_queries // ctx.settings["BLOCK"])
+        forward_kernel[(tiles * batch * heads,)](*tensors, y, row_max, row_sum, *ctx.sizes, **ctx.settings)
         ctx.save_for_backward(*tensors, y, row_max, row_sum)
         return y
 
@@ -484,9 +487,9 @@ class DisentangledAttentionFunction(torch.autograd.Function):
         inputs, block = (*tensors, dy, row_max, row_sum, delta), ctx.settings["BLOCK"]
         query_tiles, key_tiles = -(-q.size(1) // block), -(-k.size(1) // block)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        programs = q.size(0) * q.size(2)
-        query_kernel[(query_tiles, programs)](*inputs, dq, *ctx.sizes, **ctx.settings)
-        key_kernel[(key_tiles, programs)](*inputs, dk, dv, *ctx.sizes, **ctx.settings)
+        batch_heads = q.size(0) * q.size(2)
+        query_kernel[(query_tiles * batch_heads,)](*inputs, dq, *ctx.sizes, **ctx.settings)
+        key_kernel[(key_tiles * batch_heads,)](*inputs, dk, dv, *ctx.sizes, **ctx.settings)
         trains = [ctx.settings[name] and ctx.needs_input_grad[at] for name, at in (("C2P", 3), ("P2C", 4))]
         dk_r = dq_r = None
         if any(trains):

@@ -1,6 +1,5 @@
 """Training runs on a GPU: precisions, loss scaling after an overflow, checkpointing, resuming."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from torch.amp import GradScaler
 
 import train
 from data.checked import read_json
-from data.errors import Stopped
+from data.runs import Run
 from data.seeds import random_state, set_random_state
 from eval import main as evaluate
 
@@ -28,7 +27,7 @@ def arguments(small_run: list[str], device: torch.device, precision: str, *more:
 def test_a_run_in_each_precision(precision: str, device: torch.device, small_run: list[str], tmp_path: Path):
     train.main(arguments(small_run, device, precision))
     result = read_json(tmp_path / "runs/small/result.json")
-    assert result["history"][-1]["loss"] < 1
+    assert 0 < result["history"][-1]["val_loss"] < 1
     evaluate(["--run", "runs/small", "--device", device.type])
 
 
@@ -38,9 +37,8 @@ def test_fp16_halves_its_scale_after_an_overflow(
     """Steps whose gradient is infinite are left out; the run ends with finite weights and a smaller scale."""
     monkeypatch.setattr(train, "GradScaler", lambda *a, **k: GradScaler(*a, init_scale=OVERFLOW, **k))
     train.main(arguments(small_run, device, "fp16", "--epochs", "4"))
-    state = json.loads((tmp_path / "runs/small/state/state.json").read_text())
-    scale = state["scaler"]["scale"]
-    assert 1 < scale < OVERFLOW
+    _, state = Run.open("runs/small").load_state()
+    assert 1 < state["scaler"]["scale"] < OVERFLOW
     weights = final_weights(tmp_path / "runs/small")
     assert all(x.isfinite().all() for x in weights.values() if x.is_floating_point())
 
@@ -53,7 +51,7 @@ def test_a_run_goes_on_with_its_random_state(
     given = arguments(small_run, device, precision)
     train.main([*given, "--name", "whole"])
     fail_at(6, monkeypatch)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit):  # of the error that `fail_at` raises, that of a signal
         train.main([*given, "--name", "stopped"])
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -81,8 +79,3 @@ def test_the_random_state_is_restored(device: torch.device):
     first = torch.rand(9, device=device), torch.rand(9)
     set_random_state(state, device)
     assert all(torch.equal(x, y) for x, y in zip(first, (torch.rand(9, device=device), torch.rand(9)), strict=True))
-
-
-def test_stopping_is_reported_as_such():
-    """`fail_at` raises what a signal raises."""
-    assert issubclass(Stopped, Exception)
