@@ -38,14 +38,19 @@ class Batch(NamedTuple):
     class_weights: Tensor | None = None  # fp32 [C], weight of an example's loss by its class
 
     def to(self, device: torch.device) -> "Batch":
-        """Copies all tensors to a device."""
+        """Copies all tensors to a device. A GPU copies from pinned memory, so that the CPU does not wait for it."""
+
+        def copy(x: Tensor) -> Tensor:
+            """Copies one tensor."""
+            return (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
+
         return Batch(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            mask=self.mask.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            rows=self.rows.to(device, non_blocking=True),
+            input_ids=copy(self.input_ids),
+            mask=copy(self.mask),
+            labels=copy(self.labels),
+            rows=copy(self.rows),
             unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
-            class_weights=None if self.class_weights is None else self.class_weights.to(device),
+            class_weights=None if self.class_weights is None else copy(self.class_weights),
         )
 
 

@@ -49,6 +49,7 @@ from nn.attention import (
 from nn.block_attention import Table, block_attention
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, activation, in_product_dtype, init_weights
+from nn.triton_attention import DTYPES, disentangled_attention, runs_on
 
 # our module -> its published name; {}: the number of the layer
 KEYS = {
@@ -199,9 +200,19 @@ def relative_index(
         return (index - first).to(device), first, last
 
 
-def by_distance(index: Tensor) -> Tensor:
-    """Selects δ of each distance q - k = T - 1 … 1 - S, in this order. index: [T, S] -> [T + S - 1]"""
-    return torch.cat([index[:, 0].flip(0), index[0, 1:]])
+@lru_cache(maxsize=128)
+def rows_by_distance(
+    num_queries: int, length: int, buckets: int, max_position: int, device: torch.device
+) -> tuple[Tensor, int, int]:
+    """Computes δ - first for the distances T - 1 … 1 - S, int32 [T + S - 1], and first and last of `relative_index`."""
+    with torch.inference_mode(False):
+        distance = torch.arange(num_queries - 1, -length, -1)
+        if buckets > 0:
+            distance = log_bucket(distance, buckets=buckets, max_position=max_position)
+        span = buckets if buckets > 0 else max_position
+        rows = (distance + span).clamp(0, 2 * span - 1)  # descending
+        first, last = int(rows[-1]), int(rows[0])
+        return (rows - first).int().to(device), first, last
 
 
 def position_scores(x: Tensor, r: Tensor, index: Tensor) -> Tensor:
@@ -219,6 +230,8 @@ class DisentangledAttention(Module):
     W_q, W_k, W_v, W_o -> query, key, value, output. Without share_att_key, R has its own position_query, position_key.
     Prefix keys have no position: their relative terms are 0.
     """
+
+    KERNEL = True  # whether a GPU uses the kernels of nn/triton_attention.py; False: the plain form
 
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
@@ -238,40 +251,44 @@ class DisentangledAttention(Module):
         self.dropout = Dropout(c.attention_probs_dropout_prob)
         self.position_dropout = Dropout(c.hidden_dropout_prob)
 
-    def relative_rows(self, length: int, queries: int, relative: Tensor) -> tuple[Tensor, Table, Table]:
-        """Projects the rows of R that occur. length: S;  queries: their number;  relative: R, [2s, D]
+    def project_rows(self, relative: Tensor) -> tuple[Table, Table]:
+        """Projects the rows of R that occur. relative: [N, D]
 
-        Returns the index into the rows, δ [queries, S];  K_r and Q_r / scale, [H, N, K], None for a term that is not
-        in pos_att_type.
+        Returns K_r and Q_r / scale, [H, N, K], None for a term that is not in pos_att_type.
         """
-        index, first, last = relative_index(
-            num_queries=queries,
-            length=length,
-            buckets=self.buckets,
-            max_position=self.max_position,
-            device=relative.device,
-        )
-        rows = self.position_dropout(relative[first : last + 1])[None]  # [1, N, D]
+        rows = self.position_dropout(relative)[None]  # [1, N, D]
         key, query = self.position_key or self.key, self.position_query or self.query
         k_r = split_heads(key(rows), self.num_heads)[0] if self.c2p else None  # [H, N, K]
         q_r = split_heads(query(rows), self.num_heads)[0] / self.scale if self.p2c else None  # [H, N, K]
-        return index, k_r, q_r
+        return k_r, q_r
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Computes x W_k and x W_v, which a prefix is initialized from. [B, S, D] -> [B, S, H·K] each"""
         return self.key(x), self.value(x)
+
+    def projections(self, x: Tensor, queries: Queries) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes Q / scale, [B, H, T, K], and K and V, [B, H, S, K]. x: [B, S, D]"""
+        q = split_heads(self.query(select_queries(x, queries)), self.num_heads) / self.scale
+        return q, split_heads(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor
     ) -> Tensor:
         """Computes softmax(A) V, the plain form.
 
-        q: [B, H, T, K], divided by the scale;  k, v: [B, H, S, K];  others: see `forward` -> [B, H, T, K]
+        q, k, v: see `projections`;  others: see `forward` -> [B, H, T, K]
         """
-        scores = q @ k.transpose(-1, -2)  # [B, H, T, S]
-        explicit = isinstance(queries, Tensor)
-        index, k_r, q_r = self.relative_rows(k.size(2), k.size(2) if explicit else q.size(2), relative)
+        length, explicit = k.size(2), isinstance(queries, Tensor)
+        index, first, last = relative_index(
+            num_queries=length if explicit else q.size(2),
+            length=length,
+            buckets=self.buckets,
+            max_position=self.max_position,
+            device=q.device,
+        )
         index = index[queries][:, None] if explicit else index  # [B, 1, T, S] or [T, S]
+        k_r, q_r = self.project_rows(relative[first : last + 1])  # [H, N, K]
+        scores = q @ k.transpose(-1, -2)  # [B, H, T, S]
         if k_r is not None:
             scores += position_scores(q, k_r, index=index)  # Eq. (4); in place, since a term is as large as the scores
         if q_r is not None:
@@ -283,34 +300,60 @@ class DisentangledAttention(Module):
         weights = masked_softmax(scores, visible)  # [B, H, T, P + S]
         return weighted_sum(weights, v, dropout=self.dropout)
 
-    def attend_by_blocks(
+    def attend_fast(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor
     ) -> Tensor:
-        """Computes `attend` by nn/block_attention.py, for queries that are the first T tokens."""
+        """Computes `attend` for queries that are the first T tokens: by nn/block_attention.py on a CPU, else by
+        nn/triton_attention.py. Both need one row of K_r and Q_r for each distance, not for each pair."""
         length = k.size(2)
-        index, k_r, q_r = self.relative_rows(length, q.size(2), relative)
-        rows = by_distance(index)  # δ of the distances T - 1 … 1 - S
-        k, v, visible = prepend_prefix(k, v, mask=mask[:, None, None, :], prefix=prefix)  # [B, H, P + S, K]
-        return block_attention(
-            q,
-            k,
-            v,
-            mask=visible,
-            dropout=self.dropout,
-            k_r=None if k_r is None else k_r[:, rows],
-            q_r=None if q_r is None else q_r[:, rows.flip(0)],
-            prefix=k.size(2) - length,
+        index, first, last = rows_by_distance(
+            num_queries=q.size(2),
+            length=length,
+            buckets=self.buckets,
+            max_position=self.max_position,
+            device=q.device,
         )
+        k_r, q_r = self.project_rows(relative[first : last + 1])  # [H, N, K]
+        k, v, visible = prepend_prefix(k, v, mask=mask[:, None, None, :], prefix=prefix)  # [B, H, P + S, K]
+        form = by_blocks if q.device.type == "cpu" else by_kernel
+        return form(q, k, v, k_r, q_r, index=index, mask=visible, prefix=k.size(2) - length, dropout=self.dropout)
 
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: query positions;
         relative: R, [2s, D] -> [B, T, D]"""
-        q = split_heads(self.query(select_queries(x, queries)), self.num_heads) / self.scale  # [B, H, T, K]
-        k = split_heads(self.key(x), self.num_heads)  # [B, H, S, K]
-        v = split_heads(self.value(x), self.num_heads)  # [B, H, S, K]
-        by_blocks = x.device.type == "cpu" and not isinstance(queries, Tensor)
-        attend = self.attend_by_blocks if by_blocks else self.attend
-        return self.output(merge_heads(attend(q, k, v, mask, prefix, queries, relative)))  # [B, T, D]
+        fast = x.device.type == "cpu" or (self.KERNEL and x.dtype in DTYPES and runs_on(x.device))
+        attend = self.attend_fast if fast and not isinstance(queries, Tensor) else self.attend
+        return self.output(merge_heads(attend(*self.projections(x, queries), mask, prefix, queries, relative)))
+
+
+def by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, k_r: Table, q_r: Table, index: Tensor, mask: Tensor, prefix: int, dropout: Dropout
+) -> Tensor:
+    """Computes disentangled attention by nn/block_attention.py.
+
+    q: [B, H, T, K];  k, v: [B, H, P + S, K];  k_r, q_r: [H, N, K];  index: rows of k_r and q_r for the distances
+    T - 1 … 1 - S, [T + S - 1];  mask: bool [B, 1, 1, P + S];  prefix: P -> [B, H, T, K]
+    """
+    k_r = None if k_r is None else k_r[:, index]  # [H, T + S - 1, K]
+    q_r = None if q_r is None else q_r[:, index.flip(0)]
+    return block_attention(q, k, v, mask=mask, dropout=dropout, k_r=k_r, q_r=q_r, prefix=prefix)
+
+
+def by_kernel(
+    q: Tensor, k: Tensor, v: Tensor, k_r: Table, q_r: Table, index: Tensor, mask: Tensor, prefix: int, dropout: Dropout
+) -> Tensor:
+    """Computes `by_blocks` by nn/triton_attention.py."""
+    return disentangled_attention(
+        q,
+        k,
+        v,
+        k_r=None if k_r is None else k_r[None],
+        q_r=None if q_r is None else q_r[None],
+        index=index,
+        mask=mask[:, 0, 0],
+        num_prefix=prefix,
+        p=dropout.p if dropout.active else 0.0,
+    )
 
 
 class ConvLayer(Module):

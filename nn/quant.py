@@ -53,12 +53,23 @@ def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
     return q.round_().to(torch.int8), absmax / 127
 
 
+def aligned(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Appends zeros, so that torch._int_mm has the sizes that it requires on a GPU: more than 16 rows, multiples of 8.
+
+    p: int8 [M, K];  q: int8 [N, K] -> the same, or larger
+    """
+    missing_k = -p.size(1) % 8
+    p = F.pad(p, (0, missing_k, 0, max(0, 17 - p.size(0))))
+    return p, F.pad(q, (0, missing_k, 0, -q.size(0) % 8))
+
+
 def int8_product(x: Tensor, q: Tensor, s: Tensor, threshold: float = OUTLIER) -> Tensor:
     """Computes Eq. (8) without b. x: [M, K];  q: int8 [N, K];  s: [N] -> fp32 [M, N]"""
     x = x.float()
     outlier = torch.maximum(x.amax(0), -x.amin(0)).ge(threshold).nonzero()[:, 0]  # indices of columns
     p, t = quantize_rows(x.index_fill(1, outlier, 0) if len(outlier) else x)  # [M, K], [M]
-    y = torch._int_mm(p, q.t()).float().mul_(t[:, None]).mul_(s)  # [M, N]
+    left, right = aligned(p, q) if x.is_cuda else (p, q)
+    y = torch._int_mm(left, right.t())[: len(p), : len(q)].float().mul_(t[:, None]).mul_(s)  # [M, N]
     if len(outlier):
         y += x[:, outlier] @ (q[:, outlier].float() * s[:, None]).t()
     return y

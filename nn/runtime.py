@@ -112,6 +112,8 @@ def cast_once(model: Module, machine: Machine) -> Iterator[None]:
 def choose_machine(device: str, precision: str) -> Machine:
     """Returns the machine. Raises ValueError for an unknown or unavailable device or precision."""
     found = choose_device(device)
+    if found.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # torch's default: convolutions of fp32 are computed with 10 bits
     return Machine(found, choose_precision(precision, found))
 
 

@@ -19,6 +19,7 @@ LAYERS = {"data": 0, "nn": 1, "peft": 2, "losses": 2, "train": 3, "eval": 3}
 PROGRAMS = {"data.check": 3}  # modules above their package, which nothing imports
 RUNTIME_PACKAGES = {"torch", "numpy", "pandas", "bs4", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
 SLOW_OR_OPTIONAL = {"huggingface_hub", "matplotlib", "pyarrow"}  # the only packages that a function may import
+OPTIONAL = {"nn.triton_attention": {"triton"}}  # packages that a module uses if they are installed
 PEERS = {"transformers", "bitsandbytes", "sentencepiece"}  # for comparison in tests/bench and tests/golden only
 
 
@@ -144,7 +145,8 @@ def test_the_project_imports_only_its_runtime_packages():
         describe(module, imported)
         for module, imports in read_imports("project").items()
         for imported in imports
-        if imported.package not in allowed and not (imported.in_function and imported.package in SLOW_OR_OPTIONAL)
+        if imported.package not in allowed | OPTIONAL.get(module, set())
+        and not (imported.in_function and imported.package in SLOW_OR_OPTIONAL)
     ]
     assert "\n".join(found) == ""
 

@@ -17,6 +17,7 @@ from nn.quant import (
     Int8Embedding,
     Int8Linear,
     Int8Matmul,
+    aligned,
     describe_products,
     int8_product,
     is_quantized,
@@ -74,6 +75,16 @@ def test_each_path_equals_the_dequantized_product(path):
     g = torch.randn_like(plain)
     ours, expected = torch.autograd.grad(y, x, g.to(y.dtype))[0], torch.autograd.grad(plain, x, g)[0]
     torch.testing.assert_close(ours, expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 11), (16, 8, 16), (17, 24, 8)])
+def test_zeros_for_a_gpu_leave_the_product(sizes):
+    m, k, n = sizes
+    p, q = (torch.randint(-127, 128, (rows, k), dtype=torch.int8) for rows in (m, n))
+    left, right = aligned(p, q)
+    assert len(left) > 16
+    assert left.size(1) % 8 == right.size(1) % 8 == len(right) % 8 == 0
+    assert torch.equal((left.long() @ right.long().t())[:m, :n], p.long() @ q.long().t())
 
 
 def test_the_backward_passes_gradcheck():
