@@ -1,0 +1,85 @@
+"""Measures runs that alternate in one process, and searches the fastest setting of each library.
+
+The search is a coordinate descent: starting from the first value of every axis, it tries the values of one axis after
+the other and keeps the fastest. The fastest candidates then alternate with ours, and medians are compared.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Run = Callable[[], Any]
+Axes = dict[str, tuple[Any, ...]]  # name of an argument -> its values; the search starts from the first
+QUICK = 10.0  # seconds; a shorter run is timed twice in the search, since the first one prepares kernels
+FINALISTS = 0.85  # a candidate of at least this share of the highest speed takes part in the final comparison
+
+
+class Candidate(NamedTuple):
+    """One library at its fastest setting."""
+
+    name: str  # library and setting
+    run: Run
+    seconds: float  # of one run, in the search
+
+
+def seconds(run: Run) -> float:
+    """Returns the wall-clock time of run()."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def quick_seconds(run: Run) -> float:
+    """Returns the shorter time of two runs, or the time of one run that takes longer than QUICK."""
+    first = seconds(run)
+    return first if first > QUICK else min(first, seconds(run))
+
+
+def tune(library: str, build: Callable[..., Run], axes: Axes, log: dict[str, float]) -> Candidate:
+    """Returns the fastest setting of a library.
+
+    build: makes a run from one value of every axis, by keyword.  log: receives the seconds of every setting, by name.
+    """
+    best = {axis: values[0] for axis, values in axes.items()}
+    tried: dict[tuple[Any, ...], Candidate] = {}
+    for axis, values in axes.items():
+        for value in values:
+            setting = best | {axis: value}
+            key = tuple(setting.values())
+            if key not in tried:
+                run, name = build(**setting), ", ".join([library, *map(str, key)])
+                tried[key] = Candidate(name, run, quick_seconds(run))
+                log[name] = tried[key].seconds
+                print(f"  {name}: {log[name]:.2f} s", flush=True)
+        best = dict(zip(axes, min(tried, key=lambda key: tried[key].seconds), strict=True))
+    return min(tried.values(), key=lambda candidate: candidate.seconds)
+
+
+def finalists(candidates: list[Candidate]) -> list[Candidate]:
+    """Returns the candidates that are nearly as fast as the fastest."""
+    limit = min(candidate.seconds for candidate in candidates) / FINALISTS
+    return [candidate for candidate in candidates if candidate.seconds <= limit]
+
+
+def alternate(runs: dict[str, Run], repeats: int) -> dict[str, float]:
+    """Returns the median time of each run, in seconds; the first round is a warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def compared_row(
+    work: str, medians: dict[str, float], ours: tuple[str, ...], peers: list[str], amount: float
+) -> dict[str, Any]:
+    """Returns the row of one kind of work: the fastest of `peers`, ours, and the ratio of their speeds.
+
+    medians: seconds by name.  amount: examples in one run.  A name in `ours` that was not measured is left out.
+    """
+    best = min(peers, key=lambda name: medians[name])
+    mine = {name: medians[name] for name in ours if name in medians}
+    row: dict[str, Any] = {"work": work, best: round(amount / medians[best], 2)}
+    row |= {name: round(amount / value, 2) for name, value in mine.items()}
+    return row | {f"ratio {name}": round(medians[best] / value, 2) for name, value in mine.items()}
