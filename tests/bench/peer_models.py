@@ -29,7 +29,7 @@ from nn.encoder import Encoder
 
 ROOT = Path(__file__).parent.parent.parent
 Scoring = Callable[..., Callable[[], np.ndarray]]
-SIZES = (16, 8, 32, "2,048 tokens", "4,096 tokens")  # of a batch in scoring
+SIZES = ("16 reviews", "8 reviews", "32 reviews", "2048 tokens", "4096 tokens")  # of a batch in scoring
 CALIBRATION = 32  # reviews from which static int8 scales are computed
 
 # ------------------------------------------------------------------------------------------ transformers and peft
@@ -91,8 +91,8 @@ def transformers_scoring(work: Workload) -> Scoring:
             return net.to(torch.bfloat16)
         return torch.ao.quantization.quantize_dynamic(net, {Linear}) if form == "int8 dynamic" else net
 
-    def build(form: str, attention: str, size: int | str, order: str) -> Callable[[], np.ndarray]:
-        net, batches = model(form, attention), work.batches(size, order if isinstance(size, int) else "sorted")
+    def build(form: str, attention: str, size: str, order: str) -> Callable[[], np.ndarray]:
+        net, batches = model(form, attention), work.batches(size, order)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=form == "bf16 autocast")
 
         @torch.inference_mode()
@@ -140,7 +140,7 @@ def openvino_scoring(work: Workload) -> Scoring:
         found = ov.convert_model(net, example_input={"input_ids": ids, "attention_mask": mask})
         return found if name == "plain" else openvino_int8(work, found, name)
 
-    def build(graph_name: str, rest: str, attention: str, hint: str, size: int | str) -> Callable[[], np.ndarray]:
+    def build(graph_name: str, rest: str, attention: str, hint: str, size: str) -> Callable[[], np.ndarray]:
         properties = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": rest}
         properties |= {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = core.compile_model(graph(graph_name, attention), "CPU", properties)
@@ -165,7 +165,7 @@ def openvino_int8(work: Workload, graph: Any, name: str) -> Any:
 
     if name == "int8 weights":
         return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
-    rows = work.batches(1)[:: max(1, len(work.corpus) // CALIBRATION)]
+    rows = work.batches("1 reviews")[:: max(1, len(work.corpus) // CALIBRATION)]
     inputs = [dict(zip(("input_ids", "attention_mask"), arrays(work, row), strict=True)) for row in rows]
     return nncf.quantize(graph, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER)
 
@@ -184,7 +184,7 @@ def onnxruntime_scoring(work: Workload) -> Scoring:
     """Returns a builder of scoring runs. With 1 worker all threads work on one batch, otherwise each on its own."""
     import onnxruntime as ort
 
-    def build(form: str, graph: str, workers: str, size: int | str) -> Callable[[], np.ndarray]:
+    def build(form: str, graph: str, workers: str, size: str) -> Callable[[], np.ndarray]:
         count, options = int(workers.split()[0]), ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads() // count
         session = ort.InferenceSession(onnx_file(work, form, graph), options, ["CPUExecutionProvider"])
@@ -267,7 +267,12 @@ class Step:
 def training_axes(work: Workload, precision: str) -> Axes:
     """precision: fp32 or bf16 (autocast; weights and moments stay fp32)"""
     forms = attention_forms(work)
-    return {"precision": (precision,), "passes": (1, 4), "order": ("grouped", "random"), "attention": forms}
+    return {
+        "precision": (precision,),
+        "passes": ("1 pass", "4 passes"),
+        "order": ("grouped", "random"),
+        "attention": forms,
+    }
 
 
 def training_builder(work: Workload, batch: int, make: Callable[[str], Module]) -> Callable[..., Callable[[], None]]:
@@ -277,9 +282,9 @@ def training_builder(work: Workload, batch: int, make: Callable[[str], Module]) 
     """
     model = functools.cache(make)
 
-    def build(precision: str, passes: int, order: str, attention: str) -> Callable[[], None]:
+    def build(precision: str, passes: str, order: str, attention: str) -> Callable[[], None]:
         step = Step(model(attention), precision)
-        batches = [np.array_split(rows, passes) for rows in work.batches(batch, order)]
+        batches = [np.array_split(rows, int(passes.split()[0])) for rows in work.batches(f"{batch} reviews", order)]
 
         def run() -> None:
             for split in batches:

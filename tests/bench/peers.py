@@ -43,7 +43,17 @@ import numpy as np
 import torch
 from bench import peer_models as theirs
 from bench.measure import Candidate, Run, alternate, compared_row, finalists, tune
-from bench.workload import Workload, epoch, new_folder, optimizer_step, prepare, scoring, training, training_of
+from bench.workload import (
+    Workload,
+    epoch,
+    new_folder,
+    optimizer_step,
+    prepare,
+    sample_rows,
+    scoring,
+    training,
+    training_of,
+)
 from memory_account import Live
 
 from data import LABELED, find_file
@@ -122,9 +132,9 @@ def rows_by_precision(title: str, medians: dict[str, float], names: dict[str, li
     return rows
 
 
-def score(imdb: str, shape: str, int8: bool, repeats: int, blocks: int) -> Rows:
+def score(imdb: str, shape: str, int8: bool, repeats: int, blocks: int = 3) -> Rows:
     """Computes logits, without gradients."""
-    work = prepare(imdb, shape, 512, block=32, blocks=blocks)
+    work = prepare(imdb, shape, 512, partial(sample_rows, block=32, blocks=blocks))
     kinds = ("int8",) if int8 else ("fp32", "bf16") if has_bf16() else ("fp32",)
     log: dict[str, float] = {}
     found = search_scorers(work, kinds, log)
@@ -152,9 +162,9 @@ def train_rows(
     return with_search(rows_by_precision(title, alternate(runs, repeats), names, len(work.corpus)), log)
 
 
-def finetune(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
+def finetune(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
     """Trains all weights of BERT."""
-    work = prepare(imdb, "bert", length, block=16, blocks=blocks)
+    work = prepare(imdb, "bert", length, partial(sample_rows, block=16, blocks=blocks))
     make = lambda attention: theirs.theirs_like(work.model, attention)  # noqa: E731
     return train_rows(work, f"fine-tuning, {length}", "transformers", 16, repeats, make)
 
@@ -162,17 +172,22 @@ def finetune(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
 LORA = ("--peft", "lora", "--rank", "8", "--alpha", "16")
 
 
-def lora(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
+def lora(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
     """Trains LoRA on DeBERTa; measures the memory of the step with the longest reviews."""
-    work = prepare(imdb, "xsmall", length, block=8, blocks=blocks)
+    work = prepare(imdb, "xsmall", length, partial(sample_rows, block=8, blocks=blocks))
     make = lambda attention: theirs.with_lora(theirs.theirs_like(work.model, attention))  # noqa: E731
     rows = train_rows(work, f"DeBERTa LoRA, {length}", "peft", 8, repeats, make, LORA)
-    longest = work.batches(8)[0]
+    longest = work.batches("8 reviews")[0]
     for row, name, precision in zip(rows, OURS, ("fp32", "bf16"), strict=False):
         step, mine = theirs.Step(make("eager"), precision), training_of(work, precision, 8, *LORA)
-        row["memory peft"] = peak(lambda step=step: step(work.corpus.batch(longest)))
+        row[f"memory {peer_of(row)}"] = peak(lambda step=step: step(work.corpus.batch(longest)))
         row[f"memory {name.removeprefix('ours, ')}"] = peak(lambda mine=mine: optimizer_step(mine, [longest]))
     return rows
+
+
+def peer_of(row: dict[str, Any]) -> str:
+    """Returns the library and setting of a row."""
+    return next(name for name in row if name != "work")
 
 
 def peak(step: Callable[[], Any]) -> int:
@@ -183,9 +198,9 @@ def peak(step: Callable[[], Any]) -> int:
     return round(live.peak / 2**20)
 
 
-def int8(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
+def int8(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
     """Trains LoRA on an 8-bit DeBERTa; one step of four reviews."""
-    work = prepare(imdb, "base", length, block=4, blocks=1)
+    work = prepare(imdb, "base", length, partial(sample_rows, block=4, blocks=1))
     peer = theirs.with_lora(theirs.bitsandbytes_int8(theirs.theirs_like(work.model)))
     rows, batch = np.arange(4), work.corpus.batch(np.arange(4))
     runs: dict[str, Run] = {}
@@ -201,7 +216,7 @@ def int8(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
     return with_search([compared_row(f"8-bit LoRA step, 4 x {length}", medians, OURS, peers, 4)], log)
 
 
-def mlm(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
+def mlm(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
     """Pretrains ours; subwords per second, padding not counted."""
     frame, tokenizer, folder, rows = load_reviews(find_file(Path(imdb), LABELED))[:MLM_REVIEWS], None, new_folder(), []
     for layers in (4, 6):
@@ -219,26 +234,30 @@ def mlm(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
     return rows
 
 
-WORKS: dict[str, Callable[[str, int, int], Rows]] = {
+WORKS: dict[str, Callable[..., Rows]] = {
     "score-512": partial(score, shape="bert", int8=False),
     "score-int8-512": partial(score, shape="bert", int8=True),
     "score-deberta-512": partial(score, shape="xsmall", int8=False),
     "score-deberta-int8-512": partial(score, shape="xsmall", int8=True),
-    "finetune-512": partial(finetune, length=512),
+    "finetune-512": partial(finetune, length=512, blocks=2),
     "finetune-256": partial(finetune, length=256),
-    "lora-512": partial(lora, length=512),
+    "lora-512": partial(lora, length=512, blocks=2),
     "int8-128": partial(int8, length=128),
     "mlm-128": partial(mlm, length=128),
 }
 
 
 def write_rows(path: Path, rows: Rows) -> None:
-    """Writes the rows to a file; rows of other works that it contains are kept."""
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [old for old in before if old["work"] not in {new["work"] for new in rows}] + rows
-    versions = {name: version(name) for name in PACKAGES}
-    machine = describe_device(torch.device("cpu"))
-    path.write_text(json.dumps({"machine": machine, **versions, "rows": rows}, indent=1) + "\n")
+    """Writes the rows to a file: those with a compared library to `rows`, the others to `alone`. Rows of other works
+    that it contains are kept."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    data: dict[str, Any] = {"machine": describe_device(torch.device("cpu"))} | {
+        name: version(name) for name in PACKAGES
+    }
+    for key in ("rows", "alone"):
+        new = [row for row in rows if any(name.startswith("ratio") for name in row) == (key == "rows")]
+        data[key] = [old for old in known.get(key, []) if old["work"] not in {row["work"] for row in new}] + new
+    path.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def main() -> None:
@@ -246,7 +265,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("work", nargs="*", help=", ".join(WORKS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--blocks", type=int, default=3, help="lengths that are measured, one batch of each")
+    parser.add_argument("--blocks", type=int, help="batches, each of another length; default: 2 or 3")
     parser.add_argument("--out", default="", help="rows of the same work are replaced")
     given = parser.parse_args()
     if unknown := [work for work in given.work if work not in WORKS]:
@@ -256,7 +275,8 @@ def main() -> None:
     keep_freed_memory()
     for work in given.work or WORKS:
         begin = time.perf_counter()
-        rows = WORKS[work](given.folder, repeats=given.repeats, blocks=given.blocks)
+        blocks = {} if given.blocks is None else {"blocks": given.blocks}
+        rows = WORKS[work](given.folder, repeats=given.repeats, **blocks)
         for row in rows:
             print(json.dumps({key: value for key, value in row.items() if key != "search"}), flush=True)
         print(f"{work}: {time.perf_counter() - begin:.0f} s", flush=True)

@@ -22,7 +22,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from data import LABELED, Splits, find_file
-from data.batches import Corpus, build_corpus, shuffled_order, sorted_order
+from data.batches import Corpus, build_corpus, shuffled_order, sorted_order, split_by_count
 from data.errors import Interrupt
 from data.imdb import load_reviews
 from data.options import resolve
@@ -73,20 +73,21 @@ class Workload:
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint"
 
-    def batches(self, size: int | str, order: str = "sorted") -> list[np.ndarray]:
+    def batches(self, size: str, order: str = "sorted") -> list[np.ndarray]:
         """Returns the rows of each batch.
 
-        size: reviews, or a number of tokens like "4,096 tokens", padding included.  order: sorted by descending length,
-        random, or grouped: batches of similar length in random order.
+        size: `16 reviews`, or `4096 tokens`, padding included, for which the order is sorted.  order: sorted by
+        descending length, random, or grouped: batches of similar length in random order.
         """
-        if isinstance(size, str):
-            return sorted_order(self.corpus.lengths, int(size.split()[0].replace(",", "")))
-        rows = np.random.default_rng(0).permutation(len(self.corpus))
+        count, unit = int(size.split()[0]), size.split()[1]
+        if unit == "tokens":
+            return sorted_order(self.corpus.lengths, count)
         if order == "grouped":
-            return shuffled_order(self.corpus.lengths, size, seed=0, epoch=0)
+            return shuffled_order(self.corpus.lengths, count, seed=0, epoch=0)
+        rows = np.random.default_rng(0).permutation(len(self.corpus))
         if order == "sorted":
             rows = np.argsort(-self.corpus.lengths, kind="stable")
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        return split_by_count(rows, count)
 
 
 def sample_rows(lengths: np.ndarray, block: int, blocks: int) -> np.ndarray:
@@ -104,15 +105,25 @@ def new_folder() -> Path:
     return Path(folder)
 
 
-def prepare(imdb: str, shape: str, length: int, block: int, blocks: int) -> Workload:
-    """Returns reviews of at most `length` tokens and a checkpoint with random weights. Raises ValueError if the folder
-    has fewer than POOL labelled reviews."""
+def full_rows(lengths: np.ndarray, count: int) -> np.ndarray:
+    """Returns the first `count` examples of the largest length. Raises ValueError if there are fewer."""
+    rows = np.flatnonzero(lengths == lengths.max())[:count]
+    if len(rows) < count:
+        raise ValueError(f"{len(rows)} reviews have {lengths.max()} tokens; {count} are needed")
+    return rows
+
+
+def prepare(imdb: str, shape: str, length: int, choose: Callable[[np.ndarray], np.ndarray]) -> Workload:
+    """Returns reviews of at most `length` tokens and a checkpoint with random weights.
+
+    choose: (lengths int64 [POOL]) -> rows. Raises ValueError if the folder has fewer than POOL labelled reviews.
+    """
     frame = load_reviews(find_file(Path(imdb), LABELED))[:POOL]
     if len(frame) < POOL:
         raise ValueError(f"{imdb} has {len(frame)} labelled reviews; the benchmark needs {POOL}")
     tokenizer = train_tokenizer("wordpiece", frame["review"], 8000)
     lengths = build_corpus(tokenizer, frame, length, "head", None).lengths
-    frame = frame.iloc[sample_rows(lengths, block, blocks)].reset_index(drop=True)
+    frame = frame.iloc[choose(lengths)].reset_index(drop=True)
     torch.manual_seed(0)
     model = SHAPES[shape][1]()
     init_weights(model, STD)
