@@ -40,6 +40,7 @@ from bench.workload import Workload, full_rows, optimizer_step, prepare, scoring
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from nn.deberta import DebertaConfig, log_bucket
 from nn.encoder import Encoder
 from nn.runtime import choose_machine, describe_device, keep_freed_memory, tokens_per_pass
 
@@ -78,6 +79,14 @@ class Product(NamedTuple):
 # ----------------------------------------------------------------------------------------------------- what is counted
 
 
+def relative_rows(config: DebertaConfig, queries: int, length: int) -> int:
+    """Returns the number of rows of the table of relative positions from the smallest to the largest that occurs."""
+    ends = torch.tensor([length - 1, queries - 1])
+    if config.position_buckets > 0:
+        ends = log_bucket(ends, config.position_buckets, config.max_relative_positions)
+    return min(int(ends.sum()) + 1, 2 * config.span)
+
+
 def forward_products(config: Any, batch: int, length: int) -> Iterator[Product]:
     """Yields the products of a classifier's forward pass on [batch, length] tokens. In the last layer the only query is
     [CLS]."""
@@ -92,7 +101,7 @@ def forward_products(config: Any, batch: int, length: int) -> Iterator[Product]:
         yield Product(heads, queries, head_width, length)  # scores
         yield Product(heads, queries, length, head_width)  # weighted sum
         if getattr(c, "relative_attention", False):
-            rows = 2 * c.span if queries > 1 else c.span  # [CLS] has no token before it
+            rows = relative_rows(c, queries, length)
             yield Product(0, rows, width, width, 2)  # K_r, Q_r
             yield Product(heads, queries, head_width, rows)  # content to position
             yield Product(heads, length, head_width, rows)  # position to content

@@ -63,11 +63,13 @@ def finalists(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def alternate(runs: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Returns the median time of each run, in seconds; the first round is a warm-up."""
+    """Returns the median time of each run, in seconds, and prints all times; the first round is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
             times[name].append(seconds(run))
+    for name, values in times.items():
+        print(f"  {name}: {' '.join(f'{value:.2f}' for value in values)} s", flush=True)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 

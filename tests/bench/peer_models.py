@@ -78,7 +78,7 @@ def arrays(work: Workload, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def transformers_axes(work: Workload, precision: str) -> Axes:
     """precision: fp32, bf16 or int8"""
     forms = {"fp32": ("fp32",), "bf16": ("bf16 weights", "bf16 autocast"), "int8": ("int8 dynamic",)}[precision]
-    return {"form": forms, "attention": attention_forms(work), "size": SIZES, "order": ("sorted", "random")}
+    return {"form": forms, "attention": attention_forms(work), "order": ("sorted", "random"), "size": SIZES}
 
 
 def transformers_scoring(work: Workload) -> Scoring:
@@ -91,7 +91,7 @@ def transformers_scoring(work: Workload) -> Scoring:
             return net.to(torch.bfloat16)
         return torch.ao.quantization.quantize_dynamic(net, {Linear}) if form == "int8 dynamic" else net
 
-    def build(form: str, attention: str, size: str, order: str) -> Callable[[], np.ndarray]:
+    def build(form: str, attention: str, order: str, size: str) -> Callable[[], np.ndarray]:
         net, batches = model(form, attention), work.batches(size, order)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=form == "bf16 autocast")
 
