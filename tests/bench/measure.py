@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 Run = Callable[[], Any]
 Axes = dict[str, tuple[Any, ...]]  # name of an argument -> its values; the search starts from the first
-QUICK = 10.0  # seconds; a shorter run is timed twice in the search, since the first one prepares kernels
+QUICK = 4.0  # seconds; a shorter run is timed twice in the search, since the first one prepares kernels
 FINALISTS = 0.85  # a candidate of at least this share of the highest speed takes part in the final comparison
 
 

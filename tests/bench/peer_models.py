@@ -29,7 +29,8 @@ from nn.encoder import Encoder
 
 ROOT = Path(__file__).parent.parent.parent
 Scoring = Callable[..., Callable[[], np.ndarray]]
-SIZES = ("16 reviews", "8 reviews", "32 reviews", "2048 tokens", "4096 tokens")  # of a batch in scoring
+SIZES = ("16 reviews", "8 reviews", "32 reviews")  # of a batch in scoring
+OUR_PASS = {"fp32": "2048 tokens", "bf16": "4096 tokens", "int8": "2048 tokens"}  # another size that is tried
 CALIBRATION = 32  # reviews from which static int8 scales are computed
 
 # ------------------------------------------------------------------------------------------ transformers and peft
@@ -78,7 +79,7 @@ def arrays(work: Workload, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def transformers_axes(work: Workload, precision: str) -> Axes:
     """precision: fp32, bf16 or int8"""
     forms = {"fp32": ("fp32",), "bf16": ("bf16 weights", "bf16 autocast"), "int8": ("int8 dynamic",)}[precision]
-    return {"form": forms, "attention": attention_forms(work), "order": ("sorted", "random"), "size": SIZES}
+    return {"form": forms, "attention": attention_forms(work), "order": ("sorted", "random"), "size": (*SIZES, OUR_PASS[precision])}
 
 
 def transformers_scoring(work: Workload) -> Scoring:
@@ -123,7 +124,7 @@ def openvino_axes(work: Workload, precision: str) -> Axes:
         graphs = ("int8 static", "int8 weights")
     rest = {"fp32": ("f32",), "bf16": ("bf16",), "int8": ("f32", "bf16")}[precision]
     hints = ("LATENCY", "THROUGHPUT")
-    return {"graph": graphs, "rest": rest, "attention": attention_forms(work), "hint": hints, "size": SIZES}
+    return {"graph": graphs, "rest": rest, "attention": attention_forms(work), "hint": hints, "size": (*SIZES, OUR_PASS[precision])}
 
 
 def openvino_scoring(work: Workload) -> Scoring:
@@ -177,7 +178,7 @@ def onnxruntime_axes(work: Workload, precision: str) -> Axes:
     """precision: fp32 or int8"""
     workers = ("1 worker", f"{torch.get_num_threads()} workers")
     graphs = ("plain", "fused") if work.shape == "bert" else ("plain",)
-    return {"form": (precision,), "graph": graphs, "workers": workers, "size": SIZES}
+    return {"form": (precision,), "graph": graphs, "workers": workers, "size": (*SIZES, OUR_PASS[precision])}
 
 
 def onnxruntime_scoring(work: Workload) -> Scoring:

@@ -235,10 +235,10 @@ def mlm(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
 
 
 WORKS: dict[str, Callable[..., Rows]] = {
-    "score-512": partial(score, shape="bert", int8=False),
-    "score-int8-512": partial(score, shape="bert", int8=True),
-    "score-deberta-512": partial(score, shape="xsmall", int8=False),
-    "score-deberta-int8-512": partial(score, shape="xsmall", int8=True),
+    "score-512": partial(score, shape="bert", int8=False, blocks=2),
+    "score-int8-512": partial(score, shape="bert", int8=True, blocks=2),
+    "score-deberta-512": partial(score, shape="xsmall", int8=False, blocks=2),
+    "score-deberta-int8-512": partial(score, shape="xsmall", int8=True, blocks=2),
     "finetune-512": partial(finetune, length=512, blocks=2),
     "finetune-256": partial(finetune, length=256),
     "lora-512": partial(lora, length=512, blocks=2),
