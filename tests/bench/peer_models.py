@@ -79,7 +79,8 @@ def arrays(work: Workload, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def transformers_axes(work: Workload, precision: str) -> Axes:
     """precision: fp32, bf16 or int8"""
     forms = {"fp32": ("fp32",), "bf16": ("bf16 weights", "bf16 autocast"), "int8": ("int8 dynamic",)}[precision]
-    return {"form": forms, "attention": attention_forms(work), "order": ("sorted", "random"), "size": (*SIZES, OUR_PASS[precision])}
+    sizes, orders = (*SIZES, OUR_PASS[precision]), ("sorted", "random")
+    return {"form": forms, "attention": attention_forms(work), "order": orders, "size": sizes}
 
 
 def transformers_scoring(work: Workload) -> Scoring:
@@ -123,8 +124,8 @@ def openvino_axes(work: Workload, precision: str) -> Axes:
     if precision == "int8":
         graphs = ("int8 static", "int8 weights")
     rest = {"fp32": ("f32",), "bf16": ("bf16",), "int8": ("f32", "bf16")}[precision]
-    hints = ("LATENCY", "THROUGHPUT")
-    return {"graph": graphs, "rest": rest, "attention": attention_forms(work), "hint": hints, "size": (*SIZES, OUR_PASS[precision])}
+    sizes, hints = (*SIZES, OUR_PASS[precision]), ("LATENCY", "THROUGHPUT")
+    return {"graph": graphs, "rest": rest, "attention": attention_forms(work), "hint": hints, "size": sizes}
 
 
 def openvino_scoring(work: Workload) -> Scoring:
