@@ -4,10 +4,13 @@ The search is a coordinate descent: starting from the first value of every axis,
 the other and keeps the fastest. The fastest candidates then alternate with ours, and medians are compared.
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from nn.runtime import release_freed_memory
 
 Run = Callable[[], Any]
 Axes = dict[str, tuple[Any, ...]]  # name of an argument -> its values; the search starts from the first
@@ -63,7 +66,12 @@ def finalists(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def alternate(runs: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Returns the median time of each run, in seconds, and prints all times; the first round is a warm-up."""
+    """Returns the median time of each run, in seconds, and prints all times; the first round is a warm-up.
+
+    The memory that earlier runs freed is returned first, as train.py does from time to time.
+    """
+    gc.collect()
+    release_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
