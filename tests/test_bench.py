@@ -1,6 +1,8 @@
 """Tests of the benchmarks' own arithmetic: the search, the rows, the sample of reviews, the FLOPs, the tables."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bench.limit import GROUPS, forward_products, gradient_products, group_of, product_run, products
-from bench.measure import Candidate, alternate, compared_row, finalists, tune
+from bench.measure import Candidate, alternate, busy_elsewhere, compared_row, finalists, tune, undisturbed
 from bench.tables import breakdown_table, pretraining_table, share_table, with_tables
 from bench.workload import full_rows, sample_rows
 from conftest import tiny, token_batch
@@ -44,7 +46,8 @@ def test_finalists_are_nearly_as_fast_as_the_fastest():
     assert [candidate.name for candidate in finalists(candidates)] == ["1.0", "1.1"]
 
 
-def test_runs_alternate_and_the_first_round_does_not_count():
+def test_runs_alternate_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bench.measure.busy_elsewhere", lambda: 0.0)
     called: list[str] = []
 
     def slow_at_first() -> None:
@@ -54,6 +57,22 @@ def test_runs_alternate_and_the_first_round_does_not_count():
     medians = alternate({"a": slow_at_first, "b": lambda: called.append("b")}, repeats=1)
     assert called == ["a", "b", "a", "b"]
     assert medians["a"] < 0.1
+
+
+def test_disturbed_times_do_not_count_and_are_repeated(monkeypatch: pytest.MonkeyPatch):
+    given = iter([(9.0, 0.0), (2.0, 0.5), (4.0, 0.0), (5.0, 0.01), (99.0, 0.0)])
+    monkeypatch.setattr("bench.measure.timed", lambda run: next(given))
+    assert alternate({"a": lambda: None}, repeats=2) == {"a": 4.5}
+    assert next(given) == (99.0, 0.0)
+    assert undisturbed([(1.0, 0.5), (3.0, 0.9)]) == [1.0, 3.0]
+
+
+def test_the_time_of_other_processes_is_measured():
+    before = busy_elsewhere()
+    assert before >= 0
+    spin = "import time\nbegin = time.process_time()\nwhile time.process_time() - begin < 0.3: pass"
+    subprocess.run([sys.executable, "-S", "-c", spin], check=True)
+    assert busy_elsewhere() - before > 0.2
 
 
 def test_a_row_has_the_fastest_peer_and_the_ratio_to_it():

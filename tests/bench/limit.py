@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench.measure import alternate
+from bench.measure import DISTURBED, alternate, timed
 from bench.workload import Workload, full_rows, optimizer_step, prepare, scoring, training_of
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -149,6 +149,18 @@ def seconds_alone(product: Product, dtype: torch.dtype) -> float:
     return statistics.median(times)
 
 
+@torch.inference_mode()
+def step_products_alone(found: list[Product], dtype: torch.dtype) -> float:
+    """Returns the time of all products of a pass, in seconds. Warns of other processes."""
+    times: list[float] = []
+    _, disturbed = timed(lambda: times.extend(product.count * seconds_alone(product, dtype) for product in found))
+    if disturbed > DISTURBED:
+        print(
+            f"  warning: other processes took {disturbed:.0%} of the CPU while the products were measured", flush=True
+        )
+    return sum(times)
+
+
 # --------------------------------------------------------------------------------------------------------- the step
 
 
@@ -186,8 +198,7 @@ def measure(work: Workload, title: str, precision: str, training: bool, repeats:
     """Returns the row of one step in one precision."""
     size, dtype = pass_size(work.model, precision), choose_machine("cpu", precision).dtype
     found = products(work.model.config, size, LENGTH, training)
-    with torch.inference_mode():
-        alone = sum(product.count * seconds_alone(product, dtype) for product in found) * REVIEWS / size
+    alone = step_products_alone(found, dtype) * REVIEWS / size
     flops = sum(product.flops for product in found) * REVIEWS / size
     run = step_run(work, precision, training)
     spent = alternate({"step": run}, repeats)["step"]

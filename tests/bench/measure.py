@@ -5,9 +5,11 @@ the other and keeps the fastest. The fastest candidates then alternate with ours
 """
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from nn.runtime import release_freed_memory
@@ -15,6 +17,7 @@ from nn.runtime import release_freed_memory
 Run = Callable[[], Any]
 Axes = dict[str, tuple[Any, ...]]  # name of an argument -> its values; the search starts from the first
 QUICK = 4.0  # seconds; a shorter run is timed twice in the search, since the first one prepares kernels
+DISTURBED = 0.03  # share of the CPU that other processes may take
 FINALISTS = 0.85  # a candidate of at least this share of the highest speed takes part in the final comparison
 
 
@@ -65,20 +68,46 @@ def finalists(candidates: list[Candidate]) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate.seconds <= limit]
 
 
+def busy_elsewhere() -> float:
+    """Returns the CPU seconds that all other processes have used since the start of the machine; 0 outside Linux."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+    user, nice, system, _, _, *interrupts = map(int, path.read_text().splitlines()[0].split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def timed(run: Run) -> tuple[float, float]:
+    """Returns the time of run() in seconds, and the share of the CPU that other processes took meanwhile."""
+    before = busy_elsewhere()
+    spent = seconds(run)
+    return spent, (busy_elsewhere() - before) / spent / (os.cpu_count() or 1)
+
+
 def alternate(runs: dict[str, Run], repeats: int) -> dict[str, float]:
     """Returns the median time of each run, in seconds, and prints all times; the first round is a warm-up.
 
-    The memory that earlier runs freed is returned first, as train.py does from time to time.
+    Times during which other processes took more than DISTURBED of the CPU do not count, if a run has others; for them
+    there are up to `repeats` rounds more. The memory that earlier runs freed is returned first, as train.py does from
+    time to time.
     """
     gc.collect()
     release_freed_memory()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for number in range(2 * repeats + 1):
         for name, run in runs.items():
-            times[name].append(seconds(run))
+            times[name].append(timed(run))
+        if number >= repeats and all(len(undisturbed(values[1:])) >= repeats for values in times.values()):
+            break
     for name, values in times.items():
-        print(f"  {name}: {' '.join(f'{value:.2f}' for value in values)} s", flush=True)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+        shown = " ".join(f"{value:.2f}{f' ({share:.0%} busy)' if share > DISTURBED else ''}" for value, share in values)
+        print(f"  {name}: {shown} s", flush=True)
+    return {name: statistics.median(undisturbed(values[1:])) for name, values in times.items()}
+
+
+def undisturbed(values: list[tuple[float, float]]) -> list[float]:
+    """Returns the times of (time, share of other processes) with a small share, or all times if there are none."""
+    return [value for value, share in values if share <= DISTURBED] or [value for value, _ in values]
 
 
 def compared_row(
