@@ -46,6 +46,7 @@ from bench.measure import Candidate, Run, alternate, compared_row, finalists, tu
 from bench.workload import (
     Workload,
     epoch,
+    full_rows,
     new_folder,
     optimizer_step,
     prepare,
@@ -53,6 +54,7 @@ from bench.workload import (
     scoring,
     training,
     training_of,
+    unsplit_step,
 )
 from memory_account import Live
 
@@ -173,15 +175,15 @@ LORA = ("--peft", "lora", "--rank", "8", "--alpha", "16")
 
 
 def lora(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
-    """Trains LoRA on DeBERTa; measures the memory of the step with the longest reviews."""
+    """Trains LoRA on DeBERTa; measures the memory of a step with 8 × `length` tokens in one pass."""
     work = prepare(imdb, "xsmall", length, partial(sample_rows, block=8, blocks=blocks))
     make = lambda attention: theirs.with_lora(theirs.theirs_like(work.model, attention))  # noqa: E731
     rows = train_rows(work, f"DeBERTa LoRA, {length}", "peft", 8, repeats, make, LORA)
-    longest = work.batches("8 reviews")[0]
-    for row, name, precision in zip(rows, OURS, ("fp32", "bf16"), strict=False):
-        step, mine = theirs.Step(make("eager"), precision), training_of(work, precision, 8, *LORA)
-        row[f"memory {peer_of(row)}"] = peak(lambda step=step: step(work.corpus.batch(longest)))
-        row[f"memory {name.removeprefix('ours, ')}"] = peak(lambda mine=mine: optimizer_step(mine, [longest]))
+    full, longest = prepare(imdb, "xsmall", length, partial(full_rows, count=8)), np.arange(8)
+    for row, name, precision in zip(rows, ("ours", "auto"), ("fp32", "bf16"), strict=False):
+        step, mine = theirs.Step(make("eager"), precision), training_of(full, precision, 8, *LORA)
+        row[f"memory {peer_of(row)}"] = peak(lambda step=step: step(full.corpus.batch(longest)))
+        row[f"memory {name}"] = peak(lambda mine=mine: unsplit_step(mine, longest))
     return rows
 
 

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +32,16 @@ from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta, DebertaConfig
 from nn.encoder import Encoder, init_weights
 from nn.runtime import choose_machine
-from train import TABLES, Training, attempt_step, epoch_orders, prepare_run, prepare_tokenizer, prepare_training
+from train import (
+    TABLES,
+    Training,
+    attempt_step,
+    epoch_orders,
+    gradient,
+    prepare_run,
+    prepare_tokenizer,
+    prepare_training,
+)
 
 POOL = 800  # reviews: the window that both data.batches and transformers' trainer sort, for batches of 16
 STD = 0.06  # of random weights; 0.02 would give logits that are nearly equal for all reviews
@@ -163,10 +171,21 @@ def training_of(work: Workload, precision: str, batch: int, *flags: str) -> Trai
     return training([*given, *flags], work.frame, work.tokenizer, work.folder / "runs")
 
 
-def optimizer_step(t: Training, micro_batches: list[Any], number: int = 0) -> None:
+def optimizer_step(t: Training, micro_batches: list[np.ndarray], number: int = 0) -> None:
     """Runs one step of train.py's loop. number: of the first micro-batch"""
     if attempt_step(t, micro_batches, first=number) is None:
         raise MemoryError("the step did not fit into memory")
+    update(t)
+
+
+def unsplit_step(t: Training, rows: np.ndarray) -> None:
+    """Runs one step of train.py's loop with the whole batch in one pass."""
+    gradient(t, [t.corpus.batch(rows)])
+    update(t)
+
+
+def update(t: Training) -> None:
+    """Runs the part of train.py's loop that follows the gradient."""
     t.scaler.unscale_(t.optimizer)
     if t.settings.options.clip:
         clip_grad_norm_(t.trainable, t.settings.options.clip)
