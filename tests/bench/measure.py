@@ -36,10 +36,33 @@ def seconds(run: Run) -> float:
     return time.perf_counter() - begin
 
 
+def busy_elsewhere() -> float:
+    """Returns the CPU seconds that all other processes have used since the start of the machine; 0 outside Linux."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+    user, nice, system, _, _, *interrupts = map(int, path.read_text().splitlines()[0].split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def timed(run: Run) -> tuple[float, float]:
+    """Returns the time of run() in seconds, and the share of the CPU that other processes took meanwhile."""
+    before = busy_elsewhere()
+    spent = seconds(run)
+    return spent, (busy_elsewhere() - before) / spent / (os.cpu_count() or 1)
+
+
+def undisturbed(values: list[tuple[float, float]]) -> list[float]:
+    """Returns the times of (time, share of other processes) with a small share, or all times if there are none."""
+    return [value for value, share in values if share <= DISTURBED] or [value for value, _ in values]
+
+
 def quick_seconds(run: Run) -> float:
-    """Returns the shorter time of two runs, or the time of one run that takes longer than QUICK."""
-    first = seconds(run)
-    return first if first > QUICK else min(first, seconds(run))
+    """Returns the time of one run, or the shorter time of two runs if the first took less than QUICK or was disturbed
+    by other processes."""
+    first = timed(run)
+    again = first[0] < QUICK or first[1] > DISTURBED
+    return min(undisturbed([first, timed(run)] if again else [first]))
 
 
 def tune(library: str, build: Callable[..., Run], axes: Axes, log: dict[str, float]) -> Candidate:
@@ -68,22 +91,6 @@ def finalists(candidates: list[Candidate]) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate.seconds <= limit]
 
 
-def busy_elsewhere() -> float:
-    """Returns the CPU seconds that all other processes have used since the start of the machine; 0 outside Linux."""
-    path = Path("/proc/stat")
-    if not path.exists():
-        return 0.0
-    user, nice, system, _, _, *interrupts = map(int, path.read_text().splitlines()[0].split()[1:9])
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
-
-
-def timed(run: Run) -> tuple[float, float]:
-    """Returns the time of run() in seconds, and the share of the CPU that other processes took meanwhile."""
-    before = busy_elsewhere()
-    spent = seconds(run)
-    return spent, (busy_elsewhere() - before) / spent / (os.cpu_count() or 1)
-
-
 def alternate(runs: dict[str, Run], repeats: int) -> dict[str, float]:
     """Returns the median time of each run, in seconds, and prints all times; the first round is a warm-up.
 
@@ -103,11 +110,6 @@ def alternate(runs: dict[str, Run], repeats: int) -> dict[str, float]:
         shown = " ".join(f"{value:.2f}{f' ({share:.0%} busy)' if share > DISTURBED else ''}" for value, share in values)
         print(f"  {name}: {shown} s", flush=True)
     return {name: statistics.median(undisturbed(values[1:])) for name, values in times.items()}
-
-
-def undisturbed(values: list[tuple[float, float]]) -> list[float]:
-    """Returns the times of (time, share of other processes) with a small share, or all times if there are none."""
-    return [value for value, share in values if share <= DISTURBED] or [value for value, _ in values]
 
 
 def compared_row(
