@@ -5,12 +5,13 @@
 STEP, the default is all: score and train (BERT, 6 layers, 384 wide), score-deberta (the shape of DeBERTa-v3-xsmall).
 Each is measured in fp32 and, where the hardware multiplies in bf16, in bf16, on reviews of exactly 512 tokens.
 
-    share = Σ over products of (count · time alone) / time of the step
+    share = time of the step's products alone / time of the step
 
 The products are counted from the config, not traced: all linear layers and the products of attention, at the pass size
-of the project, and in training their two gradients. "Time alone" is measured for each shape on tensors in the step's
-precision; a weight is in that precision from the start. The equivalent rates in GFLOP/s are FLOPs / time; two FLOPs per
-multiplication. The classifier's product is left out.
+of the project, and in training their two gradients. The products alone are computed one shape after the other on
+tensors in the step's precision; a weight is in that precision from the start. They alternate with the step, and the
+times are medians. Rates in GFLOP/s are FLOPs / time, with two FLOPs per multiplication. The classifier's product is
+left out.
 
 The breakdown is torch.profiler's self CPU time of one step by operation, in groups; the sum is 1.
 """
@@ -19,9 +20,7 @@ import argparse
 import json
 import os
 import re
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench.measure import DISTURBED, alternate, timed
+from bench.measure import alternate
 from bench.workload import Workload, full_rows, optimizer_step, prepare, scoring, training_of
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -47,7 +46,6 @@ from nn.runtime import choose_machine, describe_device, keep_freed_memory, token
 LENGTH, REVIEWS = 512, 16
 STEPS = {"score": ("bert", False), "train": ("bert", True), "score-deberta": ("xsmall", False)}  # shape, training
 UNLIMITED = 4_096  # tokens in a pass, if tokens_per_pass sets no limit
-SECONDS = 0.15  # at least, for the time of one product
 GROUPS = {  # group -> the operations in it, as an expression; the first that matches
     "attention kernel": r"scaled_dot_product|flash_attention|attention",
     "products": r"mm|linear|matmul|onednn|dot",
@@ -138,27 +136,17 @@ def product_run(product: Product, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: F.linear(x, weight)
 
 
-def seconds_alone(product: Product, dtype: torch.dtype) -> float:
-    """Measures the median time of one product."""
-    run, times, begin = product_run(product, dtype), [], time.perf_counter()
-    run()
-    while len(times) < 5 or time.perf_counter() - begin < SECONDS:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def products_run(found: list[Product], dtype: torch.dtype, passes: int) -> Callable[[], None]:
+    """Returns a function that computes all products of some passes and nothing else."""
+    runs = [(product_run(product, dtype), product.count * passes) for product in found]
 
+    @torch.inference_mode()
+    def run() -> None:
+        for product, count in runs:
+            for _ in range(count):
+                product()
 
-@torch.inference_mode()
-def step_products_alone(found: list[Product], dtype: torch.dtype) -> float:
-    """Returns the time of all products of a pass, in seconds. Warns of other processes."""
-    times: list[float] = []
-    _, disturbed = timed(lambda: times.extend(product.count * seconds_alone(product, dtype) for product in found))
-    if disturbed > DISTURBED:
-        print(
-            f"  warning: other processes took {disturbed:.0%} of the CPU while the products were measured", flush=True
-        )
-    return sum(times)
+    return run
 
 
 # --------------------------------------------------------------------------------------------------------- the step
@@ -197,11 +185,11 @@ def breakdown(run: Callable[[], Any]) -> dict[str, float]:
 def measure(work: Workload, title: str, precision: str, training: bool, repeats: int) -> dict[str, Any]:
     """Returns the row of one step in one precision."""
     size, dtype = pass_size(work.model, precision), choose_machine("cpu", precision).dtype
-    found = products(work.model.config, size, LENGTH, training)
-    alone = step_products_alone(found, dtype) * REVIEWS / size
-    flops = sum(product.flops for product in found) * REVIEWS / size
+    found, passes = products(work.model.config, size, LENGTH, training), max(1, REVIEWS // size)
     run = step_run(work, precision, training)
-    spent = alternate({"step": run}, repeats)["step"]
+    medians = alternate({"step": run, "products": products_run(found, dtype, passes)}, repeats)
+    spent, alone = medians["step"], medians["products"] * REVIEWS / (passes * size)
+    flops = sum(product.flops for product in found) * REVIEWS / size
     return {
         "step": f"{title}, {precision}",
         "pass": f"{size} x {LENGTH}",
