@@ -184,9 +184,12 @@ def test_the_tables_of_the_readme_are_up_to_date():
 
 def test_tables_show_every_row(tmp_path: Path):
     row = {"step": "scoring, fp32", "pass": "4 x 512", "GFLOP per review": 1.5, "GFLOP/s": 30}
-    row |= {"machine's GFLOP/s": 40, "share": 0.75, "breakdown": {"products": 0.7, "other": 0.3}}
+    row |= {"products' GFLOP/s": 40, "share": 0.75, "linear layers' GFLOP/s": 50, "share of linear": 0.6}
+    row |= {"breakdown": {"products": 0.7, "other": 0.3}}
     (tmp_path / "limit.json").write_text(json.dumps({"CPU, 2 threads": {"torch": "2", "rows": [row]}}))
-    assert share_table(tmp_path).splitlines()[2] == "| CPU | scoring, fp32 | 4 x 512 | 1.5 | 30 | 40 | 0.75 |"
+    assert (
+        share_table(tmp_path).splitlines()[2] == "| CPU | scoring, fp32 | 4 x 512 | 1.5 | 30 | 40 | 0.75 | 50 | 0.6 |"
+    )
     assert breakdown_table(tmp_path).splitlines()[::2] == [
         "| CPU | step | products | other |",
         "| CPU | scoring, fp32 | 70 | 30 |",

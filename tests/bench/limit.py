@@ -5,13 +5,15 @@
 STEP, the default is all: score and train (BERT, 6 layers, 384 wide), score-deberta (the shape of DeBERTa-v3-xsmall).
 Each is measured in fp32 and, where the hardware multiplies in bf16, in bf16, on reviews of exactly 512 tokens.
 
-    share = time of the step's products alone / time of the step
+    share           = time of the step's products alone / time of the step
+    share of linear = rate of the step / rate of the linear layers' products alone
 
 The products are counted from the config, not traced: all linear layers and the products of attention, at the pass size
 of the project, and in training their two gradients. The products alone are computed one shape after the other on
 tensors in the step's precision; a weight is in that precision from the start. They alternate with the step, and the
 times are medians. Rates in GFLOP/s are FLOPs / time, with two FLOPs per multiplication. The classifier's product is
-left out.
+left out. The products of attention alone write all scores to memory, so they are much slower than those of the linear
+layers; a step that never stores the scores can have a share above 1. The second share has no such effect.
 
 The breakdown is torch.profiler's self CPU time of one step by operation, in groups; the sum is 1.
 """
@@ -136,6 +138,11 @@ def product_run(product: Product, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: F.linear(x, weight)
 
 
+def flops(found: list[Product]) -> int:
+    """Returns the FLOPs of all products."""
+    return sum(product.flops for product in found)
+
+
 def products_run(found: list[Product], dtype: torch.dtype, passes: int) -> Callable[[], None]:
     """Returns a function that computes all products of some passes and nothing else."""
     runs = [(product_run(product, dtype), product.count * passes) for product in found]
@@ -186,18 +193,24 @@ def measure(work: Workload, title: str, precision: str, training: bool, repeats:
     """Returns the row of one step in one precision."""
     size, dtype = pass_size(work.model, precision), choose_machine("cpu", precision).dtype
     found, passes = products(work.model.config, size, LENGTH, training), max(1, REVIEWS // size)
+    linear = [product for product in found if not product.batch]
     run = step_run(work, precision, training)
-    medians = alternate({"step": run, "products": products_run(found, dtype, passes)}, repeats)
-    spent, alone = medians["step"], medians["products"] * REVIEWS / (passes * size)
-    flops = sum(product.flops for product in found) * REVIEWS / size
+    runs = {"step": run, "products": products_run(found, dtype, passes), "linear": products_run(linear, dtype, passes)}
+    medians = alternate(runs, repeats)
+    rate, linear_rate = (
+        flops(some) * passes / medians[name] for name, some in (("products", found), ("linear", linear))
+    )
+    reached = flops(found) * REVIEWS / size / medians["step"]
     return {
         "step": f"{title}, {precision}",
         "pass": f"{size} x {LENGTH}",
-        "GFLOP per review": round(flops / REVIEWS / 1e9, 2),
-        "reviews/s": round(REVIEWS / spent, 2),
-        "GFLOP/s": round(flops / spent / 1e9),
-        "machine's GFLOP/s": round(flops / alone / 1e9),
-        "share": round(alone / spent, 3),
+        "GFLOP per review": round(flops(found) / size / 1e9, 2),
+        "reviews/s": round(REVIEWS / medians["step"], 2),
+        "GFLOP/s": round(reached / 1e9),
+        "products' GFLOP/s": round(rate / 1e9),
+        "linear layers' GFLOP/s": round(linear_rate / 1e9),
+        "share": round(reached / rate, 3),
+        "share of linear": round(reached / linear_rate, 3),
         "breakdown": breakdown(run),
     }
 

@@ -28,8 +28,9 @@ def limit_rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def share_table(folder: Path = BENCH) -> str:
     """Returns a Markdown table: rate of each step, and its share of the rate of the same products alone."""
-    header = ("CPU", "step", "pass", "GFLOP a review", "GFLOP/s", "products alone, GFLOP/s", "share")
-    columns = ("step", "pass", "GFLOP per review", "GFLOP/s", "machine's GFLOP/s", "share")
+    header = ("CPU", "step", "pass", "GFLOP a review", "GFLOP/s", "products alone", "share", "linear alone", "share")
+    columns = ("step", "pass", "GFLOP per review", "GFLOP/s", "products' GFLOP/s", "share")
+    columns += ("linear layers' GFLOP/s", "share of linear")
     return markdown(header, [(cpu, *(str(row[name]) for name in columns)) for cpu, row in limit_rows(folder)])
 
 
