@@ -197,9 +197,7 @@ def measure(work: Workload, title: str, precision: str, training: bool, repeats:
     run = step_run(work, precision, training)
     runs = {"step": run, "products": products_run(found, dtype, passes), "linear": products_run(linear, dtype, passes)}
     medians = alternate(runs, repeats)
-    rate, linear_rate = (
-        flops(some) * passes / medians[name] for name, some in (("products", found), ("linear", linear))
-    )
+    rate, linear_rate = flops(found) * passes / medians["products"], flops(linear) * passes / medians["linear"]
     reached = flops(found) * REVIEWS / size / medians["step"]
     return {
         "step": f"{title}, {precision}",

