@@ -135,7 +135,7 @@ def rows_by_precision(title: str, medians: dict[str, float], names: dict[str, li
     return rows
 
 
-def score(imdb: str, shape: str, int8: bool, repeats: int, blocks: int = 3) -> Rows:
+def score(imdb: str, shape: str, int8: bool, repeats: int, blocks: int) -> Rows:
     """Computes logits, without gradients."""
     work = prepare(imdb, shape, 512, partial(sample_rows, block=32, blocks=blocks))
     kinds = ("int8",) if int8 else ("fp32", "bf16") if has_bf16() else ("fp32",)
@@ -165,7 +165,7 @@ def train_rows(
     return with_search(rows_by_precision(title, alternate(runs, repeats), names, len(work.corpus)), log)
 
 
-def finetune(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
+def finetune(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
     """Trains all weights of BERT."""
     work = prepare(imdb, "bert", length, partial(sample_rows, block=16, blocks=blocks))
     make = lambda attention: theirs.theirs_like(work.model, attention)  # noqa: E731
@@ -175,7 +175,7 @@ def finetune(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
 LORA = ("--peft", "lora", "--rank", "8", "--alpha", "16")
 
 
-def lora(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
+def lora(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
     """Trains LoRA on DeBERTa; measures the memory of a step with 8 × `length` tokens in one pass."""
     work = prepare(imdb, "xsmall", length, partial(sample_rows, block=8, blocks=blocks))
     make = lambda attention: theirs.with_lora(theirs.theirs_like(work.model, attention))  # noqa: E731
@@ -201,7 +201,7 @@ def peak(step: Callable[[], Any]) -> int:
     return round(live.peak / 2**20)
 
 
-def int8(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
+def int8(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
     """Trains LoRA on an 8-bit DeBERTa; one step of four reviews."""
     work = prepare(imdb, "base", length, partial(sample_rows, block=4, blocks=1))
     peer = theirs.with_lora(theirs.bitsandbytes_int8(theirs.theirs_like(work.model)))
@@ -219,7 +219,7 @@ def int8(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
     return with_search([compared_row(f"8-bit LoRA step, 4 x {length}", medians, OURS, peers, 4)], log)
 
 
-def mlm(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
+def mlm(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
     """Pretrains ours; subwords per second, padding not counted."""
     frame, tokenizer, folder, rows = load_reviews(find_file(Path(imdb), LABELED))[:MLM_REVIEWS], None, new_folder(), []
     for layers in (4, 6):
@@ -238,13 +238,13 @@ def mlm(imdb: str, length: int, repeats: int, blocks: int = 3) -> Rows:
 
 
 WORKS: dict[str, Callable[..., Rows]] = {
-    "score-512": partial(score, shape="bert", int8=False, blocks=2),
-    "score-int8-512": partial(score, shape="bert", int8=True, blocks=2),
-    "score-deberta-512": partial(score, shape="xsmall", int8=False, blocks=2),
-    "score-deberta-int8-512": partial(score, shape="xsmall", int8=True, blocks=2),
-    "finetune-512": partial(finetune, length=512, blocks=2),
-    "finetune-256": partial(finetune, length=256),
-    "lora-512": partial(lora, length=512, blocks=2),
+    "score-512": partial(score, shape="bert", int8=False,
+    "score-int8-512": partial(score, shape="bert", int8=True,
+    "score-deberta-512": partial(score, shape="xsmall", int8=False,
+    "score-deberta-int8-512": partial(score, shape="xsmall", int8=True,
+    "finetune-512": partial(finetune, length=512,
+    "finetune-256": partial(finetune, length=256,
+    "lora-512": partial(lora, length=512,
     "int8-128": partial(int8, length=128),
     "mlm-128": partial(mlm, length=128),
 }
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("work", nargs="*", help=", ".join(WORKS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--blocks", type=int, help="batches, each of another length; default: 2 or 3")
+    parser.add_argument("--blocks", type=int, default=2, help="batches, each of another length")
     parser.add_argument("--out", default="", help="rows of the same work are replaced")
     given = parser.parse_args()
     if unknown := [work for work in given.work if work not in WORKS]:
@@ -278,8 +278,7 @@ def main() -> None:
     keep_freed_memory()
     for work in given.work or WORKS:
         begin = time.perf_counter()
-        blocks = {} if given.blocks is None else {"blocks": given.blocks}
-        rows = WORKS[work](given.folder, repeats=given.repeats, **blocks)
+        rows = WORKS[work](given.folder, repeats=given.repeats, blocks=given.blocks)
         for row in rows:
             print(json.dumps({key: value for key, value in row.items() if key != "search"}), flush=True)
         print(f"{work}: {time.perf_counter() - begin:.0f} s", flush=True)
