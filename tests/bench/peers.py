@@ -238,13 +238,13 @@ def mlm(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
 
 
 WORKS: dict[str, Callable[..., Rows]] = {
-    "score-512": partial(score, shape="bert", int8=False,
-    "score-int8-512": partial(score, shape="bert", int8=True,
-    "score-deberta-512": partial(score, shape="xsmall", int8=False,
-    "score-deberta-int8-512": partial(score, shape="xsmall", int8=True,
-    "finetune-512": partial(finetune, length=512,
-    "finetune-256": partial(finetune, length=256,
-    "lora-512": partial(lora, length=512,
+    "score-512": partial(score, shape="bert", int8=False),
+    "score-int8-512": partial(score, shape="bert", int8=True),
+    "score-deberta-512": partial(score, shape="xsmall", int8=False),
+    "score-deberta-int8-512": partial(score, shape="xsmall", int8=True),
+    "finetune-512": partial(finetune, length=512),
+    "finetune-256": partial(finetune, length=256),
+    "lora-512": partial(lora, length=512),
     "int8-128": partial(int8, length=128),
     "mlm-128": partial(mlm, length=128),
 }
