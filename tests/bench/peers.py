@@ -137,7 +137,7 @@ def rows_by_precision(title: str, medians: dict[str, float], names: dict[str, li
 
 def score(imdb: str, shape: str, int8: bool, repeats: int, blocks: int) -> Rows:
     """Computes logits, without gradients."""
-    work = prepare(imdb, shape, 512, partial(sample_rows, block=32, blocks=blocks))
+    work = prepare(imdb, shape, 512, partial(sample_rows, block=32 if shape == "bert" else 16, blocks=blocks))
     kinds = ("int8",) if int8 else ("fp32", "bf16") if has_bf16() else ("fp32",)
     log: dict[str, float] = {}
     found = search_scorers(work, kinds, log)
@@ -254,9 +254,8 @@ def write_rows(path: Path, rows: Rows) -> None:
     """Writes the rows to a file: those with a compared library to `rows`, the others to `alone`. Rows of other works
     that it contains are kept."""
     known = json.loads(path.read_text()) if path.exists() else {}
-    data: dict[str, Any] = {"machine": describe_device(torch.device("cpu"))} | {
-        name: version(name) for name in PACKAGES
-    }
+    data: dict[str, Any] = {"machine": describe_device(torch.device("cpu"))}
+    data |= {name: version(name) for name in PACKAGES}
     for key in ("rows", "alone"):
         new = [row for row in rows if any(name.startswith("ratio") for name in row) == (key == "rows")]
         data[key] = [old for old in known.get(key, []) if old["work"] not in {row["work"] for row in new}] + new
