@@ -220,9 +220,11 @@ def onnx_file(work: Workload, form: str, graph: str) -> str:
         optimize_model(plain, "bert", num_heads=c.num_heads, hidden_size=c.hidden_size).save_model_to_file(fused)
     source = fused if graph == "fused" else plain
     if form == "int8" and not Path(path).exists():
+        from onnx import TensorProto
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True)
+        of_fused = {"DefaultTensorType": TensorProto.FLOAT}  # whose types are not inferred
+        quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True, extra_options=of_fused)
     return path if form == "int8" else source
 
 
