@@ -108,7 +108,8 @@ def alternate(runs: dict[str, Run], repeats: int) -> dict[str, float]:
             break
     for name, values in times.items():
         shown = " ".join(f"{value:.2f}{f' ({share:.0%} busy)' if share > DISTURBED else ''}" for value, share in values)
-        print(f"  {name}: {shown} s", flush=True)
+        warning = "" if any(share <= DISTURBED for _, share in values[1:]) else "; never undisturbed: measure again"
+        print(f"  {name}: {shown} s{warning}", flush=True)
     return {name: statistics.median(undisturbed(values[1:])) for name, values in times.items()}
 
 
