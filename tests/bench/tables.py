@@ -41,7 +41,7 @@ def breakdown_table(folder: Path = BENCH) -> str:
     for _, row in rows:
         for group, share in row["breakdown"].items():
             totals[group] = totals.get(group, 0.0) + share
-    groups = [*sorted(totals.keys() - {"other"}, key=lambda group: -totals[group]), "other"]
+    groups = [*sorted(totals.keys() - {"other"}, key=lambda group: (-totals[group], group)), "other"]
     shares = [[f"{100 * row['breakdown'].get(group, 0):.0f}" for group in groups] for _, row in rows]
     lines = [(cpu, row["step"], *cells) for (cpu, row), cells in zip(rows, shares, strict=True)]
     return markdown(("CPU", "step", *groups), lines)
