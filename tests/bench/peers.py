@@ -1,314 +1,289 @@
-"""Measures our speed and memory against transformers, peft and bitsandbytes, on reviews with the lengths of IMDB's.
+"""Measures our speed and memory against the fastest setting of other libraries, on reviews with IMDB's lengths.
 
-    pip install transformers peft bitsandbytes scikit-learn
-    python tests/bench/peers.py IMDB_FOLDER [WORK …] [--repeats N] [--out FILE.json]
+    pip install transformers peft bitsandbytes scikit-learn openvino nncf onnx onnxruntime
+    python tests/bench/peers.py IMDB_FOLDER [WORK …] [--repeats N] [--blocks N] [--out FILE.json]
 
-WORK: finetune-512, finetune-256 (BERT with 6 layers, 384 wide), lora-512 (DeBERTa-v3-xsmall's shape, LoRA on query and
-value), score-512 (the same BERT, without gradients), int8 (LoRA on an 8-bit DeBERTa-v3-base shape, 4 × 128). Default:
-all. Both sides have the same weights and the same optimizer, and alternate in one process; speeds are medians. The
-other library pads a random batch to its longest review, as its trainer does; ours buckets, as train.py does.
+WORK, the default is all:
+    score-512, score-int8-512    logits of BERT, 6 layers, 384 wide, up to 512 tokens
+    score-deberta-512            logits in the shape of DeBERTa-v3-xsmall; likewise score-deberta-int8-512
+    finetune-512, finetune-256   all weights of the same BERT, batches of 16
+    lora-512                     LoRA on query and value in the shape of DeBERTa-v3-xsmall, batches of 8, and the memory
+                                 of one step
+    int8-128                     LoRA on an 8-bit model in the shape of DeBERTa-v3-base, batches of 4 × 128
+    mlm-128                      ours alone: --loss mlm, chunks of 128, batches of 128, 4 and 6 layers, 256 wide
 
-In the output, `ours` is fp32 and `ours, auto` is what --precision auto chooses on this machine. Speeds are reviews per
-second; `memory` is the peak of all tensors of one step, weights not counted, in MiB.
+All libraries have the same weights, reviews, optimizer and process. A search first finds the fastest setting of each
+library (measure.py; the axes are in peer_models.py). Then the fastest settings and ours alternate, and medians are
+compared: in fp32 with the fastest library in fp32, in bf16 with the fastest in bf16 or fp32, in int8 with the fastest
+in int8. Logits are compared before they are timed.
+
+In the output, `ours` is --precision fp32 and `ours, auto` is what --precision auto chooses here. Speeds are reviews, in
+mlm-128 subwords, per second; `memory` is the peak of all tensors of one step, weights not counted, in MiB;
+`search` has the seconds of every setting that was tried.
 """
 
 import argparse
 import json
-import statistics
+import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import Linear, Module
-
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as train.py, for all libraries
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
+import torch
+from bench import peer_models as theirs
+from bench.measure import Candidate, Run, alternate, compared_row, finalists, tune
+from bench.workload import (
+    Workload,
+    epoch,
+    full_rows,
+    new_folder,
+    optimizer_step,
+    prepare,
+    sample_rows,
+    scoring,
+    training,
+    training_of,
+    unsplit_step,
+)
 from memory_account import Live
 
-import peft as ours_peft  # this project's package; huggingface_peft() imports the installed one of the same name
 from data import LABELED, find_file
-from data.batches import Batch, Corpus, shuffled_order, sorted_order, step_batches
 from data.imdb import load_reviews
-from data.tokenization import train_tokenizer
-from nn.bert import Bert, BertConfig
-from nn.checkpoint import published_state, write_config
-from nn.deberta import Deberta, DebertaConfig
-from nn.quant import quantize_int8
-from nn.runtime import choose_machine, keep_freed_memory, tokens_per_pass
+from nn.runtime import choose_machine, describe_device, keep_freed_memory
+from train import epoch_orders
 
-ROOT = Path(__file__).parent.parent.parent
-REVIEWS, BATCH = 48, 16  # LoRA uses half of each
-BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
-V3 = {
-    "vocab_size": 30522,
-    "relative_attention": True,
-    "position_buckets": 256,
-    "norm_rel_ebd": "layer_norm",
-    "share_att_key": True,
-    "pos_att_type": ("p2c", "c2p"),
-    "position_biased_input": False,
+Rows = list[dict[str, Any]]
+OURS = ("ours", "ours, auto")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "openvino", "nncf", "onnxruntime")
+SCORERS = {  # library -> builder of runs, axes, precisions
+    "transformers": (theirs.transformers_scoring, theirs.transformers_axes, ("fp32", "bf16", "int8")),
+    "OpenVINO": (theirs.openvino_scoring, theirs.openvino_axes, ("fp32", "bf16", "int8")),
+    "ONNX Runtime": (theirs.onnxruntime_scoring, theirs.onnxruntime_axes, ("fp32", "int8")),
 }
-XSMALL = V3 | {"hidden_size": 384, "num_layers": 12, "num_heads": 6, "feed_forward_size": 1536}
-BASE = V3 | {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "feed_forward_size": 3072}
+# largest difference from our fp32 logits, in standard deviations of the logits of all reviews; random weights amplify
+# the rounding of bf16 and int8
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "int8": 2.0}
+MLM = "--model deberta --loss mlm --weights none --batch-size 128 --shape"
+NO_DROPOUT = "hidden_dropout_prob=0 attention_probs_dropout_prob=0"  # as the built-in weights were pretrained
+MLM_REVIEWS, MLM_BATCHES = 2000, 2
 
 
-# ------------------------------------------------------------------------------------------------- the two libraries
+def has_bf16() -> bool:
+    """Returns whether --precision auto is bf16 on this machine."""
+    return choose_machine("cpu", "auto").dtype == torch.bfloat16
 
 
-def huggingface_peft() -> ModuleType:
-    """Imports the installed package `peft`, which this project's package of the same name hides.
-
-    From then on `import peft` means the installed package; objects that were imported before are unchanged.
-    """
-    if Path(sys.modules["peft"].__file__).is_relative_to(ROOT):
-        for name in [name for name in sys.modules if name.split(".")[0] == "peft"]:
-            del sys.modules[name]
-        sys.path[:] = [path for path in sys.path if path not in ("", str(ROOT))]
-    import peft
-
-    return peft
+def precisions() -> dict[str, str]:
+    """Returns our two runs and their --precision; without bf16 only the first."""
+    return {"ours": "fp32", "ours, auto": "auto"} if has_bf16() else {"ours": "fp32"}
 
 
-def theirs_like(model: Module) -> Module:
-    """Builds transformers' model with the config and weights of ours."""
-    import transformers
-
-    fields = json.loads(json.dumps(write_config(model)))  # tuples become lists
-    cls = getattr(transformers, fields.pop("architectures")[0])
-    fields = {key: value for key, value in fields.items() if key not in ("model_type", "dtype")}
-    other = cls(cls.config_class(**fields))
-    missing, unexpected = other.load_state_dict(published_state(model), strict=False)
-    assert not unexpected, unexpected
-    assert all("position_ids" in key for key in missing), missing
-    return other
+# ---------------------------------------------------------------------------------------------------------- scoring
 
 
-def of_ours(model: Module, batch: Batch) -> Tensor:
-    """Returns the logits of our model."""
-    return model(batch.input_ids, batch.mask)
+def search_scorers(work: Workload, kinds: tuple[str, ...], log: dict[str, float]) -> dict[str, list[Candidate]]:
+    """Returns the fastest setting of each library, for each precision. Raises ValueError for wrong logits."""
+    want = scoring(work, "fp32")()
+    found: dict[str, list[Candidate]] = {kind: [] for kind in kinds}
+    for library, (scorer, axes, supported) in SCORERS.items():
+        build = scorer(work)
+        for kind in (kind for kind in kinds if kind in supported):
+            best = tune(library, build, axes(work, kind), log)
+            check_logits(best, want, kind)
+            found[kind].append(best)
+    return found
 
 
-def of_theirs(model: Module, batch: Batch) -> Tensor:
-    """Returns the logits of transformers' model."""
-    return model(input_ids=batch.input_ids, attention_mask=batch.mask.long()).logits
+def check_logits(candidate: Candidate, want: np.ndarray, kind: str) -> None:
+    """Raises ValueError if the logits differ by more than TOLERANCE from `want`, float32 [N, C]."""
+    error = np.abs(candidate.run() - want).max() / want.std(0).min()
+    print(f"  {candidate.name}: logits differ by up to {error:.2g} standard deviations", flush=True)
+    if not error <= TOLERANCE[kind]:
+        raise ValueError(f"{candidate.name}: logits differ by {error:.3g} standard deviations")
 
 
-class Step:
-    """One optimizer step of either model. The gradients of several passes are added up."""
-
-    def __init__(self, model: Module, call: Callable[[Module, Batch], Tensor], precision: str = "fp32") -> None:
-        self.model, self.call, self.machine = model.train(), call, choose_machine("cpu", precision)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-
-    def __call__(self, *passes: Batch) -> None:
-        size = sum(len(batch.labels) for batch in passes)
-        for batch in passes:
-            with self.machine.autocast():
-                logits = self.call(self.model, batch)
-            (torch.nn.functional.cross_entropy(logits.float(), batch.labels) * (len(batch.labels) / size)).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+def score_rows(work: Workload, title: str, found: dict[str, list[Candidate]], repeats: int, int8: bool) -> Rows:
+    """Alternates the fastest settings with ours and returns a row for each precision."""
+    found = {kind: finalists(candidates) for kind, candidates in found.items()}
+    mine: dict[str, Run] = {name: scoring(work, precision, int8) for name, precision in precisions().items()}
+    if int8 and has_bf16():
+        mine["ours, bf16 without int8"] = scoring(work, "bf16")
+    medians = alternate(mine | {c.name: c.run for candidates in found.values() for c in candidates}, repeats)
+    names = {kind: [c.name for c in candidates] for kind, candidates in found.items()}
+    if int8:
+        return [compared_row(f"{title}, int8", medians, tuple(mine), names["int8"], len(work.corpus))]
+    return rows_by_precision(title, medians, names, len(work.corpus))
 
 
-# ------------------------------------------------------------------------------------------------------- the batches
+def rows_by_precision(title: str, medians: dict[str, float], names: dict[str, list[str]], amount: float) -> Rows:
+    """Returns the row of fp32 and, where ours has one, of bf16, which is compared with fp32 as well."""
+    rows = [compared_row(f"{title}, fp32", medians, ("ours",), names["fp32"], amount)]
+    if "bf16" in names:
+        both = names["fp32"] + names["bf16"]
+        rows.append(compared_row(f"{title}, bf16", medians, ("ours, auto",), both, amount))
+    return rows
 
 
-def real_reviews(folder: str, length: int, count: int = REVIEWS) -> Corpus:
-    """Returns the first reviews of the training file, as at most `length` tokens each."""
-    frame = load_reviews(find_file(Path(folder), LABELED))[:count]
-    tokenizer = train_tokenizer("wordpiece", frame["review"], 8000)
-    return Corpus.from_rows(tokenizer.encode(frame["review"], length), frame["sentiment"], tokenizer.pad_id)
+def score(imdb: str, shape: str, int8: bool, repeats: int, blocks: int) -> Rows:
+    """Computes logits, without gradients."""
+    work = prepare(imdb, shape, 512, partial(sample_rows, block=32 if shape == "bert" else 16, blocks=blocks))
+    kinds = ("int8",) if int8 else ("fp32", "bf16") if has_bf16() else ("fp32",)
+    log: dict[str, float] = {}
+    found = search_scorers(work, kinds, log)
+    title = f"scoring, {'BERT' if shape == 'bert' else 'DeBERTa'}, 512"
+    return with_search(score_rows(work, title, found, repeats, int8), log)
 
 
-def random_batches(corpus: Corpus, batch: int) -> list[Batch]:
-    """Returns all reviews in batches of random order, as the other library's trainer makes them."""
-    rows = np.random.default_rng(0).permutation(len(corpus))
-    return [corpus.batch(rows[at : at + batch]) for at in range(0, len(rows), batch)]
+def with_search(rows: Rows, log: dict[str, float]) -> Rows:
+    """Adds the seconds of all settings to the rows."""
+    return [row | {"search": {name: round(value, 3) for name, value in log.items()}} for row in rows]
 
 
-def bucketed_steps(corpus: Corpus, batch: int, limit: int) -> list[list[Batch]]:
-    """Returns the passes of each step over all reviews, as train.py makes them. limit: tokens in a pass."""
-    order = shuffled_order(corpus.lengths, batch, seed=0, epoch=0)
-    return [list(step_batches(corpus, None, [rows], number=0, num_splits=1, tokens_per_pass=limit)) for rows in order]
+# --------------------------------------------------------------------------------------------------------- training
 
 
-def all_steps(step: Step, corpus: Corpus, batch: int) -> Callable[[], Any]:
-    """Returns a function that runs `step` on all reviews."""
-    steps = bucketed_steps(corpus, batch, tokens_per_pass(step.model, step.machine))
-    return lambda: [step(*passes) for passes in steps]
+def train_rows(
+    work: Workload, title: str, library: str, batch: int, repeats: int, make: Callable, flags: tuple[str, ...] = ()
+) -> Rows:
+    """Trains with the library's fastest settings and with ours. make: builds the library's model"""
+    build, log, names = theirs.training_builder(work, batch, make), {}, {}
+    runs = {name: epoch(training_of(work, precision, batch, *flags)) for name, precision in precisions().items()}
+    for kind in ("fp32", "bf16") if has_bf16() else ("fp32",):
+        best = tune(library, build, theirs.training_axes(work, kind), log)
+        runs[best.name], names[kind] = best.run, [best.name]
+    return with_search(rows_by_precision(title, alternate(runs, repeats), names, len(work.corpus)), log)
 
 
-# ------------------------------------------------------------------------------------------------------- measurement
+def finetune(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
+    """Trains all weights of BERT."""
+    work = prepare(imdb, "bert", length, partial(sample_rows, block=16, blocks=blocks))
+    make = lambda attention: theirs.theirs_like(work.model, attention)  # noqa: E731
+    return train_rows(work, f"fine-tuning, {length}", "transformers", 16, repeats, make)
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Returns the wall-clock time of run()."""
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+LORA = ("--peft", "lora", "--rank", "8", "--alpha", "16")
 
 
-def alternate(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Returns the median time of each run, in seconds; the first round is a warm-up.
+def lora(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
+    """Trains LoRA on DeBERTa; measures the memory of a step with 8 × `length` tokens in one pass."""
+    work = prepare(imdb, "xsmall", length, partial(sample_rows, block=8, blocks=blocks))
+    make = lambda attention: theirs.with_lora(theirs.theirs_like(work.model, attention))  # noqa: E731
+    rows = train_rows(work, f"DeBERTa LoRA, {length}", "peft", 8, repeats, make, LORA)
+    full, longest = prepare(imdb, "xsmall", length, partial(full_rows, count=8)), np.arange(8)
+    for row, name, precision in zip(rows, ("ours", "auto"), ("fp32", "bf16"), strict=False):
+        step, mine = theirs.Step(make("eager"), precision), training_of(full, precision, 8, *LORA)
+        row[f"memory {peer_of(row)}"] = peak(lambda step=step: step(full.corpus.batch(longest)))
+        row[f"memory {name}"] = peak(lambda mine=mine: unsplit_step(mine, longest))
+    return rows
 
-    On a machine without bf16, --precision auto is fp32 and `ours, auto` is left out.
-    """
-    if choose_machine("cpu", "auto").dtype == torch.float32:
-        runs = {name: run for name, run in runs.items() if "auto" not in name}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+def peer_of(row: dict[str, Any]) -> str:
+    """Returns the library and setting of a row."""
+    return next(name for name in row if name != "work")
 
 
-def memory(step: Step, batch: Batch) -> int:
-    """Returns the peak of all tensors that a step makes, in MiB."""
+def peak(step: Callable[[], Any]) -> int:
+    """Measures the peak of all tensors that a step makes, in MiB. The first call makes the optimizer's moments."""
+    step()
     with Live() as live:
-        step(batch)
+        step()
     return round(live.peak / 2**20)
 
 
-def row(
-    work: str, medians: dict[str, float], peer: str, reviews: int, memory: dict[str, int] | None = None
-) -> dict[str, Any]:
-    """Prints and returns the speeds of one kind of work and their ratios to the other library's."""
-    speeds = {name: round(reviews / value, 2) for name, value in medians.items()}
-    ratios = {f"ratio {name}": round(medians[peer] / value, 2) for name, value in medians.items() if name != peer}
-    result = {"work": work, **speeds, **ratios, **(memory or {})}
-    print(json.dumps(result), flush=True)
-    return result
+def int8(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
+    """Trains LoRA on an 8-bit DeBERTa; one step of four reviews."""
+    work = prepare(imdb, "base", length, partial(sample_rows, block=4, blocks=1))
+    peer = theirs.with_lora(theirs.bitsandbytes_int8(theirs.theirs_like(work.model)))
+    rows, batch = np.arange(4), work.corpus.batch(np.arange(4))
+    runs: dict[str, Run] = {}
+    for precision in ("fp32", "bf16") if has_bf16() else ("fp32",):
+        step = theirs.Step(peer, precision)
+        runs[f"bitsandbytes, {precision}"] = lambda step=step: step(batch)
+    peers = list(runs)
+    for name, precision in precisions().items():
+        mine = training_of(work, precision, 4, *LORA, "--quantize", "int8")
+        runs[name] = lambda mine=mine: optimizer_step(mine, [rows])
+    medians = alternate(runs, repeats)
+    log = {name: medians[name] for name in peers}
+    return with_search([compared_row(f"8-bit LoRA step, 4 x {length}", medians, OURS, peers, 4)], log)
 
 
-# -------------------------------------------------------------------------------------------------------- the works
+def mlm(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
+    """Pretrains ours; subwords per second, padding not counted."""
+    frame, tokenizer, folder, rows = load_reviews(find_file(Path(imdb), LABELED))[:MLM_REVIEWS], None, new_folder(), []
+    for layers in (4, 6):
+        row: dict[str, Any] = {"work": f"pretraining, {layers} x 256, chunks of {length}"}
+        runs: dict[str, Run] = {}
+        for name, precision in precisions().items():
+            flags = [*MLM.split(), f"num_layers={layers} {NO_DROPOUT}", "--max-length", str(length)]
+            t = training([*flags, "--precision", precision], frame, tokenizer, folder)
+            tokenizer = t.tokenizer
+            steps = epoch_orders(t.corpus, t.settings.options)[0][:MLM_BATCHES]
+            runs[name] = lambda t=t, steps=steps: [optimizer_step(t, [rows]) for rows in steps]
+        subwords = int(sum(t.corpus.lengths[rows].sum() for rows in steps))
+        row |= {name: round(subwords / value) for name, value in alternate(runs, repeats).items()}
+        rows.append(row)
+    return rows
 
 
-def finetune(folder: str, length: int, repeats: int) -> dict[str, Any]:
-    """Trains all weights of BERT."""
-    torch.manual_seed(0)
-    model = Bert(BertConfig(**BERT))
-    corpus = real_reviews(folder, length)
-    plain, peer = random_batches(corpus, BATCH), Step(theirs_like(model), of_theirs)
-    runs = {
-        "transformers": lambda: [peer(batch) for batch in plain],
-        "ours": all_steps(Step(model, of_ours), corpus, BATCH),
-        "ours, auto": all_steps(Step(model, of_ours, "auto"), corpus, BATCH),
-    }
-    return row(f"fine-tuning, length {length}", alternate(runs, repeats), "transformers", REVIEWS)
-
-
-def lora(folder: str, length: int, repeats: int) -> dict[str, Any]:
-    """Trains LoRA on DeBERTa."""
-    theirs = huggingface_peft()
-    torch.manual_seed(0)
-    model = Deberta(DebertaConfig(**XSMALL))
-    config = theirs.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, modules_to_save=["pooler", "classifier"])
-    peer = Step(theirs.get_peft_model(theirs_like(model), config), of_theirs)
-    ours_peft.apply(model, "lora", rank=8, alpha=16.0)
-    corpus = real_reviews(folder, length, REVIEWS // 2)
-    plain = random_batches(corpus, BATCH // 2)
-    mine, mixed = Step(model, of_ours), Step(model, of_ours, "auto")
-    runs = {
-        "peft": lambda: [peer(batch) for batch in plain],
-        "ours": all_steps(mine, corpus, BATCH // 2),
-        "ours, auto": all_steps(mixed, corpus, BATCH // 2),
-    }
-    longest = max(plain, key=lambda batch: batch.input_ids.size(1))
-    used = {f"memory {name}": memory(step, longest) for name, step in (("peft", peer), ("ours", mine), ("auto", mixed))}
-    return row(f"DeBERTa LoRA, length {length}", alternate(runs, repeats), "peft", REVIEWS // 2, used)
-
-
-def score(folder: str, length: int, repeats: int) -> dict[str, Any]:
-    """Computes logits with BERT."""
-    torch.manual_seed(0)
-    model = Bert(BertConfig(**BERT)).eval()
-    peer, corpus = theirs_like(model).eval(), real_reviews(folder, length)
-    in_order = [corpus.batch(np.arange(at, at + BATCH)) for at in range(0, len(corpus), BATCH)]
-
-    def sorted_passes(precision: str) -> Callable[[], None]:
-        machine = choose_machine("cpu", precision)
-        passes = [corpus.batch(rows) for rows in sorted_order(corpus.lengths, tokens_per_pass(model, machine))]
-
-        def run() -> None:
-            with machine.autocast():
-                for batch in passes:
-                    of_ours(model, batch)
-
-        return run
-
-    runs = {
-        "transformers": lambda: [of_theirs(peer, batch) for batch in in_order],
-        "ours": sorted_passes("fp32"),
-        "ours, auto": sorted_passes("auto"),
-    }
-    with torch.inference_mode():
-        return row(f"scoring, length {length}", alternate(runs, repeats), "transformers", REVIEWS)
-
-
-def quantize_theirs(peer: Module) -> None:
-    """Replaces the linear layers of transformers' backbone by bitsandbytes' 8-bit layers."""
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-    for name, module in list(peer.named_modules()):
-        if isinstance(module, Linear) and name.startswith("deberta."):
-            small = Linear8bitLt(module.in_features, module.out_features, has_fp16_weights=False, threshold=6.0)
-            small.weight = Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
-            small.bias = module.bias
-            peer.set_submodule(name, small.to("cpu"))
-
-
-def int8(folder: str, length: int, repeats: int) -> dict[str, Any]:
-    """Trains LoRA on an 8-bit DeBERTa."""
-    theirs = huggingface_peft()
-    torch.manual_seed(0)
-    model = Deberta(DebertaConfig(**BASE))
-    peer = theirs_like(model)
-    quantize_theirs(peer)
-    config = theirs.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, modules_to_save=["pooler", "classifier"])
-    peer = Step(theirs.get_peft_model(peer, config), of_theirs)
-    ours_peft.apply(quantize_int8(model), "lora", rank=8, alpha=16.0)
-    mine, mixed = Step(model, of_ours), Step(model, of_ours, "auto")
-    batch = real_reviews(folder, length).batch(np.arange(4))
-    runs = {"bitsandbytes": lambda: peer(batch), "ours": lambda: mine(batch), "ours, auto": lambda: mixed(batch)}
-    return row(f"8-bit LoRA step, 4 x {length}", alternate(runs, repeats), "bitsandbytes", 4)
-
-
-WORKS = {
-    "finetune-512": (finetune, 512),
-    "finetune-256": (finetune, 256),
-    "lora-512": (lora, 512),
-    "score-512": (score, 512),
-    "int8": (int8, 128),
+WORKS: dict[str, Callable[..., Rows]] = {
+    "score-512": partial(score, shape="bert", int8=False),
+    "score-int8-512": partial(score, shape="bert", int8=True),
+    "score-deberta-512": partial(score, shape="xsmall", int8=False),
+    "score-deberta-int8-512": partial(score, shape="xsmall", int8=True),
+    "finetune-512": partial(finetune, length=512),
+    "finetune-256": partial(finetune, length=256),
+    "lora-512": partial(lora, length=512),
+    "int8-128": partial(int8, length=128),
+    "mlm-128": partial(mlm, length=128),
 }
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the rows to a file; rows of other works that it contains are kept."""
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [old for old in before if old["work"] not in {new["work"] for new in rows}] + rows
-    versions = {name: __import__(name).__version__ for name in ("torch", "transformers")}
-    machine = str(choose_machine("cpu", "fp32"))
-    path.write_text(json.dumps({"machine": machine, **versions, "rows": rows}, indent=1) + "\n")
+def write_rows(path: Path, rows: Rows) -> None:
+    """Writes the rows to a file: those with a compared library to `rows`, the others to `alone`. Rows of other works
+    that it contains are kept."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    data: dict[str, Any] = {"machine": describe_device(torch.device("cpu"))}
+    data |= {name: version(name) for name in PACKAGES}
+    for key in ("rows", "alone"):
+        new = [row for row in rows if any(name.startswith("ratio") for name in row) == (key == "rows")]
+        data[key] = [old for old in known.get(key, []) if old["work"] not in {row["work"] for row in new}] + new
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("work", nargs="*", help=", ".join(WORKS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--blocks", type=int, default=2, help="batches, each of another length")
+    parser.add_argument("--out", default="", help="rows of the same work are replaced")
+    given = parser.parse_args()
+    if unknown := [work for work in given.work if work not in WORKS]:
+        parser.error(f"unknown work {unknown[0]!r}; known: {', '.join(WORKS)}")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)  # of the libraries
+    keep_freed_memory()
+    for work in given.work or WORKS:
+        begin = time.perf_counter()
+        rows = WORKS[work](given.folder, repeats=given.repeats, blocks=given.blocks)
+        for row in rows:
+            print(json.dumps({key: value for key, value in row.items() if key != "search"}), flush=True)
+        print(f"{work}: {time.perf_counter() - begin:.0f} s", flush=True)
+        if given.out:
+            write_rows(Path(given.out), rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
-    parser.add_argument("work", nargs="*", default=list(WORKS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", default="")
-    given = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    keep_freed_memory()
-    rows = [WORKS[work][0](given.folder, WORKS[work][1], given.repeats) for work in given.work or WORKS]
-    if given.out:
-        write_rows(Path(given.out), rows)
+    main()
