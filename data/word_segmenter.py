@@ -1,29 +1,26 @@
-r"""Segments texts word by word, so that each distinct word is segmented once.
+r"""Segments texts with a Unigram model word by word, so that each distinct word is segmented once.
 
-    segment(text) = segment(w₁) ++ … ++ segment(wₙ)      text = w₁ ++ … ++ wₙ, split before each single space
+    segment(text) = segment(w₁) ++ … ++ segment(wₙ)      text = w₁ ++ … ++ wₙ, split before each space
 
-100,000 reviews contain 23 million words, but only 0.7 million distinct ones. The equation holds for a pipeline whose
-pre-tokenizer never joins a space with the character before it, and whose normalizer changes each word by itself. A text
-that has other spaces than single ones between words is one word. `segment_texts` is the plain form.
+100,000 reviews contain 23 million words, but only 0.7 million distinct ones. The equation holds for a pipeline that
+normalizes each character with its combining marks by itself and then splits at spaces. A text with other whitespace
+than single spaces is segmented as one word. `segment_texts` is the plain form. WordPiece, BPE and whole words are fast
+in the `tokenizers` package, and gain nothing from it.
 """
 
-import re
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
-from data.pipelines import WORD, state
+from data.pipelines import state
 
-CACHED_WORDS = 2**18  # about 60 MiB
-IRREGULAR = re.compile(r"\s\s|^\s|\s\Z|[\0▁]")  # "▁" beside a space looks like two spaces to Unigram
-# Normalizers that change a character, or a character with its combining marks. The compatibility forms (NFKC) convert
-# characters to spaces, which is safe for a pre-tokenizer that drops spaces.
-LOCAL = {"NFC", "NFD", "Lowercase", "StripAccents"}
-LOCAL_TO_WORDS = LOCAL | {"NFKC", "NFKD", "BertNormalizer"}
-REPLACED = {r"\s+", "^ | $", "[’`´]"}
-WITHIN_WORDS = {"Split", "Punctuation", "Digits"}  # of the words that the first pre-tokenizer found
+CACHED_WORDS = 2**18  # 40 to 60 MiB
+LOCAL = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}  # normalizers
+SPACES = {r"\s+", "^ | $"}  # what a normalizer may replace: NFKC converts some characters to spaces
+WITHIN_WORDS = {"Split", "Punctuation", "Digits"}  # pre-tokenizers that get each word by itself
 
 
 def segment_texts(backend: Backend, texts: list[str]) -> list[list[int]]:
@@ -32,8 +29,13 @@ def segment_texts(backend: Backend, texts: list[str]) -> list[list[int]]:
 
 
 def split_before_spaces(text: str) -> list[str]:
-    """Splits a text before each space. A text with irregular whitespace is one part."""
-    return [text] if IRREGULAR.search(text) else text.replace(" ", "\0 ").split("\0")
+    """Splits a text before each space. A text with other or with repeated whitespace is one part.
+
+    A "▁" beside a space would look like two spaces to Unigram, so a text that contains it is one part, too.
+    """
+    if "\0" in text or "▁" in text or text.split() != text.split(" "):
+        return [text]
+    return text.replace(" ", "\0 ").split("\0")
 
 
 def steps(part: dict[str, Any]) -> list[dict[str, Any]]:
@@ -42,37 +44,25 @@ def steps(part: dict[str, Any]) -> list[dict[str, Any]]:
     return [part] * bool(part) if inner is None else [step for one in inner for step in steps(one)]
 
 
-def drops_spaces(step: dict[str, Any]) -> bool:
-    """Returns whether a pre-tokenizer splits a text at spaces and leaves each word without them, or marked by "▁"."""
-    if step["type"] == "Metaspace":
-        return step["prepend_scheme"] == "always" and step["split"]
-    if step["type"] == "Split":  # of `wordlevel`
-        return step["pattern"] == {"Regex": WORD} and step["behavior"] == "Removed" and step["invert"]
-    return step["type"] in ("BertPreTokenizer", "WhitespaceSplit")
-
-
-def is_local(step: dict[str, Any], kinds: set[str]) -> bool:
-    """Returns whether a step of a normalizer is one of `kinds`, or a known replacement within words."""
-    replaced = step["type"] == "Replace" and step["pattern"].get("Regex") in REPLACED
-    return step["type"] in kinds or (replaced and kinds is LOCAL_TO_WORDS)
+def is_local(step: dict[str, Any]) -> bool:
+    """Returns whether a step of a normalizer changes each word by itself."""
+    return step["type"] in LOCAL or (step["type"] == "Replace" and step["pattern"].get("Regex") in SPACES)
 
 
 def is_word_by_word(backend: Backend) -> bool:
-    """Returns whether a pipeline is known to segment each word of a text by itself.
+    """Returns whether a pipeline is a Unigram model that is known to segment each word of a text by itself.
 
-    False for an unknown step, for tokens that match text before it is split, and for random merges (BPE dropout).
+    False for tokens that match text before it is split, and for an unknown step.
     """
-    if any(not token.special for token in backend.get_added_tokens_decoder().values()):
+    added = backend.get_added_tokens_decoder().values()
+    if not isinstance(backend.model, models.Unigram) or any(not token.special for token in added):
         return False
-    if not backend.encode_special_tokens and backend.get_added_tokens_decoder():
+    if added and not backend.encode_special_tokens:
         return False
     first, *others = steps(state(backend.pre_tokenizer)) or [{"type": ""}]
-    byte_level = first["type"] == "ByteLevel" and first["use_regex"]
-    if not (byte_level or drops_spaces(first)) or any(step["type"] not in WITHIN_WORDS for step in others):
-        return False
-    kinds = LOCAL if byte_level else LOCAL_TO_WORDS
-    local = all(is_local(step, kinds) for step in steps(state(backend.normalizer)))
-    return local and getattr(backend.model, "dropout", None) is None
+    splits = first["type"] == "Metaspace" and first["split"] and first["prepend_scheme"] == "always"
+    within = all(step["type"] in WITHIN_WORDS for step in others)
+    return splits and within and all(map(is_local, steps(state(backend.normalizer))))
 
 
 @dataclass
