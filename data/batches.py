@@ -9,6 +9,9 @@ training step on a CPU.
 
 import hashlib
 import math
+import shutil
+import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from torch import Tensor
 
 from data.checksums import is_intact, seal_file
@@ -82,9 +86,8 @@ class Corpus:
         Empty `labels` become -1. The file is one int32 array in .npy format: number of examples, lengths, ids.
         """
         if not is_intact(path):
-            made = cls.from_rows(make(), labels=[], pad_id=pad_id)
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, np.concatenate([[len(made.lengths)], made.lengths, made.ids]).astype(np.int32))
+            with replacing(path) as temporary:
+                write_rows(temporary, make())
             seal_file(path)
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         count = int(stored[0])
@@ -129,6 +132,25 @@ class Corpus:
         return replace(self, class_weights=weights.astype(np.float32))
 
 
+def write_rows(path: Path, rows: Iterable[list[int]]) -> None:
+    """Writes the token ids of examples as `Corpus.cached` reads them, and holds one example at a time in memory.
+
+    The lengths precede the ids in the file, so the ids go through a second, temporary file.
+    """
+    lengths = array("i")  # int32
+    with tempfile.TemporaryFile(dir=path.parent) as ids, path.open("wb") as file:
+        for row in rows:
+            lengths.append(len(row))
+            array("i", row).tofile(ids)
+        shape = (1 + len(lengths) + sum(lengths),)
+        header = {"descr": dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": shape}
+        write_array_header_1_0(file, header)
+        array("i", [len(lengths)]).tofile(file)
+        lengths.tofile(file)
+        ids.seek(0)
+        shutil.copyfileobj(ids, file)
+
+
 def build_corpus(
     tokenizer: Tokenizer, frame: pd.DataFrame, max_length: int, truncate: str, cache: Path | None
 ) -> Corpus:
@@ -146,7 +168,8 @@ def build_corpus(
     if cache is None:
         return Corpus.from_rows(encode(), labels=labels, pad_id=tokenizer.pad_id)
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {max_length} {truncate} ".encode())
-    digest.update("\0".join(frame["review"]).encode("utf-8", "surrogatepass"))
+    for number, text in enumerate(frame["review"]):
+        digest.update((f"\0{text}" if number else text).encode("utf-8", "surrogatepass"))
     path = cache / f"{digest.hexdigest()[:24]}.npy"
     return Corpus.cached(path, make=encode, labels=labels, pad_id=tokenizer.pad_id)
 

@@ -41,6 +41,7 @@ BREAKS = re.compile(r"</?(?:br|p|div|li|tr|td|hr|h[1-6]|ul|ol|blockquote)\b[^<>]
 NO_TAG = re.compile(r"<(?!/?[a-zA-Z][^<>]*>)")  # a "<" that does not open a tag: `a < b`, `<3`, `<!--`
 NO_ENTITY = re.compile(r"&(?!#?\w{1,40};)")  # an "&" that does not open an entity: `AT&T`
 MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
+SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"
 SURROGATE = re.compile("[\ud800-\udfff]")
 CACHE_VERSION = 3  # part of the cache key: increase it when cleaning or reading changes
 NAMED = (LABELED, UNLABELED, TEST)
@@ -65,14 +66,27 @@ def clean(text: str) -> str:
     Line breaks and block tags become a space, other tags are removed, entities are decoded, and a run of whitespace
     becomes one space. Raises ValueError for a text with very many tags.
     """
-    text = NO_TAG.sub("&lt;", NO_ENTITY.sub("&amp;", BREAKS.sub(" ", text)))
+    text = BREAKS.sub(" ", text)
+    if "<" in text or "&" in text:
+        text = without_tags(text)
+    for blank in "\t\r\n":
+        text = text.replace(blank, " ")
+    return SPACES.sub(" ", text).strip(" ")
+
+
+def without_tags(text: str) -> str:
+    """Removes HTML tags and decodes entities. Raises ValueError for a text with very many tags."""
+    text = NO_TAG.sub("&lt;", NO_ENTITY.sub("&amp;", text))
     if (tags := text.count("<")) > MOST_TAGS:
         raise ValueError(f"a review with {tags:,} HTML tags; {MOST_TAGS:,} are allowed")
-    if "<" in text or "&" in text:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a review may look like a file name
-            text = BeautifulSoup(text, "html.parser").get_text()
-    return re.sub(r"[ \t\r\n]+", " ", text).strip(" ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a review may look like a file name
+        return BeautifulSoup(text, "html.parser").get_text()
+
+
+def has_surrogate(text: str) -> bool:
+    """Returns whether a text contains half of a surrogate pair."""
+    return not text.isascii() and SURROGATE.search(text) is not None
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -91,7 +105,7 @@ def parse_record(record: Record, columns: Columns, width: int, keep_empty: bool)
         return f"row {number}: a list or an object instead of a text"
     if len(text) > FIELD_LIMIT:
         return f"row {number}: a review of {len(text):,} characters; {FIELD_LIMIT:,} are allowed"
-    if SURROGATE.search(text) or SURROGATE.search(key) or SURROGATE.search(label):
+    if any(map(has_surrogate, (text, key, label))):
         return f"row {number}: half of a surrogate pair, which is no character"
     if not keep_empty and not text.strip():
         return f"row {number}: empty review"
@@ -260,7 +274,7 @@ def parse_acl(key: str, text: str) -> tuple[str, str] | str:
     """Returns (id, cleaned review) of a file of aclImdb, or a description of its defect."""
     if len(text) > FIELD_LIMIT:
         return f"a review of {len(text):,} characters; {FIELD_LIMIT:,} are allowed"
-    if SURROGATE.search(key):
+    if has_surrogate(key):
         return "a file name that is not UTF-8"
     try:
         return (key, review) if (review := clean(text)) else "empty review"

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from data.sentencepiece import BYTE, NORMAL, UnigramModel
+from data.word_segmenter import WordSegmenter
 
 BYTE_NAMES = Regex(r"<(?=0x[0-9A-F]{2}>)")  # splits "<0x41>" in a text, so that no byte token matches it
 
@@ -80,6 +81,10 @@ class SpmSegmenter:
         return text_backend(self.model)
 
     @cached_property
+    def words(self) -> WordSegmenter:
+        return WordSegmenter(self.backend)
+
+    @cached_property
     def finder(self) -> Backend:
         return added_token_backend(list(self.added.values()), self.lowercase)
 
@@ -117,6 +122,5 @@ class SpmSegmenter:
     def segment(self, parts: list[str]) -> Iterator[list[int]]:
         """Yields the ids of each part, as SentencePiece does for a text."""
         normalized = [self.model.normalize(part) for part in parts]
-        encodings = self.backend.encode_batch_fast(normalized, add_special_tokens=False)
-        for text, encoding in zip(normalized, encodings, strict=True):
-            yield self.model.repair(text, encoding.ids)
+        for text, ids in zip(normalized, self.words(normalized), strict=True):
+            yield self.model.repair(text, ids)

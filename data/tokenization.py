@@ -50,6 +50,7 @@ from data.pipelines import (
 )
 from data.spm_segmenter import SpmSegmenter
 from data.tokenizer_files import read_tokenizer
+from data.word_segmenter import WordSegmenter
 
 BATCH = 1_000  # texts in one call of the parallel encoder
 BATCH_SECONDS, SLOWEST = 15, 20_000  # a call takes at most so many seconds, and one more for so many characters
@@ -60,6 +61,11 @@ TRUNCATE = ("head", "tail", "head+tail", "chunks")
 HEAD_TOKENS = 128  # first part of head+tail: Sun et al. 2019, arXiv 1905.05583, §5.3.1
 SURROGATES = re.compile("[\ud800-\udfff]")  # UTF-8 cannot encode a lone surrogate
 REQUIRED = {"wordlevel": ("pad", "unk")}  # roles of special tokens; for all other kinds also cls and sep
+
+
+def replace_surrogates(text: str) -> str:
+    """Replaces each lone surrogate by U+FFFD."""
+    return text if text.isascii() else SURROGATES.sub("\ufffd", text)
 
 
 def truncate_ids(ids: list[int], limit: int, truncate: str) -> list[int]:
@@ -102,6 +108,7 @@ class Tokenizer:
     model_max_length: int | None = None
     source: str = field(default="the tokenizer", compare=False)
     segmenter: Backend = field(init=False, repr=False, compare=False)  # `backend` without tokens that match no text
+    words: WordSegmenter = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.special:
@@ -118,6 +125,7 @@ class Tokenizer:
         self.backend.no_truncation()
         segmenter = matching_text(self.backend, self.special) if self.spm is None else self.spm.backend
         object.__setattr__(self, "segmenter", segmenter)
+        object.__setattr__(self, "words", WordSegmenter(segmenter))
 
     def id_of(self, token: str) -> int | None:
         """Returns the id of a token of the vocabulary, or None."""
@@ -191,9 +199,8 @@ class Tokenizer:
 
         Raises ValueError if a damaged tokenizer fails or does not come to an end.
         """
-        texts = [SURROGATES.sub("\ufffd", text) for text in texts]
-        for start in range(0, len(texts), BATCH):
-            batch = texts[start : start + BATCH]
+        remaining = iter(texts)
+        while batch := [replace_surrogates(text) for text in itertools.islice(remaining, BATCH)]:
             seconds = BATCH_SECONDS + sum(map(len, batch)) / SLOWEST
             with reading(self.source, "a tokenizer"), silent_stderr():
                 rows = within(seconds, partial(self.segment, batch), f"{self.source}: segmenting {len(batch):,} texts")
@@ -201,9 +208,7 @@ class Tokenizer:
 
     def segment(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of each text, without special tokens."""
-        if self.spm is not None:
-            return list(self.spm(texts))
-        return [encoding.ids for encoding in self.segmenter.encode_batch_fast(texts, add_special_tokens=False)]
+        return self.words(texts) if self.spm is None else list(self.spm(texts))
 
     def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:
         """Yields examples of 1 to max_length ids, including [CLS] and [SEP].

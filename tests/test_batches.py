@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +9,11 @@ import torch
 from conftest import required_shape, tiny
 
 import train
-from data.batches import Corpus, batches, shuffled_order, sorted_order, step_batches
+from data.batches import Corpus, batches, build_corpus, shuffled_order, sorted_order, step_batches, write_rows
 from data.errors import Interrupt
+from data.imdb import as_frame
 from data.options import Options, Settings
+from data.tokenization import train_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.runtime import Machine
@@ -109,6 +112,24 @@ def test_a_cached_corpus_is_memory_mapped_and_equal(tmp_path: Path):
         assert again.offsets.tolist() == c.offsets.tolist()
     batch = again.batch(np.array([0, 2]))
     assert torch.equal(batch.input_ids, c.batch(np.array([0, 2])).input_ids)
+
+
+def test_a_cache_file_is_the_array_that_numpy_saves(tmp_path: Path):
+    rows = [[3, 14, 15], [], [9], [26, 2**31 - 1]]
+    expected = np.concatenate([[len(rows)], [len(row) for row in rows], *rows]).astype(np.int32)
+    for made in (rows, []):
+        write_rows(tmp_path / "rows.npy", iter(made))
+        np.save(tmp_path / "plain.npy", expected if made else np.zeros(1, np.int32))
+        assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+
+
+def test_the_name_of_a_cache_file_depends_on_all_reviews(tmp_path: Path):
+    frame = as_frame([("a", "good film", 1), ("b", "bad \ud800", 0), ("c", "", 0)])
+    tokenizer = train_tokenizer("wordlevel", ["good bad film"], 100)
+    build_corpus(tokenizer, frame, max_length=9, truncate="head", cache=tmp_path)
+    text = f"{tokenizer.fingerprint} 9 head " + "\0".join(frame["review"])
+    key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    assert [path.name for path in tmp_path.glob("*.npy")] == [f"{key}.npy"]
 
 
 def test_batches_by_token_budget():

@@ -1,15 +1,19 @@
 import gzip
 import hashlib
+import random
+import re
+import warnings
 import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
 import data
 from data import Source, find_source, load_splits, overlap
 from data.checksums import seal_file
-from data.imdb import as_frame, clean, load_reviews, rating_label, split_train, subset
+from data.imdb import BREAKS, NO_ENTITY, NO_TAG, as_frame, clean, load_reviews, rating_label, split_train, subset
 from data.labels import SENTIMENT, UNKNOWN
 
 
@@ -44,6 +48,23 @@ def write(path: Path, text: str) -> Path:
 )
 def test_clean_converts_html_to_text(raw: str, cleaned: str):
     assert clean(raw) == cleaned
+
+
+def plain_clean(text: str) -> str:
+    """Cleans a text as `clean` does, with all steps for every text."""
+    text = NO_TAG.sub("&lt;", NO_ENTITY.sub("&amp;", BREAKS.sub(" ", text)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
+        text = BeautifulSoup(text, "html.parser").get_text()
+    return re.sub(r"[ \t\r\n]+", " ", text).strip(" ")
+
+
+def test_shortcuts_do_not_change_cleaned_text():
+    stream = random.Random(0)
+    parts = [*"ab. \t\r\n\xa0&<>;/\0\x0b\u3000", "<br />", "<br", "&amp;", "&#9;", "&lt;", "<i>", "</p>", "  ", "<!--"]
+    for _ in range(3000):
+        text = "".join(stream.choices(parts, k=stream.randrange(30)))
+        assert clean(text) == plain_clean(text), text
 
 
 def test_reviews_of_one_megabyte_are_read(tmp_path: Path):
