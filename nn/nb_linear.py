@@ -36,7 +36,7 @@ ORDERS = 3  # words of the longest n-grams
 
 @dataclass(frozen=True, kw_only=True)
 class NBLinearConfig(WordConfig):
-    dropout: float = 0.2  # probability that the n-grams which end at a word are left out
+    dropout: float = 0.1  # probability that the n-grams which end at a word are left out
     num_ngrams: int = 0  # G; 0 before `fit`, when the table contains the words of the vocabulary
     min_reviews: int = 2  # training reviews that contain an n-gram of the table, at least
 
