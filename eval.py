@@ -1,5 +1,6 @@
-"""Scores and uses a finished run, or a checkpoint.
+"""Scores and uses the classifier in the box, a finished run, or a checkpoint.
 
+python eval.py --text "A wonderful little film."                   the classifier in the box
 python eval.py --run runs/NAME                                     validation and, if labels are known, test
 python eval.py --run runs/NAME --data FILE.csv                     all rows of a file
 python eval.py --run runs/NAME --predict testData.tsv.gz --submission --out submission.csv
@@ -35,7 +36,7 @@ from data.demo import kind_of
 from data.errors import clean_exit
 from data.files import is_stdout, write_output
 from data.flags import check_choice, option, parse_flags, split_folders
-from data.hub import ADAPTER_CONFIG, find_adapter
+from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter
@@ -72,7 +73,7 @@ EXAMPLES = {  # of each group in --help
 
 @dataclass(frozen=True)
 class Options:
-    run: str = option("", "what", "the run folder", "DIR")
+    run: str = option("", "what", "the run folder; default: the classifier in the box, trained on IMDB", "DIR")
     weights: str = option("", "what", "score this checkpoint folder or hub id instead of a run", "DIR_OR_ID")
     base: str = option("", "what", "the backbone of the run's adapter, if it is not where it was", "DIR_OR_ID")
     data: str = option("", "what", "score all rows of this file, or the reviews of this folder", "DIR_OR_FILE")
@@ -215,7 +216,8 @@ class Scorer:
         if any(name.startswith("classifier.") for name in model.newly_initialized):
             raise ValueError(f"{options.weights} has no classifier; train.py --weights {options.weights} trains one")
         limit = min(512, tokenizer.model_max_length or 512)
-        return cls(model.to(machine.device).eval(), tokenizer, machine, options.max_length or limit, "head")
+        truncate = "head+tail" if options.weights == str(CLASSIFIER) else "head"  # as it was trained
+        return cls(model.to(machine.device).eval(), tokenizer, machine, options.max_length or limit, truncate)
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame."""
@@ -449,8 +451,13 @@ def main(argv: list[str] | None = None) -> None:
         use_checkpoint(options, given)
     elif options.run:
         use_run(options, given)
+    elif options.data or options.predict or "text" in given:
+        use_checkpoint(replace(options, weights=str(CLASSIFIER)), given)
     else:
-        raise ValueError("--run RUN_FOLDER names the run to use, or --weights a checkpoint")
+        raise ValueError(
+            "nothing to score: --text REVIEW, --predict FILE or --data FILE uses the classifier in the box, --run "
+            "RUN_FOLDER a run, --weights a checkpoint"
+        )
 
 
 if __name__ == "__main__":

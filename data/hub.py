@@ -28,6 +28,7 @@ BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER, ADAPTER_BIN, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
 ENCODER = "prompt_encoder.safetensors"  # of virtual tokens; only this project writes it
 BUILTIN = Path(__file__).parent / "weights" / "deberta-mini"  # `--weights builtin`
+CLASSIFIER = Path(__file__).parent / "weights" / "deberta-mini-imdb"  # an adapter over it, trained on IMDB's reviews
 SAFE_FILES = (WEIGHTS, INDEX, "model-*.safetensors")
 BIN_FILES = (BIN, BIN_INDEX, "pytorch_model-*.bin")
 TOKENIZER_FILES = (

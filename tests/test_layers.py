@@ -20,7 +20,15 @@ PROGRAMS = {"data.check": 3}  # modules above their package, which nothing impor
 RUNTIME_PACKAGES = {"torch", "numpy", "pandas", "bs4", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
 SLOW_OR_OPTIONAL = {"huggingface_hub", "matplotlib", "pyarrow"}  # the only packages that a function may import
 OPTIONAL = {"nn.triton_attention": {"triton"}}  # packages that a module uses if they are installed
-PEERS = {"transformers", "bitsandbytes", "sentencepiece"}  # for comparison in tests/bench and tests/golden only
+PEERS = {
+    "transformers",
+    "bitsandbytes",
+    "sentencepiece",
+    "openvino",
+    "onnx",
+    "onnxruntime",
+    "nncf",
+}  # for comparison in tests/bench and tests/golden only
 
 
 class Import(NamedTuple):
