@@ -55,7 +55,7 @@ def test_live_bytes():
 def test_the_account_equals_a_measured_step(name, mixed, checkpointing):
     """Equal within 15 %: the gradients of a layer exist briefly in addition to the saved activations.
 
-    In addition to these, the backward pass of attention has two tensors of a block's scores.
+    In addition to these, the backward pass of attention has three tensors of a block's scores.
     """
     sizes = {"hidden_size": 48, "num_layers": 5, "feed_forward_size": 192, "num_heads": 3}
     model = adapt(tiny(name, **sizes), "lora", targets="all-linear").train()
@@ -67,7 +67,7 @@ def test_the_account_equals_a_measured_step(name, mixed, checkpointing):
         with autocast():
             loss = model(ids, mask).float().sum()
         loss.backward()
-    block = 2 * 8 * model.config.num_heads * 60**2 * (2 if mixed else 4) if name == "deberta" and checkpointing else 0
+    block = 3 * 8 * model.config.num_heads * 60**2 * (2 if mixed else 4) if name == "deberta" and checkpointing else 0
     assert 0.85 < (counted.saved + counted.gradients + block) / live.peak < 1.05
     assert model.checkpointing == checkpointing
     assert len(model.layers) == 5
