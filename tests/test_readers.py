@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from data import Source, load_splits, load_table, load_texts
-from data.delimited import FIELD_LIMIT, READINGS
+from data.delimited import FIELD_LIMIT, READINGS, split_lines, unquote
 from data.imdb import load_reviews
 from data.labels import UNKNOWN
 from data.readers import Table, as_text, read_table
@@ -633,3 +633,15 @@ def test_digests_change_with_the_content(tmp_path: Path):
     after = load_splits(Source(data=str(tmp_path)), cache=tmp_path / "cache").files
     assert {name for name in before if before[name] != after[name]} == {str(path)}
     assert load_splits(Source(data=str(tmp_path)), cache=tmp_path / "cache").files == after
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\r\r\n", "\n\r"])
+def test_lines_end_as_in_universal_newlines(end: str):
+    text = end.join(["a\tb", "c\x85\u2028d", "", '"\\"e"'])
+    for part in (text, text + end, end + text, "", end):
+        expected = [line.rstrip("\r\n") for line in io.StringIO(part, newline="")]
+        found = list(split_lines(part, "\t"))
+        assert [record.number for record in found] == list(range(1, len(expected) + 1))
+        assert [record.fields for record in found] == [
+            [unquote(field) for field in line.split("\t")] if line else [] for line in expected
+        ]
