@@ -52,7 +52,15 @@ from nn import MODELS, Model
 from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
-from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
+from nn.nb_linear import NBLinear
+from nn.runtime import (
+    DTYPES,
+    Machine,
+    cast_once,
+    choose_machine,
+    keep_freed_memory,
+    tokens_per_pass,
+)
 from peft.lora import merged_copies
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
@@ -99,7 +107,7 @@ class Options:
     quoting: str = option("", "data", "quotes of a file: rfc4180, literal or backslash; default: the run's", "STYLE")
     skip_bad_rows: bool = option(False, "data", "leave out broken rows of a file instead of stopping")
     max_file_mib: int = option(0, "data", "largest data file that is read, unpacked, in MiB; 0: the run's", "MIB")
-    max_length: int = option(0, "data", "with --weights: maximum number of tokens of a review; 0: 512, or the model's")
+    max_length: int = option(0, "data", "without --run: maximum number of tokens of a review; 0: 512, or the model's")
     quantize: str = option("run", "machine", "int8: the weights in 8 bits; none; run: as the run was trained")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")
     precision: str = option("", "machine", "fp32, bf16, fp16 or auto; default: the run's", "FORMAT")
@@ -142,9 +150,8 @@ def score(
 ) -> np.ndarray:
     """Computes the logits of all examples in eval() mode, and restores the model's mode.
 
-    LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter.
-    check: called between batches.  bar: whether to show a progress bar. Returns float32 [N, C] in the order of the
-    corpus.
+    LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
+    between batches.  bar: whether to show a progress bar. Returns float32 [N, C] in the order of the corpus.
     """
     training, logits = model.training, np.empty((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
@@ -215,9 +222,10 @@ class Scorer:
         tokenizer = load_tokenizer(options.weights)
         if any(name.startswith("classifier.") for name in model.newly_initialized):
             raise ValueError(f"{options.weights} has no classifier; train.py --weights {options.weights} trains one")
-        limit = min(512, tokenizer.model_max_length or 512)
-        truncate = "head+tail" if options.weights == str(CLASSIFIER) else "head"  # as it was trained
-        return cls(model.to(machine.device).eval(), tokenizer, machine, options.max_length or limit, truncate)
+        trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
+        limit = trained.get("max_length", 512)
+        limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
+        return cls(model.to(machine.device).eval(), tokenizer, machine, limit, trained.get("truncate", "head"))
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame."""
@@ -323,13 +331,28 @@ def answer(options: Options, scorer: Scorer) -> None:
     logits = scorer.score_texts([text], bar=False)
     if isinstance(scorer.model, AttentionLSTM):
         print("highest attention: " + ", ".join(attended_words(scorer, scorer.model, text)))
-    if options.explain and len(words := text.split()) > 1:
-        without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-        gain = erasure(logits, scorer.score_texts(without))
+    if options.explain and len(text.split()) > 1:
+        words, gain = effects(scorer, text, logits)
         print("because of: " + largest_gains(words, gain))
         print("in spite of: " + largest_gains(words, -gain))
     shown = {label: round(float(p), 4) for label, p in zip(scorer.labels, softmax(logits)[0], strict=True)}
     print(f"{scorer.labels[int(logits[0].argmax())]} ({json.dumps(shown, ensure_ascii=False)})")
+
+
+def effects(scorer: Scorer, text: str, logits: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Returns the words of a text with their effects on its label, by leaving each out (`erasure`); of a linear model
+    its n-grams, with what they add to the label's logit minus the mean of the others. logits: of the text, [1, C]"""
+    if not isinstance(scorer.model, NBLinear):
+        words = text.split()
+        without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
+        return words, erasure(logits, scorer.score_texts(without))
+    ids = torch.from_numpy(scorer.corpus(as_frame([("text", text, UNKNOWN)])).ids.astype(np.int64))
+    with torch.inference_mode():
+        parts = scorer.model.ngram_logits(ids.to(scorer.machine.device))
+    label = int(logits[0].argmax())
+    gain = [part[label] - (part.sum() - part[label]) / (len(part) - 1) for _, part in parts]
+    names = [" ".join(scorer.tokenizer.tokens[word] for word in ngram) for ngram, _ in parts]
+    return names, torch.stack(gain).cpu().numpy() if gain else np.zeros(0)
 
 
 def log_odds(logits: np.ndarray, label: int) -> np.ndarray:

@@ -230,8 +230,8 @@ def fill(
 
 def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
     """Initializes the parameters `names` of a model on the meta device at random, in place."""
-    for name in names:
-        put_parameter(model, name, torch.empty_like(model.get_parameter(name), device="cpu", dtype=dtype))
+    for name in names:  # `empty_like` of a meta tensor would import sympy, which takes half a second
+        put_parameter(model, name, torch.empty(model.get_parameter(name).shape, dtype=dtype))
     for owner in {name.rpartition(".")[0] for name in names}:
         init_weights(model.get_submodule(owner), model.config.initializer_range)
 

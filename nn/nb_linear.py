@@ -101,13 +101,20 @@ class NGramEmbedding(Module):
         self.word = Embedding(count, classes)
         self.word.weight.data.zero_()
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, T] -> [B, T, C]"""
+    def of_ngrams(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes r_g ⊙ w_g of the n-grams that end at each word: [B, 3, T, C], 0 for those that do not count.
+
+        Returns it with the mask of those that count, bool [B, 3, T]: in the table, and for the first time.
+        """
         keys = ngram_keys(input_ids, mask, self.vocab_size)  # [B, 3, T]
         index = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
         counted = (self.keys[index] == keys) & first_occurrences(keys.flatten(1)).view_as(keys)
         rows = self.ratios[index] * self.word(index)  # [B, 3, T, C]
-        return rows.masked_fill(~counted[..., None], 0).sum(1)
+        return rows.masked_fill(~counted[..., None], 0), counted
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """[B, T] -> [B, T, C]"""
+        return self.of_ngrams(input_ids, mask)[0].sum(1)
 
 
 class Bias(Module):
@@ -153,3 +160,13 @@ class NBLinear(WordClassifier):
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
         """Sums over the words. h: [B, T, C];  mask: bool [B, T] -> [B, C]"""
         return (h * self.dropout(mask.to(h.dtype))[..., None]).sum(1)
+
+    def ngram_logits(self, input_ids: Tensor) -> list[tuple[list[int], Tensor]]:
+        """Lists the n-grams of one review that count, as word ids, with what they add to the logits, [C].
+
+        input_ids: [T], without padding
+        """
+        mask = torch.ones_like(input_ids, dtype=torch.bool)[None]
+        rows, counted = self.embeddings.of_ngrams(input_ids[None], mask)
+        found = counted[0].nonzero().tolist()  # (n - 1, position of the last word)
+        return [(input_ids[end - n : end + 1].tolist(), rows[0, n, end]) for n, end in found]

@@ -12,9 +12,8 @@ Three paths compute the product:
     int8   the equations above, by torch._int_mm
     bf16   Q is converted to bf16, which represents it exactly; the product is multiplied by s
     fp32   diag(s) Q is computed in the dtype of x: the plain form
-`auto` selects, under mixed precision, bf16 for inputs that need a gradient and on CPUs whose bf16 products are faster
-(AMX) or that have no int8 instructions (AVX-512 VNNI), and int8 otherwise; in fp32, int8 on CPUs with int8 instructions
-and fp32 otherwise.
+`auto` selects, under mixed precision, bf16 on a CPU and for inputs that need a gradient, and int8 otherwise; in fp32,
+int8 on CPUs with int8 instructions (AVX-512 VNNI) and fp32 otherwise.
 
 Differs from the paper: weights are scaled by row and activations by token, as in bitsandbytes ("vector-wise").
 """
@@ -40,9 +39,9 @@ def multiplies_int8(device: torch.device) -> bool:
 
 
 def prefers_bf16(device: torch.device) -> bool:
-    """Returns whether 8-bit weights are multiplied faster in bf16: on a CPU with matrix units for bf16 (AMX), where the
-    rounding of the activations takes longer than their product, or without int8 instructions."""
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or not torch.cpu._is_vnni_supported())
+    """Returns whether 8-bit weights are multiplied faster in bf16 than in int8 under mixed precision: on every CPU, where
+    the rounding of the activations takes longer than int8 products save."""
+    return device.type == "cpu"
 
 
 def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +85,7 @@ class Int8Matmul(torch.autograd.Function):
         if path == "int8":
             return int8_product(x, q, s).to(x.dtype)
         if path == "bf16":
-            return F.linear(x.to(torch.bfloat16), q.to(torch.bfloat16)) * s.to(torch.bfloat16)
+            return F.linear(x.to(torch.bfloat16), q.to(torch.bfloat16)).mul_(s.to(torch.bfloat16))
         return F.linear(x, q.to(x.dtype) * s[:, None].to(x.dtype))
 
     @staticmethod
@@ -198,7 +197,7 @@ def describe_products(device: torch.device, mixed: bool) -> str:
     """Describes in one line how 8-bit weights are multiplied in scoring. mixed: precision is bf16 or fp16"""
     bf16 = mixed and prefers_bf16(device)
     path = "bf16" if bf16 else "int8" if mixed or multiplies_int8(device) else "fp32"
-    why = ", which this CPU multiplies faster than int8" if bf16 else ""
+    why = ", which is faster on a CPU" if bf16 else ""
     return f"8-bit weights: stored in int8, multiplied in {path}{why}"
 
 

@@ -145,3 +145,35 @@ def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, mon
     (tmp_path / "test.tsv").write_text('id\treview\n"3_9"\t"good!"\n"1_2"\t"***"\n')
     evaluate(["--run", "runs/words", "--predict", "test.tsv", "--out", "out.csv"])
     assert [line.split(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()] == ["id", "3_9", "1_2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("A wonderful little film.", "positive"),
+        ("A complete waste of time.", "negative"),
+        ("It was not good.", "negative"),
+        ("Not bad at all.", "positive"),
+    ],
+)
+def test_without_a_run_the_classifier_in_the_box_answers(text, label, capsys):
+    evaluate(["--text", text, "--explain"])
+    *explained, answer = capsys.readouterr().out.splitlines()
+    assert answer.startswith(f"{label} (")
+    assert [line.partition(":")[0] for line in explained] == ["because of", "in spite of"]
+
+
+def test_the_classifier_in_the_box_labels_a_file(tmp_path, capsys):
+    (tmp_path / "reviews.csv").write_text("review,label\nA wonderful little film.,1\nA complete waste of time.,0\n")
+    evaluate(["--data", str(tmp_path / "reviews.csv")])
+    assert "reviews.csv: accuracy 1.0000 on 2 reviews" in capsys.readouterr().out
+    evaluate(["--predict", str(tmp_path / "reviews.csv"), "--out", str(tmp_path / "out.csv")])
+    assert [line.split(",")[1] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]] == [
+        "positive",
+        "negative",
+    ]
+
+
+def test_without_anything_to_score_the_ways_are_named():
+    with pytest.raises(ValueError, match="nothing to score: --text REVIEW, --predict FILE or --data FILE uses"):
+        evaluate([])

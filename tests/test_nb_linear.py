@@ -140,6 +140,15 @@ def test_each_word_adds_its_part_to_the_logits():
     torch.testing.assert_close(parts, torch.stack(steps))
 
 
+def test_the_logits_of_ngrams_add_up():
+    model = fitted()
+    ids = torch.tensor(REVIEWS[3])
+    parts = model.ngram_logits(ids)
+    logits = model(ids[None], torch.ones_like(ids, dtype=torch.bool)[None])[0]
+    torch.testing.assert_close(sum(part for _, part in parts) + model.classifier.bias, logits)
+    assert sorted(tuple(ngram) for ngram, _ in parts) == sorted(set(ngrams(REVIEWS[3])))
+
+
 def test_the_optimum_is_that_of_scikit_learn():
     """Golden: LogisticRegression(C=2.0, tol=1e-12, max_iter=100000) of scikit-learn 1.9.1 on f ∘ r of class 1.
 
