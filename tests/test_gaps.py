@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny, token_batch
@@ -99,13 +100,16 @@ def test_random_prompts_have_the_deviation_of_the_first_thousand_words():
     assert initial_rows(model, 50, "random", None).abs().max() < 100
 
 
-def test_a_mask_consumes_one_word_for_eight_elements():
+def test_a_mask_consumes_one_draw_of_torchs_generator():
     torch.manual_seed(0)
-    keep_mask(torch.Size([16]), 128)
+    masks = [keep_mask(torch.Size([16]), 128) for _ in range(2)]
     state = torch.get_rng_state()
     torch.manual_seed(0)
-    torch.empty(2, dtype=torch.int64).random_(-(2**63), None)
+    seeds = [int(torch.randint(2**63 - 1, ())) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), state)
+    for mask, seed in zip(masks, seeds, strict=True):
+        words = np.random.SFC64(seed).random_raw(2)
+        assert mask.tolist() == [int(byte >= 128) for byte in words.view(np.uint8)]
 
 
 @pytest.mark.parametrize(
