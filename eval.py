@@ -53,14 +53,7 @@ from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
 from nn.nb_linear import NBLinear
-from nn.runtime import (
-    DTYPES,
-    Machine,
-    cast_once,
-    choose_machine,
-    keep_freed_memory,
-    tokens_per_pass,
-)
+from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
 from peft.lora import merged_copies
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")

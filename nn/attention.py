@@ -82,9 +82,10 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
-    """Computes `attention` in its fastest form. Arguments and result: `attention`.
+    """Computes `attention` by one of its equal forms. Arguments and result: `attention`.
 
-    On a CPU this is torch's fused kernel in fp32 without dropout, else `block_attention` (tests/bench/attention.py).
+    On a CPU this is torch's fused kernel in fp32 without dropout, else `block_attention`, which needs less memory
+    (times: tests/bench/attention.py).
     """
     if q.device.type == "cpu" and (dropout.active or q.dtype in HALF):
         return block_attention(q / math.sqrt(q.size(-1)), k, v, mask=mask, dropout=dropout)

@@ -41,8 +41,8 @@ def check_rate(p: float) -> float:
 class Dropout(Module):
     """y = x · m / (1 - p) in training mode, y = x in evaluation mode.
 
-    p: probability of dropping an element, 0 <= p < 1. The mask is drawn from torch's default generator, so the seed of
-    a run determines it and activation checkpointing reproduces it.
+    p: probability of dropping an element, 0 <= p < 1. The seed of the mask is drawn from torch's default generator, so
+    the seed of a run determines the mask and activation checkpointing reproduces it.
     """
 
     def __init__(self, p: float) -> None:

@@ -311,13 +311,13 @@ def merged_copies(model: Module, dtype: torch.dtype) -> Iterator[None]:
     W₀ is unchanged. Layers with 8-bit weights keep their adapter.
     """
     layers = [(name, module) for name, module in wrapped(model) if not isinstance(module.base, Int8Linear)]
-    with torch.inference_mode(False), torch.no_grad():  # an inference tensor cannot become a parameter
-        for name, module in layers:
-            plain = Linear(module.base.in_features, module.base.out_features, bias=False, device="meta")
-            plain.weight = Parameter(module.merged_weight().to(dtype), requires_grad=False)
-            plain.bias = module.base.bias
-            model.set_submodule(name, plain)
     try:
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor cannot become a parameter
+            for name, module in layers:
+                plain = Linear(module.base.in_features, module.base.out_features, bias=False, device="meta")
+                plain.weight = Parameter(module.merged_weight().to(dtype), requires_grad=False)
+                plain.bias = module.base.bias
+                model.set_submodule(name, plain)
         yield
     finally:
         for name, module in layers:
