@@ -33,6 +33,7 @@ from data.batches import Corpus, batches, build_corpus, sorted_order
 from data.calibration import calibration
 from data.checked import reading
 from data.checksums import check_checksums
+from data.compare import flips, significance
 from data.delimited import FIELD_LIMIT
 from data.demo import kind_of
 from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared_labels
@@ -47,6 +48,7 @@ from data.meter import Meter
 from data.metrics import metrics, print_metrics, softmax
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits, recorded_settings
+from data.rows import open_runs
 from data.runs import Run
 from data.seeds import random_state, set_random_state
 from data.tables import comparison, draw_curves
@@ -373,12 +375,32 @@ def export(options: Options, run: Run, machine: Machine) -> None:
 
 
 def compare(options: Options) -> None:
-    """Prints a table of runs, and draws their learning curves with --plot."""
-    runs = [Run.open(folder) for folder in split_folders(options.compare)]
+    """Prints a table of runs and published rows, and how sure their differences are.
+
+    --plot draws their learning curves, --out lists the test reviews on which they do not agree.
+    """
+    runs = [run for name in split_folders(options.compare) for run in open_runs(name)]
     print(comparison(runs))
+    for line in significance(runs):
+        print(line)
     if options.plot:
         draw_curves(runs, Path(options.plot))
         print(f"{options.plot}: learning curves of {len(runs)} runs")
+    if options.out:
+        text, count = flips(runs, ids_of_test(runs[0]), runs[0].labels or SENTIMENT)
+        write_output(options.out, text)
+        if not is_stdout(options.out):
+            print(f"{options.out}: {count:,} test reviews on which the runs do not agree")
+
+
+def ids_of_test(run: Run) -> list[str]:
+    """Returns the ids of the test reviews with a label; [] with a note if the run's data cannot be read."""
+    try:
+        test = read_splits(settings_of(run).options, None).test
+    except (OSError, ValueError) as error:
+        print(f"note: --out has no ids: {error}")
+        return []
+    return test["id"][test["sentiment"] != UNKNOWN].tolist()
 
 
 def use_checkpoint(options: Options, given: dict[str, Any]) -> None:

@@ -25,10 +25,17 @@ class Options:
         "", "what", "label the reviews of this file; -: one review a line from standard input", "FILE"
     )
     submission: bool = option(False, "what", "with --predict: write Kaggle's columns id,sentiment only")
-    out: str = option("", "what", "the file that --predict writes; -: standard output; default: submission.csv", "FILE")
+    out: str = option(
+        "",
+        "what",
+        "the file of --predict (default: submission.csv), or of --compare: reviews that flip; -: output",
+        "FILE",
+    )
     text: str = option("", "what", "one review to label")
     explain: bool = option(False, "what", "with --text: the words that the label depends on; one pass a word")
-    compare: tuple[str, ...] = option((), "what", "run folders: prints a table of them", metavar="DIR")
+    compare: tuple[str, ...] = option(
+        (), "what", "run folders or published rows: a table, and how sure the differences are", metavar="DIR"
+    )
     plot: str = option("", "what", "with --compare: draw the learning curves into this .png, .svg or .pdf", "FILE")
     merge: str = option(
         "", "what", "write a plain checkpoint to this folder, with the adapter merged into its weights", "DIR"

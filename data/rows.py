@@ -75,14 +75,14 @@ class PublishedRun(Run):
         """Writes nothing: a published row stays as it is."""
 
 
-def open_runs(name: str, folder: Path = RESULTS) -> list[Run]:
+def open_runs(name: str) -> list[Run]:
     """Returns the run of a run folder, or all seeds of a published row. Raises FileNotFoundError for other names."""
     if Path(name).is_dir():
         return [Run.open(name)]
-    one = folder / f"{name}.json"
+    one = RESULTS / f"{name}.json"
     files = [one] if one.is_file() else sorted(one.parent.glob(f"{glob.escape(one.stem)}@*.json"))
     if not files:
-        raise FileNotFoundError(f"{name} is neither a run folder nor a published row of {folder}")
+        raise FileNotFoundError(f"{name} is neither a run folder nor a published row of {RESULTS}")
     return [PublishedRun(file) for file in files]
 
 
