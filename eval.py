@@ -30,7 +30,7 @@ from tqdm import tqdm
 import peft
 from data import Source, find_source, load_table
 from data.batches import Corpus, batches, build_corpus, sorted_order
-from data.calibration import calibration
+from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.checked import reading
 from data.checksums import check_checksums
 from data.compare import flips, significance
@@ -46,6 +46,7 @@ from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter
 from data.metrics import metrics, print_metrics, softmax
+from data.mistakes import accuracy_table, groups, mistake_lines, mistakes, mistakes_csv
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits, recorded_settings
 from data.rows import open_runs
@@ -220,6 +221,8 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
     splits = read_splits(trained, run.cache)
     if not options.data:
         run.record_data(splits.labels, splits.files)
+    validation = run.predictions("validation")
+    threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
@@ -228,8 +231,32 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
             print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
             if trained.data == "demo":
                 print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
+            if validation is not None:
+                print(summary(name, softmax(logits), corpus.labels, calibration(run)))
+                if options.threshold:
+                    print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
+            last = (name, frame, corpus, logits)
         else:
             print(f"{name}: no labelled reviews")
+    if options.plot:
+        draw_reliability(softmax(last[3]), last[2].labels, calibration(run), Path(options.plot))
+        print(f"{options.plot}: reliability on the {last[0]} reviews")
+    list_mistakes(options, scorer, *last)
+
+
+def list_mistakes(
+    options: Options, scorer: Scorer, name: str, frame: pd.DataFrame, corpus: Corpus, logits: np.ndarray
+) -> None:
+    """Prints the mistakes that --errors asks for, and the accuracy on groups of reviews; --out writes the mistakes."""
+    if not options.errors:
+        return
+    rows = mistakes(frame, softmax(logits), scorer.labels, options.errors)
+    for line in mistake_lines(name, rows):
+        print(line)
+    unk = scorer.tokenizer.role_id("unk")
+    print(accuracy_table(logits.argmax(1) == corpus.labels, groups(frame, corpus, unk)))
+    if options.out:
+        write_output(options.out, mistakes_csv(rows))
 
 
 def accuracy_by_kind(ids: Iterable[str], correct: np.ndarray) -> str:
@@ -244,8 +271,10 @@ def evaluate_file(options: Options, source: Source, scorer: Scorer | Ensemble) -
     frame = frame[frame["sentiment"] != UNKNOWN]
     if not len(frame):
         raise ValueError(f"{options.data} has no labels; name their column with --label-column, or use --predict")
-    found = metrics(scorer.score_frame(frame), frame["sentiment"].to_numpy())
-    print_metrics(Path(options.data).name, found, scorer.labels)
+    logits = scorer.score_frame(frame)
+    print_metrics(Path(options.data).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
+    if isinstance(scorer, Scorer):
+        list_mistakes(options, scorer, Path(options.data).name, frame, scorer.corpus(frame), logits)
 
 
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:

@@ -11,10 +11,12 @@ confidence. The Brier score is the mean over reviews of Σ_c (p_c - [c = label])
 Differs from the paper: nothing; T is limited to 1/100 … 100, for validation reviews that are all labelled correctly.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.pictures import new_figure
 from data.runs import Predictions, Run
 
 BINS = 15  # of equal width, as in the paper
@@ -104,6 +106,27 @@ def summary(name: str, probabilities: np.ndarray, labels: np.ndarray, temperatur
     return f"{name}: temperature {temperature:.3f}; ECE ({BINS} bins of equal width) {ece}, Brier score {brier}"
 
 
+def draw_reliability(probabilities: np.ndarray, labels: np.ndarray, temperature: float, path: Path) -> None:
+    """Draws accuracy over confidence (Guo et al. 2017, Fig. 4) before and after scaling into a picture file.
+
+    Raises ValueError if matplotlib is not installed or does not support the file type.
+    """
+    figure = new_figure(width=5, height=4.5)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8, label="calibrated")
+    after = np.exp(scaled(log_probabilities(probabilities), temperature))
+    for p, marker, color, name in ((probabilities, "o", "#D55E00", "before"), (after, "s", "#0072B2", "after")):
+        found = reliability_bins(p, labels)
+        ece = expected_calibration_error(p, labels)
+        label = f"{name} scaling, ECE {ece:.4f}"
+        axes.plot([b.confidence for b in found], [b.accuracy for b in found], f"{marker}-", color=color, label=label)
+    low = 1 / probabilities.shape[1]
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(low, 1), ylim=(0, 1), title=f"{len(labels):,} reviews")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 # ---------------------------------------------------------------------------------------------------- of a run
 
 
@@ -122,6 +145,12 @@ def calibration(run: Run) -> float:
         facts[f"brier_{state}"] = brier_score(p, kept.labels)
     run.save_calibration(facts)
     return temperature
+
+
+def describe_threshold(name: str, probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> str:
+    """Describes the accuracy of the rule "class 1 if p₁ > threshold" on one split. [N, 2], [N]"""
+    accuracy = ((probabilities[:, 1] > threshold) == labels).mean()
+    return f"{name}: accuracy {accuracy:.4f} with the threshold {threshold:.4f}, chosen on validation"
 
 
 def validation_of(run: Run) -> Predictions:

@@ -28,15 +28,21 @@ class Options:
     out: str = option(
         "",
         "what",
-        "the file of --predict (default: submission.csv), or of --compare: reviews that flip; -: output",
+        "the file of --predict (default: submission.csv), or of --compare and --errors: reviews; -: output",
         "FILE",
     )
     text: str = option("", "what", "one review to label")
     explain: bool = option(False, "what", "with --text: the words that the label depends on; one pass a word")
+    errors: int = option(0, "what", "with --run or --data: list this many of the most confident mistakes")
+    threshold: str = option(
+        "", "what", "with --run: chosen for the best validation accuracy of two classes", choices=("validation",)
+    )
     compare: tuple[str, ...] = option(
         (), "what", "run folders or published rows: a table, and how sure the differences are", metavar="DIR"
     )
-    plot: str = option("", "what", "with --compare: draw the learning curves into this .png, .svg or .pdf", "FILE")
+    plot: str = option(
+        "", "what", "with --compare: learning curves; with --run: reliability; .png, .svg or .pdf", "FILE"
+    )
     merge: str = option(
         "", "what", "write a plain checkpoint to this folder, with the adapter merged into its weights", "DIR"
     )
@@ -56,10 +62,23 @@ class Options:
     precision: str = option("", "machine", "fp32, bf16, fp16 or auto; default: the run's", "FORMAT")
 
 
+def is_own_score(options: Options, given: dict[str, Any]) -> bool:
+    """Returns whether a run is scored on its own validation and test reviews."""
+    return bool(options.run) and not (options.data or options.predict or options.merge or "text" in given)
+
+
 def check_flags(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for flags that need another one."""
-    if options.plot and not options.compare:
-        raise ValueError("--plot needs runs: --compare runs/ONE runs/TWO --plot FILE")
+    if options.plot and not (options.compare or is_own_score(options, given)):
+        raise ValueError("--plot needs runs: --compare runs/ONE runs/TWO --plot FILE, or --run runs/ONE --plot FILE")
+    if options.threshold and not is_own_score(options, given):
+        raise ValueError(
+            "--threshold validation needs a run and its own reviews: --run runs/ONE --threshold validation"
+        )
+    if options.errors < 0 or (options.errors and (options.compare or options.predict or "text" in given)):
+        raise ValueError("--errors needs a number above 0 and scored reviews: --run runs/ONE or --data FILE")
+    if len(options.run) > 1 and (options.errors or options.threshold or options.plot):
+        raise ValueError("--errors, --threshold and --plot take one run; --run names several")
     if options.explain and "text" not in given:
         raise ValueError("--explain needs a review: --text REVIEW --explain")
     if options.submission and not options.predict:
