@@ -6,6 +6,7 @@ python eval.py --run runs/NAME --data FILE.csv                     all rows of a
 python eval.py --run runs/NAME --predict testData.tsv.gz --submission --out submission.csv
 python eval.py --weights DIR_OR_HUB_ID --data FILE.csv             a published classifier, without a run
 python eval.py --run runs/NAME --text "A wonderful little film." --explain
+python eval.py --data FILE.csv --explain mistakes.html             why the worst mistakes of a file
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
@@ -34,6 +35,7 @@ from data.checksums import check_checksums
 from data.delimited import FIELD_LIMIT
 from data.demo import kind_of
 from data.errors import clean_exit
+from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import is_stdout, write_output
 from data.flags import check_choice, option, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
@@ -49,14 +51,14 @@ from data.tables import comparison, draw_curves
 from data.tokenization import Tokenizer, load_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS, Model
-from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
-from nn.nb_linear import NBLinear
+from nn.explain import explain
 from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
 from peft.lora import merged_copies
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
+MISTAKES = 20  # that --explain explains
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
 
 
@@ -84,7 +86,10 @@ class Options:
     submission: bool = option(False, "what", "with --predict: write Kaggle's columns id,sentiment only")
     out: str = option("", "what", "the file that --predict writes; -: standard output; default: submission.csv", "FILE")
     text: str = option("", "what", "one review to label")
-    explain: bool = option(False, "what", "with --text: the words that the label depends on; one pass a word")
+    explain: str = option(
+        "", "what", "with --text: colours the words that the label depends on; with --data FILE: explains the 20 most "
+        "confident mistakes; FILE.html: writes a page; one pass a word", "[FILE.html]", bare="-"
+    )  # fmt: skip
     compare: tuple[str, ...] = option((), "what", "run folders: prints a table of them", metavar="DIR")
     plot: str = option("", "what", "with --compare: draw the learning curves into this .png, .svg or .pdf", "FILE")
     merge: str = option(
@@ -232,6 +237,11 @@ class Scorer:
         """Computes the logits of cleaned texts: float32 [N, C]"""
         return self.logits(self.corpus(as_frame([("text", text, UNKNOWN) for text in texts])), bar=bar)
 
+    def explain(self, text: str, key: str = "", truth: str = "") -> Explanation:
+        """Explains the label of a cleaned text. key, truth: its id and label in a file"""
+        settings = self.max_length, self.truncate
+        return explain(self.model, self.tokenizer, text, *settings, score=self.score_texts, key=key, truth=truth)
+
 
 def source_for(options: Options, trained: TrainOptions) -> Source:
     """Returns how files are read: as the command line says, otherwise as the run did."""
@@ -277,7 +287,10 @@ def evaluate_file(options: Options, source: Source, scorer: Scorer) -> None:
     if not len(frame):
         raise ValueError(f"{options.data} has no labels; name their column with --label-column, or use --predict")
     corpus = scorer.corpus(frame)
-    print_metrics(Path(options.data).name, metrics(scorer.logits(corpus), corpus.labels), scorer.labels)
+    logits = scorer.logits(corpus)
+    print_metrics(Path(options.data).name, metrics(logits, corpus.labels), scorer.labels)
+    if options.explain:
+        explain_mistakes(options, scorer, frame, corpus.labels, logits)
 
 
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
@@ -317,67 +330,39 @@ def predict(options: Options, source: Source, scorer: Scorer) -> None:
 
 
 def answer(options: Options, scorer: Scorer) -> None:
-    """Prints the label of one review with the probability of each class, and the words that it depends on."""
+    """Prints the label of one review with the probability of each class; with --explain also why."""
     text = clean(options.text)
     if not text:
         raise ValueError("--text is empty")
-    logits = scorer.score_texts([text], bar=False)
-    if isinstance(scorer.model, AttentionLSTM):
-        print("highest attention: " + ", ".join(attended_words(scorer, scorer.model, text)))
-    if options.explain and len(text.split()) > 1:
-        words, gain = effects(scorer, text, logits)
-        print("because of: " + largest_gains(words, gain))
-        print("in spite of: " + largest_gains(words, -gain))
-    shown = {label: round(float(p), 4) for label, p in zip(scorer.labels, softmax(logits)[0], strict=True)}
-    print(f"{scorer.labels[int(logits[0].argmax())]} ({json.dumps(shown, ensure_ascii=False)})")
+    if options.explain:
+        show_explanations(options, scorer, [scorer.explain(text)])
+    probabilities = softmax(scorer.score_texts([text], bar=False))[0]
+    shown = {label: round(float(p), 4) for label, p in zip(scorer.labels, probabilities, strict=True)}
+    print(f"{scorer.labels[int(probabilities.argmax())]} ({json.dumps(shown, ensure_ascii=False)})")
 
 
-def effects(scorer: Scorer, text: str, logits: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Returns the words of a text with their effects on its label, by leaving each out (`erasure`); of a linear model
-    its n-grams, with what they add to the label's logit minus the mean of the others. logits: of the text, [1, C]"""
-    if not isinstance(scorer.model, NBLinear):
-        words = text.split()
-        without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-        return words, erasure(logits, scorer.score_texts(without))
-    ids = torch.from_numpy(scorer.corpus(as_frame([("text", text, UNKNOWN)])).ids.astype(np.int64))
-    with torch.inference_mode():
-        parts = scorer.model.ngram_logits(ids.to(scorer.machine.device))
-    label = int(logits[0].argmax())
-    gain = [part[label] - (part.sum() - part[label]) / (len(part) - 1) for _, part in parts]
-    names = [" ".join(scorer.tokenizer.tokens[word] for word in ngram) for ngram, _ in parts]
-    return names, torch.stack(gain).cpu().numpy() if gain else np.zeros(0)
+def show_explanations(options: Options, scorer: Scorer, explanations: list[Explanation]) -> None:
+    """Prints explanations, or writes them as an HTML page to the file --explain."""
+    if is_stdout(options.explain):
+        print("\n\n".join(as_text(explanation, has_colours()) for explanation in explanations))
+        return
+    model = options.run or ("the classifier in the box" if options.weights == str(CLASSIFIER) else options.weights)
+    write_output(options.explain, as_page(explanations, f"{model} ({scorer.model.model_type})"))
+    print(f"{options.explain}: {len(explanations)} explained")
 
 
-def log_odds(logits: np.ndarray, label: int) -> np.ndarray:
-    """Computes log p/(1 - p) of one label: [N]. logits: [N, C]"""
-    return logits[:, label] - np.logaddexp.reduce(np.delete(logits, label, axis=1), axis=1)
-
-
-def erasure(logits: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Computes the effect of each word on the label of a text: [N]
-
-    The effect is the label's log-odds minus its log-odds without the word (Li, Monroe & Jurafsky 2016, arXiv
-    1612.08220; they take the log-likelihood and divide by it, which is not informative if the model is certain).
-    logits: of the whole text, [1, C];  without: of the text without its first word, second word, …, [N, C]
-    """
-    label = int(logits[0].argmax())
-    return log_odds(logits, label) - log_odds(without, label)
-
-
-def largest_gains(words: list[str], gain: np.ndarray, count: int = 10) -> str:
-    """Lists the words with the largest positive gains."""
-    largest = [i for i in np.argsort(-gain, kind="stable")[:count] if gain[i] > 0]
-    return ", ".join(f"{words[i]} {gain[i]:.2f}" for i in largest) or "no word"
-
-
-@torch.inference_mode()
-def attended_words(scorer: Scorer, model: AttentionLSTM, text: str, count: int = 10) -> list[str]:
-    """Lists the words of a text with the highest attention weights."""
-    corpus = scorer.corpus(as_frame([("text", text, UNKNOWN)]))
-    batch = corpus.batch(np.array([0])).to(scorer.machine.device)
-    weights = model.attention_weights(batch.input_ids, batch.mask)[0]
-    tokens = scorer.tokenizer.tokens
-    return [f"{tokens[batch.input_ids[0, t]]} {weights[t]:.2f}" for t in weights.argsort(descending=True)[:count]]
+def explain_mistakes(options: Options, scorer: Scorer, frame: pd.DataFrame, labels: np.ndarray, z: np.ndarray) -> None:
+    """Explains the wrong predictions with the highest probabilities. labels: [N];  z: logits [N, C]"""
+    log_p = z.max(1) - np.logaddexp.reduce(z.astype(np.float64), axis=1)
+    wrong = np.flatnonzero(z.argmax(1) != labels)
+    worst = wrong[np.argsort(-log_p[wrong], kind="stable")][:MISTAKES]
+    if not len(worst):
+        print("no mistake to explain")
+        return
+    texts, keys = frame["review"].to_numpy(), frame["id"].to_numpy()
+    show_explanations(
+        options, scorer, [scorer.explain(texts[n], key=str(keys[n]), truth=scorer.labels[labels[n]]) for n in worst]
+    )
 
 
 def is_pretraining(run: Run) -> bool:
@@ -415,8 +400,12 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for flags that need another one."""
     if options.plot and not options.compare:
         raise ValueError("--plot needs runs: --compare runs/ONE runs/TWO --plot FILE")
-    if options.explain and "text" not in given:
-        raise ValueError("--explain needs a review: --text REVIEW --explain")
+    if options.explain and "text" not in given and not Path(options.data or ".").is_file():
+        raise ValueError(
+            "--explain needs a review or a file of them: --text REVIEW --explain, or --data FILE --explain"
+        )
+    if options.explain and not (is_stdout(options.explain) or options.explain.lower().endswith((".html", ".htm"))):
+        raise ValueError(f"--explain {options.explain}: it writes a page, FILE.html; --data FILE names the reviews")
     if options.submission and not options.predict:
         raise ValueError("--submission needs reviews: --predict FILE --submission")
     if options.weights and options.run:

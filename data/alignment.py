@@ -1,7 +1,7 @@
 """Aligns the tokens of a review with its words, the parts between spaces.
 
-Words are segmented one by one, each with the space before it. For a tokenizer that splits at spaces the concatenation is
-the segmentation of the text, so the word of each token is known. Offsets of characters are not used: SentencePiece
+Words are segmented one by one, each with the space before it. For a tokenizer that splits at spaces the concatenation
+is the segmentation of the text, so the word of each token is known. Offsets of characters are not used: SentencePiece
 counts them in the normalized text.
 """
 

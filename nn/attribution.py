@@ -7,8 +7,8 @@ Integrated gradients (Sundararajan, Taly & Yan 2017, arXiv 1703.01365, §3):
 
 x: word embeddings of the tokens, [T, E];  x': the baseline;  F: log-odds of the label, log p/(1 - p).
 
-Baseline: the embedding of [MASK] for each token of the text; of <unk> if there is no [MASK]. [CLS], [SEP], positions and
-virtual tokens stay. Both tokens were trained to carry no word: [MASK] in pretraining, <unk> by word dropout. A zero
+Baseline: the embedding of [MASK] for each token of the text; of <unk> if there is no [MASK]. [CLS], [SEP], positions
+and virtual tokens stay. Both tokens were trained to carry no word: [MASK] in pretraining, <unk> by word dropout. A zero
 vector is no word of the training data, and a norm behind the embeddings, LN(αx) = LN(x), would move all of F's change
 to α ≈ 0. The baseline of nb_linear is the review without n-grams; F is linear, and the sum is exact.
 
@@ -102,7 +102,9 @@ def integrated_gradients(function: Function, x: Tensor, baseline: Tensor) -> Att
         return torch.cat(found)
 
     first, last = values(torch.tensor([0.0, 1.0])).tolist()
-    return Attribution(integrate(values, slopes, allowed=max(TOLERANCE * abs(last - first), SMALLEST_ERROR)), last - first)
+    return Attribution(
+        integrate(values, slopes, allowed=max(TOLERANCE * abs(last - first), SMALLEST_ERROR)), last - first
+    )
 
 
 def integrate(values: Function, slopes: Function, allowed: float) -> Tensor:

@@ -162,7 +162,7 @@ class NBLinear(WordClassifier):
         return (h * self.dropout(mask.to(h.dtype))[..., None]).sum(1)
 
     def ngrams(self, input_ids: Tensor) -> tuple[list[range], Tensor]:
-        """Returns the token positions of the n-grams of one review that count, and what each adds to the logits, [M, C].
+        """Returns the token positions of the n-grams of one review that count, and what they add to the logits, [M, C].
 
         input_ids: [T], without padding
         """
