@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from conftest import GOLDEN, tiny, tiny_weights
 from data.alignment import SPECIAL, align, words_of_tokens
 from data.demo import reviews
 from data.explanation import Explanation, agreement_text, as_page, as_text, sentences
-from data.tokenization import train_tokenizer
+from data.tokenization import Tokenizer, train_tokenizer
 from eval import main as evaluate
 from nn import MODELS
 from nn.explain import explain, sum_by_word
@@ -100,11 +101,17 @@ def test_sentences():
     assert sentences([]) == []
 
 
+@cache
+def trained(kind: str) -> tuple[list[str], Tokenizer]:
+    """Returns 100 built-in reviews and a tokenizer that is trained on them."""
+    texts = [text for _, text, _ in reviews("train")[:100]]
+    return texts, train_tokenizer(kind, texts, 300)
+
+
 @pytest.mark.parametrize("truncate", ["head", "tail", "head+tail"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_belong_to_the_word_that_they_are_a_part_of(kind, truncate):
-    texts = [text for _, text, _ in reviews("train")[:300]]
-    tokenizer = train_tokenizer(kind, texts, 300)
+    texts, tokenizer = trained(kind)
     for text in [*texts[:8], "Unübertroffen (really), it's 10/10 !?"]:
         words, ids, word_of = align(tokenizer, text, 5_000, truncate)
         assert ids == next(tokenizer.encode([text], 5_000))
@@ -126,8 +133,7 @@ def test_tokens_across_a_space_belong_to_a_word_near_them():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_explained_word_by_word(name):
-    texts = [text for _, text, _ in reviews("train")[:100]]
-    tokenizer = train_tokenizer(MODELS[name].tokenizer, texts, 300)
+    texts, tokenizer = trained(MODELS[name].tokenizer)
     model = tiny(name, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).eval()
 
     def score(texts: list[str]) -> np.ndarray:
