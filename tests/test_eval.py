@@ -112,7 +112,7 @@ def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, monkeypatc
     evaluate(["--compare", f"{tmp_path}/runs/small {tmp_path}/runs/other"])
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["run", "model", "peft", "loss"]
-    assert [row.split()[:4] for row in rows] == [["small", "bert", "lora", "ce"], ["other", "bert", "lora", "rdrop"]]
+    assert [row.split()[:4] for row in rows[:2]] == [["small", "bert", "lora", "ce"], ["other", "bert", "lora", "rdrop"]]
     curve = [event["val_acc"] for event in read_json(tmp_path / "runs/small/result.json")["history"]]
     assert rows[0].split()[-2:] == [f"{value:.4f}" for value in curve]
     evaluate(["--compare", f"{tmp_path}/runs/small {tmp_path}/runs/other", "--plot", "curves.svg"])
