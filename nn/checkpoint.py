@@ -22,6 +22,7 @@ from nn import MODELS, Model
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
 from nn.heads import match_head
+from nn.nb_linear import NGramEmbedding
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
@@ -190,11 +191,14 @@ def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
 
 
 def reorder_classes(model: Model, order: tuple[int, ...]) -> None:
-    """Permutes the rows of the last layer, in place: row i becomes the former row order[i]."""
+    """Permutes the rows of the last layer and the columns of n-grams, in place: i becomes the former order[i]."""
     if order != tuple(range(len(order))):
         for name, parameter in model.named_parameters():
             if name in CLASS_ROWS:
                 parameter.data = parameter.data[list(order)]
+        for table in (module for module in model.modules() if isinstance(module, NGramEmbedding)):
+            for columns in (table.ratios, table.word.weight):
+                columns.data = columns.data[:, list(order)]
 
 
 def fill(
