@@ -238,9 +238,9 @@ def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
     A word network initializes its layers in its constructor, so that they come from another instance.
     """
     if isinstance(model, WordClassifier):
-        new = type(model)(model.config) if names else None
+        new = dict(type(model)(model.config).named_parameters()) if names else {}
         for name in names:
-            put_parameter(model, name, new.get_parameter(name).detach().to(dtype))
+            put_parameter(model, name, new[name].detach().to(dtype))
         return
     for name in names:  # `empty_like` of a meta tensor would import sympy, which takes half a second
         put_parameter(model, name, torch.empty(model.get_parameter(name).shape, dtype=dtype))
