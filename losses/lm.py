@@ -12,8 +12,8 @@ during training only.
 An LSTM over windows of a convolution has one state for q words. →h_s has read the words up to q·s + ahead, and predicts
 the next one; ←h_s has read the words from q·s - behind on (`nn.words.Reading`).
 
-Gradients reach the beginning of an example: a review of up to --max-length words, or a chunk of a longer one. Truncated
-backpropagation with a state that is carried from chunk to chunk would shorten the memory of the nine in ten reviews that
+Gradients reach the beginning of an example: a review of up to --max-length words, or a chunk of a longer one.
+Truncated backpropagation with a state that is carried from chunk to chunk would shorten the memory of the reviews that
 are whole, and would tie each batch to the one before it.
 
 Differs from the papers: adaptive softmax, where Miyato et al. sample 1,024 words; no end of review; Adam without decay

@@ -1,8 +1,8 @@
-"""Adaptive softmax (Grave et al. 2017, arXiv 1609.04309, §4.2–4.3): a softmax over a large vocabulary, whose cost follows
-the frequencies of the words.
+"""Adaptive softmax (Grave et al. 2017, arXiv 1609.04309, §4.2–4.3): a softmax over a large vocabulary, whose cost
+follows the frequencies of the words.
 
-Words have ids by falling frequency. The head has the n_0 most frequent words and one entry for each of the J clusters of
-rarer words; cluster j has the words n_{j-1} … n_j - 1:
+Words have ids by falling frequency. The head has the n_0 most frequent words and one entry for each of the J clusters
+of rarer words; cluster j has the words n_{j-1} … n_j - 1:
 
     p(w|h) = p_0(w|h)                       w < n_0,            p_0(·|h) = softmax(W_0 h)
     p(w|h) = p_0(n_0 + j - 1|h) p_j(w|h)    w in cluster j,     p_j(·|h) = softmax(W_j P_j h)
@@ -47,8 +47,8 @@ class AdaptiveSoftmax(Module):
         )
 
     def forward(self, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """h: [N, D];  targets: w, int64 [N] -> -log p(w|h), fp32 or wider [N], and whether w has the highest probability
-        among the words of the head, bool [N]"""
+        """h: [N, D];  targets: w, int64 [N] -> -log p(w|h), fp32 or wider [N], and whether w has the highest
+        probability among the words of the head, bool [N]"""
         n_0 = self.ends[0]
         logits = wide(self.head(h))  # [N, n_0 + J]
         cluster = torch.bucketize(targets, torch.tensor(self.ends, device=h.device), right=True)  # [N], 0: the head

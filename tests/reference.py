@@ -272,3 +272,17 @@ def rotary_attention(
                 context.append(total / sum(powers) if powers else total)
             rows.append(weights[1] @ torch.cat(context))
     return torch.stack(rows).view(batch, tokens, width)
+
+
+def language_model_loss(
+    states: Tensor, ids: Tensor, lengths: list[int], log_p: Callable[[Tensor], Tensor], forward: bool
+) -> Tensor:
+    """Computes the mean of -log p(next word | state), word by word. states: of one direction, [B, T, D];
+    log_p: [D] -> [V]; forward: the state of t predicts word t + 1, otherwise word t - 1"""
+    terms = []
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            target = t + 1 if forward else t - 1
+            if 0 <= target < length:
+                terms.append(-log_p(states[b, t])[ids[b, target]])
+    return sum(terms) / len(terms)
