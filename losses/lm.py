@@ -92,10 +92,11 @@ def objective(model: WordClassifier, batch: Batch, options: LMOptions) -> tuple[
     ids, mask = batch.input_ids, batch.mask
     x = model.embeddings.drop_columns(model.embeddings.word(ids))  # [B, T, E]
     h = model.dropout(model.encode(x, mask))  # [B, S, N·D]
-    losses, found = [], {}
+    assert model.reading is not None  # `prepare` checked it
+    losses, found = [], dict[str, Tensor]()
     pairs = predicted_words(h, ids, mask, model.reading)
     for prefix, softmax, (states, targets) in zip(("", "back_"), model.pretraining.directions, pairs, strict=False):
         nats, correct = softmax(states, targets)
         losses.append(nats.sum() / max(1, len(nats)))
         found |= {f"{prefix}acc": correct, f"{prefix}nats": nats.detach()}
-    return sum(losses) / len(losses), found
+    return torch.stack(losses).mean(), found

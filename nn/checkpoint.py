@@ -121,12 +121,15 @@ class Unfilled(TorchFunctionMode):
     """Skips the normal initialization of tables and layers within it, since the file's values replace them at once.
 
     Building on the meta device would avoid it as well, but then torch imports torch._dynamo, which takes two seconds.
+    `arange` of a meta tensor imports sympy, which takes a third of one; its values come from the file too.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.nn.init.normal_, Tensor.normal_):
             return args[0] if args else kwargs["tensor"]
+        if func is torch.arange and not kwargs:
+            return torch.empty(len(range(*args)), dtype=torch.int64)
         return func(*args, **kwargs)
 
 
@@ -235,9 +238,10 @@ def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
     A word network initializes its layers in its constructor, so that they come from another instance.
     """
     if isinstance(model, WordClassifier):
-        new = type(model)(model.config) if names else None
-        for name in names:
-            put_parameter(model, name, new.get_parameter(name).detach().to(dtype))
+        if names:
+            new = type(model)(model.config)
+            for name in names:
+                put_parameter(model, name, new.get_parameter(name).detach().to(dtype))
         return
     for name in names:  # `empty_like` of a meta tensor would import sympy, which takes half a second
         put_parameter(model, name, torch.empty(model.get_parameter(name).shape, dtype=dtype))
