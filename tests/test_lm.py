@@ -204,8 +204,8 @@ def test_a_stopped_run_continues_bit_for_bit_and_a_classifier_starts_from_it(tmp
     first, last = (event["val_nats"] for event in events if event["event"] == "epoch")
     assert last < first
     best = tmp_path / "whole" / "best"
-    small = f"--data demo --train-reviews 20 --epochs 1 --runs {tmp_path} --weights {best} --model lstm"
-    for name, more in (("fine", ()), ("vat", ("--loss", "mixed", "--normalize-embeddings"))):
+    small = f"--data demo --train-reviews 20 --validation-reviews 20 --test-reviews 20 --epochs 1 --runs {tmp_path} --weights {best} --model lstm"
+    for name, more in (("fine", ()), ("vat", ("--loss", "adversarial", "--vat-weight", "1", "--normalize-embeddings"))):
         capsys.readouterr()
         train.main([*small.split(), "--name", name, *more])
         assert "newly initialized: classifier.bias, classifier.weight" in capsys.readouterr().out
