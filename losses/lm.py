@@ -13,8 +13,8 @@ An LSTM over windows of a convolution has one state for q words. →h_s has read
 the next one; ←h_s has read the words from q·s - behind on (`nn.words.Reading`).
 
 Gradients reach the beginning of an example: a review of up to --max-length words, or a chunk of a longer one.
-Truncated backpropagation with a state that is carried from chunk to chunk would shorten the memory of the reviews that
-are whole, and would tie each batch to the one before it.
+Truncated backpropagation, with a state that is carried from chunk to chunk, would shorten the memory of whole reviews
+and tie each batch to the one before it.
 
 Differs from the papers: adaptive softmax, where Miyato et al. sample 1,024 words; no end of review; Adam without decay
 of the rate. The model's word dropout is for classification and is off here.
@@ -92,9 +92,9 @@ def objective(model: WordClassifier, batch: Batch, options: LMOptions) -> tuple[
     ids, mask = batch.input_ids, batch.mask
     x = model.embeddings.drop_columns(model.embeddings.word(ids))  # [B, T, E]
     h = model.dropout(model.encode(x, mask))  # [B, S, N·D]
-    assert model.reading is not None  # `prepare` checked it
-    losses, found = [], dict[str, Tensor]()
-    pairs = predicted_words(h, ids, mask, model.reading)
+    losses: list[Tensor] = []
+    found: dict[str, Tensor] = {}
+    pairs = predicted_words(h, ids, mask, model.reading)  # type: ignore[arg-type]  # prepare has checked it
     for prefix, softmax, (states, targets) in zip(("", "back_"), model.pretraining.directions, pairs, strict=False):
         nats, correct = softmax(states, targets)
         losses.append(nats.sum() / max(1, len(nats)))

@@ -274,20 +274,6 @@ def rotary_attention(
     return torch.stack(rows).view(batch, tokens, width)
 
 
-def language_model_loss(
-    states: Tensor, ids: Tensor, lengths: list[int], log_p: Callable[[Tensor], Tensor], forward: bool
-) -> Tensor:
-    """Computes the mean of -log p(next word | state), word by word. states: of one direction, [B, T, D];
-    log_p: [D] -> [V]; forward: the state of t predicts word t + 1, otherwise word t - 1"""
-    terms = []
-    for b, length in enumerate(lengths):
-        for t in range(length):
-            target = t + 1 if forward else t - 1
-            if 0 <= target < length:
-                terms.append(-log_p(states[b, t])[ids[b, target]])
-    return sum(terms) / len(terms)
-
-
 def riemann_gradients(function: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, steps: int) -> Tensor:
     """Integrated gradients by the midpoint rule: [T]. function: [n, T, E] -> [n];  x, baseline: [T, E]"""
     total = torch.zeros(len(x), dtype=torch.float64)

@@ -1,155 +1,135 @@
-"""Language modelling of networks over words: adaptive softmax, the loss, what each direction reads, runs."""
-
-import json
+"""Language modelling with recurrent networks, and the adaptive softmax."""
 
 import pytest
-import reference
 import torch
-from conftest import fail_at, tiny, token_batch
+from conftest import fail_at, same, tiny, token_batch
 from safetensors.torch import load_file
-from torch.nn import AdaptiveLogSoftmaxWithLoss
+from test_pretraining_runs import pretrain
 
 import train
 from data.batches import Batch
-from data.errors import Stopped
-from losses.lm import LMOptions, objective, prepare
-from losses.mixed import MixedOptions, Reviews, virtual_perturbation
+from losses import OBJECTIVES, lm
+from losses.lm import LMOptions
 from nn.adaptive_softmax import AdaptiveSoftmax
-from nn.checkpoint import load_pretrained, save_pretrained
 
 RECURRENT = ["lstm", "gru", "attention_lstm", "capsule_lstm", "cnn_lstm"]
-V, LENGTHS = 61, [13, 11, 1, 2]
-recurrent = pytest.mark.parametrize("name", RECURRENT)
-directions = pytest.mark.parametrize("bidirectional", [True, False], ids=["two directions", "one direction"])
-
-
-def softmax(width: int = 17, cutoffs: tuple[int, ...] = (7, 23)) -> AdaptiveSoftmax:
-    torch.manual_seed(0)
-    return AdaptiveSoftmax(width=width, vocab_size=V, cutoffs=list(cutoffs)).double()
+LENGTHS = [17, 13, 11, 7]
+V = 61  # of `token_batch`
+FLOAT64 = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def prepared(name: str, **changes):
-    model = tiny(name, num_layers=1, **changes).double().eval()
-    prepare(model, LMOptions(cutoffs="7,23"), None)
-    model.pretraining.double()
-    ids, mask = token_batch(LENGTHS)
-    return model, Batch(ids, mask, torch.full((4,), -1), torch.arange(4))
+    """Returns a tiny network in float64 without dropout, with its softmaxes, and a batch of four texts."""
+    model = tiny(name, num_layers=1, vocab_size=V, **changes)
+    lm.prepare(model, LMOptions(cutoffs="11,29"), None)
+    for parameter in model.pretraining.parameters():
+        parameter.data.normal_(0, 0.3)
+    ids, mask = token_batch(LENGTHS, V)
+    return model.double().eval(), Batch(ids, mask, torch.full((4,), -1), torch.arange(4))
 
 
-# ------------------------------------------------------------------------------------------------ adaptive softmax
+# ----------------------------------------------------------------------------------------------- adaptive softmax
 
 
-@pytest.mark.parametrize("cutoffs", [(7, 23), (7, 23, 40), (7, 100), (61,)], ids=str)
-def test_the_adaptive_softmax_equals_its_dense_form_with_gradients(cutoffs):
-    layer, h = softmax(cutoffs=cutoffs), torch.randn(2 * V, 17, dtype=torch.float64, requires_grad=True)
-    targets = torch.arange(V).repeat(2)
-    log_p = layer.log_probabilities(h)
-    torch.testing.assert_close(log_p.exp().sum(1), torch.ones(2 * V, dtype=torch.float64))
-    expected = -log_p.gather(1, targets[:, None]).squeeze(1)
-    loss, correct = layer(h, targets)
-    torch.testing.assert_close(loss, expected)
-    assert torch.equal(correct, layer.head(h)[:, : layer.ends[0]].argmax(1) == targets)
-    inputs, upstream = [h, *layer.parameters()], torch.randn_like(loss)
-    torch.testing.assert_close(*(torch.autograd.grad(y, inputs, upstream) for y in (loss, expected)))
+@pytest.mark.parametrize("cutoffs", [[11, 29], [11], [V], [11, 90]])
+def test_the_adaptive_softmax_equals_its_dense_form(cutoffs):
+    torch.manual_seed(0)
+    softmax, h, targets = AdaptiveSoftmax(13, V, cutoffs).double(), torch.randn(19, 13).double(), torch.arange(19) * 3
+    loss, correct = softmax(h, targets)
+    dense = softmax.log_probabilities(h)  # [19, V]
+    torch.testing.assert_close(loss, -dense[torch.arange(19), targets], **FLOAT64)
+    torch.testing.assert_close(dense.exp().sum(1), torch.ones(19).double(), **FLOAT64)
+    torch.testing.assert_close(correct, dense[:, : cutoffs[0]].argmax(1) == targets)
 
 
-def test_the_adaptive_softmax_equals_torch():
-    layer, theirs = softmax(), AdaptiveLogSoftmaxWithLoss(17, V, [7, 23]).double()
-    theirs.head.weight.data = layer.head.weight.data
-    for ours, tail in zip(layer.tails, theirs.tail, strict=True):
-        tail[0].weight.data, tail[1].weight.data = ours[0].weight.data, ours[1].weight.data
-    h, targets = torch.randn(V, 17, dtype=torch.float64), torch.arange(V)
-    torch.testing.assert_close(layer(h, targets)[0], -theirs(h, targets).output)
-    torch.testing.assert_close(layer.log_probabilities(h), theirs.log_prob(h))
+def test_the_adaptive_softmax_equals_torchs_with_gradients():
+    torch.manual_seed(0)
+    softmax = AdaptiveSoftmax(16, V, [11, 29]).double()
+    theirs = torch.nn.AdaptiveLogSoftmaxWithLoss(16, V, [11, 29], div_value=4.0).double()
+    theirs.load_state_dict({f"{key}": value for key, value in softmax.state_dict().items()}, strict=False)
+    theirs.head.weight.data.copy_(softmax.head.weight)
+    for ours, other in zip(softmax.tails, theirs.tail, strict=True):
+        other[0].weight.data.copy_(ours[0].weight)
+        other[1].weight.data.copy_(ours[1].weight)
+    h, targets = torch.randn(31, 16).double(), torch.randint(V, (31,))
+    softmax(h, targets)[0].mean().backward()
+    theirs(h, targets).loss.backward()
+    torch.testing.assert_close(softmax(h, targets)[0].mean(), theirs(h, targets).loss, **FLOAT64)
+    torch.testing.assert_close(softmax.head.weight.grad, theirs.head.weight.grad, **FLOAT64)
+    for ours, other in zip(softmax.tails, theirs.tail, strict=True):
+        torch.testing.assert_close(ours[0].weight.grad, other[0].weight.grad, **FLOAT64)
+        torch.testing.assert_close(ours[1].weight.grad, other[1].weight.grad, **FLOAT64)
 
 
-@pytest.mark.parametrize("cutoffs", [[], [0, 3], [5, 3], [3, 3]], ids=str)
-def test_cutoffs_that_are_not_ascending_are_refused(cutoffs):
-    with pytest.raises(ValueError, match="ascending order"):
-        AdaptiveSoftmax(width=5, vocab_size=V, cutoffs=cutoffs)
-    with pytest.raises(ValueError, match="are not numbers"):
-        LMOptions(cutoffs="2000,many")
+@pytest.mark.parametrize("cutoffs", [[], [0, 3], [5, 5], [9, 3]])
+def test_cutoffs_that_do_not_ascend_raise(cutoffs):
+    with pytest.raises(ValueError, match="positive numbers in ascending order"):
+        AdaptiveSoftmax(8, V, cutoffs)
+    with pytest.raises(ValueError, match="not numbers with commas"):
+        LMOptions(cutoffs="many")
 
 
-# -------------------------------------------------------------------------------------------------------- the loss
+# ------------------------------------------------------------------------------------------------------- the loss
 
 
-@directions
-@pytest.mark.parametrize("name", ["lstm", "gru", "attention_lstm", "capsule_lstm"])
+def loop_loss(model, ids, mask):
+    """Computes the loss word by word from the definition, for networks with one state a word."""
+    h, directions = model.encode(model.embeddings.word(ids), mask), model.pretraining.directions
+    total = []
+    for step, states, softmax in zip((1, -1), h.chunk(len(directions), -1), directions, strict=False):
+        losses = [
+            -softmax.log_probabilities(states[b, t][None])[0, ids[b, t + step]]
+            for b, length in enumerate(LENGTHS)
+            for t in range(length)
+            if 0 <= t + step < length
+        ]
+        total.append(sum(losses) / len(losses))
+    return sum(total) / len(total)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("name", RECURRENT[:4])
 def test_the_loss_equals_the_loop_over_words_with_gradients(name, bidirectional):
     model, batch = prepared(name, bidirectional=bidirectional)
-    h = model.encode(model.embeddings.word(batch.input_ids), batch.mask)
-    losses = []
-    for number, states in enumerate(h.chunk(1 + bidirectional, -1)):
-        layer = model.pretraining.directions[number]
-        losses.append(
-            reference.language_model_loss(
-                states, batch.input_ids, LENGTHS, lambda s, p=layer: p.log_probabilities(s[None])[0], number == 0
-            )
-        )
-    expected, (loss, found) = sum(losses) / len(losses), objective(model, batch, LMOptions())
-    torch.testing.assert_close(loss, expected)
-    assert len(found["nats"]) == sum(n - 1 for n in LENGTHS)
-    inputs = [p for key, p in model.named_parameters() if key.split(".")[0] not in model.HEAD]
-    torch.testing.assert_close(*(torch.autograd.grad(y, inputs) for y in (loss, expected)))
+    parameters = [p for key, p in model.named_parameters() if key.split(".")[0] not in model.HEAD]
+    loss, found = lm.objective(model, batch, LMOptions())
+    expected = loop_loss(model, batch.input_ids, batch.mask)
+    torch.testing.assert_close(loss, expected, **FLOAT64)
+    pairs = zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True)
+    for ours, plain in pairs:
+        torch.testing.assert_close(ours, plain, **FLOAT64)
+    assert len(found["nats"]) == sum(LENGTHS) - 4  # every word but the first of each text
+    assert ("back_nats" in found) == bidirectional
 
 
-@directions
-@recurrent
-def test_a_word_changes_no_term_that_predicts_it_or_a_word_before_it(name, bidirectional):
-    """With one review, terms are in the order of time: forward those before the word stay, backward those after it.
-
-    Of the networks with one state for each word, exactly the terms that read or predict the word change.
-    """
-    model, _ = prepared(name, bidirectional=bidirectional)
-    ids, mask = token_batch([13])
-    stride, ahead = model.reading.stride, model.reading.ahead
-
-    def terms(ids):
-        return objective(model, Batch(ids, mask, torch.tensor([-1]), torch.tensor([0])), LMOptions())[1]
-
-    before = terms(ids)
-    forward = [s * stride + ahead + 1 for s in range(13)]  # the word that each step predicts
-    backward = [s * stride - model.reading.behind - 1 for s in range(13) if s * stride < 13]
-    forward, backward = [t for t in forward if t < 13], [t for t in backward if t >= 0]
-    for word in range(13):
-        changed = ids.clone()
-        changed[0, word] = changed[0, word] % (V - 1) + 1
-        after = terms(changed)
-        early = torch.tensor([t < word for t in forward])
-        assert torch.equal(before["nats"][early], after["nats"][early])
-        own = torch.tensor([t >= word for t in forward])
-        assert (before["nats"][own] != after["nats"][own]).all()
-        if bidirectional:
-            late = torch.tensor([t > word for t in backward])
-            assert torch.equal(before["back_nats"][late], after["back_nats"][late])
-            assert (before["back_nats"][~late] != after["back_nats"][~late]).all()
-
-
-@recurrent
-def test_padding_never_counts(name):
+@pytest.mark.parametrize("name", RECURRENT)
+def test_no_state_has_read_the_word_that_it_predicts(name):
+    """Another word at position t changes no state that predicts it or is before it in the direction of reading."""
     model, batch = prepared(name)
-    wide_ids, wide_mask = torch.full((4, 19), 17), torch.zeros(4, 19, dtype=torch.bool)
-    wide_ids[:, :13], wide_mask[:, :13] = torch.where(batch.mask, batch.input_ids, 29), batch.mask
-    loss, found = objective(model, batch, LMOptions())
-    wide_loss, wide_found = objective(model, batch._replace(input_ids=wide_ids, mask=wide_mask), LMOptions())
-    torch.testing.assert_close(loss, wide_loss)
-    for key in found:
-        torch.testing.assert_close(found[key], wide_found[key])
+    ids, mask = batch.input_ids[:1], batch.mask[:1]
+    for t in (4, 9, 12):
+        other = ids.clone()
+        other[0, t] = ids[0, t] % (V - 1) + 1
+        pairs = []
+        for words in (ids, other):
+            h = model.encode(model.embeddings.word(words), mask)
+            positions = torch.arange(ids.size(1))[None]  # in place of words, so that each state names its target
+            pairs.append(lm.predicted_words(h, positions, mask, model.reading))
+        for sign, (states, targets), (changed, _) in zip((1, -1), *pairs, strict=True):
+            unread = sign * targets <= sign * t
+            assert unread.any()
+            assert torch.equal(states[unread], changed[unread])
+            assert not torch.equal(states[~unread], changed[~unread]) or not (~unread).any()
 
 
-def test_a_batch_of_single_words_has_the_loss_0():
-    model, _ = prepared("lstm")
-    ids, mask = token_batch([1, 1])
-    loss, _ = objective(model, Batch(ids, mask, torch.tensor([-1, -1]), torch.arange(2)), LMOptions())
-    assert loss == 0
+@pytest.mark.parametrize("name", RECURRENT)
+def test_padding_changes_nothing_and_every_trained_parameter_has_a_gradient(name):
+    model, batch = prepared(name)
+    loss, _ = lm.objective(model, batch, LMOptions())
+    ids, mask = (torch.nn.functional.pad(x, (0, 6)) for x in (batch.input_ids, batch.mask))
+    padded, _ = lm.objective(model, Batch(ids, mask, batch.labels, batch.rows), LMOptions())
+    torch.testing.assert_close(loss, padded, **FLOAT64)
     loss.backward()
-
-
-@recurrent
-def test_every_parameter_but_those_of_the_head_gets_a_gradient(name):
-    model, batch = prepared(name)
-    objective(model.train(), batch, LMOptions())[0].backward()
     for key, parameter in model.named_parameters():
         if key.split(".")[0] in model.HEAD:
             assert parameter.grad is None, key
@@ -157,87 +137,57 @@ def test_every_parameter_but_those_of_the_head_gets_a_gradient(name):
             assert parameter.grad.abs().sum() > 0, key
 
 
+def test_a_text_of_one_word_predicts_nothing():
+    model, batch = prepared("lstm")
+    one = Batch(batch.input_ids[:, :1], batch.mask[:, :1], batch.labels, batch.rows)
+    loss, found = lm.objective(model, one, LMOptions())
+    assert loss == 0
+    assert len(found["nats"]) == 0
+
+
+# ------------------------------------------------------------------------------------------------- runs, messages
+
+
+@pytest.mark.parametrize("model", ["lstm", "cnn_lstm"])
+def test_the_loss_falls_and_a_classifier_starts_from_it(model, tmp_path, capsys):
+    (tmp_path / "toy.txt").write_text("\n".join(f"the cat number {n % 7} sat on the mat again" for n in range(200)))
+    shape = "--shape hidden_size=8␣embedding_size=8" + ("␣filters=8" if model == "cnn_lstm" else "")
+    small = f"{shape} --data {tmp_path / 'toy.txt'} --epochs 3 --batch-size 16 --learning-rate 3e-2"
+    epochs = pretrain(tmp_path, "pre", f"--model {model} --loss lm {small} --cutoffs 5,9")
+    assert epochs[-1]["val_loss"] < 0.7 * epochs[0]["train_loss"]
+    assert {"val_nats", "val_back_nats"} <= epochs[0].keys()
+    best = tmp_path / "pre" / "best"
+    text = f"--model {model} --data demo --train-reviews 20 --epochs 1 --runs {tmp_path} --name fine --layer-decay 0.5"
+    train.main([*text.split(), "--weights", str(best)])
+    assert "newly initialized: classifier" in capsys.readouterr().out
+
+
+def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
+    def run(name: str, *more: str) -> None:
+        shape = ["--shape", "hidden_size=12 embedding_size=10 bidirectional=false"]
+        small = "--model lstm --loss lm --data demo --train-reviews 90 --validation-reviews 20 --epochs 2"
+        train.main([*small.split(), *shape, "--batch-size", "32", "--runs", str(tmp_path), "--name", name, *more])
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        fail_at(5, patch)
+        with pytest.raises(SystemExit):
+            run("stopped", "--save-minutes", "0")
+    train.main(["--resume", str(tmp_path / "stopped")])
+    whole, stopped = (load_file(tmp_path / name / "state/state.safetensors") for name in ("whole", "stopped"))
+    assert same(whole, stopped)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
-    [("cnn", {}, "not cnn"), ("bert", {}, "not bert"), ("lstm", {"num_layers": 2}, "bidirectional=false")],
+    [
+        ("bert", {}, "pretrains recurrent networks over words, not bert; see --loss mlm"),
+        ("cnn", {}, "not cnn"),
+        ("nb_linear", {}, "not nb_linear"),
+        ("lstm", {"num_layers": 2}, "needs --shape num_layers=1 or bidirectional=false"),
+    ],
 )
-def test_networks_that_read_what_they_predict_are_refused(name, changes, message):
+def test_networks_that_would_read_what_they_predict_are_refused(name, changes, message):
+    entry = OBJECTIVES["lm"]
     with pytest.raises(ValueError, match=message):
-        prepare(tiny(name, **changes), LMOptions(), None)
-
-
-# ------------------------------------------------------------------------------------------------------------ runs
-
-
-@recurrent
-def test_a_checkpoint_of_a_language_model_lacks_the_head_only(name, tmp_path):
-    model, _ = prepared(name)
-    save_pretrained(model.float(), tmp_path, heads=False)
-    loaded = load_pretrained(tmp_path)
-    head = {key for key, _ in model.named_parameters() if key.split(".")[0] in model.HEAD}
-    assert loaded.newly_initialized == head
-    ours = dict(model.named_parameters())
-    for key, parameter in loaded.named_parameters():
-        assert key in head or torch.equal(parameter, ours[key]), key
-        assert parameter.isfinite().all(), key
-
-
-RUN = "--model lstm --loss lm --data demo --train-reviews 90 --validation-reviews 20 --epochs 2 --batch-size 32"
-
-
-def run(folder, *more: str) -> None:
-    shape = "hidden_size=12 embedding_size=10 bidirectional=false"
-    train.main([*RUN.split(), "--shape", shape, "--runs", str(folder), *more])
-
-
-def test_a_stopped_run_continues_bit_for_bit_and_a_classifier_starts_from_it(tmp_path, monkeypatch, capsys):
-    run(tmp_path, "--name", "whole")
-    with monkeypatch.context() as patch:
-        fail_at(5, patch, Stopped)
-        with pytest.raises(SystemExit):
-            run(tmp_path, "--name", "stopped", "--save-minutes", "0")
-    train.main(["--resume", str(tmp_path / "stopped")])
-    states = [load_file(tmp_path / name / "state/state.safetensors") for name in ("whole", "stopped")]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    events = map(json.loads, (tmp_path / "whole" / "log.jsonl").read_text().splitlines())
-    first, last = (event["val_nats"] for event in events if event["event"] == "epoch")
-    assert last < first
-    best = tmp_path / "whole" / "best"
-    small = f"--data demo --train-reviews 20 --validation-reviews 20 --test-reviews 20 --epochs 1 --runs {tmp_path} --weights {best} --model lstm"
-    for name, more in (("fine", ()), ("vat", ("--loss", "adversarial", "--vat-weight", "1", "--normalize-embeddings"))):
-        capsys.readouterr()
-        train.main([*small.split(), "--name", name, *more])
-        assert "newly initialized: classifier.bias, classifier.weight" in capsys.readouterr().out
-
-
-# ------------------------------------------------------------------------------------- virtual adversarial training
-
-
-def test_a_perturbation_by_dimension_equals_one_of_normalized_embeddings():
-    """Miyato et al. 2017, §3: x = σ x̂ + μ, and the perturbation of x̂ has length ε."""
-    torch.manual_seed(0)
-    model, (ids, mask) = tiny("lstm").double().eval(), token_batch([7, 5])
-    model.embeddings.word.weight.data *= torch.linspace(0.5, 3, 10)
-    reviews = Reviews.embed(model, ids, mask, by_dimension=True)
-    target = reviews.logits().detach()
-    found = virtual_perturbation(reviews, target, 5.0) / reviews.spread()
-    torch.testing.assert_close(found.flatten(1).norm(dim=1), torch.full((2,), 5.0), check_dtype=False)
-    torch.manual_seed(0)
-    sigma, mu = reviews.spread().double(), reviews.x.detach()[mask].mean(0)
-    normalized = (reviews.x.detach() - mu) / sigma
-
-    class Normalized:
-        classifier, pool = model.classifier, model.pool
-
-        @staticmethod
-        def encode(x, mask):
-            return model.encode(x * sigma + mu, mask)
-
-    torch.manual_seed(1)
-    plain = virtual_perturbation(reviews._replace(model=Normalized, x=normalized, by_dimension=False), target, 5.0)
-    torch.manual_seed(1)
-    found = virtual_perturbation(reviews, target, 5.0) / reviews.spread()
-    scale = normalized[mask].std()  # 1 up to the correction of the variance
-    torch.testing.assert_close(found.double() * scale, plain.double(), rtol=0.02, atol=0.02)
-    assert MixedOptions().normalize_embeddings is False
+        entry.prepare(tiny(name, **changes), entry.options(), None)

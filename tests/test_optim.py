@@ -51,13 +51,13 @@ def test_head_adapter_and_lora_b_have_rates_of_their_own():
     }
 
 
-def test_a_network_without_a_stack_has_the_levels_embeddings_layers_head():
+def test_without_a_predicate_there_is_no_adapter_and_a_network_over_words_is_one_layer():
     found = groups_by_name(tiny("lstm"), Options(learning_rate=RATE, layer_decay=0.5))
-    rates = {key.split(".")[0]: (group["part"], group["peak"]) for key, group in found.items()}
+    rates = {(key.split(".")[0], group["part"], group["peak"]) for key, group in found.items()}
     assert rates == {
-        "embeddings": ("backbone", RATE / 2),
-        "lstm": ("backbone", RATE),
-        "classifier": ("head", RATE),
+        ("embeddings", "backbone", RATE / 2),
+        ("lstm", "backbone", RATE),
+        ("classifier", "head", RATE),
     }
 
 
