@@ -126,7 +126,8 @@ def test_scores_of_windows_are_pooled_and_those_of_one_window_are_those_of_head(
     np.testing.assert_allclose(found[short], head.score_frame(frame())[short], rtol=1e-5, atol=1e-6)
     corpus = windows.corpus(frame())
     with torch.inference_mode():
-        alone = [model(b.input_ids, b.mask)[0].numpy() for b in (corpus.batch(np.array([n])) for n in range(len(corpus)))]
+        examples = [corpus.batch(np.array([number])) for number in range(len(corpus))]
+        alone = [model(example.input_ids, example.mask)[0].numpy() for example in examples]
     for number in (0, 3):
         mine = np.array([x for x, n in zip(alone, corpus.review, strict=True) if n == number])  # type: ignore[arg-type]
         assert len(mine) > 1
