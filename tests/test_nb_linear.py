@@ -212,5 +212,7 @@ def test_keys_that_binary_search_cannot_find_are_refused(damage, tmp_path):
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
     save_file(tensors | {"embeddings.keys": damage(tensors["embeddings.keys"]).contiguous()}, file)
-    with pytest.raises(ValueError, match=r"embeddings\.keys does not hold whole numbers in ascending order"):
+    with pytest.raises(
+        ValueError, match=r"embeddings\.keys does not hold (64-bit integers|numbers in ascending order)"
+    ):
         load_pretrained(tmp_path)
