@@ -7,6 +7,7 @@ python eval.py --run runs/ONE runs/TWO                             an ensemble: 
 python eval.py --run runs/NAME --predict testData.tsv.gz --submission --out submission.csv
 python eval.py --weights DIR_OR_HUB_ID --data FILE.csv             a published classifier, without a run
 python eval.py --run runs/NAME --text "A wonderful little film." --explain
+python eval.py --data FILE.csv --explain mistakes.html             why the worst mistakes of a file
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
@@ -39,6 +40,7 @@ from data.demo import kind_of
 from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared_labels
 from data.errors import clean_exit
 from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags
+from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
@@ -46,7 +48,7 @@ from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter
 from data.metrics import metrics, print_metrics, softmax
-from data.mistakes import accuracy_table, groups, mistake_lines, mistakes, mistakes_csv
+from data.mistakes import accuracy_table, groups, mistake_lines, mistakes, mistakes_csv, most_confident_mistakes
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits, recorded_settings
 from data.rows import open_runs
@@ -56,14 +58,14 @@ from data.tables import comparison, draw_curves
 from data.tokenization import Tokenizer, load_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS, Model
-from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
-from nn.nb_linear import NBLinear
+from nn.explain import explain
 from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
 from peft.lora import merged_copies
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
+MISTAKES = 20  # that --explain explains
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
 
 
@@ -201,6 +203,11 @@ class Scorer:
         """Computes the logits of cleaned texts: float32 [N, C]"""
         return self.logits(self.corpus(as_frame([("text", text, UNKNOWN) for text in texts])), bar=bar)
 
+    def explain(self, text: str, key: str = "", truth: str = "") -> Explanation:
+        """Explains the label of a cleaned text. key, truth: its id and label in a file"""
+        settings = self.max_length, self.truncate
+        return explain(self.model, self.tokenizer, text, *settings, score=self.score_texts, key=key, truth=truth)
+
 
 def source_for(options: Options, trained: TrainOptions) -> Source:
     """Returns how files are read: as the command line says, otherwise as the run did."""
@@ -275,6 +282,8 @@ def evaluate_file(options: Options, source: Source, scorer: Scorer | Ensemble) -
     print_metrics(Path(options.data).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
     if isinstance(scorer, Scorer):
         list_mistakes(options, scorer, Path(options.data).name, frame, scorer.corpus(frame), logits)
+    if options.explain and isinstance(scorer, Scorer):
+        explain_mistakes(options, scorer, frame, logits)
 
 
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
@@ -313,18 +322,13 @@ def predict(options: Options, source: Source, scorer: Scorer | Ensemble) -> None
 
 
 def answer(options: Options, scorer: Scorer) -> None:
-    """Prints the label of one review with the probability of each class, and the words that it depends on."""
+    """Prints the label of one review with the probability of each class; with --explain also why."""
     text = clean(options.text)
     if not text:
         raise ValueError("--text is empty")
-    logits = scorer.score_texts([text], bar=False)
-    if isinstance(scorer.model, AttentionLSTM):
-        print("highest attention: " + ", ".join(attended_words(scorer, scorer.model, text)))
-    if options.explain and len(text.split()) > 1:
-        words, gain = effects(scorer, text, logits)
-        print("because of: " + largest_gains(words, gain))
-        print("in spite of: " + largest_gains(words, -gain))
-    print_answer(scorer.labels, logits)
+    if options.explain:
+        show_explanations(options, scorer, [scorer.explain(text)])
+    print_answer(scorer.labels, scorer.score_texts([text], bar=False))
 
 
 def print_answer(labels: tuple[str, ...], logits: np.ndarray) -> None:
@@ -333,52 +337,26 @@ def print_answer(labels: tuple[str, ...], logits: np.ndarray) -> None:
     print(f"{labels[int(logits[0].argmax())]} ({json.dumps(shown, ensure_ascii=False)})")
 
 
-def effects(scorer: Scorer, text: str, logits: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Returns the words of a text with their effects on its label, by leaving each out (`erasure`); of a linear model
-    its n-grams, with what they add to the label's logit minus the mean of the others. logits: of the text, [1, C]"""
-    if not isinstance(scorer.model, NBLinear):
-        words = text.split()
-        without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-        return words, erasure(logits, scorer.score_texts(without))
-    ids = torch.from_numpy(scorer.corpus(as_frame([("text", text, UNKNOWN)])).ids.astype(np.int64))
-    with torch.inference_mode():
-        parts = scorer.model.ngram_logits(ids.to(scorer.machine.device))
-    label = int(logits[0].argmax())
-    gain = [part[label] - (part.sum() - part[label]) / (len(part) - 1) for _, part in parts]
-    names = [" ".join(scorer.tokenizer.tokens[word] for word in ngram) for ngram, _ in parts]
-    return names, torch.stack(gain).cpu().numpy() if gain else np.zeros(0)
+def show_explanations(options: Options, scorer: Scorer, explanations: list[Explanation]) -> None:
+    """Prints explanations, or writes them as an HTML page to the file --explain."""
+    if is_stdout(options.explain):
+        print("\n\n".join(as_text(explanation, has_colours()) for explanation in explanations))
+        return
+    named = "the classifier in the box" if options.weights == str(CLASSIFIER) else options.weights
+    model = options.run[0] if options.run else named
+    write_output(options.explain, as_page(explanations, f"{model} ({scorer.model.model_type})"))
+    print(f"{options.explain}: {len(explanations)} explained")
 
 
-def log_odds(logits: np.ndarray, label: int) -> np.ndarray:
-    """Computes log p/(1 - p) of one label: [N]. logits: [N, C]"""
-    return logits[:, label] - np.logaddexp.reduce(np.delete(logits, label, axis=1), axis=1)
-
-
-def erasure(logits: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Computes the effect of each word on the label of a text: [N]
-
-    The effect is the label's log-odds minus its log-odds without the word (Li, Monroe & Jurafsky 2016, arXiv
-    1612.08220; they take the log-likelihood and divide by it, which is not informative if the model is certain).
-    logits: of the whole text, [1, C];  without: of the text without its first word, second word, …, [N, C]
-    """
-    label = int(logits[0].argmax())
-    return log_odds(logits, label) - log_odds(without, label)
-
-
-def largest_gains(words: list[str], gain: np.ndarray, count: int = 10) -> str:
-    """Lists the words with the largest positive gains."""
-    largest = [i for i in np.argsort(-gain, kind="stable")[:count] if gain[i] > 0]
-    return ", ".join(f"{words[i]} {gain[i]:.2f}" for i in largest) or "no word"
-
-
-@torch.inference_mode()
-def attended_words(scorer: Scorer, model: AttentionLSTM, text: str, count: int = 10) -> list[str]:
-    """Lists the words of a text with the highest attention weights."""
-    corpus = scorer.corpus(as_frame([("text", text, UNKNOWN)]))
-    batch = corpus.batch(np.array([0])).to(scorer.machine.device)
-    weights = model.attention_weights(batch.input_ids, batch.mask)[0]
-    tokens = scorer.tokenizer.tokens
-    return [f"{tokens[batch.input_ids[0, t]]} {weights[t]:.2f}" for t in weights.argsort(descending=True)[:count]]
+def explain_mistakes(options: Options, scorer: Scorer, frame: pd.DataFrame, logits: np.ndarray) -> None:
+    """Explains the most confident mistakes among the reviews of a frame. logits: [N, C]"""
+    worst = most_confident_mistakes(frame["sentiment"].to_numpy(), softmax(logits), MISTAKES)
+    if not worst:
+        print("no mistake to explain")
+        return
+    rows = [frame.iloc[i] for i in worst]
+    found = [scorer.explain(row["review"], str(row["id"]), scorer.labels[row["sentiment"]]) for row in rows]
+    show_explanations(options, scorer, found)
 
 
 def is_pretraining(run: Run) -> bool:

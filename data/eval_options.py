@@ -1,8 +1,10 @@
 """Lists the options of eval.py. Each field is a flag."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from data.files import is_stdout
 from data.flags import option
 
 DESCRIPTION = "Scores and uses a finished run, or a checkpoint."
@@ -32,7 +34,14 @@ class Options:
         "FILE",
     )
     text: str = option("", "what", "one review to label")
-    explain: bool = option(False, "what", "with --text: the words that the label depends on; one pass a word")
+    explain: str = option(
+        "",
+        "what",
+        "with --text: colours the words that the label depends on; with --data FILE: explains the 20 most confident "
+        "mistakes; FILE.html: writes a page; one pass a word",
+        "[FILE.html]",
+        bare="-",
+    )
     errors: int = option(0, "what", "with --run or --data: list this many of the most confident mistakes")
     threshold: str = option(
         "", "what", "with --run: chosen for the best validation accuracy of two classes", choices=("validation",)
@@ -79,8 +88,12 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
         raise ValueError("--errors needs a number above 0 and scored reviews: --run runs/ONE or --data FILE")
     if len(options.run) > 1 and (options.errors or options.threshold or options.plot):
         raise ValueError("--errors, --threshold and --plot take one run; --run names several")
-    if options.explain and "text" not in given:
-        raise ValueError("--explain needs a review: --text REVIEW --explain")
+    if options.explain and "text" not in given and not Path(options.data or ".").is_file():
+        raise ValueError(
+            "--explain needs a review or a file of them: --text REVIEW --explain, or --data FILE --explain"
+        )
+    if options.explain and not (is_stdout(options.explain) or options.explain.lower().endswith((".html", ".htm"))):
+        raise ValueError(f"--explain {options.explain}: it writes a page, FILE.html; --data FILE names the reviews")
     if options.submission and not options.predict:
         raise ValueError("--submission needs reviews: --predict FILE --submission")
     if options.weights and options.run:

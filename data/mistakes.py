@@ -21,6 +21,12 @@ UNKNOWN_SHARES = (0.0, 0.01, 0.02, 0.05, 1.0)  # upper ends of the groups
 HEADER = ("id", "label", "predicted", "probability", "words")
 
 
+def most_confident_mistakes(truth: np.ndarray, probabilities: np.ndarray, count: int) -> list[int]:
+    """Returns the rows whose predicted label is wrong, the highest probabilities first. [N], [N, C]"""
+    wrong = np.flatnonzero(probabilities.argmax(1) != truth)
+    return wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:count].tolist()
+
+
 def mistakes(
     frame: pd.DataFrame, probabilities: np.ndarray, labels: Sequence[str], count: int
 ) -> list[tuple[str, str, str, float, str]]:
@@ -29,8 +35,7 @@ def mistakes(
     frame: id, review, sentiment.  probabilities: [N, C].  count: of mistakes, at most.
     """
     truth, predicted, confidence = frame["sentiment"].to_numpy(), probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(predicted != truth)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count].tolist()
+    worst = most_confident_mistakes(truth, probabilities, count)
     words = [" ".join(frame["review"].iloc[i].split()[:FIRST_WORDS]) for i in worst]
     ids = [str(frame["id"].iloc[i]) for i in worst]
     rows = zip(ids, worst, words, strict=True)
