@@ -71,7 +71,7 @@ def adapt(model: torch.nn.Module, method: str, **options) -> torch.nn.Module:
     small = {name: value for name, value in SMALL_OPTIONS.items() if name in field_names(METHODS[method].options)}
     peft.apply(model, method, INIT_IDS, **small | options)
     for name, parameter in model.named_parameters():
-        if name.endswith((".B", ".magnitude")) or name.startswith("virtual."):
+        if name.endswith((".B", ".magnitude", ".l")) or name.startswith("virtual."):
             parameter.data += 0.3 * torch.randn_like(parameter)
     return model
 
