@@ -39,6 +39,7 @@ PEFT_TYPES = {
     "head": "HEAD",
     "bitfit": "BITFIT",
     "ia3": "IA3",
+    "houlsby": "HOULSBY",
 }
 
 
@@ -132,10 +133,14 @@ def ia3_config(model: Encoder) -> dict[str, Any]:
 
 def own_config(model: Encoder) -> dict[str, Any]:
     """Returns the fields of adapter_config.json that describe the method."""
-    tables = {"lora": lora_config, "ia3": ia3_config}
-    if model.virtual is not None:
-        return virtual_config(model)
-    return tables[method](model) if (method := model.adapter["method"]) in tables else {}
+    method = model.adapter["method"]
+    if method == "lora":
+        return lora_config(model)
+    if method == "ia3":
+        return ia3_config(model)
+    if method == "houlsby":
+        return {"adapter_size": model.adapter["adapter_size"]}
+    return virtual_config(model) if model.virtual is not None else {}
 
 
 def virtual_config(model: Encoder) -> dict[str, Any]:

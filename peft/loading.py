@@ -142,6 +142,13 @@ def attach_ia3(model: Encoder, config: dict[str, Any], where: Path) -> None:
     add_method(model, "ia3", lambda: ia3.wrap(model, names, inputs))
 
 
+def attach_houlsby(model: Encoder, config: dict[str, Any]) -> None:
+    """Attaches Houlsby adapters to `model`, in place, of the size in an adapter_config.json. Raises ValueError."""
+    if not isinstance(size := config.get("adapter_size"), int):
+        raise ValueError(f"{ADAPTER_CONFIG} lacks adapter_size")
+    apply(model, "houlsby", adapter_size=size)
+
+
 def read_virtual_tokens(file: WeightFile, width: int, config: dict[str, Any]) -> Tensor:
     """Reads the virtual tokens of an adapter file: fp32 [P, width]. Raises ValueError."""
     if "prompt_embeddings" not in file.shapes:
@@ -224,6 +231,8 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
             attach_lora(model, config, file)
         elif config["peft_type"] == "IA3":
             attach_ia3(model, config, directory)
+        elif config["peft_type"] == "HOULSBY":
+            attach_houlsby(model, config)
         elif config["peft_type"] in ("HEAD", "BITFIT"):
             apply(model, adapter_method(directory))
         else:

@@ -20,6 +20,7 @@ SUPPORTED_FIELDS = {
     "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type",
     "encoder_hidden_size", "encoder_num_layers", "encoder_dropout", "prefix_projection", "init_weights", "pool",
     "method", "ensure_weight_tying", "id2label", "feedforward_modules", "init_ia3_weights",
+    "adapter_size",
 }  # fmt: skip
 # fields with one supported value
 SUPPORTED_VALUES = {
@@ -39,6 +40,7 @@ RANGES = {
     "lora_alpha": (-1e6, 1e6),
     "num_virtual_tokens": (1, 2**20),
     "encoder_hidden_size": (1, 2**20),
+    "adapter_size": (1, 2**20),
 }
 
 

@@ -13,6 +13,10 @@ LEAVES = {
     "B": "lora_B.weight",
     "magnitude": "lora_magnitude_vector",
     "l": "ia3_l",
+    "down": "houlsby_down.weight",
+    "down_bias": "houlsby_down.bias",
+    "up": "houlsby_up.weight",
+    "up_bias": "houlsby_up.bias",
 }
 
 

@@ -292,3 +292,14 @@ def ia3_linear(x: Tensor, weight: Tensor, bias: Tensor, l: Tensor, scales_input:
             terms = (weight[i, j] * row[j] * (l[j] if scales_input else 1) for j in range(len(row)))
             y.append((sum(terms) + bias[i]) * (1 if scales_input else l[i]))
     return torch.stack(y).unflatten(0, (x.size(0), x.size(1), len(weight)))
+
+
+def bottleneck(u: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+    """u + W_up gelu(W_down u + b_down) + b_up, one row at a time (Houlsby et al. 2019, §2.1). u: [N, D]"""
+    rows = []
+    for row in u:
+        z = torch.stack([sum(w[j] * row[j] for j in range(len(row))) + b for w, b in zip(down, down_bias, strict=True)])
+        z = z * (1 + torch.erf(z / math.sqrt(2))) / 2  # gelu
+        inner = [sum(w[j] * z[j] for j in range(len(z))) + b for w, b in zip(up, up_bias, strict=True)]
+        rows.append(row + torch.stack(inner))
+    return torch.stack(rows)

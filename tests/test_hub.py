@@ -447,7 +447,7 @@ def test_an_adapter_is_told_from_a_checkpoint(adapter: Path, checkpoint: Path):
     with pytest.raises(ValueError, match="holds both a checkpoint and an adapter"):
         find_adapter(adapter)
     change(adapter, {"peft_type": "ADALORA"})
-    supported = r"peft_type 'ADALORA' is not supported; supported: BITFIT, HEAD, IA3, LORA, .*--weights DIR"
+    supported = r"peft_type 'ADALORA' is not supported; supported: BITFIT, HEAD, HOULSBY, IA3, LORA, .*--weights DIR"
     with pytest.raises(ValueError, match=supported):
         adapter_method(adapter)
 
