@@ -310,7 +310,7 @@ def draw_reliability(path: Path, best: Sequence[Row]) -> None:
 def draw_speed(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Draws our speed relative to the fastest setting of the fastest library, and the memory of both."""
     figure = new_figure(width=10, height=0.38 * len(rows) + 1.2)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    left, right = figure.subplots(1, 2, width_ratios=(5, 2))
     for y, row in enumerate(rows):
         peer = next(name for name in row if name != "work")
         name = max((name for name in row if name in ("ours", "ours, auto")), key=row.__getitem__)
@@ -329,7 +329,7 @@ def draw_speed(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             right.barh(y + dy, value, 0.36, color=color, edgecolor="black", linewidth=0.6)
             right.text(value + 60, y + dy, f"{label} {value:,}", va="center", fontsize=8)
     right.set_yticks(range(len(with_memory)), [row["work"].replace(", ", ",\n", 1) for row in with_memory], fontsize=8)
-    right.set(xlabel="peak memory of a step (MiB)", xlim=(0, 6500))
+    right.set(xlabel="peak memory of a step (MiB)", xlim=(0, 6000))
     for axes in (left, right):
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)

@@ -91,10 +91,12 @@ def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.Monke
     assert json.loads((tmp_path / "results/row.log.jsonl").read_text())["epoch"] == 1
 
 
-def test_pictures_are_complete_and_show_every_row(tmp_path: Path):
+def test_pictures_are_complete_and_show_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved: set[str] = set()
+    monkeypatch.setattr("data.row_pictures.save_picture", lambda figure, path: saved.add(path.name))
     write_pictures(tmp_path)
     committed = {path.name for path in (RESULTS / "pictures").iterdir()}
-    assert {path.name for path in tmp_path.iterdir()} == committed
+    assert committed == {f"{name}.{kind}" for name in saved for kind in ("svg", "png")}
     drawn = set(re.findall(r'id="([\w.@-]+)"', (RESULTS / "pictures/rows.svg").read_text(encoding="utf-8")))
     assert drawn >= {row.name for row in published_rows() if row.full_test and training_data(row)}
 
