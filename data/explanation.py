@@ -238,7 +238,8 @@ def as_page(explanations: Sequence[Explanation], model: str) -> str:
         f'<p><span class="for" style="background: rgb({BLUE} / 0.4)">blue, underlined</span>: positive effect on the '
         f'label, <span class="against" style="background: rgb({ORANGE} / 0.4)">orange, dotted</span>: negative. The '
         "number before a sentence is the sum of its words, in log-odds of the label. Integrated gradients: "
-        "Sundararajan, Taly &amp; Yan 2017, arXiv 1703.01365. Leaving out: Li, Monroe &amp; Jurafsky 2016, arXiv 1612.08220.</p>"
+        "Sundararajan, Taly &amp; Yan 2017, arXiv 1703.01365. Leaving out: Li, Monroe &amp; Jurafsky 2016, arXiv "
+        "1612.08220.</p>"
     )
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
