@@ -43,6 +43,7 @@ from data.meter import Meter
 from data.metrics import metrics, print_metrics, softmax
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits, recorded_settings
+from data.ranks import add_rows, alone, is_first, own_share, rank, size
 from data.runs import Run
 from data.seeds import random_state, set_random_state
 from data.tables import comparison, draw_curves
@@ -127,13 +128,16 @@ def held_out_loss(
     meter, state = Meter(None, 0.0, 0.0), random_state(machine.device)
     model.eval()
     torch.manual_seed(seed)
-    for batch in batches(corpus, sorted_order(corpus.lengths, SCORING_TOKENS), machine.device):
+    for rows in sorted_order(corpus.lengths, SCORING_TOKENS):
+        whole = corpus.batch(rows)
+        batch = (whole if alone() else own_share(whole)).to(machine.device)
         with machine.autocast():
             loss, correct = objective(model, batch, options)
-        meter.add(batch, loss, correct)
+        meter.add(batch, loss, correct if batch.counted else {})
         check()
     set_random_state(state, machine.device)
     model.train()
+    meter.sums = meter.of_all_ranks()
     return meter.means()
 
 
@@ -146,19 +150,19 @@ def score(
     LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
     between batches.  bar: whether to show a progress bar. Returns float32 [N, C] in the order of the corpus.
     """
-    training, logits = model.training, np.empty((len(corpus), len(model.config.labels)), np.float32)
+    training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
-    hide = None if bar else True  # None: hidden unless the output is a terminal
+    hide = None if bar and is_first() else True  # None: hidden unless the output is a terminal
     bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" reviews", leave=False, disable=hide)
     with bar_shown as progress, merged_copies(model, machine.dtype), cast_once(model, machine):
-        for batch in batches(corpus, order, machine.device):
+        for batch in batches(corpus, order[rank() :: size()], machine.device):  # the batches of one rank: equal logits
             with machine.autocast():
                 logits[batch.rows.cpu()] = model(batch.input_ids, batch.mask).float().cpu()
             progress.update(len(batch.labels))
             check()
     model.train(training)
-    return logits
+    return add_rows(logits)
 
 
 # -------------------------------------------------------------------------------------- a finished run, a checkpoint

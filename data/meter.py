@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from data.batches import Batch
+from data.ranks import add
 
 
 @dataclass
@@ -48,14 +49,17 @@ class Meter:
         return {"loss": 0.0, "count": 0, "tokens": 0, "seconds": 0.0}
 
     def add(self, batch: Batch, loss: Tensor, correct_predictions: dict[str, Tensor]) -> None:
-        """Adds one forward pass. loss: mean over examples. correct_predictions: by name, bool tensors of any shape."""
-        size = len(batch.labels)
-        self.sums["loss"] += loss.item() * size
-        self.sums["count"] += size
+        """Adds one forward pass. loss: mean over examples, or a rank's part of it. correct_predictions: by name, bool tensors of any shape."""
+        self.sums["loss"] += loss.item() * batch.total
+        self.sums["count"] += batch.counted
         for name, correct in correct_predictions.items():
             self.sums[f"right {name}"] = self.sums.get(f"right {name}", 0) + int(correct.sum())
             self.sums[f"of {name}"] = self.sums.get(f"of {name}", 0) + correct.numel()
-        self.sums["tokens"] += int(batch.mask.sum())  # without padding
+        self.sums["tokens"] += int(batch.mask.sum()) if batch.counted else 0  # without padding
+
+    def of_all_ranks(self) -> dict[str, float]:
+        """Returns the sums over all ranks. All ranks must call it."""
+        return add(self.sums) | {"seconds": self.sums["seconds"]}
 
     def tick(self) -> None:
         """Ends a step."""
@@ -76,7 +80,7 @@ class Meter:
         sums = self.sums
         names = [key.removeprefix("of ") for key in sums if key.startswith("of ")]
         accuracies = {name: sums[f"right {name}"] / max(1, sums[f"of {name}"]) for name in names}
-        return {"loss": sums["loss"] / sums["count"]} | accuracies
+        return {"loss": sums["loss"] / max(1, sums["count"])} | accuracies
 
     def record(self) -> dict[str, float]:
         """Returns the means with the prefix train_, and the tokens per second."""

@@ -26,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import Batch
+from data.batches import Batch, Share
 from data.flags import option
 from data.seeds import random_state, set_random_state
 from data.tokenization import Tokenizer
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
 from nn import Model
+from nn.distributed import draw_normal, standard_deviation
 
 XI = 0.1  # ξ for each token position, in units of the embeddings' standard deviation
 
@@ -61,14 +62,15 @@ class Reviews(NamedTuple):
     x: Tensor  # [B, T, E]
     mask: Tensor  # bool [B, T]
     state: dict[str, Tensor]
+    share: Share | None = None  # of a batch that several ranks compute together
 
     @classmethod
-    def embed(cls, model: Model, input_ids: Tensor, mask: Tensor) -> "Reviews":
+    def embed(cls, model: Model, input_ids: Tensor, mask: Tensor, share: Share | None = None) -> "Reviews":
         """Embeds token ids [B, T]. The embeddings require a gradient even if the table is frozen."""
         x = model.embed(input_ids, mask)
         if not x.requires_grad:
             x = x.detach().requires_grad_(torch.is_grad_enabled())
-        return cls(model, x, mask, random_state(input_ids.device))
+        return cls(model, x, mask, random_state(input_ids.device), share)
 
     def logits(self, shift: Tensor | float = 0.0) -> Tensor:
         """Computes the logits of the embeddings plus `shift` [B, T, E] under fixed dropout masks: fp32 [B, C]."""
@@ -77,8 +79,9 @@ class Reviews(NamedTuple):
         return self.model.classifier(self.model.pool(h, self.mask)).float()
 
     def spread(self) -> Tensor:
-        """Computes the standard deviation of the embeddings of real tokens: a scalar."""
-        return self.x.detach()[self.mask].float().std()
+        """Computes the standard deviation of the embeddings of real tokens, of all ranks: a scalar."""
+        values = self.x.detach()[self.mask].float()
+        return values.std() if self.share is None else standard_deviation(values, self.share)
 
 
 def scale_to_length(direction: Tensor, mask: Tensor, length: Tensor | float) -> Tensor:
@@ -108,7 +111,8 @@ def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Ten
     fixed = reviews._replace(x=reviews.x.detach())
     spread = reviews.spread()
     root_tokens = reviews.mask.sum(1).clamp(min=1).sqrt()[:, None, None]
-    start = torch.randn_like(fixed.x, dtype=torch.float32)
+    share, x = reviews.share, fixed.x
+    start = torch.randn_like(x, dtype=torch.float32) if share is None else draw_normal(x, share)
     start = scale_to_length(start, reviews.mask, XI * spread * root_tokens).requires_grad_()
     (g,) = torch.autograd.grad(kl(target, fixed.logits(start)), start)
     return scale_to_length(g, reviews.mask, radius * spread)  # Eq. (7)
@@ -144,22 +148,24 @@ def prepare(model: Model, options: AdversarialOptions, tokenizer: Tokenizer | No
 def objective(model: Model, batch: Batch, options: AdversarialOptions) -> tuple[Tensor, Tensor]:
     """Computes L of the module docstring. Returns (loss, logits [B, C]).
 
-    If batch.unlabelled is None, L_VAT is over the labelled reviews and L_EM is omitted.
+    If batch.unlabelled is None, L_VAT is over the labelled reviews and L_EM is omitted. With several ranks the loss is
+    this rank's part.
     """
-    labelled = Reviews.embed(model, batch.input_ids, batch.mask)
+    labelled = Reviews.embed(model, batch.input_ids, batch.mask, batch.share)
     logits = labelled.logits()
     smoothing, weights = options.label_smoothing, batch.class_weights
     ce = cross_entropy(logits, batch.labels, smoothing, weights)
-    loss, training = ce, torch.is_grad_enabled()
+    loss, training = batch.part(ce), torch.is_grad_enabled()
     if options.adversarial_weight and training:
         at = adversarial_loss(labelled, ce, batch.labels, options.radius, smoothing, weights)
-        loss = loss + options.adversarial_weight * at
-    clean_passes = [(labelled, logits)]
+        loss = loss + batch.part(options.adversarial_weight * at)
+    clean_passes = [(batch, labelled, logits)]
     if batch.unlabelled is not None and isinstance(options, MixedOptions):
-        unlabelled = Reviews.embed(model, batch.unlabelled.input_ids, batch.unlabelled.mask)
-        clean_passes.append((unlabelled, unlabelled.logits()))
-        loss = loss + options.entropy_weight * entropy(clean_passes[1][1])
+        other = batch.unlabelled
+        unlabelled = Reviews.embed(model, other.input_ids, other.mask, other.share)
+        clean_passes.append((other, unlabelled, unlabelled.logits()))
+        loss = loss + other.part(options.entropy_weight * entropy(clean_passes[1][2]))
     if options.vat_weight and training:
-        losses = [vat_loss(reviews, clean, options.radius) * len(clean) for reviews, clean in clean_passes]
-        loss = loss + options.vat_weight * sum(losses) / sum(len(clean) for _, clean in clean_passes)
+        losses = [vat_loss(reviews, clean, options.radius) * part.counted for part, reviews, clean in clean_passes]
+        loss = loss + options.vat_weight * sum(losses) / sum(part.total for part, _, _ in clean_passes)
     return loss, logits
