@@ -49,7 +49,10 @@ class Meter:
         return {"loss": 0.0, "count": 0, "tokens": 0, "seconds": 0.0}
 
     def add(self, batch: Batch, loss: Tensor, correct_predictions: dict[str, Tensor]) -> None:
-        """Adds one forward pass. loss: mean over examples, or a rank's part of it. correct_predictions: by name, bool tensors of any shape."""
+        """Adds one forward pass. loss: mean over examples, or a rank's part of it.
+
+        correct_predictions: by name, bool tensors of any shape.
+        """
         self.sums["loss"] += loss.item() * batch.total
         self.sums["count"] += batch.counted
         for name, correct in correct_predictions.items():

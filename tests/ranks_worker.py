@@ -1,0 +1,74 @@
+"""Computes the loss and gradients of each objective with the ranks of torch.distributed, or in one process.
+
+python tests/ranks_worker.py FOLDER RANK SIZE writes RANK.safetensors.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+from conftest import adapt, tiny, token_batch
+from test_pretraining import FakeTokenizer
+
+from data.batches import Batch
+from data.ranks import add_rows, alone, own_share, rank, size
+from losses import OBJECTIVES
+from nn.distributed import sum_gradients
+from nn.dropout import set_dropout
+
+OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
+CASES = {name: ("bert", "none") for name in ("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd")}
+CASES |= {"supcon lora": ("bert", "lora"), "supcon prefix": ("bert", "prefix")}
+LENGTHS = {"even": [5, 7, 11, 13, 17, 19, 23], "one row": [13]}
+SEED = 5
+
+
+def example(lengths: list[int], seed: int) -> Batch:
+    ids, mask = token_batch(lengths, seed=seed)
+    ids[:, 0] = 1
+    return Batch(ids, mask, torch.arange(len(lengths)) % 2, torch.arange(len(lengths)))
+
+
+def gradients(case: str, lengths: list[int]) -> dict[str, torch.Tensor]:
+    """Returns the loss and all gradients of one batch, summed over the ranks."""
+    name, (model_name, method) = case.split()[0], CASES[case]
+    entry, model = OBJECTIVES[name], tiny(model_name)
+    model = model if method == "none" else adapt(model, method)
+    options = entry.options(**OPTIONS.get(name, {}))
+    entry.prepare(model, options, FakeTokenizer())
+    set_dropout(model, 0)
+    batch = example(lengths, 0)._replace(unlabelled=example([3, 9, 4], 1) if entry.unlabelled else None)
+    torch.manual_seed(SEED)
+    loss, _ = entry.objective(model.train(), batch if alone() else own_share(batch, SEED), options)
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    trained = {key: p for key, p in parameters.items() if p.requires_grad}
+    sum_gradients(list(trained.values()))
+    found = {key: p.grad for key, p in trained.items() if p.grad is not None}
+    return found | {"loss": torch.from_numpy(add_rows(loss.detach().double().numpy().reshape(1)))}
+
+
+def all_cases() -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # R-Drop without dropout
+        return {
+            f"{case}/{kind}/{name}": tensor
+            for case in CASES
+            for kind, lengths in LENGTHS.items()
+            for name, tensor in gradients(case, lengths).items()
+        }
+
+
+if __name__ == "__main__":
+    folder, number, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=number, world_size=count)
+    assert (rank(), size()) == (number, count)
+    save_file(all_cases(), folder / f"{number}.safetensors")
+    dist.destroy_process_group()
