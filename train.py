@@ -353,7 +353,7 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
         where = f"{epoch_name(t)}, step {progress.step + 1}"
         raise ValueError(f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}") from error
     except (RuntimeError, MemoryError) as error:
-        single = max(len(batch.labels) for batch in batches) == 1
+        single = max((len(batch.labels) for batch in batches), default=2) == 1
         if not out_of_memory(error) or single or options.out_of_memory == "stop":
             raise
         ranks.agree(ranks.HALVE)
@@ -366,7 +366,8 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
 def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     """Adds the gradient of the mean loss over all examples of a step, or this rank's part of it.
 
-    size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward pass. Raises NotFinite.
+    size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
+    pass. Raises NotFinite.
     """
     objective, passes = OBJECTIVES[t.settings.options.loss].objective, []
     for batch in (batch.to(t.machine.device) for batch in batches):

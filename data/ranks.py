@@ -260,7 +260,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
     own = random_state(device)
     if alone():
         return own
-    states = {}
+    states: dict[str, Tensor] = {}
     for name, state in own.items():
         parts = [torch.empty_like(state) for _ in range(size())]
         dist.all_gather(parts, state)

@@ -23,7 +23,7 @@ from nn.distributed import sum_gradients
 from nn.dropout import set_dropout
 
 OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
-CASES = {name: ("bert", "none") for name in ("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd")}
+CASES = dict.fromkeys(("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd"), ("bert", "none"))
 CASES |= {"supcon lora": ("bert", "lora"), "supcon prefix": ("bert", "prefix")}
 LENGTHS = {"even": [5, 7, 11, 13, 17, 19, 23], "one row": [13]}
 SEED = 5
