@@ -9,7 +9,6 @@ part of a row's name before the first dash), `<!-- models -->` opens the table w
 """
 
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from data.checked import as_object, has_type, listed, parse_json, read_json, reading
 from data.errors import clean_exit
 from data.files import write_text
+from data.metrics import mean_and_deviation
 from data.pictures import new_figure, write_pictures
 from data.rows import RESULTS, Row, publish, published_rows
 from data.runs import ROOT, Run
@@ -109,14 +109,6 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def millions(count: int) -> str:
     """Formats a number of parameters: `0.656 M`."""
     return f"{count / 1e6:.3g} M"
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Formats accuracies: `0.8850` for one seed, `0.8850 ± 0.0012` (standard deviation) for several, `–` for none."""
-    if not values:
-        return "–"
-    mean = f"{statistics.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
 def results_table(groups: Sequence[str], folder: Path = RESULTS) -> str:

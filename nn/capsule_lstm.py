@@ -64,9 +64,13 @@ class CapsuleLayer(Module):
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         """h: [B, T, D];  mask: bool [B, T] -> v [B, J, K], in fp32 also under autocast"""
+        return self.routing(h, mask)[0]
+
+    def routing(self, h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes v [B, J, K] and c [B, T, J]. h: [B, T, D];  mask: bool [B, T]"""
         u = torch.nn.functional.linear(h, self.weight.flatten(0, 1))  # [B, T, J·K]
         u = u.unflatten(-1, self.weight.shape[:2]).to(self.weight.dtype)  # [B, T, J, K]
-        return route(u, mask=mask, iterations=self.iterations)[0]
+        return route(u, mask=mask, iterations=self.iterations)
 
 
 class CapsuleLengths(Module):
@@ -137,3 +141,15 @@ class CapsuleLSTM(WordClassifier):
         if self.classes is not None:
             v = self.classes(v, v.new_ones(v.shape[:2], dtype=torch.bool))  # [B, C, K]
         return v.flatten(1)
+
+    def routing(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the capsules of a review v, [B, J, K], and c, [B, T, J], the part of each token in each capsule."""
+        return self.capsules.routing(self.dropout(self.encode(self.embed(input_ids, mask), mask)), mask)
+
+    def capsule_scores(self, v: Tensor) -> Tensor:
+        """Computes what each capsule adds to the logit of each class, minus the mean over classes; with class capsules
+        the part of it that is routed to the class. v: [B, J, K] -> [B, J, C]"""
+        if self.classes is not None:
+            return self.classes.routing(v, v.new_ones(v.shape[:2], dtype=torch.bool))[1]
+        weight = self.classifier.weight.unflatten(1, v.shape[1:])  # [C, J, K]
+        return torch.einsum("bjk,cjk->bjc", v, weight - weight.mean(0))

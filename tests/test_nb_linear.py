@@ -143,10 +143,10 @@ def test_each_word_adds_its_part_to_the_logits():
 def test_the_logits_of_ngrams_add_up():
     model = fitted()
     ids = torch.tensor(REVIEWS[3])
-    parts = model.ngram_logits(ids)
+    spans, parts = model.ngrams(ids)
     logits = model(ids[None], torch.ones_like(ids, dtype=torch.bool)[None])[0]
-    torch.testing.assert_close(sum(part for _, part in parts) + model.classifier.bias, logits)
-    assert sorted(tuple(ngram) for ngram, _ in parts) == sorted(set(ngrams(REVIEWS[3])))
+    torch.testing.assert_close(parts.sum(0) + model.classifier.bias, logits)
+    assert sorted(tuple(ids[span.start : span.stop].tolist()) for span in spans) == sorted(set(ngrams(REVIEWS[3])))
 
 
 def test_the_optimum_is_that_of_scikit_learn():
