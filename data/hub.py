@@ -38,7 +38,10 @@ TOKENIZER_FILES = (
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")  # one is enough
 HUB_ID = re.compile(r"(?!\.)(?!.*\.\.)([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # name/model@revision
 # the methods of huggingface/peft that are supported; `method` in a file of this project says which of ours it is
-METHODS = {"LORA": "lora", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "HEAD": "head"}
+METHODS = {
+    "LORA": "lora", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "HEAD": "head",
+    "BITFIT": "bitfit",
+}  # fmt: skip
 # fields of adapter_config.json that are options of a method here
 OPTIONS = {
     "r": "rank", "lora_alpha": "alpha", "lora_dropout": "lora_dropout", "bias": "lora_bias", "use_rslora": "rslora",

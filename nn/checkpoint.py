@@ -120,12 +120,15 @@ class Unfilled(TorchFunctionMode):
     """Skips the normal initialization of tables and layers within it, since the file's values replace them at once.
 
     Building on the meta device would avoid it as well, but then torch imports torch._dynamo, which takes two seconds.
+    `arange` of a meta tensor imports sympy, which takes a third of one; its values come from the file too.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.nn.init.normal_, Tensor.normal_):
             return args[0] if args else kwargs["tensor"]
+        if func is torch.arange and not kwargs:
+            return torch.empty(len(range(*args)), dtype=torch.int64)
         return func(*args, **kwargs)
 
 

@@ -37,6 +37,7 @@ PEFT_TYPES = {
     "prefix": "PREFIX_TUNING",
     "p_tuning_v2": "PREFIX_TUNING",
     "head": "HEAD",
+    "bitfit": "BITFIT",
 }
 
 
@@ -95,8 +96,10 @@ def save_base(model: Encoder, directory: str | Path) -> None:
 
 
 def replaced_modules(model: Encoder) -> set[str]:
-    """Returns the published names of the modules of the backbone whose parameters the adapter replaces."""
-    return {module_name(model, name.rpartition(".")[0]) for name in model.adapter.get("replaced", ())}
+    """Returns the published names of the modules of the backbone all of whose parameters the adapter replaces."""
+    replaced = set(model.adapter.get("replaced", ()))
+    kept = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in replaced}
+    return {module_name(model, module) for name in replaced if (module := name.rpartition(".")[0]) not in kept}
 
 
 def lora_config(model: Encoder) -> dict[str, Any]:

@@ -205,8 +205,8 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     with about(directory):
         if config["peft_type"] == "LORA":
             attach_lora(model, config, file)
-        elif config["peft_type"] == "HEAD":
-            apply(model, "head")
+        elif config["peft_type"] in ("HEAD", "BITFIT"):
+            apply(model, adapter_method(directory))
         else:
             attach_virtual_tokens(model, config, file, trainable)
     replace_backbone(model, file)
@@ -230,7 +230,8 @@ def plain_names(model: Encoder) -> dict[str, str]:
 def replace_backbone(model: Encoder, file: WeightFile) -> None:
     """Makes the parameters of the backbone that an adapter file contains part of the adapter, and trainable."""
     keys = (tensor_names(file) & plain_names(model).keys()) - adapter_parameters(model).keys()
-    model.adapter["replaced"] = tuple(sorted(plain_names(model)[key] for key in keys))
+    found = sorted(plain_names(model)[key] for key in keys)
+    model.adapter["replaced"] = (*model.adapter.get("replaced", ()), *found)
     remember_backbone(model)
     for name, parameter in model.named_parameters():
         if backbone_name(name) in model.adapter["replaced"]:
