@@ -104,8 +104,7 @@ def held_out_loss(
         check()
     set_random_state(state, machine.device)
     model.train()
-    meter.sums = meter.of_all_ranks()
-    return meter.means()
+    return meter.of_all_ranks().means()
 
 
 @torch.inference_mode()
@@ -476,6 +475,8 @@ def member(options: Options, run: Run) -> Member:
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        raise ValueError("eval.py is one process; start it without torchrun")
     given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES)
     options = Options(**given)
     check_flags(options, given)

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from data.errors import Interrupt, NotFinite, Stopped, clean_exit, interruptible
 from data.files import new_folder, write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
-from data.meter import Meter, Progress
+from data.meter import Meter, Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
 from data.options import (
     Options,
@@ -48,7 +49,7 @@ from data.options import (
     repeats_batches,
     resolve,
 )
-from data.runs import Run
+from data.runs import Run, command_line
 from data.seeds import derive_seed, random_state, set_random_state
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from eval import Scorer, held_out_loss, score
@@ -198,11 +199,16 @@ class Training:
 
     def save(self) -> None:
         """Saves the state to resume from."""
-        state = {"sums": self.meter.of_all_ranks(), "seconds": self.meter.total(), "scaler": self.scaler.state_dict()}
+        state = {
+            "sums": self.meter.of_all_ranks().sums,
+            "seconds": self.meter.total(),
+            "scaler": self.scaler.state_dict(),
+        }
         tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
         tensors |= ranks.random_states(self.machine.device)
         if ranks.is_first():
             self.run.save_state(tensors, asdict(self.progress) | state)
+        ranks.agree(0)  # no rank goes on, or ends, before the state is written
 
     def load(self) -> None:
         """Restores the saved state, if there is one."""
@@ -232,15 +238,9 @@ def prepare_training(
     if isinstance(model, WordClassifier) and options.weights == "none":
         model.fit(corpus)
     if options.word_vectors != "none" and options.weights == "none":
-        start_from_vectors(
-            model,
-            source=options.word_vectors,
-            whiten=options.whiten_vectors,
-            splits=splits,
-            corpus=corpus,
-            tokenizer=tokenizer,
-            cache=run.cache,
-            check=interrupt.check,
+        start = partial(start_from_vectors, model, source=options.word_vectors, whiten=options.whiten_vectors)
+        ranks.in_turn(
+            lambda: start(splits=splits, corpus=corpus, tokenizer=tokenizer, cache=run.cache, check=interrupt.check)
         )
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
@@ -269,7 +269,6 @@ def prepare_training(
 def train(t: Training) -> None:
     """Trains, and keeps the best epoch by validation accuracy in best/ (for pretraining: the last)."""
     options, progress = t.settings.options, t.progress
-    t.interrupt.together = not ranks.alone()
     orders = epoch_orders(t.corpus, options)
     steps = [math.ceil(len(order) / options.accumulation) for order in orders]  # of each epoch
     while progress.epoch < options.epochs and not out_of_patience(progress, options):
@@ -333,30 +332,35 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
     )
     size = sum(len(rows) for rows in micro_batches)  # examples of all ranks
     before = random_state(t.machine.device)
+    message = None
     try:
         passes = gradient(t, batches, size)
-        ranks.check_others()
-        sum_gradients(t.trainable)
-        return passes
+        status = ranks.agree(ranks.FINE)[0]
     except ranks.Elsewhere as other:
-        if other.status == ranks.NOT_FINITE:
-            t.save()
-            sys.exit(2)  # the rank that found it prints it
+        status = other.status
     except Stopped:  # between two passes of a long step, which is done again after --resume
         set_random_state(before, t.machine.device)
         t.save()
         raise
     except NotFinite as error:
-        ranks.agree(ranks.NOT_FINITE)
-        t.save()
+        status = ranks.agree(ranks.NOT_FINITE)[0]
         ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[error.rows])
         where = f"{epoch_name(t)}, step {progress.step + 1}"
-        raise ValueError(f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}") from error
+        message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
     except (RuntimeError, MemoryError) as error:
         single = max((len(batch.labels) for batch in batches), default=2) == 1
-        if not out_of_memory(error) or single or options.out_of_memory == "stop":
+        halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
+        status = ranks.agree(ranks.HALVE if halve else ranks.END)[0]
+        if not halve:
             raise
-        ranks.agree(ranks.HALVE)
+    if status == ranks.FINE:
+        sum_gradients(t.trainable)
+        return passes
+    if status == ranks.NOT_FINITE:
+        t.save()
+        raise ValueError(ranks.first_message(message))
+    if status == ranks.END:
+        ranks.end()
     progress.num_splits *= 2
     t.optimizer.zero_grad(set_to_none=True)
     print(f"warning: out of memory; from here on each forward pass is split into {progress.num_splits}")
@@ -377,7 +381,7 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
             raise NotFinite(loss.item(), batch.rows.tolist())
         t.scaler.scale(loss * (batch.total / size)).backward()
         passes.append((batch, loss.detach(), correct_predictions(output, batch)))
-        if len(passes) < len(batches):
+        if len(passes) < len(batches) and ranks.alone():
             t.interrupt.check()
     return passes
 
@@ -403,12 +407,14 @@ def finish_step(t: Training, passes: list[Pass], rate_factor: float, last: bool)
     if progress.step % LOG_STEPS == 0:
         release_freed_memory()
         values = {"epoch": progress.epoch + 1, "step": progress.step, "rate_factor": rate_factor}
+        values |= {"loss": step_loss(passes), **meter.of_all_ranks().shown()}
         if ranks.is_first():
-            t.run.log("step", **values, loss=passes[-1][1].item() if passes else None, **meter.shown())
+            t.run.log("step", **values)
     asked, due = ranks.agree(t.interrupt.asked, meter.save_is_due())
     if last or due or asked:
         t.save()
-        t.interrupt.stop_together(asked)
+        t.interrupt.asked = asked or t.interrupt.asked  # a signal to one rank stops all
+        t.interrupt.check()
 
 
 def finish_epoch(t: Training) -> None:
@@ -424,8 +430,7 @@ def finish_epoch(t: Training) -> None:
             if logits is not None and ranks.is_first():
                 t.run.save_probabilities("validation", softmax(logits), t.held_out.labels)
             progress.best, progress.best_epoch, progress.validation = shown["acc"], progress.epoch + 1, found
-    t.meter.sums = t.meter.of_all_ranks()
-    record = t.meter.record() | {f"val_{key}": value for key, value in shown.items()}
+    record = t.meter.of_all_ranks().record() | {f"val_{key}": value for key, value in shown.items()}
     record |= {"seconds": round(t.meter.total(), 1)}
     if ranks.is_first():
         t.run.log("epoch", epoch=progress.epoch + 1, **record)
@@ -475,7 +480,9 @@ def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, 
     options = settings.options
     if not len(splits.unlabelled):
         raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
-    corpus = build_corpus(tokenizer, splits.unlabelled, options.max_length, options.truncate, run.cache)
+    corpus = ranks.in_turn(
+        lambda: build_corpus(tokenizer, splits.unlabelled, options.max_length, options.truncate, run.cache)
+    )
     return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)
 
 
@@ -524,7 +531,7 @@ def test_scores(t: Training) -> dict[str, Any]:
     if not len(frame):
         return {}
     scorer = Scorer.of_run(t.run, t.machine, base=t.settings.options.base)
-    corpus = scorer.corpus(frame, t.run.cache)
+    corpus = ranks.in_turn(lambda: scorer.corpus(frame, t.run.cache))
     logits = scorer.logits(corpus, t.interrupt.check)
     if ranks.is_first():
         t.run.save_probabilities("test", softmax(logits), corpus.labels)
@@ -584,8 +591,11 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
         """Returns the run folder."""
         nonlocal settings, run, machine
         named = Path(options.runs) / options.name
-        if run is None and options.name and ranks.restarted() and (named / "config.json").is_file():
-            settings, run = resolve(["--resume", str(named)], TABLES)  # torchrun repeats the command after a failure
+        if run is None and ranks.restarts() and not options.name:
+            raise ValueError("torchrun --max-restarts needs --name, by which the run is found again")
+        exists = ranks.restarted() and (named / "config.json").is_file()  # torchrun repeats the command after a failure
+        if run is None and exists and Run.open(named).config["command"] == command_line():
+            settings, run = resolve(["--resume", str(named)], TABLES)
         if run is None:
             settings, why = find_data(settings, TABLES)  # the built-in reviews have defaults of their own
             print(f"data: {settings.options.train or settings.options.data} ({why})")

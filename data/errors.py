@@ -132,7 +132,6 @@ class Interrupt:
     def __init__(self) -> None:
         self.asked = 0  # number of the first signal
         self.deferring = False
-        self.together = False  # whether several ranks stop, which only check_together does
 
     def __enter__(self) -> "Interrupt":
         self.before = {number: signal.signal(number, self.handle) for number in SIGNALS}
@@ -147,7 +146,7 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = number
-        if not (self.deferring or self.together):
+        if not self.deferring:
             raise Stopped(number)
 
     @contextlib.contextmanager
@@ -162,13 +161,8 @@ class Interrupt:
 
     def check(self) -> None:
         """Raises Stopped after the first signal."""
-        if self.asked and not self.together:
+        if self.asked:
             raise Stopped(self.asked)
-
-    def stop_together(self, asked: int) -> None:
-        """Raises Stopped if any rank received a signal. asked: its number, which all ranks agreed on."""
-        if asked:
-            raise Stopped(asked)
 
 
 def interruptible(work: Callable[[], Value], seconds: float = math.inf) -> Value:

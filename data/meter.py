@@ -1,5 +1,6 @@
 """Keeps the progress of a run, accumulates loss, accuracy, tokens and seconds, and decides when to save."""
 
+import copy
 import time
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from data.batches import Batch
-from data.ranks import add
+from data.ranks import add, alone
 
 
 @dataclass
@@ -27,6 +28,19 @@ class Progress:
         """Reads a saved state; older ones call num_splits `pieces`."""
         values = {"num_splits": saved.get("pieces", 1)} | saved
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+
+def step_loss(passes: list[tuple[Batch, Tensor, dict[str, Tensor]]]) -> float:
+    """Returns the loss of a step's last forward pass, with several ranks the mean over all examples of the step."""
+    if alone():
+        return passes[-1][1].item()
+    sums = add(
+        {
+            "loss": sum(loss.item() * batch.total for batch, loss, _ in passes),
+            "count": sum(batch.counted for batch, _, _ in passes),
+        }
+    )
+    return sums["loss"] / sums["count"]
 
 
 class Meter:
@@ -60,9 +74,11 @@ class Meter:
             self.sums[f"of {name}"] = self.sums.get(f"of {name}", 0) + correct.numel()
         self.sums["tokens"] += int(batch.mask.sum()) if batch.counted else 0  # without padding
 
-    def of_all_ranks(self) -> dict[str, float]:
-        """Returns the sums over all ranks. All ranks must call it."""
-        return add(self.sums) | {"seconds": self.sums["seconds"]}
+    def of_all_ranks(self) -> "Meter":
+        """Returns a meter with the sums over all ranks, which must all call it. The seconds are this rank's."""
+        meter = copy.copy(self)
+        meter.sums = add(self.sums) | {"seconds": self.sums["seconds"]}
+        return meter
 
     def tick(self) -> None:
         """Ends a step."""

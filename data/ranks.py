@@ -13,14 +13,14 @@ exchanged by gloo, the gradients of a GPU by NCCL (nn/distributed.py). Every exc
 which all ranks take part in the same order.
 """
 
+import contextlib
 import datetime
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -32,12 +32,13 @@ from data.seeds import derive_seed, random_state, set_random_state
 
 Value = TypeVar("Value")
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets
+FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks find the addresses of the killed ones
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
-FINE, HALVE, NOT_FINITE = 0, 1, 2  # what a rank reports of a step
+FINE, HALVE, NOT_FINITE, END = range(4)  # how a step went on a rank; the maximum decides what all ranks do
 
 
 class Elsewhere(Exception):
-    """Reports that a step failed on another rank. status: HALVE or NOT_FINITE."""
+    """Reports that a step failed on another rank. status: HALVE, NOT_FINITE or END."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -47,12 +48,13 @@ class Elsewhere(Exception):
 # ------------------------------------------------------------------------------------------------------ the group
 
 
-@contextmanager
+@contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
     """Joins the ranks that torchrun started, for the block; does nothing without torchrun.
 
     Each rank of a machine has a GPU of its own, unless `device` is another kind. Ranks other than 0 print nothing.
-    Raises ValueError if there are fewer GPUs than ranks, or for a device that the ranks would share.
+    Raises ValueError if there are fewer GPUs than ranks, or for a device that the ranks would share; ConnectionError
+    if another rank ended. A rank that fails leaves the group by ending, after its message is printed.
     """
     if not all(name in os.environ for name in TORCHRUN):
         yield
@@ -66,15 +68,18 @@ def joined(device: str) -> Iterator[None]:
             raise ValueError(f"rank {local} of this machine has no GPU of its own; {way_out}")
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
+    if restarts() and os.environ.get(FRESH_STORE) != "1":
+        raise ValueError(f"torchrun --max-restarts needs {FRESH_STORE}=1 in its environment to connect the ranks again")
     dist.init_process_group(backend, timeout=TIMEOUT)
-    shown = sys.stdout
+    if not is_first():
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
     try:
-        if not is_first():
-            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
         yield
-    finally:
-        sys.stdout = shown
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ConnectionError(f"rank {rank()} ends because another rank ended") from error
+    dist.destroy_process_group()
 
 
 def alone() -> bool:
@@ -168,9 +173,25 @@ def by_first(work: Callable[[], Value]) -> Value:
         gather([value])
         return value
     found = gather([])[0]
-    if not found:
-        sys.exit(2)
-    return found[0]
+    return found[0] if found else end()
+
+
+def end() -> NoReturn:
+    """Ends this rank with code 2 after the rank that failed has ended, so that torchrun does not stop that one early.
+
+    The failed rank prints its message, ends, and thereby closes the connection.
+    """
+    with contextlib.suppress(RuntimeError):
+        agree(0)
+    sys.exit(2)
+
+
+def first_message(message: str | None) -> str:
+    """Returns, on rank 0, the message of the lowest rank that has one; the other ranks end."""
+    found = next(text for text in gather(message) if text is not None)
+    if not is_first():
+        end()
+    return found
 
 
 def in_turn(work: Callable[[], Value]) -> Value:

@@ -1,8 +1,12 @@
-"""Computes the loss and gradients of each objective with the ranks of torch.distributed, or in one process.
+"""Computes the loss and gradients of each objective, and trains, with the ranks of torch.distributed or in one process.
 
-python tests/ranks_worker.py FOLDER RANK SIZE writes RANK.safetensors.
+python tests/ranks_worker.py FOLDER RANK SIZE writes RANK.safetensors, and trains the runs of FOLDER/runs.json: a list
+of arguments of train.py.
 """
 
+# ruff: noqa: E402  (imports after the path is set)
+
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from conftest import adapt, tiny, token_batch
 from test_pretraining import FakeTokenizer
 
+import train
 from data.batches import Batch
 from data.ranks import add_rows, alone, own_share, rank, size
 from losses import OBJECTIVES
@@ -65,10 +70,20 @@ def all_cases() -> dict[str, torch.Tensor]:
         }
 
 
+def train_all(runs: list[list[str]]) -> None:
+    """Trains the runs; their logs contain the loss of every step."""
+    train.LOG_STEPS = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # R-Drop without dropout
+        for arguments in runs:
+            train.main(arguments)
+
+
 if __name__ == "__main__":
     folder, number, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=number, world_size=count)
     assert (rank(), size()) == (number, count)
     save_file(all_cases(), folder / f"{number}.safetensors")
+    train_all(json.loads((folder / "runs.json").read_text()))
     dist.destroy_process_group()
