@@ -1,15 +1,20 @@
 """Computes the loss and gradients of each objective, and trains, with the ranks of torch.distributed or in one process.
 
-python tests/ranks_worker.py FOLDER RANK SIZE writes RANK.safetensors, and trains the runs of FOLDER/runs.json: a list
+python tests/ranks_worker.py FOLDER RANK SIZE PORT FAULT writes RANK.safetensors, and trains the runs of FOLDER/runs.json: a list
 of arguments of train.py.
 """
 
 # ruff: noqa: E402  (imports after the path is set)
 
+import itertools
 import json
+import math
+import os
+import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +27,7 @@ from test_pretraining import FakeTokenizer
 
 import train
 from data.batches import Batch
+from data.errors import NotFinite, clean_exit
 from data.ranks import add_rows, alone, own_share, rank, size
 from losses import OBJECTIVES
 from nn.distributed import sum_gradients
@@ -79,11 +85,40 @@ def train_all(runs: list[list[str]]) -> None:
             train.main(arguments)
 
 
-if __name__ == "__main__":
-    folder, number, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def fail(kind: str, number: int, step: int) -> None:
+    """Makes rank `number` fail at a step: "nan", "memory", "killed", or "signal" after it."""
+    gradient, steps = train.gradient, itertools.count(1)
+
+    def failing(t: train.Training, *arguments: Any) -> list[train.Pass]:
+        if next(steps) == step and rank() == number:
+            if kind == "nan":
+                raise NotFinite(math.nan, [0, 1])
+            if kind == "memory":
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+        return gradient(t, *arguments)
+
+    train.gradient = failing
+
+
+def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
+    """fault: "", or KIND RANK STEP, with which the first run is trained"""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=number, world_size=count)
+    group = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    runs = json.loads((folder / "runs.json").read_text())
+    if fault:
+        os.environ |= {name: str(value) for name, value in group.items()}
+        kind, *places = fault.split()
+        fail(kind, *map(int, places))
+        with clean_exit():
+            train.main(runs[0])
+        return
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=number, world_size=count)
     assert (rank(), size()) == (number, count)
     save_file(all_cases(), folder / f"{number}.safetensors")
-    train_all(json.loads((folder / "runs.json").read_text()))
+    train_all(runs)
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5])
