@@ -13,6 +13,7 @@ exchanged by gloo, the gradients of a GPU by NCCL (nn/distributed.py). Every exc
 which all ranks take part in the same order.
 """
 
+import atexit
 import contextlib
 import datetime
 import json
@@ -71,6 +72,7 @@ def joined(device: str) -> Iterator[None]:
     if restarts() and os.environ.get(FRESH_STORE) != "1":
         raise ValueError(f"torchrun --max-restarts needs {FRESH_STORE}=1 in its environment to connect the ranks again")
     dist.init_process_group(backend, timeout=TIMEOUT)
+    atexit.register(dist.destroy_process_group)
     if not is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
     try:
@@ -79,7 +81,6 @@ def joined(device: str) -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise ConnectionError(f"rank {rank()} ends because another rank ended") from error
-    dist.destroy_process_group()
 
 
 def alone() -> bool:

@@ -1,7 +1,7 @@
 """Computes the loss and gradients of each objective, and trains, with the ranks of torch.distributed or in one process.
 
-python tests/ranks_worker.py FOLDER RANK SIZE PORT FAULT writes RANK.safetensors, and trains the runs of FOLDER/runs.json: a list
-of arguments of train.py.
+python tests/ranks_worker.py FOLDER RANK SIZE PORT FAULT writes RANK.safetensors, and trains the runs of
+FOLDER/runs.json, a list of arguments of train.py.
 """
 
 # ruff: noqa: E402  (imports after the path is set)
@@ -25,13 +25,15 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from conftest import adapt, tiny, token_batch
 from test_pretraining import FakeTokenizer
 
+import eval
 import train
-from data.batches import Batch
+from data.batches import Batch, Corpus
 from data.errors import NotFinite, clean_exit
 from data.ranks import add_rows, alone, own_share, rank, size
 from losses import OBJECTIVES
 from nn.distributed import sum_gradients
 from nn.dropout import set_dropout
+from nn.runtime import Machine
 
 OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
 CASES = dict.fromkeys(("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd"), ("bert", "none"))
@@ -65,15 +67,27 @@ def gradients(case: str, lengths: list[int]) -> dict[str, torch.Tensor]:
     return found | {"loss": torch.from_numpy(add_rows(loss.detach().double().numpy().reshape(1)))}
 
 
+def scores() -> torch.Tensor:
+    """Returns the logits of 10 reviews in batches of at most 64 tokens."""
+    lengths = [5, 7, 11, 13, 17, 19, 23, 29, 31, 37]
+    ids, _ = token_batch(lengths, seed=2)
+    corpus = Corpus.from_rows([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)], [0] * 10, 0)
+    before, eval.tokens_per_pass = eval.tokens_per_pass, lambda *_: 64
+    logits = eval.score(tiny("bert"), corpus, Machine(torch.device("cpu"), torch.float32))
+    eval.tokens_per_pass = before
+    return torch.from_numpy(logits)
+
+
 def all_cases() -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # R-Drop without dropout
-        return {
+        found = {
             f"{case}/{kind}/{name}": tensor
             for case in CASES
             for kind, lengths in LENGTHS.items()
             for name, tensor in gradients(case, lengths).items()
         }
+    return found | {"scores": scores()}
 
 
 def train_all(runs: list[list[str]]) -> None:

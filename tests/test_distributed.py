@@ -154,6 +154,19 @@ def test_ranks_have_the_same_parameters_with_gradients(found, expected):
     assert found[0].keys() == found[1].keys() == expected.keys()
 
 
+def test_shared_scores_equal_one_process_to_the_last_digit(found, expected):
+    assert all(torch.equal(rank["scores"], expected["scores"]) for rank in found)
+
+
+@pytest.mark.slow
+def test_three_ranks_compute_the_same_scores_gradients_and_weights(expected, alone, folder):
+    ranks = computed(folder / "three", 3, FAST)
+    assert all(torch.equal(rank["scores"], expected["scores"]) for rank in ranks)
+    for name, value in expected.items():
+        torch.testing.assert_close(ranks[0][name], value, rtol=10 * TOLERANCE, atol=10 * TOLERANCE, msg=name)
+    assert_equal_runs(alone / "lora", folder / "three/lora")
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_every_row_has_one_rank_and_ranks_are_even_in_tokens(count: int):
     lengths = np.sort(np.random.default_rng(0).integers(1, 200, 23))
