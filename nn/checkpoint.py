@@ -22,7 +22,9 @@ from nn import MODELS, Model
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
 from nn.heads import match_head
+from nn.nb_linear import NGramEmbedding
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
+from nn.words import WordClassifier
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
 MOST_CLASSES = 10_000  # of a classifier
@@ -190,11 +192,14 @@ def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
 
 
 def reorder_classes(model: Model, order: tuple[int, ...]) -> None:
-    """Permutes the rows of the last layer, in place: row i becomes the former row order[i]."""
+    """Permutes the rows of the last layer and the columns of n-grams, in place: i becomes the former order[i]."""
     if order != tuple(range(len(order))):
         for name, parameter in model.named_parameters():
             if name in CLASS_ROWS:
                 parameter.data = parameter.data[list(order)]
+        for table in (module for module in model.modules() if isinstance(module, NGramEmbedding)):
+            for columns in (table.ratios, table.word.weight):
+                columns.data = columns.data[:, list(order)]
 
 
 def fill(
@@ -232,7 +237,15 @@ def fill(
 
 
 def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
-    """Initializes the parameters `names` of a model on the meta device at random, in place."""
+    """Initializes the parameters `names` of a model on the meta device at random, in place.
+
+    A word network initializes its layers in its constructor, so that they come from another instance.
+    """
+    if isinstance(model, WordClassifier):
+        new = dict(type(model)(model.config).named_parameters()) if names else {}
+        for name in names:
+            put_parameter(model, name, new[name].detach().to(dtype))
+        return
     for name in names:  # `empty_like` of a meta tensor would import sympy, which takes half a second
         put_parameter(model, name, torch.empty(model.get_parameter(name).shape, dtype=dtype))
     for owner in {name.rpartition(".")[0] for name in names}:

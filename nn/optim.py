@@ -18,14 +18,22 @@ from nn.checkpoint import TRAINING_ONLY
 from nn.encoder import init_weights
 
 
+def num_levels(model: Model) -> int:
+    """Returns L, the number of layers with learning rates of their own."""
+    return max(1, len(model.layers))
+
+
 def depth(model: Model, name: str) -> int:
     """Returns the level of a parameter: 0 below the layers, 1 … L in the layers, L + 1 in the head.
 
-    A norm above the last layer has that layer's level.
+    A norm above the last layer has that layer's level. Everything between the embeddings and the head of a network
+    without a stack of layers is one layer.
     """
     part, _, rest = name.partition(".")
     if part in model.HEAD or name.startswith(TRAINING_ONLY):
-        return len(model.layers) + 1
+        return num_levels(model) + 1
+    if not len(model.layers):
+        return 0 if part == "embeddings" else 1
     if part in ("norm", "final_norm"):
         return len(model.layers)
     return int(rest.split(".")[0]) + 1 if part == "layers" else 0
@@ -42,7 +50,7 @@ def parameter_groups(
     """
     norms = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in module.parameters()}
     groups: dict[tuple[str, float, bool], list[Parameter]] = {}
-    top = len(model.layers)
+    top = num_levels(model)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -194,3 +194,12 @@ def test_a_checkpoint_keeps_the_table(tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
     assert again.embeddings.keys.dtype == torch.int64
     assert not again.embeddings.ratios.requires_grad
+
+
+def test_a_checkpoint_follows_the_order_of_the_classes(tmp_path):
+    model = fitted().float()
+    save_pretrained(model, tmp_path)
+    again = load_pretrained(tmp_path, labels=("c", "a", "b")).eval()
+    batch = corpus().batch(np.arange(len(REVIEWS)))
+    expected = model(batch.input_ids, batch.mask)[:, [2, 0, 1]]
+    torch.testing.assert_close(again(batch.input_ids, batch.mask), expected)
