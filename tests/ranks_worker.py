@@ -15,6 +15,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,7 @@ from data.batches import Batch, Corpus
 from data.errors import NotFinite, clean_exit
 from data.ranks import add_rows, alone, own_share, rank, size
 from losses import OBJECTIVES
+from nn import Model
 from nn.distributed import sum_gradients
 from nn.dropout import set_dropout
 from nn.runtime import Machine
@@ -91,9 +93,15 @@ def all_cases() -> dict[str, torch.Tensor]:
 
 
 def train_all(runs: list[list[str]]) -> None:
-    """Trains the runs; their logs contain the loss of every step."""
-    train.LOG_STEPS = 1
-    with warnings.catch_warnings():
+    """Trains the runs, also RTD's generator without dropout; their logs contain the loss of every step."""
+    build = train.build_model
+
+    def build_without_dropout(*arguments: Any) -> Model:
+        set_dropout(model := build(*arguments), 0)
+        return model
+
+    changes = {"LOG_STEPS": 1, "build_model": build_without_dropout}
+    with warnings.catch_warnings(), mock.patch.multiple(train, **changes):
         warnings.simplefilter("ignore")  # R-Drop without dropout
         for arguments in runs:
             train.main(arguments)

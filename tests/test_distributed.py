@@ -14,7 +14,6 @@ from conftest import ROOT, tiny_weights
 from ranks_worker import CASES, LENGTHS, all_cases, train_all
 from safetensors.torch import load_file
 
-import train
 from data.ranks import FRESH_STORE, share_bounds
 
 TOLERANCE = 1e-6  # of fp32 sums in another order, relative to the largest gradient; of losses and weights
@@ -103,11 +102,10 @@ def alone(folder: Path) -> Path:
 
 
 def in_one_process(commands: list[list[str]]) -> None:
-    threads, steps = torch.get_num_threads(), train.LOG_STEPS
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     train_all(commands)
     torch.set_num_threads(threads)
-    train.LOG_STEPS = steps
 
 
 def assert_equal_runs(first: Path, second: Path, tolerance: float = TOLERANCE) -> None:
@@ -189,13 +187,13 @@ def test_more_cases_equal_one_process(folder):
 
 
 @pytest.mark.slow
-def test_numbers_drawn_for_a_batch_do_not_depend_on_the_number_of_ranks(folder):
+@pytest.mark.parametrize("case", DRAWN)
+def test_numbers_drawn_for_a_batch_do_not_depend_on_the_number_of_ranks(folder, case: str):
     """One process draws them from the generator of dropout instead, so that the reference is one rank of torchrun."""
     for count in (1, 2, 4):
-        computed(folder / f"drawn{count}", count, DRAWN)
-    for case in DRAWN:
-        assert_equal_runs(folder / "drawn1" / case, folder / "drawn2" / case)
-        assert_equal_runs(folder / "drawn1" / case, folder / "drawn4" / case)
+        computed(folder / f"drawn{count}", count, {case: DRAWN[case]})
+    assert_equal_runs(folder / "drawn1" / case, folder / "drawn2" / case)
+    assert_equal_runs(folder / "drawn1" / case, folder / "drawn4" / case)
 
 
 @pytest.mark.slow
