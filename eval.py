@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import peft
 from data import Source, find_source, load_table
-from data.batches import Corpus, batches, build_corpus, sorted_order
+from data.batches import Corpus, batches, examples_of, sorted_order
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.checked import reading
 from data.checksums import check_checksums
@@ -39,7 +39,7 @@ from data.delimited import FIELD_LIMIT
 from data.demo import kind_of
 from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared_labels
 from data.errors import clean_exit
-from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags
+from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
@@ -50,13 +50,14 @@ from data.meter import Meter
 from data.metrics import metrics, print_metrics, softmax
 from data.mistakes import accuracy_table, groups, mistake_lines, mistakes, mistakes_csv, most_confident_mistakes
 from data.options import Options as TrainOptions
-from data.options import Settings, Tables, read_splits, recorded_settings
+from data.options import Settings, Tables, read_splits, recorded_settings, truncation_of
 from data.ranks import add_rows, alone, is_first, own_share, rank, size
 from data.rows import open_runs
 from data.runs import Run
 from data.seeds import random_state, set_random_state
 from data.tables import comparison, draw_curves
 from data.tokenization import Tokenizer, load_tokenizer
+from data.windows import Truncation
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -111,16 +112,17 @@ def held_out_loss(
 def score(
     model: Model, corpus: Corpus, machine: Machine, check: Callable[[], None] = no_check, bar: bool = True
 ) -> np.ndarray:
-    """Computes the logits of all examples in eval() mode, and restores the model's mode.
+    """Computes the logits of all reviews in eval() mode, and restores the model's mode.
 
     LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
-    between batches.  bar: whether to show a progress bar. Returns float32 [N, C] in the order of the corpus.
+    between batches.  bar: whether to show a progress bar. Returns float32 [R, C] in the order of the
+    reviews; those of a review in windows are pooled.
     """
     training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
     hide = None if bar and is_first() else True  # None: hidden unless the output is a terminal
-    bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" reviews", leave=False, disable=hide)
+    bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" examples", leave=False, disable=hide)
     with bar_shown as progress, merged_copies(model, machine.dtype), cast_once(model, machine):
         for batch in batches(corpus, order[rank() :: size()], machine.device):  # the batches of one rank: equal logits
             with machine.autocast():
@@ -128,7 +130,7 @@ def score(
             progress.update(len(batch.labels))
             check()
     model.train(training)
-    return add_rows(logits)
+    return corpus.pool(add_rows(logits))
 
 
 # -------------------------------------------------------------------------------------- a finished run, a checkpoint
@@ -162,16 +164,16 @@ def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = 
 class Scorer:
     """Scores reviews with the best model of a run, as the run's options say, or with a checkpoint."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, machine: Machine, max_length: int, truncate: str) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, machine: Machine, truncation: Truncation) -> None:
         self.model, self.tokenizer, self.machine = model, tokenizer, machine
-        self.max_length, self.truncate = max_length, truncate
+        self.truncation = truncation
         self.labels: tuple[str, ...] = model.config.labels
 
     @classmethod
-    def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "") -> "Scorer":
-        """Loads the best model of a run."""
-        trained = settings_of(run).options
-        return cls(*load_run(run, machine.device, quantize, base), machine, trained.max_length, trained.truncate)
+    def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "", **other: Any) -> "Scorer":
+        """Loads the best model of a run. other: fields of its truncation that are not the run's"""
+        truncation = truncation_of(settings_of(run).options)._replace(**other)
+        return cls(*load_run(run, machine.device, quantize, base), machine, truncation)
 
     @classmethod
     def of_checkpoint(cls, options: Options, machine: Machine) -> "Scorer":
@@ -188,11 +190,12 @@ class Scorer:
         trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
         limit = trained.get("max_length", 512)
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
-        return cls(model.to(machine.device).eval(), tokenizer, machine, limit, trained.get("truncate", "head"))
+        truncation = Truncation(limit, trained.get("truncate", "head"))._replace(**with_windows(options))
+        return cls(model.to(machine.device).eval(), tokenizer, machine, truncation)
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame."""
-        return build_corpus(self.tokenizer, frame, self.max_length, self.truncate, cache)
+        return examples_of(self.tokenizer, frame, self.truncation, cache)
 
     def logits(self, corpus: Corpus, check: Callable[[], None] = no_check, bar: bool = True) -> np.ndarray:
         """Computes logits: float32 [N, C]"""
@@ -208,8 +211,7 @@ class Scorer:
 
     def explain(self, text: str, key: str = "", truth: str = "") -> Explanation:
         """Explains the label of a cleaned text. key, truth: its id and label in a file"""
-        settings = self.max_length, self.truncate
-        return explain(self.model, self.tokenizer, text, *settings, score=self.score_texts, key=key, truth=truth)
+        return explain(self.model, self.tokenizer, text, self.truncation, score=self.score_texts, key=key, truth=truth)
 
 
 def source_for(options: Options, trained: TrainOptions) -> Source:
@@ -435,7 +437,7 @@ def use_run(options: Options, given: dict[str, Any]) -> None:
     if options.merge:
         export(options, run, machine)
         return
-    scorer = Scorer.of_run(run, machine, options.quantize, options.base)
+    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **with_windows(options))
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
@@ -469,7 +471,7 @@ def member(options: Options, run: Run) -> Member:
     if is_pretraining(run):
         raise ValueError(f"{run.folder} was pretrained and has no classifier; leave it out")
     machine = choose_machine(options.device, options.precision or settings_of(run).options.precision)
-    scorer = Scorer.of_run(run, machine, options.quantize, options.base)
+    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **with_windows(options))
     return Member(str(run.folder), calibration(run), scorer.score_frame)
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import peft
 from data import Splits, overlap, ranks
-from data.batches import Batch, Corpus, Stream, build_corpus, shuffled_order
+from data.batches import Batch, Corpus, Stream, examples_of, shuffled_order
 from data.checked import read_json
 from data.checksums import check_checksums, write_checksums
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, interruptible, is_closed_pipe, out_of_memory
@@ -48,6 +48,7 @@ from data.options import (
     recorded_settings,
     repeats_batches,
     resolve,
+    truncation_of,
 )
 from data.runs import Run, command_line
 from data.seeds import derive_seed, random_state, set_random_state
@@ -230,7 +231,7 @@ def prepare_training(
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options = settings.options
     corpus, held_out = ranks.in_turn(
-        lambda: [build_corpus(tokenizer, x, options.max_length, options.truncate, run.cache) for x in splits[:2]]
+        lambda: [examples_of(tokenizer, frame, truncation_of(options), run.cache) for frame in splits[:2]]
     )
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
@@ -344,7 +345,8 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
         raise
     except NotFinite as error:
         status = ranks.agree(ranks.NOT_FINITE)[0]
-        ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[error.rows])
+        reviews = np.unique(t.corpus.reviews_of(np.array(error.rows)))
+        ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[reviews])
         where = f"{epoch_name(t)}, step {progress.step + 1}"
         message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
     except (RuntimeError, MemoryError) as error:
@@ -480,9 +482,7 @@ def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, 
     options = settings.options
     if not len(splits.unlabelled):
         raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
-    corpus = ranks.in_turn(
-        lambda: build_corpus(tokenizer, splits.unlabelled, options.max_length, options.truncate, run.cache)
-    )
+    corpus = ranks.in_turn(lambda: examples_of(tokenizer, splits.unlabelled, truncation_of(options), run.cache))
     return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)
 
 

@@ -16,12 +16,13 @@ from data.calibration import calibration
 from data.checked import reading
 from data.ensemble import ensemble_metrics
 from data.metrics import mean_and_deviation
+from data.options import Options
 from data.runs import Run
 from data.significance import bootstrap_interval, mcnemar
 
 IGNORED = ("seed", "name", "runs", "resume", "device", "save_minutes")  # options that do not make another experiment
 SPLIT = ("train_reviews", "validation_reviews", "test_reviews", "validation", "test")
-TRUNCATION = ("max_length", "truncate")
+TRUNCATION = ("max_length", "truncate", "window_stride", "window_pooling")
 
 
 class Entry(NamedTuple):
@@ -64,7 +65,7 @@ def differences(first: Entry, second: Entry) -> Iterator[str]:
     if any(files[0][name] != files[1][name] for name in shared) or (not shared and files[0] != files[1]):
         yield f"warning: {first.name} and {second.name} have different data"
     for kind, names in (("split", SPLIT), ("truncation", TRUNCATION)):
-        values = [{name: str(e.options.get(name)) for name in names} for e in (first, second)]
+        values = [{name: str(e.options.get(name, getattr(Options, name))) for name in names} for e in (first, second)]
         if changed := [name for name in names if Path(values[0][name]).name != Path(values[1][name]).name]:
             shown = ", ".join(f"{name} {values[0][name]} and {values[1][name]}" for name in changed)
             yield f"warning: {first.name} and {second.name} differ in their {kind}: {shown}"

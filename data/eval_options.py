@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data.files import is_stdout
-from data.flags import option
+from data.flags import check_choice, option
+from data.windows import POOLING
 
 DESCRIPTION = "Scores and uses a finished run, or a checkpoint."
 EXAMPLES = {  # of each group in --help
@@ -66,9 +67,28 @@ class Options:
     skip_bad_rows: bool = option(False, "data", "leave out broken rows of a file instead of stopping")
     max_file_mib: int = option(0, "data", "largest data file that is read, unpacked, in MiB; 0: the run's", "MIB")
     max_length: int = option(0, "data", "without --run: maximum number of tokens of a review; 0: 512, or the model's")
+    truncate: str = option(
+        "",
+        "data",
+        "kept of a longer review: head, tail, head+tail or windows; default: the run's, or the model's",
+        "PART",
+    )
+    window_stride: int = option(
+        0, "data", "with --truncate windows: tokens from one to the next; 0: half of max_length"
+    )
+    window_pooling: str = option(
+        "mean", "data", "with --truncate windows: mean or maximum of the logits, class by class", choices=POOLING
+    )
     quantize: str = option("run", "machine", "int8: the weights in 8 bits; none; run: as the run was trained")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")
     precision: str = option("", "machine", "fp32, bf16, fp16 or auto; default: the run's", "FORMAT")
+
+
+def with_windows(options: Options) -> dict[str, Any]:
+    """Returns the fields of `Truncation` that the command line replaces; {} without --truncate."""
+    if not options.truncate:
+        return {}
+    return {"truncate": options.truncate, "stride": options.window_stride, "pooling": options.window_pooling}
 
 
 def is_own_score(options: Options, given: dict[str, Any]) -> bool:
@@ -94,6 +114,12 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
         )
     if options.explain and not (is_stdout(options.explain) or options.explain.lower().endswith((".html", ".htm"))):
         raise ValueError(f"--explain {options.explain}: it writes a page, FILE.html; --data FILE names the reviews")
+    if options.truncate:
+        check_choice("truncation", options.truncate, dict.fromkeys(("head", "tail", "head+tail", "windows")))
+    if options.truncate != "windows" and (options.window_stride or options.window_pooling != "mean"):
+        raise ValueError("--window-stride and --window-pooling are for --truncate windows")
+    if options.truncate and (options.compare or options.merge):
+        raise ValueError("--truncate is for reviews that are scored; leave it out with --compare and --merge")
     if options.submission and not options.predict:
         raise ValueError("--submission needs reviews: --predict FILE --submission")
     if options.weights and options.run:

@@ -60,7 +60,7 @@ def mistake_lines(name: str, rows: Sequence[tuple[str, str, str, float, str]]) -
 
 def groups(frame: pd.DataFrame, corpus: Corpus, unk_id: int | None) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, bool [N]) of each group of reviews with a member. unk_id: of unknown words; None: there is none."""
-    lengths = corpus.lengths
+    lengths = corpus.sum_by_review(corpus.lengths)  # with windows, tokens that two of them share count twice
     edges = np.quantile(lengths, [0.25, 0.5, 0.75], method="inverted_cdf")
     quarter = np.searchsorted(edges, lengths)  # 0 … 3, an edge belongs to the quarter below it
     for q in np.unique(quarter):
@@ -72,7 +72,7 @@ def groups(frame: pd.DataFrame, corpus: Corpus, unk_id: int | None) -> Iterator[
         yield from ((f"rating {rating}", ratings == rating) for rating in np.unique(ratings))
     if unk_id is not None:
         totals = np.concatenate([[0], np.cumsum(corpus.ids == unk_id)])
-        share = np.diff(totals[corpus.offsets]) / np.maximum(lengths, 1)
+        share = corpus.sum_by_review(np.diff(totals[corpus.offsets])) / np.maximum(lengths, 1)
         number = np.searchsorted(UNKNOWN_SHARES, share)
         for n in np.unique(number):
             low = f"above {100 * UNKNOWN_SHARES[n - 1]:g} to " if n else ""

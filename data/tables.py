@@ -5,7 +5,7 @@ python -m data.tables                          rewrites all generated tables and
 
 In a README, the comment `<!-- results GROUP … -->` opens a table of the published rows of these groups (a group is the
 part of a row's name before the first dash), `<!-- models -->` opens the table with one row per model, and
-`<!-- bench NAME -->` opens a table of speeds.
+`<!-- bench NAME -->` opens a table of speeds. `<!-- baselines -->` opens the table beside another project's rows.
 """
 
 import re
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.baselines import BASELINES
 from data.checked import as_object, has_type, listed, parse_json, read_json, reading
 from data.errors import clean_exit
 from data.files import write_text
@@ -191,19 +192,31 @@ def bench_row(row: dict[str, Any]) -> list[str]:
     return [row["work"], peer, str(row[peer]), *speeds, " / ".join(used) or "–"]
 
 
+def baselines_table(folder: Path = RESULTS) -> str:
+    """Returns a Markdown table of the other project's rows beside ours."""
+    header = ("row there", "validation there", "best public test", "test here", "row here", "weights here")
+    test = {row.name: mean_and_deviation(row.accuracies("test")) for row in published_rows(folder)}
+    known = [b for b in BASELINES if b.ours in test]
+    cells = [
+        (f"`{b.name}`", b.reported, b.public, f"**{test[b.ours]}**", f"`{b.ours}`", b.stand_in or "–") for b in known
+    ]
+    return markdown(header, cells)
+
+
 def with_tables(text: str) -> str:
     """Returns the text of a README with its generated tables made anew."""
     tables: dict[str, Callable[[str], str]] = {
         "results": lambda groups: results_table(groups.split()),
         "models": lambda _: models_table(),
         "bench": lambda name: bench_table(name.strip()),
+        "baselines": lambda _: baselines_table(),
     }
 
     def generated(match: re.Match[str]) -> str:
         opening, kind, argument, closing = match.groups()
         return f"{opening}{tables[kind](argument)}\n{closing}"
 
-    marked = re.compile(r"(<!-- (results|models|bench)([\w -]*) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+    marked = re.compile(r"(<!-- (results|models|bench|baselines)([\w -]*) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
     return marked.sub(generated, text)
 
 

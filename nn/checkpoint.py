@@ -224,6 +224,8 @@ def fill(
             scale = file.read(f"{key}{SCALE}").float() if name in quantized and stored_int8 else None
             if name not in quantized:
                 integers = not model.get_parameter(name).is_floating_point()
+                if integers and (tensor.diff() <= 0).any():
+                    problems.append(f"{key} does not hold numbers in ascending order")  # keys of n-grams
                 tensor = tensor.to(torch.int64 if integers else dtype, copy=True)
             elif scale is None:
                 tensor = tensor.float()

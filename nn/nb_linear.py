@@ -68,7 +68,7 @@ def first_occurrences(keys: Tensor) -> Tensor:
 def count_ngrams(corpus: Corpus, vocab_size: int, num_classes: int, min_reviews: int) -> tuple[Tensor, Tensor]:
     """Counts the reviews of each class that contain an n-gram. Returns the sorted keys [G] and the counts [G, C]."""
     found, classes = [], []
-    for row, label in enumerate(corpus.labels):
+    for row, label in enumerate(corpus.labels[corpus.reviews_of(np.arange(len(corpus)))]):
         ids = torch.from_numpy(corpus.ids[corpus.offsets[row] : corpus.offsets[row + 1]].astype(np.int64))[None]
         found.append(ngram_keys(ids, torch.ones_like(ids, dtype=torch.bool), vocab_size).unique())
         classes.append(torch.full_like(found[-1], int(label)))

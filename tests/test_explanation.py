@@ -14,6 +14,7 @@ from data.alignment import SPECIAL, align, words_of_tokens
 from data.demo import reviews
 from data.explanation import Explanation, agreement_text, as_page, as_text, sentences
 from data.tokenization import Tokenizer, train_tokenizer
+from data.windows import Truncation
 from eval import main as evaluate
 from nn import MODELS
 from nn.explain import explain, sum_by_word
@@ -140,7 +141,7 @@ def test_every_model_is_explained_word_by_word(name):
         ids, mask = tokenizer.encode_batch(texts, 16, "head")
         return model(ids, mask).detach().numpy()
 
-    found = explain(model, tokenizer, texts[0], 16, "head", score)
+    found = explain(model, tokenizer, texts[0], Truncation(16), score)
     assert len(found.words) == len(found.gradients) == len(found.without) == len(texts[0].split())
     assert abs(found.gradients.sum() - found.difference) <= 0.01 * abs(found.difference) + 1e-4
     assert not found.gradients[~found.read].any()

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import tiny, token_batch
+from conftest import fail_at, same, tiny, token_batch
+from safetensors.torch import load_file
 from test_pretraining_runs import pretrain
 
 import train
@@ -159,6 +160,22 @@ def test_the_loss_falls_and_a_classifier_starts_from_it(model, tmp_path, capsys)
     text = f"--model {model} --data demo --train-reviews 20 --epochs 1 --runs {tmp_path} --name fine --layer-decay 0.5"
     train.main([*text.split(), "--weights", str(best)])
     assert "newly initialized: classifier" in capsys.readouterr().out
+
+
+def test_a_stopped_run_continues_bit_for_bit(tmp_path, monkeypatch):
+    def run(name: str, *more: str) -> None:
+        shape = ["--shape", "hidden_size=12 embedding_size=10 bidirectional=false"]
+        small = "--model lstm --loss lm --data demo --train-reviews 90 --validation-reviews 20 --epochs 2"
+        train.main([*small.split(), *shape, "--batch-size", "32", "--runs", str(tmp_path), "--name", name, *more])
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        fail_at(5, patch)
+        with pytest.raises(SystemExit):
+            run("stopped", "--save-minutes", "0")
+    train.main(["--resume", str(tmp_path / "stopped")])
+    whole, stopped = (load_file(tmp_path / name / "state/state.safetensors") for name in ("whole", "stopped"))
+    assert same(whole, stopped)
 
 
 @pytest.mark.parametrize(

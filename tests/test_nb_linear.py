@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data.batches import Corpus
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -203,3 +204,15 @@ def test_a_checkpoint_follows_the_order_of_the_classes(tmp_path):
     batch = corpus().batch(np.arange(len(REVIEWS)))
     expected = model(batch.input_ids, batch.mask)[:, [2, 0, 1]]
     torch.testing.assert_close(again(batch.input_ids, batch.mask), expected)
+
+
+@pytest.mark.parametrize("damage", [lambda keys: keys.flip(0), lambda keys: keys.float(), lambda keys: keys * 0])
+def test_keys_that_binary_search_cannot_find_are_refused(damage, tmp_path):
+    save_pretrained(fitted().float(), tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"embeddings.keys": damage(tensors["embeddings.keys"]).contiguous()}, file)
+    with pytest.raises(
+        ValueError, match=r"embeddings\.keys does not hold (64-bit integers|numbers in ascending order)"
+    ):
+        load_pretrained(tmp_path)
