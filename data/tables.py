@@ -173,7 +173,7 @@ def models_row(model: str, row: Row) -> tuple[str, ...]:
         mean_and_deviation(row.accuracies("validation")),
         f"**{mean_and_deviation(row.accuracies('test'))}**",
         f"{row.minutes:.0f}",
-        f"[{row.name}](data/results/{row.results[0]['row']}.json)",
+        row.name,
     )
 
 

@@ -168,7 +168,7 @@ def test_two_adapters_share_one_backbone(name, method):
 
 
 def test_unknown_names_and_a_second_adapter_raise():
-    with pytest.raises(ValueError, match="unknown method 'lorra'; known: none, head, bitfit, lora"):
+    with pytest.raises(ValueError, match="unknown method 'lorra'; known: none, head, bitfit, ia3, houlsby, lora"):
         peft.apply(tiny("bert"), "lorra")
     with pytest.raises(ValueError, match="lora has no option ranks; it has: rank"):
         peft.apply(tiny("bert"), "lora", ranks=3)
@@ -346,7 +346,7 @@ def change_config(folder: Path, changes: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "IA3"}, "'IA3' is not supported"),
+        ({"peft_type": "ADALORA"}, "'ADALORA' is not supported"),
         ({"use_qalora": True}, "not supported: use_qalora = True"),
         (
             {"lora_bias": True, "init_lora_weights": "pissa"},

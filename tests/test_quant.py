@@ -26,6 +26,7 @@ from nn.quant import (
     quantize_rows,
     resident_bytes,
 )
+from peft import METHODS
 
 IN, OUT, B, T = 24, 11, 3, 7
 V3_BASE = {
@@ -155,7 +156,7 @@ def test_adapters_and_projection_heads_keep_their_precision():
     assert {name.split(".")[0] for name in quantizable(model)} == {"embeddings", "layers"}
 
 
-@pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "p_tuning", "p_tuning_v2", "head", "bitfit"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_method_trains_on_8_bits(name, method, monkeypatch):
     """Values and gradients equal those of the same adapter on a model with the dequantized weights."""
