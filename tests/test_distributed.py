@@ -1,4 +1,7 @@
-"""Tests that several ranks compute the loss and the gradients of one process, and train the same weights."""
+"""Tests that several ranks compute the loss and the gradients of one process, and train the same weights.
+
+Those that take minutes run with `RANKS=1 python -m pytest -n0 tests/test_distributed.py`.
+"""
 
 import json
 import os
@@ -16,6 +19,7 @@ from safetensors.torch import load_file
 
 from data.ranks import FRESH_STORE, share_bounds
 
+minutes = pytest.mark.skipif("RANKS" not in os.environ, reason="takes minutes: RANKS=1")
 TOLERANCE = 1e-6  # of fp32 sums in another order, relative to the largest gradient; of losses and weights
 SHAPE = ["--shape", "hidden_size=32 num_layers=2 num_heads=2 feed_forward_size=64"]
 BOTH = "--model bert --precision fp32 --dropout 0 --runs {folder}"
@@ -152,7 +156,7 @@ def test_shared_scores_equal_one_process_to_the_last_digit(found, expected):
     assert all(torch.equal(rank["scores"], expected["scores"]) for rank in found)
 
 
-@pytest.mark.slow
+@minutes
 def test_three_ranks_compute_the_same_scores_gradients_and_weights(expected, alone, folder):
     ranks = computed(folder / "three", 3, FAST)
     assert all(torch.equal(rank["scores"], expected["scores"]) for rank in ranks)
@@ -174,7 +178,7 @@ def test_twenty_steps_equal_one_process(found, folder, alone, case: str):
     assert_equal_runs(alone / case, folder / "two" / case)
 
 
-@pytest.mark.slow
+@minutes
 def test_more_cases_equal_one_process(folder):
     computed(folder / "slow2", 2, SLOW)
     in_one_process(runs(folder / "slow1", SLOW))
@@ -182,7 +186,7 @@ def test_more_cases_equal_one_process(folder):
         assert_equal_runs(folder / "slow1" / case, folder / "slow2" / case)
 
 
-@pytest.mark.slow
+@minutes
 @pytest.mark.parametrize("case", DRAWN)
 def test_numbers_drawn_for_a_batch_do_not_depend_on_the_number_of_ranks(folder, case: str):
     """One process draws them from the generator of dropout instead, so that the reference is one rank of torchrun."""
@@ -192,7 +196,7 @@ def test_numbers_drawn_for_a_batch_do_not_depend_on_the_number_of_ranks(folder, 
     assert_equal_runs(folder / "drawn1" / case, folder / "drawn4" / case)
 
 
-@pytest.mark.slow
+@minutes
 def test_a_run_goes_on_with_another_number_of_ranks(alone, folder):
     """2 ranks stop after a signal to one of them, one process goes on and stops, 4 ranks finish."""
     place = folder / "resumed"
@@ -206,7 +210,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, folder):
     assert_equal_weights(alone / "lora", place / "lora")
 
 
-@pytest.mark.slow
+@minutes
 def test_a_loss_that_is_not_finite_ends_all_ranks_by_one_line(folder):
     place = folder / "nan"
     codes, _, errors = outcome(start(place, 2, runs(place, FAST), "nan 1 3"))
@@ -216,7 +220,7 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_by_one_line(folder):
     assert (place / "lora/state/state.safetensors").exists()
 
 
-@pytest.mark.slow
+@minutes
 def test_out_of_memory_on_one_rank_splits_the_passes_of_all(alone, folder):
     place = folder / "memory"
     codes, output, errors = outcome(start(place, 2, runs(place, FAST), "memory 1 3"))
@@ -225,7 +229,7 @@ def test_out_of_memory_on_one_rank_splits_the_passes_of_all(alone, folder):
     assert_equal_weights(alone / "lora", place / "lora")
 
 
-@pytest.mark.slow
+@minutes
 def test_out_of_memory_that_cannot_be_split_ends_all_ranks(folder):
     place = folder / "stop"
     commands = [[*command, "--out-of-memory", "stop"] for command in runs(place, FAST)]
@@ -235,7 +239,7 @@ def test_out_of_memory_that_cannot_be_split_ends_all_ranks(folder):
     assert errors.count("\n") == 1
 
 
-@pytest.mark.slow
+@minutes
 def test_ranks_end_when_another_was_killed(folder):
     place = folder / "killed"
     codes, _, errors = outcome(start(place, 2, runs(place, FAST), "killed 1 3"))
@@ -243,7 +247,7 @@ def test_ranks_end_when_another_was_killed(folder):
     assert errors == "error: rank 0 ends because another rank ended\n"
 
 
-@pytest.mark.slow
+@minutes
 def test_torchrun_restarts_after_a_killed_rank(alone, folder):
     place = folder / "restarted"
     place.mkdir()
