@@ -77,6 +77,7 @@ def joined(device: str) -> Iterator[None]:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
     try:
         yield
+        dist.barrier()  # rank 0 has the store of the group, and ends last
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise

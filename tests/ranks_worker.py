@@ -139,7 +139,8 @@ def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
     assert (rank(), size()) == (number, count)
     save_file(all_cases(), folder / f"{number}.safetensors")
     train_all(runs)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads sometimes abort a process that ends by itself
 
 
 if __name__ == "__main__":
