@@ -621,5 +621,5 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
 
 
 if __name__ == "__main__":
-    with clean_exit():
+    with ranks.leaving(), clean_exit():
         main(sys.argv[1:])

@@ -13,7 +13,6 @@ exchanged by gloo, the gradients of a GPU by NCCL (nn/distributed.py). Every exc
 which all ranks take part in the same order.
 """
 
-import atexit
 import contextlib
 import datetime
 import json
@@ -72,7 +71,6 @@ def joined(device: str) -> Iterator[None]:
     if restarts() and os.environ.get(FRESH_STORE) != "1":
         raise ValueError(f"torchrun --max-restarts needs {FRESH_STORE}=1 in its environment to connect the ranks again")
     dist.init_process_group(backend, timeout=TIMEOUT)
-    atexit.register(dist.destroy_process_group)
     if not is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
     try:
@@ -82,6 +80,26 @@ def joined(device: str) -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise ConnectionError(f"rank {rank()} ends because another rank ended") from error
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Ends a rank at once when the block is done, with the exit code of SystemExit.
+
+    Python's own end destroys tensors that gloo's threads still hold, which sometimes aborts the process
+    (github.com/pytorch/pytorch/pull/179291).
+    """
+    code = 0
+    try:
+        yield
+    except SystemExit as end_of_process:
+        if alone():
+            raise
+        code = int(end_of_process.code or 0)
+    if not alone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def alone() -> bool:

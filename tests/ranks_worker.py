@@ -30,7 +30,7 @@ import eval
 import train
 from data.batches import Batch, Corpus
 from data.errors import NotFinite, clean_exit
-from data.ranks import add_rows, alone, own_share, rank, size
+from data.ranks import add_rows, alone, leaving, own_share, rank, size
 from losses import OBJECTIVES
 from nn import Model
 from nn.distributed import sum_gradients
@@ -132,15 +132,15 @@ def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
         os.environ |= {name: str(value) for name, value in group.items()}
         kind, *places = fault.split()
         fail(kind, *map(int, places))
-        with clean_exit():
+        with leaving(), clean_exit():
             train.main(runs[0])
         return
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=number, world_size=count)
     assert (rank(), size()) == (number, count)
-    save_file(all_cases(), folder / f"{number}.safetensors")
-    train_all(runs)
-    dist.barrier()
-    os._exit(0)  # gloo's threads sometimes abort a process that ends by itself
+    with leaving():
+        save_file(all_cases(), folder / f"{number}.safetensors")
+        train_all(runs)
+        dist.barrier()
 
 
 if __name__ == "__main__":

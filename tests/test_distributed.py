@@ -117,7 +117,7 @@ def assert_equal_runs(first: Path, second: Path, tolerance: float = TOLERANCE) -
         assert steps[0] == pytest.approx(steps[1], rel=tolerance, abs=tolerance * 2)
     epochs = [[event for event in log if event["event"] == "epoch"] for log in logs]
     for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
-        assert [e[name] for e in epochs[0]] == pytest.approx([e[name] for e in epochs[1]], rel=0, abs=tolerance)
+        assert [e[name] for e in epochs[0]] == pytest.approx([e[name] for e in epochs[1]], rel=tolerance, abs=tolerance)
     assert_equal_weights(first, second, tolerance)
 
 
