@@ -72,6 +72,7 @@ from nn.runtime import (
     release_freed_memory,
     tokens_per_pass,
 )
+from nn.sharding import compute, describe_shards, gathered, is_sharded, release, shard, whole_tensors
 from nn.vectors import start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
@@ -206,6 +207,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
         }
         tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
+        tensors = whole_tensors(tensors)
         tensors |= ranks.random_states(self.machine.device)
         if ranks.is_first():
             self.run.save_state(tensors, asdict(self.progress) | state)
@@ -245,14 +247,18 @@ def prepare_training(
         )
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
-    model = model.to(machine.device).train()
-    broadcast_model(model)
+    if options.shard:
+        shard(model.train(), machine.device)
+    else:
+        broadcast_model(model.to(machine.device).train())
     stream = unlabelled_stream(settings, splits, tokenizer, run) if OBJECTIVES[options.loss].unlabelled else None
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
     groups = parameter_groups(model, options, peft.is_adapter_parameter, lora_plus)
     trainable = [p for p in model.parameters() if p.requires_grad]
     print(describe_groups(groups, sum(p.numel() for p in model.parameters())))
     print(describe_memory(model, average=options.average > 0))
+    if is_sharded(model):
+        print(describe_shards(model))
     if is_quantized(model):
         print(describe_products(machine.device, mixed=machine.dtype != torch.float32))
     training = Training(
@@ -325,11 +331,10 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
     counted over the whole run. Raises ValueError for a loss that is not finite, after saving the state.
     """
     options, entry, progress = t.settings.options, OBJECTIVES[t.settings.options.loss], t.progress
-    limit = tokens_per_pass(t.model, t.machine) if entry.additive else 0
+    additive = entry.additive and not is_sharded(t.model)  # sharded layers are exchanged in every pass
+    limit = tokens_per_pass(t.model, t.machine) if additive else 0
     batches = list(
-        ranks.rank_batches(
-            t.corpus, t.stream, micro_batches, first, progress.num_splits, limit, entry.additive, options.seed
-        )
+        ranks.rank_batches(t.corpus, t.stream, micro_batches, first, progress.num_splits, limit, additive, options.seed)
     )
     size = sum(len(rows) for rows in micro_batches)  # examples of all ranks
     before = random_state(t.machine.device)
@@ -351,12 +356,15 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
         message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
     except (RuntimeError, MemoryError) as error:
         single = max((len(batch.labels) for batch in batches), default=2) == 1
+        if is_sharded(t.model):  # the others wait for a layer of this rank, and end when it does
+            raise
         halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
         status = ranks.agree(ranks.HALVE if halve else ranks.END)[0]
         if not halve:
             raise
     if status == ranks.FINE:
-        sum_gradients(t.trainable)
+        if not is_sharded(t.model):  # FSDP2 has summed them
+            sum_gradients(t.trainable)
         return passes
     if status == ranks.NOT_FINITE:
         t.save()
@@ -375,16 +383,20 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
     pass. Raises NotFinite.
     """
-    objective, passes = OBJECTIVES[t.settings.options.loss].objective, []
+    entry, passes, problem = OBJECTIVES[t.settings.options.loss], [], None
     for batch in (batch.to(t.machine.device) for batch in batches):
         with t.machine.autocast():
-            loss, output = objective(t.model, batch, t.settings.objective)
+            loss, output = compute(t.model, lambda: entry.objective(t.model, batch, t.settings.objective))  # noqa: B023
+        if entry.additive:
+            loss = batch.part(loss)
         if not torch.isfinite(loss):
-            raise NotFinite(loss.item(), batch.rows.tolist())
+            problem = problem or NotFinite(loss.item(), batch.rows.tolist())
         t.scaler.scale(loss * (batch.total / size)).backward()
         passes.append((batch, loss.detach(), correct_predictions(output, batch)))
         if len(passes) < len(batches) and ranks.alone():
             t.interrupt.check()
+    if problem is not None:  # after the last pass: sharded layers are exchanged in each of them
+        raise problem
     return passes
 
 
@@ -425,10 +437,12 @@ def finish_epoch(t: Training) -> None:
     with t.average.in_place():
         found, logits = validate(t)
         shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
+        release(t.model)
         better = OBJECTIVES[t.settings.options.loss].pretraining or shown["acc"] > progress.best
         if better:
-            if ranks.is_first():
-                save_best(t)
+            with gathered(t.model):
+                if ranks.is_first():
+                    save_best(t)
             if logits is not None and ranks.is_first():
                 t.run.save_probabilities("validation", softmax(logits), t.held_out.labels)
             progress.best, progress.best_epoch, progress.validation = shown["acc"], progress.epoch + 1, found
@@ -530,7 +544,10 @@ def test_scores(t: Training) -> dict[str, Any]:
     frame = t.splits.test[t.splits.test["sentiment"] != UNKNOWN]
     if not len(frame):
         return {}
-    scorer = Scorer.of_run(t.run, t.machine, base=t.settings.options.base)
+    sharded, cpu = is_sharded(t.model), t.machine._replace(device=torch.device("cpu"))
+    scorer = Scorer.of_run(t.run, cpu if sharded else t.machine, base=t.settings.options.base)
+    if sharded:
+        scorer.model, scorer.machine = shard(scorer.model, t.machine.device), t.machine
     corpus = ranks.in_turn(lambda: scorer.corpus(frame, t.run.cache))
     logits = scorer.logits(corpus, t.interrupt.check)
     if ranks.is_first():
@@ -585,6 +602,8 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
     if not (ranks.alone() or entry.additive or entry.ranks):
         raise ValueError(f"--loss {options.loss} cannot be computed by several ranks; leave out torchrun")
+    if options.shard and ranks.alone() and run is None:
+        raise ValueError("--shard divides a model among ranks: torchrun --standalone --nproc_per_node 2 train.py …")
     machine = choose_machine(options.device, options.precision)
 
     def start() -> str:

@@ -142,6 +142,7 @@ class Options:
         "none", "machine", "frozen weights in 8 bits, together with --peft", choices=("none", "int8")
     )
     checkpointing: bool = option(False, "machine", "recompute each layer in the backward pass: less memory, more time")
+    shard: bool = option(False, "machine", "torchrun: each rank keeps a part of weights, gradients and moments (FSDP2)")
     out_of_memory: str = option(
         "halve",
         "machine",
@@ -223,6 +224,8 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError("--quantize int8 is for frozen weights: it needs --weights and a --peft method")
     if options.shape and options.weights != "none":
         raise ValueError(f"--shape is for --weights none; {options.weights} has its own config")
+    if options.shard and model.tokenizer == "wordlevel":
+        raise ValueError(f"--shard cuts the layers of an encoder; {options.model} is small: leave it out")
     if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
         raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
 

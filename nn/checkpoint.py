@@ -24,6 +24,7 @@ from nn.encoder import SharedEmbedding, init_weights
 from nn.heads import match_head
 from nn.nb_linear import NGramEmbedding
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
+from nn.sharding import rows_like
 from nn.words import WordClassifier
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
@@ -362,15 +363,16 @@ def restore_training_state(
 ) -> None:
     """Restores what `training_state` returned, bit for bit. Raises ValueError if it belongs to another model."""
     moments: dict[int, dict[str, Tensor]] = {}
+    members = [p for group in optimizer.param_groups for p in group["params"]]  # in the order of their numbers
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             saved = tensors.get(f"model.{name}")
             if saved is None or saved.shape != parameter.shape:
                 raise ValueError(f"the saved state does not fit the model: {name} is missing or misshaped")
-            parameter.data.copy_(saved)
+            parameter.data.copy_(rows_like(saved, parameter))
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
-            moments.setdefault(int(number), {})[key] = tensor
+            moments.setdefault(int(number), {})[key] = rows_like(tensor, members[int(number)])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     set_random_state(tensors, device)

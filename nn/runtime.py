@@ -179,8 +179,8 @@ def describe_memory(model: Module, average: bool = False) -> str:
     average: whether a running mean of the trained weights is kept as well.
     """
     mib, static = 2**20, static_memory(model)
-    small = sum(b.numel() for b in model.buffers() if b.dtype == torch.int8)
-    frozen = small + sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    small = sum(t.numel() for t in [*model.parameters(), *model.buffers()] if t.dtype == torch.int8)
+    frozen = small + sum(p.numel() for p in model.parameters() if not (p.requires_grad or p.dtype == torch.int8))
     line = f"memory: weights {static.weights / mib:,.0f} MiB"
     if small:
         line += f" (8 bits save {3 * small / mib:,.0f})"

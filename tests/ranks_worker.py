@@ -124,11 +124,11 @@ def fail(kind: str, number: int, step: int) -> None:
 
 
 def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
-    """fault: "", or KIND RANK STEP, with which the first run is trained"""
+    """fault: "", or "train": only the runs, or KIND RANK STEP, with which the first run is trained"""
     torch.set_num_threads(1)
     group = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     runs = json.loads((folder / "runs.json").read_text())
-    if fault:
+    if fault not in ("", "train"):
         os.environ |= {name: str(value) for name, value in group.items()}
         kind, *places = fault.split()
         fail(kind, *map(int, places))
@@ -138,7 +138,8 @@ def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=number, world_size=count)
     assert (rank(), size()) == (number, count)
     with leaving():
-        save_file(all_cases(), folder / f"{number}.safetensors")
+        if not fault:
+            save_file(all_cases(), folder / f"{number}.safetensors")
         train_all(runs)
         dist.barrier()
 

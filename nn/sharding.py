@@ -1,0 +1,163 @@
+"""Sharded training: each of R ranks keeps 1/R of weights, gradients and moments (`--shard`).
+
+ZeRO-3 (Rajbhandari et al. 2020, arXiv 1910.02054, §5.3) by torch's FSDP2 (Zhao et al. 2023, arXiv 2304.11277). Every
+parameter is cut along its first dimension. A unit is one layer; all that is outside the layers is a unit as well.
+
+    forward     all-gather the unit, compute, free what is not this rank's        until then the unit is whole
+    backward    all-gather the layer again, compute, reduce-scatter:  g_r = rows of r in Σ_s g_s
+    step        AdamW on the rows of this rank
+
+    bytes of a rank     n (w + g + m) / R + the largest unit,   w, g, m: weights, gradients, moments of n parameters
+    bytes it sends      3 (R - 1)/R n b a step: two all-gathers and one reduce-scatter, each (R - 1)/R n b;
+                        an all-reduce of the gradients (nn/distributed.py) is 2 (R - 1)/R n b
+
+Embeddings and heads are whole during a pass: objectives read them outside of a `forward`. Int8 weights are sharded too.
+All ranks must compute the same number of passes, since each of them exchanges the layers.
+
+Differs from torch's FSDP2: gradients are sums over ranks, not means, since each rank has its part of the loss
+(data/ranks.py). Weights keep their precision in exchanges; products have that of autocast.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from data.ranks import alone, is_first, size
+from nn import Model
+from nn.distributed import broadcast_model
+from nn.encoder import Encoder
+from nn.quant import Int8Embedding, Int8Linear
+from nn.runtime import bytes_of
+
+Value = TypeVar("Value")
+
+
+def shard(model: Model, device: torch.device) -> Model:
+    """Shards a model over all ranks and moves it to the device, layer by layer, in place. Returns the model.
+
+    All ranks get the numbers of rank 0. Without torchrun it is only moved. Raises ValueError for a word network.
+    """
+    if alone():
+        return model.to(device)
+    broadcast_model(model)
+    if not isinstance(model, Encoder):
+        raise ValueError(f"--shard cuts the layers of an encoder; {model.model_type} is small: leave it out")
+    from torch.distributed.device_mesh import init_device_mesh  # here, since they take half a second
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (size(),))
+    for module in model.modules():
+        if isinstance(module, Int8Linear | Int8Embedding):  # FSDP2 shards parameters, not buffers
+            module.weight = Parameter(module._buffers.pop("weight"), requires_grad=False)
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh)
+    model.within = MethodType(within, model)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "within")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has sums only
+    return model
+
+
+def layers(model: Module) -> list[Module]:
+    """Returns the layers of an encoder, and of the generator of replaced-token detection."""
+    return [layer for module in model.modules() if isinstance(module, Encoder) for layer in module.layers]
+
+
+def is_sharded(model: Module) -> bool:
+    """Returns whether `shard` was applied."""
+    return hasattr(model, "within")
+
+
+def within(model: Module, work: Callable[[], Value]) -> Value:
+    """Returns work(). FSDP2 gathers the parameters outside the layers before, as for the model's `forward`."""
+    return work()
+
+
+def compute(model: Module, work: Callable[[], Value]) -> Value:
+    """Returns work(), a forward pass that may use every part of the model."""
+    return model.within(work) if is_sharded(model) else work()  # type: ignore[operator]
+
+
+def release(model: Module) -> None:
+    """Frees the parameters that a pass without a backward pass left whole.
+
+    They would be used in the next pass even if the rows of this rank have changed.
+    """
+    if is_sharded(model):
+        model.reshard()  # type: ignore[operator]
+
+
+def describe_shards(model: Module) -> str:
+    """Describes in one line what a rank keeps, and the largest unit, which is whole while it is computed."""
+    units = [bytes_of(layer.parameters()) for layer in layers(model)]
+    total, mib = bytes_of(model.parameters()), 2**20
+    outside = (total - sum(units)) / mib
+    line = f"shards: each of {size()} ranks keeps {total / size() / mib:,.0f} MiB of the weights"
+    return f"{line}; during a pass also {outside:,.0f} MiB outside the layers, and one of {max(units) / mib:,.0f} MiB"
+
+
+# ------------------------------------------------------------------------------------------------- saving, restoring
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns a tensor with the rows of all ranks, in the memory of the CPU. All ranks must call it."""
+    found = tensor.detach()
+    return found.full_tensor().cpu() if hasattr(found, "full_tensor") else found
+
+
+def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors with the rows of all ranks on rank 0, and {} on the others. One tensor is gathered at a time.
+
+    All ranks must call it.
+    """
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        found = whole(tensor)
+        if is_first():
+            kept[name] = found
+    return kept
+
+
+def rows_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Cuts a tensor as `like` is cut: returns this rank's rows if `like` is sharded, otherwise the tensor.
+
+    All ranks must have the same tensor.
+    """
+    if not hasattr(like, "device_mesh") or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh: Any = like.device_mesh
+    return distribute_tensor(tensor.to(like.device), mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def gathered(model: Module) -> Iterator[None]:
+    """Gives rank 0 the whole parameters for the block, in the memory of the CPU; the others have their rows.
+
+    One parameter is gathered at a time. All ranks must enter it. The block computes nothing with the model.
+    """
+    release(model)
+    sharded = [
+        (module, leaf, parameter)
+        for module in model.modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if is_sharded(model)
+    ]
+    try:
+        for module, leaf, parameter in sharded:
+            found = whole(parameter)
+            if is_first():
+                module._parameters[leaf] = Parameter(found, requires_grad=parameter.requires_grad)
+        yield
+    finally:
+        for module, leaf, parameter in sharded:
+            module._parameters[leaf] = parameter
