@@ -395,6 +395,7 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
         passes.append((batch, loss.detach(), correct_predictions(output, batch)))
         if len(passes) < len(batches) and ranks.alone():
             t.interrupt.check()
+    release(t.model)
     if problem is not None:  # after the last pass: sharded layers are exchanged in each of them
         raise problem
     return passes

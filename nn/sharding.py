@@ -59,6 +59,7 @@ def shard(model: Model, device: torch.device) -> Model:
     model.within = MethodType(within, model)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "within")
+    model.set_reshard_after_backward(False, recurse=False)  # an adversarial loss takes gradients within a pass
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
