@@ -102,7 +102,7 @@ def held_out_loss(
         whole = corpus.batch(rows)
         batch = (whole if alone() else own_share(whole)).to(machine.device)
         with machine.autocast():
-            loss, correct = compute(model, lambda: objective(model, batch, options))  # noqa: B023
+            loss, correct = compute(objective, model, batch, options)
         meter.add(batch, loss, correct if batch.counted else {})
         check()
     set_random_state(state, machine.device)

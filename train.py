@@ -68,6 +68,7 @@ from nn.runtime import (
     choose_machine,
     describe_memory,
     keep_freed_memory,
+    num_parameters,
     peak_memory,
     release_freed_memory,
     tokens_per_pass,
@@ -207,8 +208,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
         }
         tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
-        tensors = whole_tensors(tensors)
-        tensors |= ranks.random_states(self.machine.device)
+        tensors = whole_tensors(tensors) | ranks.random_states(self.machine.device)
         if ranks.is_first():
             self.run.save_state(tensors, asdict(self.progress) | state)
         ranks.agree(0)  # no rank goes on, or ends, before the state is written
@@ -255,7 +255,7 @@ def prepare_training(
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
     groups = parameter_groups(model, options, peft.is_adapter_parameter, lora_plus)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    print(describe_groups(groups, sum(p.numel() for p in model.parameters())))
+    print(describe_groups(groups, num_parameters(model)))
     print(describe_memory(model, average=options.average > 0))
     if is_sharded(model):
         print(describe_shards(model))
@@ -355,9 +355,9 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
         where = f"{epoch_name(t)}, step {progress.step + 1}"
         message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
     except (RuntimeError, MemoryError) as error:
-        single = max((len(batch.labels) for batch in batches), default=2) == 1
         if is_sharded(t.model):  # the others wait for a layer of this rank, and end when it does
             raise
+        single = max((len(batch.labels) for batch in batches), default=2) == 1
         halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
         status = ranks.agree(ranks.HALVE if halve else ranks.END)[0]
         if not halve:
@@ -383,10 +383,11 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
     pass. Raises NotFinite.
     """
-    entry, passes, problem = OBJECTIVES[t.settings.options.loss], [], None
+    entry, passes = OBJECTIVES[t.settings.options.loss], []
+    problem: NotFinite | None = None
     for batch in (batch.to(t.machine.device) for batch in batches):
         with t.machine.autocast():
-            loss, output = compute(t.model, lambda: entry.objective(t.model, batch, t.settings.objective))  # noqa: B023
+            loss, output = compute(entry.objective, t.model, batch, t.settings.objective)
         if entry.additive:
             loss = batch.part(loss)
         if not torch.isfinite(loss):
@@ -396,7 +397,7 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
         if len(passes) < len(batches) and ranks.alone():
             t.interrupt.check()
     release(t.model)
-    if problem is not None:  # after the last pass: sharded layers are exchanged in each of them
+    if problem is not None:  # raised after all passes, in which sharded layers are exchanged
         raise problem
     return passes
 
@@ -437,8 +438,8 @@ def finish_epoch(t: Training) -> None:
     progress, name = t.progress, epoch_name(t)
     with t.average.in_place():
         found, logits = validate(t)
-        shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
         release(t.model)
+        shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
         better = OBJECTIVES[t.settings.options.loss].pretraining or shown["acc"] > progress.best
         if better:
             with gathered(t.model):
@@ -510,7 +511,7 @@ def finish(t: Training) -> None:
     result: dict[str, Any] = {
         "parameters": {
             "trained": sum(p.numel() for p in t.trainable),
-            "total": sum(p.numel() for p in t.model.parameters()),
+            "total": num_parameters(t.model),
         },
         "seconds": t.meter.total(),
         "best_epoch": progress.best_epoch,

@@ -166,6 +166,11 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def num_parameters(model: Module) -> int:
+    """Counts the parameters without 8-bit weights, which are buffers unless the model is sharded."""
+    return sum(p.numel() for p in model.parameters() if p.dtype != torch.int8)
+
+
 def static_memory(model: Module) -> StaticMemory:
     """Computes the memory that does not depend on the batch."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -180,7 +185,7 @@ def describe_memory(model: Module, average: bool = False) -> str:
     """
     mib, static = 2**20, static_memory(model)
     small = sum(t.numel() for t in [*model.parameters(), *model.buffers()] if t.dtype == torch.int8)
-    frozen = small + sum(p.numel() for p in model.parameters() if not (p.requires_grad or p.dtype == torch.int8))
+    frozen = small + num_parameters(model) - sum(p.numel() for p in model.parameters() if p.requires_grad)
     line = f"memory: weights {static.weights / mib:,.0f} MiB"
     if small:
         line += f" (8 bits save {3 * small / mib:,.0f})"

@@ -53,13 +53,15 @@ def shard(model: Model, device: torch.device) -> Model:
     mesh = init_device_mesh(device.type, (size(),))
     for module in model.modules():
         if isinstance(module, Int8Linear | Int8Embedding):  # FSDP2 shards parameters, not buffers
-            module.weight = Parameter(module._buffers.pop("weight"), requires_grad=False)
+            weight = module.weight
+            del module.weight
+            module.weight = Parameter(weight, requires_grad=False)
     for layer in layers(model):
         fully_shard(layer, mesh=mesh)
-    model.within = MethodType(within, model)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "within")
-    model.set_reshard_after_backward(False, recurse=False)  # an adversarial loss takes gradients within a pass
+    root: Any = fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    root.within = MethodType(within, model)
+    register_fsdp_forward_method(root, "within")
+    root.set_reshard_after_backward(False, recurse=False)  # an adversarial loss takes gradients within a pass
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -82,15 +84,17 @@ def within(model: Module, work: Callable[[], Value]) -> Value:
     return work()
 
 
-def compute(model: Module, work: Callable[[], Value]) -> Value:
-    """Returns work(), a forward pass that may use every part of the model."""
-    return model.within(work) if is_sharded(model) else work()  # type: ignore[operator]
+def compute(function: Callable[..., Value], model: Model, *arguments: Any) -> Value:
+    """Returns function(model, *arguments), a pass that may use every part of the model, sharded or not."""
+    if not is_sharded(model):
+        return function(model, *arguments)
+    return model.within(lambda: function(model, *arguments))  # type: ignore[operator, union-attr]
 
 
 def release(model: Module) -> None:
-    """Frees the parameters that a pass without a backward pass left whole.
+    """Frees what is whole outside the layers after a step's passes, or after scoring.
 
-    They would be used in the next pass even if the rows of this rank have changed.
+    Otherwise the next pass would use it although the rows of the ranks have changed.
     """
     if is_sharded(model):
         model.reshard()  # type: ignore[operator]
@@ -101,8 +105,8 @@ def describe_shards(model: Module) -> str:
     units = [bytes_of(layer.parameters()) for layer in layers(model)]
     total, mib = bytes_of(model.parameters()), 2**20
     outside = (total - sum(units)) / mib
-    line = f"shards: each of {size()} ranks keeps {total / size() / mib:,.0f} MiB of the weights"
-    return f"{line}; during a pass also {outside:,.0f} MiB outside the layers, and one of {max(units) / mib:,.0f} MiB"
+    line = f"shards: each of {size()} ranks keeps {total / size() / mib:,.0f} MiB of the weights; a pass gathers"
+    return f"{line} {outside:,.0f} MiB outside the layers, and layer by layer at most {max(units) / mib:,.0f} MiB"
 
 
 # ------------------------------------------------------------------------------------------------- saving, restoring
@@ -137,7 +141,8 @@ def rows_like(tensor: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     mesh: Any = like.device_mesh
-    return distribute_tensor(tensor.to(like.device), mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    rows = distribute_tensor(tensor.to(like.device), mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return rows.clone()  # not a view, which would keep the whole tensor
 
 
 @contextmanager
@@ -147,12 +152,8 @@ def gathered(model: Module) -> Iterator[None]:
     One parameter is gathered at a time. All ranks must enter it. The block computes nothing with the model.
     """
     release(model)
-    sharded = [
-        (module, leaf, parameter)
-        for module in model.modules()
-        for leaf, parameter in module.named_parameters(recurse=False)
-        if is_sharded(model)
-    ]
+    modules = list(model.modules()) if is_sharded(model) else []
+    sharded = [(module, *named) for module in modules for named in module.named_parameters(recurse=False)]
     try:
         for module, leaf, parameter in sharded:
             found = whole(parameter)

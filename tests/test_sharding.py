@@ -145,8 +145,8 @@ def test_a_run_goes_on_without_torchrun(folder):
     commands = runs(place, {"lora": f"{LORA} --shard"})
     assert outcome(start(place, 2, commands, "signal 1 3"))[0] == [143, 143]
     in_one_process([["--resume", str(place / "lora")]])
-    in_one_process(runs(folder / "lora alone", {"lora": LORA}))
-    assert_equal_weights(folder / "lora alone/lora", place / "lora")
+    in_one_process(runs(folder / "unsharded", {"lora": LORA}))
+    assert_equal_weights(folder / "unsharded/lora", place / "lora")
 
 
 @minutes
