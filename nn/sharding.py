@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import Module, Parameter
 
 from data.ranks import alone, is_first, size
@@ -47,7 +48,7 @@ def shard(model: Model, device: torch.device) -> Model:
     broadcast_model(model)
     if not isinstance(model, Encoder):
         raise ValueError(f"--shard cuts the layers of an encoder; {model.model_type} is small: leave it out")
-    from torch.distributed.device_mesh import init_device_mesh  # here, since they take half a second
+    # here, since it takes half a second
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (size(),))
