@@ -58,7 +58,7 @@ from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
 from nn.checkpoint import model_class, restore_training_state, save_pretrained, training_state
-from nn.distributed import broadcast_model, sum_gradients
+from nn.distributed import GradientSum, broadcast_model
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
@@ -195,6 +195,7 @@ class Training:
     scaler: GradScaler
     average: Average
     trainable: list[Parameter]
+    gradient_sum: GradientSum
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=lambda: Meter(None, 0.0, 0.0))
 
@@ -261,6 +262,7 @@ def prepare_training(
         scaler=GradScaler(machine.device.type, enabled=machine.dtype == torch.float16),
         average=Average(trainable, options.average),
         trainable=trainable,
+        gradient_sum=GradientSum(trainable),
     )  # fmt: skip
     ranks.seed_dropout(options.seed)
     training.load()
@@ -334,9 +336,16 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
     size = sum(len(rows) for rows in micro_batches)  # examples of all ranks
     before = random_state(t.machine.device)
     message = None
+
+    def agreed(own: int) -> int:
+        """Returns how the step went on all ranks."""
+        if entry.additive:  # no exchange in the forward pass: the sums may begin in the backward pass
+            t.gradient_sum.finish()
+        return ranks.agree(own)[0]
+
     try:
         passes = gradient(t, batches, size)
-        status = ranks.agree(ranks.FINE)[0]
+        status = agreed(ranks.FINE)
     except ranks.Elsewhere as other:
         status = other.status
     except Stopped:  # between two passes of a long step, which is done again after --resume
@@ -344,7 +353,7 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
         t.save()
         raise
     except NotFinite as error:
-        status = ranks.agree(ranks.NOT_FINITE)[0]
+        status = agreed(ranks.NOT_FINITE)
         reviews = np.unique(t.corpus.reviews_of(np.array(error.rows)))
         ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[reviews])
         where = f"{epoch_name(t)}, step {progress.step + 1}"
@@ -352,11 +361,12 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
     except (RuntimeError, MemoryError) as error:
         single = max((len(batch.labels) for batch in batches), default=2) == 1
         halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
-        status = ranks.agree(ranks.HALVE if halve else ranks.END)[0]
+        status = agreed(ranks.HALVE if halve else ranks.END)
         if not halve:
             raise
     if status == ranks.FINE:
-        sum_gradients(t.trainable)
+        if not entry.additive:
+            t.gradient_sum.finish()
         return passes
     if status == ranks.NOT_FINITE:
         t.save()
@@ -375,10 +385,13 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
     pass. Raises NotFinite.
     """
-    objective, passes = OBJECTIVES[t.settings.options.loss].objective, []
+    entry = OBJECTIVES[t.settings.options.loss]
+    passes: list[Pass] = []
     for batch in (batch.to(t.machine.device) for batch in batches):
+        if entry.additive and len(passes) == len(batches) - 1:
+            t.gradient_sum.start()
         with t.machine.autocast():
-            loss, output = objective(t.model, batch, t.settings.objective)
+            loss, output = entry.objective(t.model, batch, t.settings.objective)
         if not torch.isfinite(loss):
             raise NotFinite(loss.item(), batch.rows.tolist())
         t.scaler.scale(loss * (batch.total / size)).backward()

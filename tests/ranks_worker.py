@@ -32,8 +32,8 @@ from data.batches import Batch, Corpus
 from data.errors import NotFinite, clean_exit
 from data.ranks import add_rows, alone, leaving, own_share, rank, size
 from losses import OBJECTIVES
-from nn import Model
-from nn.distributed import sum_gradients
+from nn import Model, distributed
+from nn.distributed import GradientSum
 from nn.dropout import set_dropout
 from nn.runtime import Machine
 
@@ -64,7 +64,7 @@ def gradients(case: str, lengths: list[int]) -> dict[str, torch.Tensor]:
     loss.backward()
     parameters = dict(model.named_parameters())
     trained = {key: p for key, p in parameters.items() if p.requires_grad}
-    sum_gradients(list(trained.values()))
+    GradientSum(list(trained.values())).finish()
     found = {key: p.grad for key, p in trained.items() if p.grad is not None}
     return found | {"loss": torch.from_numpy(add_rows(loss.detach().double().numpy().reshape(1)))}
 
@@ -107,6 +107,18 @@ def train_all(runs: list[list[str]]) -> None:
             train.main(arguments)
 
 
+def count_early_buckets() -> list[int]:
+    """Returns a list that grows by the number of buckets that each backward pass sent."""
+    finish, numbers = GradientSum.finish, []
+
+    def counting(gradient_sum: GradientSum) -> None:
+        numbers.append(len(gradient_sum.sent))
+        finish(gradient_sum)
+
+    GradientSum.finish = counting
+    return numbers
+
+
 def fail(kind: str, number: int, step: int) -> None:
     """Makes rank `number` fail at a step: "nan", "memory", "killed", or "signal" after it."""
     gradient, steps = train.gradient, itertools.count(1)
@@ -126,6 +138,8 @@ def fail(kind: str, number: int, step: int) -> None:
 def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
     """fault: "", or KIND RANK STEP, with which the first run is trained"""
     torch.set_num_threads(1)
+    distributed.BUCKET_BYTES = 256  # several buckets
+    early = count_early_buckets()
     group = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     runs = json.loads((folder / "runs.json").read_text())
     if fault:
@@ -140,6 +154,7 @@ def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
     with leaving():
         save_file(all_cases(), folder / f"{number}.safetensors")
         train_all(runs)
+        (folder / f"{number}.early.json").write_text(json.dumps(early))
         dist.barrier()
 
 
