@@ -58,7 +58,7 @@ from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
 from nn.checkpoint import model_class, restore_training_state, save_pretrained, training_state
-from nn.distributed import broadcast_model, sum_gradients
+from nn.distributed import GradientSum
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
@@ -73,7 +73,7 @@ from nn.runtime import (
     release_freed_memory,
     tokens_per_pass,
 )
-from nn.sharding import compute, describe_shards, gathered, is_sharded, release, shard, whole_tensors
+from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release, whole_tensors
 from nn.vectors import start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
@@ -197,6 +197,7 @@ class Training:
     scaler: GradScaler
     average: Average
     trainable: list[Parameter]
+    gradient_sum: GradientSum
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=lambda: Meter(None, 0.0, 0.0))
 
@@ -247,10 +248,7 @@ def prepare_training(
         )
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
-    if options.shard:
-        shard(model.train(), machine.device)
-    else:
-        broadcast_model(model.to(machine.device).train())
+    model = place(model, machine.device, options.shard).train()
     stream = unlabelled_stream(settings, splits, tokenizer, run) if OBJECTIVES[options.loss].unlabelled else None
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
     groups = parameter_groups(model, options, peft.is_adapter_parameter, lora_plus)
@@ -267,6 +265,7 @@ def prepare_training(
         scaler=GradScaler(machine.device.type, enabled=machine.dtype == torch.float16),
         average=Average(trainable, options.average),
         trainable=trainable,
+        gradient_sum=GradientSum([] if is_sharded(model) else trainable),  # FSDP2 sums gradients itself
     )  # fmt: skip
     ranks.seed_dropout(options.seed)
     training.load()
@@ -339,9 +338,16 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
     size = sum(len(rows) for rows in micro_batches)  # examples of all ranks
     before = random_state(t.machine.device)
     message = None
+
+    def agreed(own: int) -> int:
+        """Returns how the step went on all ranks."""
+        if entry.additive:  # no exchange in the forward pass: the sums may begin in the backward pass
+            t.gradient_sum.finish()
+        return ranks.agree(own)[0]
+
     try:
         passes = gradient(t, batches, size)
-        status = ranks.agree(ranks.FINE)[0]
+        status = agreed(ranks.FINE)
     except ranks.Elsewhere as other:
         status = other.status
     except Stopped:  # between two passes of a long step, which is done again after --resume
@@ -349,7 +355,7 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
         t.save()
         raise
     except NotFinite as error:
-        status = ranks.agree(ranks.NOT_FINITE)[0]
+        status = agreed(ranks.NOT_FINITE)
         reviews = np.unique(t.corpus.reviews_of(np.array(error.rows)))
         ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[reviews])
         where = f"{epoch_name(t)}, step {progress.step + 1}"
@@ -359,12 +365,12 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
             raise
         single = max((len(batch.labels) for batch in batches), default=2) == 1
         halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
-        status = ranks.agree(ranks.HALVE if halve else ranks.END)[0]
+        status = agreed(ranks.HALVE if halve else ranks.END)
         if not halve:
             raise
     if status == ranks.FINE:
-        if not is_sharded(t.model):  # FSDP2 has summed them
-            sum_gradients(t.trainable)
+        if not entry.additive:
+            t.gradient_sum.finish()
         return passes
     if status == ranks.NOT_FINITE:
         t.save()
@@ -383,9 +389,12 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
     pass. Raises NotFinite.
     """
-    entry, passes = OBJECTIVES[t.settings.options.loss], []
+    entry = OBJECTIVES[t.settings.options.loss]
+    passes: list[Pass] = []
     problem: NotFinite | None = None
     for batch in (batch.to(t.machine.device) for batch in batches):
+        if entry.additive and len(passes) == len(batches) - 1:
+            t.gradient_sum.start()
         with t.machine.autocast():
             loss, output = compute(entry.objective, t.model, batch, t.settings.objective)
         if entry.additive:
@@ -546,10 +555,8 @@ def test_scores(t: Training) -> dict[str, Any]:
     frame = t.splits.test[t.splits.test["sentiment"] != UNKNOWN]
     if not len(frame):
         return {}
-    sharded, cpu = is_sharded(t.model), t.machine._replace(device=torch.device("cpu"))
-    scorer = Scorer.of_run(t.run, cpu if sharded else t.machine, base=t.settings.options.base)
-    if sharded:
-        scorer.model, scorer.machine = shard(scorer.model, t.machine.device), t.machine
+    scorer = Scorer.of_run(t.run, t.machine._replace(device=torch.device("cpu")), base=t.settings.options.base)
+    scorer.model, scorer.machine = place(scorer.model, t.machine.device, is_sharded(t.model)), t.machine
     corpus = ranks.in_turn(lambda: scorer.corpus(frame, t.run.cache))
     logits = scorer.logits(corpus, t.interrupt.check)
     if ranks.is_first():

@@ -7,6 +7,7 @@ A ring all-reduce of n bytes sends 2 (R - 1)/R n bytes from each rank (Patarasuk
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import Module, Parameter
 from data.batches import Share
 from data.ranks import alone, check_others, size
 
-BUCKET_BYTES = 25 * 2**20  # small enough to be summed while the next one is copied
+BUCKET_BYTES = 25 * 2**20  # as in torch's DistributedDataParallel
 
 
 def broadcast_model(model: Module) -> None:
@@ -43,26 +44,56 @@ def buckets(parameters: list[Parameter]) -> Iterator[list[Parameter]]:
         yield members
 
 
-def sum_gradients(parameters: list[Parameter]) -> None:
-    """Replaces each gradient by its sum over the ranks, in place.
+class GradientSum:
+    """Replaces gradients by their sums over the ranks, bucket by bucket, in place.
 
-    A gradient that no rank has stays None, so that the optimizer skips that parameter as in one process.
+    After `start`, a bucket is sent as soon as the backward pass has computed its gradients, while it computes the
+    others (Li et al. 2020, PyTorch Distributed, VLDB 13, §3.2). All ranks send the buckets in one order, from the last
+    parameters to the first, as the gradients are computed.
     """
-    if alone():
-        return
-    pending = []
-    for members in buckets(parameters):
-        has_gradient = [members[0].new_tensor([p.grad is not None for p in members])]
-        flat = torch.cat(
-            has_gradient + [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in members]
-        )
-        pending.append((members, flat, dist.all_reduce(flat, async_op=True)))
-    for members, flat, work in pending:
-        work.wait()
-        sums = flat[len(members) :].split([p.numel() for p in members])
-        for p, exists, total in zip(members, flat[: len(members)].tolist(), sums, strict=True):
-            if exists:
-                p.grad = total.view_as(p)
+
+    def __init__(self, parameters: list[Parameter]) -> None:
+        self.buckets = [] if alone() else list(buckets(parameters[::-1]))
+        self.sent: list[tuple[Tensor, dist.Work]] = []
+        self.missing: list[int] = []  # for each bucket the number of gradients to come, after `start`
+        for number, members in enumerate(self.buckets):
+            for p in members:
+                p.register_post_accumulate_grad_hook(partial(self.count, number))
+
+    def start(self) -> None:
+        """Lets the next backward pass, the last one of a step, send the buckets."""
+        self.missing = [len(members) for members in self.buckets]
+
+    def count(self, number: int, _: Tensor) -> None:
+        """Notes that a gradient of a bucket is complete, and sends all buckets whose turn it is."""
+        if self.missing:
+            self.missing[number] -= 1
+            while len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]:
+                self.send()
+
+    def send(self) -> None:
+        """Sends the next bucket, with a number for each parameter that says whether it has a gradient."""
+        members = self.buckets[len(self.sent)]
+        has_gradient = members[0].new_tensor([p.grad is not None for p in members])
+        gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in members]
+        flat = torch.cat([has_gradient, *gradients])
+        self.sent.append((flat, dist.all_reduce(flat, async_op=True)))
+
+    def finish(self) -> None:
+        """Sends the other buckets, waits for all, and sets the gradients.
+
+        A gradient that no rank has stays None, so that the optimizer skips that parameter as in one process.
+        """
+        self.missing = []
+        while len(self.sent) < len(self.buckets):
+            self.send()
+        for members, (flat, work) in zip(self.buckets, self.sent, strict=True):
+            work.wait()
+            sums = flat[len(members) :].split([p.numel() for p in members])
+            for p, exists, total in zip(members, flat[: len(members)].tolist(), sums, strict=True):
+                if exists:
+                    p.grad = total.view_as(p)
+        self.sent = []
 
 
 class GatherRows(Function):

@@ -38,14 +38,23 @@ from nn.runtime import bytes_of
 Value = TypeVar("Value")
 
 
+def place(model: Model, device: torch.device, sharded: bool) -> Model:
+    """Moves a model to the device, whole or sharded, in place, and returns it. All ranks get the numbers of rank 0.
+
+    One process has nobody to share with, and keeps the model whole.
+    """
+    if sharded and not alone():
+        broadcast_model(model)
+        return shard(model, device)
+    broadcast_model(model.to(device))
+    return model
+
+
 def shard(model: Model, device: torch.device) -> Model:
     """Shards a model over all ranks and moves it to the device, layer by layer, in place. Returns the model.
 
-    All ranks get the numbers of rank 0. Without torchrun it is only moved. Raises ValueError for a word network.
+    All ranks must have the same numbers. Raises ValueError for a word network.
     """
-    if alone():
-        return model.to(device)
-    broadcast_model(model)
     if not isinstance(model, Encoder):
         raise ValueError(f"--shard cuts the layers of an encoder; {model.model_type} is small: leave it out")
     # here, since it takes half a second

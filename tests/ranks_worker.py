@@ -33,8 +33,8 @@ from data.batches import Batch, Corpus
 from data.errors import clean_exit
 from data.ranks import add_rows, alone, leaving, own_share, rank, size
 from losses import OBJECTIVES
-from nn import Model
-from nn.distributed import sum_gradients
+from nn import Model, distributed
+from nn.distributed import GradientSum
 from nn.dropout import set_dropout
 from nn.quant import quantize_int8
 from nn.runtime import Machine
@@ -76,8 +76,7 @@ def gradients(case: str, lengths: list[int], sharded: bool = False) -> dict[str,
     release(model)
     assert not sharded or kept_bytes(model) == ceil_bytes(model)
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    if not sharded:
-        sum_gradients(list(trained.values()))
+    GradientSum([] if sharded else list(trained.values())).finish()
     found = {key: whole(p.grad) for key, p in trained.items() if p.grad is not None}
     return found | {"loss": torch.from_numpy(add_rows(loss.detach().double().numpy().reshape(1)))}
 
@@ -132,6 +131,18 @@ def train_all(runs: list[list[str]]) -> None:
             train.main(arguments)
 
 
+def count_early_buckets() -> list[int]:
+    """Returns a list that grows by the number of buckets that each backward pass sent."""
+    finish, numbers = GradientSum.finish, []
+
+    def counting(gradient_sum: GradientSum) -> None:
+        numbers.append(len(gradient_sum.sent))
+        finish(gradient_sum)
+
+    GradientSum.finish = counting
+    return numbers
+
+
 def fail(kind: str, number: int, step: int) -> None:
     """Makes rank `number` fail at a step: "nan", "memory", "killed", or "signal" after it."""
     gradient, compute, steps = train.gradient, train.compute, itertools.count(1)
@@ -156,6 +167,8 @@ def fail(kind: str, number: int, step: int) -> None:
 def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
     """fault: "", "sharded": with sharded models, "train": only the runs; KIND RANK STEP: of `fail`, in the first run"""
     torch.set_num_threads(1)
+    distributed.BUCKET_BYTES = 256  # several buckets
+    early = count_early_buckets()
     group = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     runs = json.loads((folder / "runs.json").read_text())
     if fault not in ("", "sharded", "train"):
@@ -172,6 +185,7 @@ def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
             found = all_cases(SHARDED, sharded=True) if fault else all_cases()
             save_file(found, folder / f"{number}.safetensors")
         train_all(runs)
+        (folder / f"{number}.early.json").write_text(json.dumps(early))
         dist.barrier()
 
 

@@ -152,6 +152,11 @@ def test_ranks_have_the_same_parameters_with_gradients(found, expected):
     assert found[0].keys() == found[1].keys() == expected.keys()
 
 
+@pytest.mark.usefixtures("found")
+def test_the_backward_pass_sends_buckets(folder):
+    assert max(json.loads((folder / "two" / "0.early.json").read_text())) > 2
+
+
 def test_shared_scores_equal_one_process_to_the_last_digit(found, expected):
     assert all(torch.equal(rank["scores"], expected["scores"]) for rank in found)
 

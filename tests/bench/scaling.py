@@ -7,7 +7,7 @@ python tests/bench/scaling.py prints the table of data/README.md. Nothing in it 
     static bytes         4 P + 12 P_t              weights; gradients and AdamW's two moments, all fp32
 
 P: parameters, P_l: of them in the layers, P_t: trained; L layers of width D, T tokens in a sequence. A step computes,
-then exchanges: nothing overlaps (nn/distributed.py). The batch grows with the number of GPUs.
+then exchanges, as if nothing overlapped (it does in part: nn/distributed.py). The batch grows with the number of GPUs.
 """
 
 from typing import NamedTuple
