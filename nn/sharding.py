@@ -1,21 +1,22 @@
 """Sharded training: each of R ranks keeps 1/R of weights, gradients and moments (`--shard`).
 
-ZeRO-3 (Rajbhandari et al. 2020, arXiv 1910.02054, §5.3) by torch's FSDP2 (Zhao et al. 2023, arXiv 2304.11277). Every
-parameter is cut along its first dimension. A unit is one layer; all that is outside the layers is a unit as well.
+ZeRO-3 (Rajbhandari et al. 2020, arXiv 1910.02054, §5.3) by torch's FSDP2, fully sharded data parallelism (Zhao et al.
+2023, arXiv 2304.11277). Every parameter is cut along its first dimension. A unit is what is gathered at once: a layer,
+or everything outside the layers.
 
-    forward     all-gather the unit, compute, free what is not this rank's        until then the unit is whole
-    backward    all-gather the layer again, compute, reduce-scatter:  g_r = rows of r in Σ_s g_s
-    step        AdamW on the rows of this rank
+    forward     all-gather a layer, compute, keep the own rows only
+    backward    all-gather the layer again, compute, reduce-scatter:  g_r = rows of rank r in Σ_s g_s
+    step        AdamW on the own rows
 
-    bytes of a rank     n (w + g + m) / R + the largest unit,   w, g, m: weights, gradients, moments of n parameters
-    bytes it sends      3 (R - 1)/R n b a step: two all-gathers and one reduce-scatter, each (R - 1)/R n b;
-                        an all-reduce of the gradients (nn/distributed.py) is 2 (R - 1)/R n b
+    bytes of a rank     n (w + g + m) / R + one layer and all outside the layers: weights, there also gradients
+    bytes it sends      3 (R - 1)/R n w in a pass: two all-gathers, one reduce-scatter (an all-reduce: 2 (R - 1)/R n g)
 
-Embeddings and heads are whole during a pass: objectives read them outside of a `forward`. Int8 weights are sharded too.
-All ranks must compute the same number of passes, since each of them exchanges the layers.
+n: parameters;  w, g, m: bytes of a weight, its gradient, its moments. What is outside the layers, embeddings and heads,
+is whole during the passes of a step, since objectives use it outside of a `forward`: `compute` makes an objective the
+forward pass of FSDP2's outermost unit. 8-bit weights are cut too. All ranks must compute equally many passes.
 
-Differs from torch's FSDP2: gradients are sums over ranks, not means, since each rank has its part of the loss
-(data/ranks.py). Weights keep their precision in exchanges; products have that of autocast.
+Differs from FSDP2's defaults: gradients are sums over ranks, not means, since a rank has a part of the loss
+(data/ranks.py). Weights are exchanged in fp32; autocast casts them for products.
 """
 
 from collections.abc import Callable, Iterator
