@@ -54,12 +54,9 @@ def place(model: Model, device: torch.device, sharded: bool) -> Model:
 def shard(model: Model, device: torch.device) -> Model:
     """Shards a model over all ranks and moves it to the device, layer by layer, in place. Returns the model.
 
-    All ranks must have the same numbers. Raises ValueError for a word network.
+    All ranks must have the same numbers.
     """
-    if not isinstance(model, Encoder):
-        raise ValueError(f"--shard cuts the layers of an encoder; {model.model_type} is small: leave it out")
-    # here, since it takes half a second
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method  # takes half a second
 
     mesh = init_device_mesh(device.type, (size(),))
     for module in model.modules():

@@ -43,7 +43,7 @@ from nn.sharding import compute, release, shard, whole
 OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
 CASES = dict.fromkeys(("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd"), ("bert", "none"))
 CASES |= {"supcon lora": ("bert", "lora"), "supcon prefix": ("bert", "prefix")}
-SHARDED = {"ce": ("deberta", "none"), "mixed": ("bert", "none"), "rtd": ("bert", "none")}
+SHARDED = {"ce": ("deberta", "none"), "mixed": ("bert", "none")}
 SHARDED |= {"rdrop int8": ("bert", "lora"), "supcon modernbert": ("modernbert", "prefix")}
 LENGTHS = {"even": [5, 7, 11, 13, 17, 19, 23], "one row": [13]}
 SEED = 5
