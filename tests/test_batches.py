@@ -16,6 +16,7 @@ from data.options import Options, Settings
 from data.tokenization import train_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS
+from nn.distributed import GradientSum
 from nn.runtime import Machine
 
 LENGTHS = [5, 2, 9, 3, 7, 4, 11, 2, 6, 8, 3]
@@ -167,6 +168,7 @@ def step_gradients(num_splits: int) -> list[torch.Tensor]:
         model=model,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         interrupt=Interrupt(),
+        gradient_sum=GradientSum([]),
     )
     train.gradient(training, batches, sum(len(b.labels) for b in batches))
     return [p.grad for p in model.parameters() if p.grad is not None]
