@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from data.options import (
 )
 from data.runs import Run
 from data.seeds import derive_seed, random_state, set_random_state
+from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from eval import Scorer, held_out_loss, score
 from losses import OBJECTIVES
@@ -221,6 +222,8 @@ def prepare_training(
     corpus, held_out = (examples_of(tokenizer, frame, truncation_of(options), run.cache) for frame in splits[:2])
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
+    if OBJECTIVES[options.loss].teacher:
+        corpus = taught(corpus, settings, splits, run, machine, interrupt)
     model = build_model(settings, tokenizer, splits.labels)
     if isinstance(model, WordClassifier) and options.weights == "none":
         model.fit(corpus)
@@ -439,6 +442,23 @@ def save_best(t: Training) -> None:
     write_checksums(run.best)
 
 
+def taught(
+    corpus: Corpus, settings: Settings, splits: Splits, run: Run, machine: Machine, interrupt: Interrupt
+) -> Corpus:
+    """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder."""
+    name = settings.objective.teacher or "the classifier in the box"
+
+    def compute() -> np.ndarray:
+        """Scores the training reviews in eval() mode."""
+        scorer = Scorer.of(settings.objective.teacher, machine)
+        order = class_order(scorer.labels, splits.labels, name)
+        return scorer.logits(scorer.corpus(splits.train, run.cache), interrupt.check)[:, order]
+
+    logits = kept_logits(run.folder / "teacher.npy", compute)
+    print(f"teacher: {name}, accuracy {np.mean(logits.argmax(1) == corpus.labels):.4f} on the training reviews")
+    return replace(corpus, teacher=logits)
+
+
 def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
     """Returns endless batches of unlabelled reviews. Raises ValueError if there are none."""
     options = settings.options
@@ -506,6 +526,8 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
     if options.weights != "none" and adapter_folder(options.weights) is None:
         config_file = fetch_config(options.weights)  # judged before a run folder is created
         model_class(read_json(config_file), config_file)
+    if OBJECTIVES[options.loss].teacher:
+        Scorer.of(settings.objective.teacher, machine)  # judged before a run folder is created
     run = start_run(settings, machine)
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
