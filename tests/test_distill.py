@@ -234,7 +234,7 @@ def test_out_of_memory_keeps_the_rows(student, tmp_path, monkeypatch, capsys, on
 
     def once(*arguments):
         if next(failures, False):
-            raise RuntimeError("out of memory")
+            raise MemoryError
         return whole(*arguments)
 
     monkeypatch.setattr(train, "gradient", once)
