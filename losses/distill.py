@@ -13,7 +13,7 @@ reviews. A window of a review has the logits of the whole review.
 
 Differs from the paper: KL in place of the cross-entropy with p, whose gradient is the same. The paper computes the
 teacher's logits on a transfer set, which may be unlabelled; here it is the training reviews.
-Differs from DistilBERT (Sanh et al. 2019, arXiv 1910.01108, §3): that distils the pretraining, with a cosine loss of
+Differs from DistilBERT (Sanh et al. 2019, arXiv 1910.01108, §2–3): that distils the pretraining, with a cosine loss of
 hidden states and student layers that start as the teacher's.
 """
 
