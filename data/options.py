@@ -346,12 +346,12 @@ def read_splits(
     return splits
 
 
-def absolute_paths(options: Options) -> Options:
-    """Returns the options with absolute paths, so that a run can be used from any folder."""
+def absolute_paths(options: Any) -> Any:
+    """Returns an options dataclass with absolute paths, so that a run can be used from any folder."""
     keywords = {"weights": ("none", "builtin"), "word_vectors": ("none", "train", "builtin")}
     changes: dict[str, Any] = {}
-    for name in ("weights", "base", "word_vectors", "train", "validation", "test"):
-        value = getattr(options, name)
+    for name in ("weights", "base", "word_vectors", "train", "validation", "test", "teacher"):
+        value = getattr(options, name, "")
         if value and value not in keywords.get(name, ()) and Path(value).expanduser().exists():
             changes[name] = str(Path(value).expanduser().resolve())
     return replace(options, **changes)
@@ -365,6 +365,7 @@ def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
     built-in weights.
     """
     options, origins = absolute_paths(settings.options), settings.origins
+    settings = settings._replace(objective=absolute_paths(settings.objective))
     if options.train:
         return settings._replace(options=options), f"--train {options.train}"
     source, why = find_source(options.data)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import ranks
 from data.checksums import is_intact, seal_file
 from data.files import replacing
 
@@ -23,10 +24,15 @@ def class_order(teacher: tuple[str, ...], labels: tuple[str, ...], source: str) 
 
 
 def kept_logits(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns the logits of the file `path`, fp32 [R, C]. If it does not exist or is damaged, they are computed."""
-    if not is_intact(path):
-        logits = compute()
+    """Returns the logits of the file `path`, fp32 [R, C]. If it does not exist or is damaged, they are computed.
+
+    With several ranks all call `compute` together, and rank 0 writes the file.
+    """
+    if ranks.by_first(lambda: is_intact(path)):
+        return np.load(path, allow_pickle=False)
+    logits = compute()
+    if ranks.is_first():
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, logits)
         seal_file(path)
-    return np.load(path, allow_pickle=False)
+    return logits

@@ -201,7 +201,7 @@ def test_a_run_and_a_checkpoint_are_teachers(small_run, student, tmp_path, capsy
     train.main([*small_run, "--name", "teacher", "--epochs", "1", "--test-reviews", "50"])
     for number, teacher in enumerate(("runs/teacher", str(tmp_path / "weights"))):
         train.main([*student, "--name", f"s{number}", "--epochs", "1", "--teacher", teacher])
-        assert f"teacher: {teacher}, accuracy" in capsys.readouterr().out
+        assert f"teacher: {tmp_path / teacher}, accuracy" in capsys.readouterr().out
     first, second = (np.load(tmp_path / f"runs/s{number}/teacher.npy") for number in range(2))
     assert not np.allclose(first, second)  # one is trained further
 
