@@ -73,6 +73,7 @@ from nn.runtime import (
     release_freed_memory,
     tokens_per_pass,
 )
+from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
@@ -279,6 +280,9 @@ def train(t: Training) -> None:
     steps = [math.ceil(len(order) / options.accumulation) for order in orders]  # of each epoch
     while progress.epoch < options.epochs and not out_of_patience(progress, options):
         order, before = orders[progress.epoch], sum(steps[: progress.epoch])
+        if options.unfreeze == "gradual":
+            unfreeze(t.model, t.trainable, progress.epoch + 1)
+            print(f"{epoch_name(t)}: {describe_epoch(t.model, progress.epoch + 1, options.epochs)}")
         hide = None if ranks.is_first() else True  # None: hidden unless the output is a terminal
         bar = tqdm(total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), leave=False, disable=hide)
         with t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved

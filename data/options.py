@@ -117,6 +117,12 @@ class Options:
     layer_decay: float = option(
         1.0, "training", "factor of the learning rate from each layer to the one below it", "FACTOR"
     )
+    unfreeze: str = option(
+        "all",
+        "training",
+        "all layers, or gradual: the head in epoch 1, one more layer in each later epoch",
+        choices=("all", "gradual"),
+    )
     adam_epsilon: float = option(1e-6, "training", "ε of AdamW", "EPSILON")
     weight_decay: float = option(0.01, "training", "weight decay of everything but biases and norms", "FACTOR")
     warmup: float = option(
@@ -221,6 +227,10 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
     if options.quantize == "int8" and (options.peft == "none" or options.weights == "none"):
         raise ValueError("--quantize int8 is for frozen weights: it needs --weights and a --peft method")
+    if options.unfreeze == "gradual" and options.peft != "none":
+        raise ValueError(f"--unfreeze gradual is for --peft none, which trains all layers; not for {options.peft}")
+    if options.unfreeze == "gradual" and (options.weights == "none" or objective.pretraining):
+        raise ValueError("--unfreeze gradual is for pretrained layers under a classifier: it needs --weights")
     if options.shape and options.weights != "none":
         raise ValueError(f"--shape is for --weights none; {options.weights} has its own config")
     if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
