@@ -42,7 +42,7 @@ from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared
 from data.errors import clean_exit
 from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
 from data.explanation import Explanation, as_page, as_text, has_colours
-from data.files import csv_text, is_stdout, write_output
+from data.files import csv_text, is_stdout, user_path, write_output
 from data.flags import check_choice, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
 from data.imdb import as_frame, clean
@@ -208,6 +208,16 @@ class Scorer:
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
         truncation = Truncation(limit, trained.get("truncate", "head"))._replace(**with_windows(options))
         return cls(model.to(machine.device).eval(), tokenizer, machine, truncation)
+
+    @classmethod
+    def of(cls, source: str, machine: Machine) -> "Scorer":
+        """Loads a run folder, a checkpoint folder or hub id; "": the classifier in the box. Raises as the two above."""
+        if not source or not (user_path(source) / "log.jsonl").is_file():
+            return cls.of_checkpoint(Options(weights=source or str(CLASSIFIER)), machine)
+        run = Run.open(user_path(source))
+        if is_pretraining(run):
+            raise ValueError(f"{source} was pretrained and has no classifier; train.py --weights {run.best} adds one")
+        return cls.of_run(run, machine)
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame."""

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from data.options import (
 )
 from data.runs import Run, command_line
 from data.seeds import derive_seed, random_state, set_random_state
+from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from eval import Scorer, held_out_loss, score
 from losses import OBJECTIVES
@@ -74,6 +75,7 @@ from nn.runtime import (
     tokens_per_pass,
 )
 from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release, whole_tensors
+from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
@@ -238,6 +240,8 @@ def prepare_training(
     )
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
+    if OBJECTIVES[options.loss].teacher:
+        corpus = taught(corpus, settings, splits, run, machine, interrupt)
     model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     if isinstance(model, WordClassifier) and options.weights == "none":
         model.fit(corpus)
@@ -279,6 +283,9 @@ def train(t: Training) -> None:
     steps = [math.ceil(len(order) / options.accumulation) for order in orders]  # of each epoch
     while progress.epoch < options.epochs and not out_of_patience(progress, options):
         order, before = orders[progress.epoch], sum(steps[: progress.epoch])
+        if options.unfreeze == "gradual":
+            unfreeze(t.model, t.trainable, progress.epoch + 1)
+            print(f"{epoch_name(t)}: {describe_epoch(t.model, progress.epoch + 1, options.epochs)}")
         hide = None if ranks.is_first() else True  # None: hidden unless the output is a terminal
         bar = tqdm(total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), leave=False, disable=hide)
         with t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved
@@ -502,6 +509,27 @@ def save_best(t: Training) -> None:
     write_checksums(run.best)
 
 
+def taught(
+    corpus: Corpus, settings: Settings, splits: Splits, run: Run, machine: Machine, interrupt: Interrupt
+) -> Corpus:
+    """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder."""
+    name = settings.objective.teacher or "the classifier in the box"
+
+    def prepare() -> tuple[Scorer, list[int], Corpus]:
+        """Returns the teacher, the order of its classes, and the training reviews in its tokens."""
+        scorer = Scorer.of(settings.objective.teacher, machine)
+        return scorer, class_order(scorer.labels, splits.labels, name), scorer.corpus(splits.train, run.cache)
+
+    def compute() -> np.ndarray:
+        """Scores the training reviews in eval() mode."""
+        scorer, order, reviews = ranks.in_turn(prepare)
+        return scorer.logits(reviews, interrupt.check)[:, order]
+
+    logits = kept_logits(run.folder / "teacher.npy", compute)
+    print(f"teacher: {name}, accuracy {np.mean(logits.argmax(1) == corpus.labels):.4f} on the training reviews")
+    return replace(corpus, teacher=logits)
+
+
 def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
     """Returns endless batches of unlabelled reviews. Raises ValueError if there are none."""
     options = settings.options
@@ -572,6 +600,8 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
     if options.weights != "none" and adapter_folder(options.weights) is None:
         config_file = fetch_config(options.weights)  # judged before a run folder is created
         model_class(read_json(config_file), config_file)
+    if OBJECTIVES[options.loss].teacher:
+        Scorer.of(settings.objective.teacher, machine)  # judged before a run folder is created
     run = start_run(settings, machine)
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")

@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     rows: Tensor  # int64 [B], numbers of the examples in the corpus
     unlabelled: "Batch | None" = None  # a batch of unlabelled reviews for the same step
     class_weights: Tensor | None = None  # fp32 [C], weight of an example's loss by its class
+    teacher: Tensor | None = None  # fp32 [B, C], logits of a teacher
     share: "Share | None" = None  # where these rows are in a batch that several ranks compute together
 
     def to(self, device: torch.device) -> "Batch":
@@ -57,6 +58,7 @@ class Batch(NamedTuple):
             rows=copy(self.rows),
             unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
             class_weights=None if self.class_weights is None else copy(self.class_weights),
+            teacher=None if self.teacher is None else copy(self.teacher),
             share=None if self.share is None else self.share._replace(whole=self.share.whole.to(device)),
         )
 
@@ -139,6 +141,7 @@ class Corpus:
     review: np.ndarray | None = None  # int64 [N], the review of each window, ascending; None: R = N
     pooling: str = "mean"  # of the logits of a review's windows
     class_weights: np.ndarray | None = None  # fp32 [C], of every batch
+    teacher: np.ndarray | None = None  # fp32 [R, C], logits of a teacher for the reviews
 
     @classmethod
     def from_rows(cls, rows: Iterable[list[int]], labels: Iterable[int], pad_id: int) -> "Corpus":
@@ -202,6 +205,7 @@ class Corpus:
             labels=torch.from_numpy(self.labels[self.reviews_of(rows)]),
             rows=torch.from_numpy(np.asarray(rows)),
             class_weights=None if self.class_weights is None else torch.from_numpy(self.class_weights),
+            teacher=None if self.teacher is None else torch.from_numpy(self.teacher[self.reviews_of(rows)]),
         )
 
     def balanced(self, num_classes: int) -> "Corpus":

@@ -117,6 +117,12 @@ class Options:
     layer_decay: float = option(
         1.0, "training", "factor of the learning rate from each layer to the one below it", "FACTOR"
     )
+    unfreeze: str = option(
+        "all",
+        "training",
+        "all layers, or gradual: the head in epoch 1, one more layer in each later epoch",
+        choices=("all", "gradual"),
+    )
     adam_epsilon: float = option(1e-6, "training", "ε of AdamW", "EPSILON")
     weight_decay: float = option(0.01, "training", "weight decay of everything but biases and norms", "FACTOR")
     warmup: float = option(
@@ -222,6 +228,12 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
     if options.quantize == "int8" and (options.peft == "none" or options.weights == "none"):
         raise ValueError("--quantize int8 is for frozen weights: it needs --weights and a --peft method")
+    if options.unfreeze == "gradual" and options.peft != "none":
+        raise ValueError(f"--unfreeze gradual is for --peft none, which trains all layers; not for {options.peft}")
+    if options.unfreeze == "gradual" and (options.weights == "none" or objective.pretraining):
+        raise ValueError("--unfreeze gradual is for pretrained layers under a classifier: it needs --weights")
+    if options.unfreeze == "gradual" and options.shard:
+        raise ValueError("--unfreeze gradual freezes layers that --shard has divided; leave out one of them")
     if options.shape and options.weights != "none":
         raise ValueError(f"--shape is for --weights none; {options.weights} has its own config")
     if options.shard and model.tokenizer == "wordlevel":
@@ -349,12 +361,12 @@ def read_splits(
     return splits
 
 
-def absolute_paths(options: Options) -> Options:
-    """Returns the options with absolute paths, so that a run can be used from any folder."""
+def absolute_paths(options: Any) -> Any:
+    """Returns an options dataclass with absolute paths, so that a run can be used from any folder."""
     keywords = {"weights": ("none", "builtin"), "word_vectors": ("none", "train", "builtin")}
     changes: dict[str, Any] = {}
-    for name in ("weights", "base", "word_vectors", "train", "validation", "test"):
-        value = getattr(options, name)
+    for name in ("weights", "base", "word_vectors", "train", "validation", "test", "teacher"):
+        value = getattr(options, name, "")
         if value and value not in keywords.get(name, ()) and Path(value).expanduser().exists():
             changes[name] = str(Path(value).expanduser().resolve())
     return replace(options, **changes)
@@ -368,6 +380,7 @@ def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
     built-in weights.
     """
     options, origins = absolute_paths(settings.options), settings.origins
+    settings = settings._replace(objective=absolute_paths(settings.objective))
     if options.train:
         return settings._replace(options=options), f"--train {options.train}"
     source, why = find_source(options.data)

@@ -303,3 +303,16 @@ def bottleneck(u: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: 
         inner = [sum(w[j] * z[j] for j in range(len(z))) + b for w, b in zip(up, up_bias, strict=True)]
         rows.append(row + torch.stack(inner))
     return torch.stack(rows)
+
+
+def distillation(
+    logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, weights: list[float]
+) -> Tensor:
+    """Hinton et al. 2015, §2, with KL for the soft term. weights: of the classes in the cross-entropy."""
+    total = logits.new_zeros(())
+    for z, v, label in zip(logits, teacher, labels.tolist(), strict=True):
+        p, q = ((row / temperature).exp() / (row / temperature).exp().sum() for row in (v, z))
+        soft = sum(p[c] * (p[c].log() - q[c].log()) for c in range(len(z)))
+        hard = -weights[label] * (z.exp() / z.exp().sum())[label].log()
+        total = total + alpha * temperature**2 * soft + (1 - alpha) * hard
+    return total / len(labels)

@@ -1,5 +1,6 @@
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,7 +203,7 @@ def test_passes_are_split_by_tokens():
 
 @pytest.mark.parametrize("loss", [name for name, entry in OBJECTIVES.items() if entry.additive])
 def test_an_additive_loss_is_the_mean_over_the_splits_of_a_batch(loss: str):
-    corpus = one_token_rows([6] * 8)
+    corpus = replace(one_token_rows([6] * 8), teacher=np.linspace(-2, 2, 16, dtype=np.float32).reshape(8, 2))
     torch.manual_seed(0)
     shape = required_shape(loss)
     model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
