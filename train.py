@@ -98,7 +98,8 @@ def read_data(settings: Settings, run: Run) -> Splits:
     splits = read_splits(options, run.cache, objective.pretraining, unlabelled)
     run.record_data(splits.labels, splits.files)
     frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
-    print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
+    if splits.shards is None:
+        print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
     if splits.labels != SENTIMENT and not objective.pretraining:
         print(f"labels: {', '.join(splits.labels)}")
     if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
@@ -112,7 +113,8 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits) -> Tokenizer:
         check_checksums(run.tokenizer)
         return load_tokenizer(run.tokenizer)
     if options.weights == "none":
-        kind, texts = MODELS[options.model].tokenizer, splits.train["review"]
+        kind = MODELS[options.model].tokenizer
+        texts = splits.train["review"] if splits.shards is None else splits.shards.sample()
         tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer)
@@ -217,7 +219,11 @@ def prepare_training(
 ) -> Training:
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options = settings.options
-    corpus, held_out = (build_corpus(tokenizer, x, options.max_length, options.truncate, run.cache) for x in splits[:2])
+    how = (options.max_length, options.truncate, run.cache)
+    if splits.shards is None:
+        corpus, held_out = (build_corpus(tokenizer, frame, *how) for frame in splits[:2])
+    else:
+        corpus, held_out = splits.shards.corpora(tokenizer, *how)
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
     model = build_model(settings, tokenizer, splits.labels)

@@ -34,6 +34,7 @@ from data.imdb import (
 )
 from data.labels import SENTIMENT, UNKNOWN, quoted
 from data.readers import LABELED, TABLES, TEST, UNLABELED, Source
+from data.shards import Shards, find_shards
 from data.unpacking import COMPRESSED
 
 __all__ = [
@@ -72,6 +73,7 @@ class Splits(NamedTuple):
     unlabelled: pd.DataFrame
     labels: tuple[str, ...] = SENTIMENT
     files: dict[str, str] = {}  # noqa: RUF012  (a default that is never changed)
+    shards: Shards | None = None  # texts that are larger than memory, instead of the frames
 
 
 class Parts(NamedTuple):
@@ -323,6 +325,8 @@ def load_texts(source: Source, cache: Path | None = None) -> Splits:
         splits = load_splits(source, cache, with_unlabelled=True)
         train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
         loader.files = splits.files
+    elif (shards := find_shards(source, cache)) is not None:
+        return Splits(*[as_frame([])] * 4, files=shards.files, shards=shards)
     else:
         parts = find_parts(source)
         frames = [read_texts(loader, path) for path in (parts.train, parts.unlabelled) if path is not None]
