@@ -170,7 +170,7 @@ def index_text(path: Path) -> tuple[list[tuple[int, int, int]], str]:
     start, first, line, position, newline = 0, 1, 1, 0, 0
     is_text = path.suffix.lower() not in PARQUETS
     with path.open("rb") as file:
-        while block := file.read(2**20):
+        while block := file.read(min(2**20, PART_BYTES)):
             digest.update(block)
             if (end := block.rfind(b"\n")) >= 0:
                 newline, line = position + end + 1, line + block.count(b"\n")
