@@ -326,7 +326,8 @@ def load_texts(source: Source, cache: Path | None = None) -> Splits:
         train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
         loader.files = splits.files
     elif (shards := find_shards(source, cache)) is not None:
-        return Splits(*[as_frame([])] * 4, files=shards.files, shards=shards)
+        empty = as_frame([])
+        return Splits(empty, empty, empty, empty, files=shards.files, shards=shards)
     else:
         parts = find_parts(source)
         frames = [read_texts(loader, path) for path in (parts.train, parts.unlabelled) if path is not None]

@@ -326,7 +326,12 @@ def start_worker(job: Job) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process for each core
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     WORKER.append((job, load_tokenizer(job.folder / "tokenizer")))
 
 
