@@ -3,9 +3,11 @@
 python eval.py --text "A wonderful little film."                   the classifier in the box
 python eval.py --run runs/NAME                                     validation and, if labels are known, test
 python eval.py --run runs/NAME --data FILE.csv                     all rows of a file
+python eval.py --run runs/ONE runs/TWO                             an ensemble: the mean of calibrated probabilities
 python eval.py --run runs/NAME --predict testData.tsv.gz --submission --out submission.csv
 python eval.py --weights DIR_OR_HUB_ID --data FILE.csv             a published classifier, without a run
 python eval.py --run runs/NAME --text "A wonderful little film." --explain
+python eval.py --data FILE.csv --explain mistakes.html             why the worst mistakes of a file
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
@@ -15,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,82 +30,48 @@ from tqdm import tqdm
 
 import peft
 from data import Source, find_source, load_table
-from data.batches import Corpus, batches, build_corpus, sorted_order
+from data.batches import Corpus, batches, examples_of, sorted_order
+from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.checked import reading
 from data.checksums import check_checksums
+from data.compare import flips, significance
 from data.delimited import FIELD_LIMIT
 from data.demo import kind_of
+from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared_labels
 from data.errors import clean_exit
+from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
+from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import is_stdout, write_output
-from data.flags import check_choice, option, parse_flags, split_folders
+from data.flags import check_choice, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Meter
 from data.metrics import metrics, print_metrics, softmax
+from data.mistakes import accuracy_table, groups, mistake_lines, mistakes, mistakes_csv, most_confident_mistakes
 from data.options import Options as TrainOptions
-from data.options import Settings, Tables, read_splits, recorded_settings
+from data.options import Settings, Tables, read_splits, recorded_settings, truncation_of
+from data.rows import open_runs
 from data.runs import Run
 from data.seeds import random_state, set_random_state
 from data.tables import comparison, draw_curves
 from data.tokenization import Tokenizer, load_tokenizer
+from data.windows import Truncation
 from losses import OBJECTIVES
 from nn import MODELS, Model
-from nn.attention_lstm import AttentionLSTM
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
-from nn.nb_linear import NBLinear
+from nn.explain import explain
 from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
 from peft.lora import merged_copies
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
+MISTAKES = 20  # that --explain explains
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
 
 
 def no_check() -> None:
     """Does nothing between batches."""
-
-
-DESCRIPTION = "Scores and uses a finished run, or a checkpoint."
-EXAMPLES = {  # of each group in --help
-    "what": 'python eval.py --run runs/NAME --text "A wonderful little film."',
-    "data": "python eval.py --run runs/NAME --data reviews.csv --text-column text --label-column stars",
-    "machine": "python eval.py --run runs/NAME --device cuda --precision bf16",
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    run: str = option("", "what", "the run folder; default: the classifier in the box, trained on IMDB", "DIR")
-    weights: str = option("", "what", "score this checkpoint folder or hub id instead of a run", "DIR_OR_ID")
-    base: str = option("", "what", "the backbone of the run's adapter, if it is not where it was", "DIR_OR_ID")
-    data: str = option("", "what", "score all rows of this file, or the reviews of this folder", "DIR_OR_FILE")
-    predict: str = option(
-        "", "what", "label the reviews of this file; -: one review a line from standard input", "FILE"
-    )
-    submission: bool = option(False, "what", "with --predict: write Kaggle's columns id,sentiment only")
-    out: str = option("", "what", "the file that --predict writes; -: standard output; default: submission.csv", "FILE")
-    text: str = option("", "what", "one review to label")
-    explain: bool = option(False, "what", "with --text: the words that the label depends on; one pass a word")
-    compare: tuple[str, ...] = option((), "what", "run folders: prints a table of them", metavar="DIR")
-    plot: str = option("", "what", "with --compare: draw the learning curves into this .png, .svg or .pdf", "FILE")
-    merge: str = option(
-        "", "what", "write a plain checkpoint to this folder, with the adapter merged into its weights", "DIR"
-    )
-    dtype: str = option(
-        "fp32", "what", "number format of the checkpoint that --merge writes: fp32, fp16 or bf16", "FORMAT"
-    )
-    text_column: str = option("", "data", "column that contains the text; default: the run's", "NAME")
-    label_column: str = option("", "data", "column that contains the label; default: the run's", "NAME")
-    id_column: str = option("", "data", "column that contains the id; default: the run's", "NAME")
-    encoding: str = option("", "data", "encoding of the files; default: the run's", "NAME")
-    quoting: str = option("", "data", "quotes of a file: rfc4180, literal or backslash; default: the run's", "STYLE")
-    skip_bad_rows: bool = option(False, "data", "leave out broken rows of a file instead of stopping")
-    max_file_mib: int = option(0, "data", "largest data file that is read, unpacked, in MiB; 0: the run's", "MIB")
-    max_length: int = option(0, "data", "without --run: maximum number of tokens of a review; 0: 512, or the model's")
-    quantize: str = option("run", "machine", "int8: the weights in 8 bits; none; run: as the run was trained")
-    device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")
-    precision: str = option("", "machine", "fp32, bf16, fp16 or auto; default: the run's", "FORMAT")
 
 
 # ------------------------------------------------------------------------------------------------------- scoring
@@ -141,16 +109,17 @@ def held_out_loss(
 def score(
     model: Model, corpus: Corpus, machine: Machine, check: Callable[[], None] = no_check, bar: bool = True
 ) -> np.ndarray:
-    """Computes the logits of all examples in eval() mode, and restores the model's mode.
+    """Computes the logits of all reviews in eval() mode, and restores the model's mode.
 
     LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
-    between batches.  bar: whether to show a progress bar. Returns float32 [N, C] in the order of the corpus.
+    between batches.  bar: whether to show a progress bar. Returns float32 [R, C] in the order of the
+    reviews; those of a review in windows are pooled.
     """
     training, logits = model.training, np.empty((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
     hide = None if bar else True  # None: hidden unless the output is a terminal
-    bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" reviews", leave=False, disable=hide)
+    bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" examples", leave=False, disable=hide)
     with bar_shown as progress, merged_copies(model, machine.dtype), cast_once(model, machine):
         for batch in batches(corpus, order, machine.device):
             with machine.autocast():
@@ -158,7 +127,7 @@ def score(
             progress.update(len(batch.labels))
             check()
     model.train(training)
-    return logits
+    return corpus.pool(logits)
 
 
 # -------------------------------------------------------------------------------------- a finished run, a checkpoint
@@ -192,16 +161,16 @@ def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = 
 class Scorer:
     """Scores reviews with the best model of a run, as the run's options say, or with a checkpoint."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, machine: Machine, max_length: int, truncate: str) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, machine: Machine, truncation: Truncation) -> None:
         self.model, self.tokenizer, self.machine = model, tokenizer, machine
-        self.max_length, self.truncate = max_length, truncate
+        self.truncation = truncation
         self.labels: tuple[str, ...] = model.config.labels
 
     @classmethod
-    def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "") -> "Scorer":
-        """Loads the best model of a run."""
-        trained = settings_of(run).options
-        return cls(*load_run(run, machine.device, quantize, base), machine, trained.max_length, trained.truncate)
+    def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "", **other: Any) -> "Scorer":
+        """Loads the best model of a run. other: fields of its truncation that are not the run's"""
+        truncation = truncation_of(settings_of(run).options)._replace(**other)
+        return cls(*load_run(run, machine.device, quantize, base), machine, truncation)
 
     @classmethod
     def of_checkpoint(cls, options: Options, machine: Machine) -> "Scorer":
@@ -218,19 +187,28 @@ class Scorer:
         trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
         limit = trained.get("max_length", 512)
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
-        return cls(model.to(machine.device).eval(), tokenizer, machine, limit, trained.get("truncate", "head"))
+        truncation = Truncation(limit, trained.get("truncate", "head"))._replace(**with_windows(options))
+        return cls(model.to(machine.device).eval(), tokenizer, machine, truncation)
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame."""
-        return build_corpus(self.tokenizer, frame, self.max_length, self.truncate, cache)
+        return examples_of(self.tokenizer, frame, self.truncation, cache)
 
     def logits(self, corpus: Corpus, check: Callable[[], None] = no_check, bar: bool = True) -> np.ndarray:
         """Computes logits: float32 [N, C]"""
         return score(self.model, corpus, self.machine, check, bar)
 
+    def score_frame(self, frame: pd.DataFrame) -> np.ndarray:
+        """Computes the logits of the reviews of a frame: float32 [N, C]"""
+        return self.logits(self.corpus(frame))
+
     def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
         """Computes the logits of cleaned texts: float32 [N, C]"""
         return self.logits(self.corpus(as_frame([("text", text, UNKNOWN) for text in texts])), bar=bar)
+
+    def explain(self, text: str, key: str = "", truth: str = "") -> Explanation:
+        """Explains the label of a cleaned text. key, truth: its id and label in a file"""
+        return explain(self.model, self.tokenizer, text, self.truncation, score=self.score_texts, key=key, truth=truth)
 
 
 def source_for(options: Options, trained: TrainOptions) -> Source:
@@ -252,6 +230,8 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
     splits = read_splits(trained, run.cache)
     if not options.data:
         run.record_data(splits.labels, splits.files)
+    validation = run.predictions("validation")
+    threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
@@ -260,8 +240,32 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
             print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
             if trained.data == "demo":
                 print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
+            if validation is not None:
+                print(summary(name, softmax(logits), corpus.labels, calibration(run)))
+                if options.threshold:
+                    print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
+            last = (name, frame, corpus, logits)
         else:
             print(f"{name}: no labelled reviews")
+    if options.plot:
+        draw_reliability(softmax(last[3]), last[2].labels, calibration(run), Path(options.plot))
+        print(f"{options.plot}: reliability on the {last[0]} reviews")
+    list_mistakes(options, scorer, *last)
+
+
+def list_mistakes(
+    options: Options, scorer: Scorer, name: str, frame: pd.DataFrame, corpus: Corpus, logits: np.ndarray
+) -> None:
+    """Prints the mistakes that --errors asks for, and the accuracy on groups of reviews; --out writes the mistakes."""
+    if not options.errors:
+        return
+    rows = mistakes(frame, softmax(logits), scorer.labels, options.errors)
+    for line in mistake_lines(name, rows):
+        print(line)
+    unk = scorer.tokenizer.role_id("unk")
+    print(accuracy_table(logits.argmax(1) == corpus.labels, groups(frame, corpus, unk)))
+    if options.out:
+        write_output(options.out, mistakes_csv(rows))
 
 
 def accuracy_by_kind(ids: Iterable[str], correct: np.ndarray) -> str:
@@ -270,14 +274,18 @@ def accuracy_by_kind(ids: Iterable[str], correct: np.ndarray) -> str:
     return ", ".join(f"{kind} {found.mean():.3f} ({len(found)})" for kind, found in kinds)
 
 
-def evaluate_file(options: Options, source: Source, scorer: Scorer) -> None:
+def evaluate_file(options: Options, source: Source, scorer: Scorer | Ensemble) -> None:
     """Prints the metrics of all rows of the file --data."""
     frame, _ = load_table(options.data, source, scorer.labels, keep_empty=True)
     frame = frame[frame["sentiment"] != UNKNOWN]
     if not len(frame):
         raise ValueError(f"{options.data} has no labels; name their column with --label-column, or use --predict")
-    corpus = scorer.corpus(frame)
-    print_metrics(Path(options.data).name, metrics(scorer.logits(corpus), corpus.labels), scorer.labels)
+    logits = scorer.score_frame(frame)
+    print_metrics(Path(options.data).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
+    if isinstance(scorer, Scorer):
+        list_mistakes(options, scorer, Path(options.data).name, frame, scorer.corpus(frame), logits)
+    if options.explain and isinstance(scorer, Scorer):
+        explain_mistakes(options, scorer, frame, logits)
 
 
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
@@ -288,7 +296,7 @@ def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
         yield line
 
 
-def predict(options: Options, source: Source, scorer: Scorer) -> None:
+def predict(options: Options, source: Source, scorer: Scorer | Ensemble) -> None:
     """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
     if options.predict == "-":
         lines = io.TextIOWrapper(sys.stdin.buffer, encoding=source.encoding or "utf-8")
@@ -296,8 +304,7 @@ def predict(options: Options, source: Source, scorer: Scorer) -> None:
             frame = as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(bounded_lines(lines), 1)])
     else:
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
-    corpus = scorer.corpus(frame)
-    logits = scorer.logits(corpus)
+    logits = scorer.score_frame(frame)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if options.submission:
@@ -313,71 +320,45 @@ def predict(options: Options, source: Source, scorer: Scorer) -> None:
     if not is_stdout(out):
         print(f"{out}: {len(frame):,} predictions")
         if len(frame) and (frame["sentiment"] != UNKNOWN).all():
-            print_metrics(Path(options.predict).name, metrics(logits, corpus.labels), scorer.labels)
+            print_metrics(Path(options.predict).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
 
 
 def answer(options: Options, scorer: Scorer) -> None:
-    """Prints the label of one review with the probability of each class, and the words that it depends on."""
+    """Prints the label of one review with the probability of each class; with --explain also why."""
     text = clean(options.text)
     if not text:
         raise ValueError("--text is empty")
-    logits = scorer.score_texts([text], bar=False)
-    if isinstance(scorer.model, AttentionLSTM):
-        print("highest attention: " + ", ".join(attended_words(scorer, scorer.model, text)))
-    if options.explain and len(text.split()) > 1:
-        words, gain = effects(scorer, text, logits)
-        print("because of: " + largest_gains(words, gain))
-        print("in spite of: " + largest_gains(words, -gain))
-    shown = {label: round(float(p), 4) for label, p in zip(scorer.labels, softmax(logits)[0], strict=True)}
-    print(f"{scorer.labels[int(logits[0].argmax())]} ({json.dumps(shown, ensure_ascii=False)})")
+    if options.explain:
+        show_explanations(options, scorer, [scorer.explain(text)])
+    print_answer(scorer.labels, scorer.score_texts([text], bar=False))
 
 
-def effects(scorer: Scorer, text: str, logits: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Returns the words of a text with their effects on its label, by leaving each out (`erasure`); of a linear model
-    its n-grams, with what they add to the label's logit minus the mean of the others. logits: of the text, [1, C]"""
-    if not isinstance(scorer.model, NBLinear):
-        words = text.split()
-        without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-        return words, erasure(logits, scorer.score_texts(without))
-    ids = torch.from_numpy(scorer.corpus(as_frame([("text", text, UNKNOWN)])).ids.astype(np.int64))
-    with torch.inference_mode():
-        parts = scorer.model.ngram_logits(ids.to(scorer.machine.device))
-    label = int(logits[0].argmax())
-    gain = [part[label] - (part.sum() - part[label]) / (len(part) - 1) for _, part in parts]
-    names = [" ".join(scorer.tokenizer.tokens[word] for word in ngram) for ngram, _ in parts]
-    return names, torch.stack(gain).cpu().numpy() if gain else np.zeros(0)
+def print_answer(labels: tuple[str, ...], logits: np.ndarray) -> None:
+    """Prints the label of one review with the probability of each class. logits: [1, C]"""
+    shown = {label: round(float(p), 4) for label, p in zip(labels, softmax(logits)[0], strict=True)}
+    print(f"{labels[int(logits[0].argmax())]} ({json.dumps(shown, ensure_ascii=False)})")
 
 
-def log_odds(logits: np.ndarray, label: int) -> np.ndarray:
-    """Computes log p/(1 - p) of one label: [N]. logits: [N, C]"""
-    return logits[:, label] - np.logaddexp.reduce(np.delete(logits, label, axis=1), axis=1)
+def show_explanations(options: Options, scorer: Scorer, explanations: list[Explanation]) -> None:
+    """Prints explanations, or writes them as an HTML page to the file --explain."""
+    if is_stdout(options.explain):
+        print("\n\n".join(as_text(explanation, has_colours()) for explanation in explanations))
+        return
+    named = "the classifier in the box" if options.weights == str(CLASSIFIER) else options.weights
+    model = options.run[0] if options.run else named
+    write_output(options.explain, as_page(explanations, f"{model} ({scorer.model.model_type})"))
+    print(f"{options.explain}: {len(explanations)} explained")
 
 
-def erasure(logits: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Computes the effect of each word on the label of a text: [N]
-
-    The effect is the label's log-odds minus its log-odds without the word (Li, Monroe & Jurafsky 2016, arXiv
-    1612.08220; they take the log-likelihood and divide by it, which is not informative if the model is certain).
-    logits: of the whole text, [1, C];  without: of the text without its first word, second word, …, [N, C]
-    """
-    label = int(logits[0].argmax())
-    return log_odds(logits, label) - log_odds(without, label)
-
-
-def largest_gains(words: list[str], gain: np.ndarray, count: int = 10) -> str:
-    """Lists the words with the largest positive gains."""
-    largest = [i for i in np.argsort(-gain, kind="stable")[:count] if gain[i] > 0]
-    return ", ".join(f"{words[i]} {gain[i]:.2f}" for i in largest) or "no word"
-
-
-@torch.inference_mode()
-def attended_words(scorer: Scorer, model: AttentionLSTM, text: str, count: int = 10) -> list[str]:
-    """Lists the words of a text with the highest attention weights."""
-    corpus = scorer.corpus(as_frame([("text", text, UNKNOWN)]))
-    batch = corpus.batch(np.array([0])).to(scorer.machine.device)
-    weights = model.attention_weights(batch.input_ids, batch.mask)[0]
-    tokens = scorer.tokenizer.tokens
-    return [f"{tokens[batch.input_ids[0, t]]} {weights[t]:.2f}" for t in weights.argsort(descending=True)[:count]]
+def explain_mistakes(options: Options, scorer: Scorer, frame: pd.DataFrame, logits: np.ndarray) -> None:
+    """Explains the most confident mistakes among the reviews of a frame. logits: [N, C]"""
+    worst = most_confident_mistakes(frame["sentiment"].to_numpy(), softmax(logits), MISTAKES)
+    if not worst:
+        print("no mistake to explain")
+        return
+    rows = [frame.iloc[i] for i in worst]
+    found = [scorer.explain(row["review"], str(row["id"]), scorer.labels[row["sentiment"]]) for row in rows]
+    show_explanations(options, scorer, found)
 
 
 def is_pretraining(run: Run) -> bool:
@@ -403,26 +384,32 @@ def export(options: Options, run: Run, machine: Machine) -> None:
 
 
 def compare(options: Options) -> None:
-    """Prints a table of runs, and draws their learning curves with --plot."""
-    runs = [Run.open(folder) for folder in split_folders(options.compare)]
+    """Prints a table of runs and published rows, and how sure their differences are.
+
+    --plot draws their learning curves, --out lists the test reviews on which they do not agree.
+    """
+    runs = [run for name in split_folders(options.compare) for run in open_runs(name)]
     print(comparison(runs))
+    for line in significance(runs):
+        print(line)
     if options.plot:
         draw_curves(runs, Path(options.plot))
         print(f"{options.plot}: learning curves of {len(runs)} runs")
+    if options.out:
+        text, count = flips(runs, ids_of_test(runs[0]), runs[0].labels or SENTIMENT)
+        write_output(options.out, text)
+        if not is_stdout(options.out):
+            print(f"{options.out}: {count:,} test reviews on which the runs do not agree")
 
 
-def check_flags(options: Options, given: dict[str, Any]) -> None:
-    """Raises ValueError for flags that need another one."""
-    if options.plot and not options.compare:
-        raise ValueError("--plot needs runs: --compare runs/ONE runs/TWO --plot FILE")
-    if options.explain and "text" not in given:
-        raise ValueError("--explain needs a review: --text REVIEW --explain")
-    if options.submission and not options.predict:
-        raise ValueError("--submission needs reviews: --predict FILE --submission")
-    if options.weights and options.run:
-        raise ValueError("--run and --weights both name a model; leave one out")
-    if options.weights and not (options.data or options.predict or "text" in given):
-        raise ValueError("--weights needs reviews: --data FILE, --predict FILE or --text REVIEW")
+def ids_of_test(run: Run) -> list[str]:
+    """Returns the ids of the test reviews with a label; [] with a note if the run's data cannot be read."""
+    try:
+        test = read_splits(settings_of(run).options, None).test
+    except (OSError, ValueError) as error:
+        print(f"note: --out has no ids: {error}")
+        return []
+    return test["id"][test["sentiment"] != UNKNOWN].tolist()
 
 
 def use_checkpoint(options: Options, given: dict[str, Any]) -> None:
@@ -439,7 +426,7 @@ def use_checkpoint(options: Options, given: dict[str, Any]) -> None:
 
 def use_run(options: Options, given: dict[str, Any]) -> None:
     """Scores, labels or exports with the run --run, in its own precision."""
-    run = Run.open(options.run)
+    run = Run.open(options.run[0])
     trained = settings_of(run).options
     machine = choose_machine(options.device, options.precision or trained.precision)
     if is_pretraining(run) and not options.merge:
@@ -447,13 +434,42 @@ def use_run(options: Options, given: dict[str, Any]) -> None:
     if options.merge:
         export(options, run, machine)
         return
-    scorer = Scorer.of_run(run, machine, options.quantize, options.base)
+    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **with_windows(options))
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
         predict(options, source_for(options, trained), scorer)
     else:
         evaluate(options, run, scorer)
+
+
+def use_runs(options: Options, folders: list[str], given: dict[str, Any]) -> None:
+    """Scores or labels with the mean of the calibrated probabilities of several runs."""
+    if options.merge or options.explain:
+        raise ValueError("--merge and --explain take one run; --run names several")
+    runs = [Run.open(folder) for folder in folders]
+    trained, labels = [settings_of(run).options for run in runs], shared_labels(runs)
+    if not (options.data or options.predict or "text" in given):
+        check_splits({str(run.folder): read_splits(t, run.cache) for run, t in zip(runs, trained, strict=True)})
+        print_ensemble(runs, labels)
+        return
+    ensemble = Ensemble([member(options, run) for run in runs], labels)
+    if "text" in given:
+        frame = as_frame([("text", clean(options.text), UNKNOWN)])
+        print_answer(ensemble.labels, ensemble.score_frame(frame))
+    elif options.predict:
+        predict(options, source_for(options, trained[0]), ensemble)
+    else:
+        evaluate_file(options, source_for(options, trained[0]), ensemble)
+
+
+def member(options: Options, run: Run) -> Member:
+    """Loads the best model of a run as a member of an ensemble."""
+    if is_pretraining(run):
+        raise ValueError(f"{run.folder} was pretrained and has no classifier; leave it out")
+    machine = choose_machine(options.device, options.precision or settings_of(run).options.precision)
+    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **with_windows(options))
+    return Member(str(run.folder), calibration(run), scorer.score_frame)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -465,8 +481,10 @@ def main(argv: list[str] | None = None) -> None:
         compare(options)
     elif options.weights:
         use_checkpoint(options, given)
-    elif options.run:
-        use_run(options, given)
+    elif len(folders := split_folders(options.run)) > 1:
+        use_runs(options, folders, given)
+    elif folders:
+        use_run(replace(options, run=tuple(folders)), given)
     elif options.data or options.predict or "text" in given:
         use_checkpoint(replace(options, weights=str(CLASSIFIER)), given)
     else:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import peft
 from data import Splits, overlap
-from data.batches import Batch, Corpus, Stream, build_corpus, shuffled_order, step_batches
+from data.batches import Batch, Corpus, Stream, examples_of, shuffled_order, step_batches
 from data.checked import read_json
 from data.checksums import check_checksums, write_checksums
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, interruptible, is_closed_pipe, out_of_memory
@@ -46,6 +46,7 @@ from data.options import (
     read_splits,
     repeats_batches,
     resolve,
+    truncation_of,
 )
 from data.runs import Run
 from data.seeds import derive_seed, random_state, set_random_state
@@ -219,11 +220,11 @@ def prepare_training(
 ) -> Training:
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options = settings.options
-    how = (options.max_length, options.truncate, run.cache)
+    how = truncation_of(options)
     if splits.shards is None:
-        corpus, held_out = (build_corpus(tokenizer, frame, *how) for frame in splits[:2])
+        corpus, held_out = (examples_of(tokenizer, frame, how, run.cache) for frame in splits[:2])
     else:
-        corpus, held_out = splits.shards.corpora(tokenizer, *how)
+        corpus, held_out = splits.shards.corpora(tokenizer, how.max_length, how.truncate, run.cache)
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
     model = build_model(settings, tokenizer, splits.labels)
@@ -331,7 +332,8 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
         raise
     except NotFinite as error:
         t.save()
-        ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[error.rows])
+        reviews = np.unique(t.corpus.reviews_of(np.array(error.rows)))
+        ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[reviews])
         where = f"{epoch_name(t)}, step {progress.step + 1}"
         raise ValueError(f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}") from error
     except (RuntimeError, MemoryError) as error:
@@ -448,7 +450,7 @@ def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, 
     options = settings.options
     if not len(splits.unlabelled):
         raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
-    corpus = build_corpus(tokenizer, splits.unlabelled, options.max_length, options.truncate, run.cache)
+    corpus = examples_of(tokenizer, splits.unlabelled, truncation_of(options), run.cache)
     return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)
 
 

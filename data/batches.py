@@ -27,6 +27,7 @@ from data.checksums import is_intact, seal_file
 from data.files import replacing
 from data.seeds import derive_seed
 from data.tokenization import Tokenizer
+from data.windows import WHOLE, Truncation, pool, window_positions
 
 WINDOW = 50  # batches that are sorted together
 
@@ -60,12 +61,17 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids of N examples in one array: example i is ids[offsets[i]:offsets[i+1]]."""
+    """Token ids of N examples in one array: example i is ids[offsets[i]:offsets[i+1]].
+
+    An example is a review, or one of the windows of a review. Labels are those of the R reviews.
+    """
 
     ids: np.ndarray  # int32 [total]
     offsets: np.ndarray  # int64 [N + 1]
-    labels: np.ndarray  # int64 [N]
+    labels: np.ndarray  # int64 [R]
     pad_id: int
+    review: np.ndarray | None = None  # int64 [N], the review of each window, ascending; None: R = N
+    pooling: str = "mean"  # of the logits of a review's windows
     class_weights: np.ndarray | None = None  # fp32 [C], of every batch
 
     @classmethod
@@ -102,7 +108,21 @@ class Corpus:
         return cls(ids=stored[count + 1 :], offsets=offsets, labels=labels, pad_id=pad_id)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
+
+    def reviews_of(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the reviews, which are rows of the frame, of the examples `rows`."""
+        return rows if self.review is None else self.review[rows]
+
+    def pool(self, logits: np.ndarray) -> np.ndarray:
+        """Returns the logits of the reviews, [R, C], from those of the examples, [N, C]."""
+        return logits if self.review is None else pool(logits, self.review, self.pooling)
+
+    def sum_by_review(self, values: np.ndarray) -> np.ndarray:
+        """Sums a number of each example, int64 [N], over the windows of each review: int64 [R]"""
+        return (
+            values if self.review is None else np.add.reduceat(values, np.flatnonzero(np.diff(self.review, prepend=-1)))
+        )
 
     @property
     def lengths(self) -> np.ndarray:
@@ -121,7 +141,7 @@ class Corpus:
         return Batch(
             input_ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
-            labels=torch.from_numpy(self.labels[rows]),
+            labels=torch.from_numpy(self.labels[self.reviews_of(rows)]),
             rows=torch.from_numpy(np.asarray(rows)),
             class_weights=None if self.class_weights is None else torch.from_numpy(self.class_weights),
         )
@@ -131,7 +151,7 @@ class Corpus:
 
         Raises ValueError for a class without examples.
         """
-        counts = np.bincount(self.labels, minlength=num_classes)
+        counts = np.bincount(self.labels[self.reviews_of(np.arange(len(self)))], minlength=num_classes)
         if not counts.all():
             raise ValueError(f"--class-weights balanced: class {int(counts.argmin())} has no training example")
         weights = len(self) / (num_classes * counts)
@@ -197,6 +217,25 @@ def build_corpus(
         digest.update((f"\0{text}" if number else text).encode("utf-8", "surrogatepass"))
     path = cache / f"{digest.hexdigest()[:24]}.npy"
     return Corpus.cached(path, make=encode, labels=labels, pad_id=tokenizer.pad_id)
+
+
+def cut_into_windows(corpus: Corpus, tokenizer: Tokenizer, truncation: Truncation) -> Corpus:
+    """Returns the windows of the whole reviews in `corpus` as examples, all in memory."""
+    windows, review = [], []
+    for number, start in enumerate(corpus.offsets[:-1]):
+        cut = window_positions(tokenizer, int(corpus.lengths[number]), truncation.max_length, truncation.stride)
+        windows += [corpus.ids[start + positions] for positions in cut]
+        review += [number] * len(cut)
+    examples = Corpus.from_rows(windows, labels=corpus.labels, pad_id=corpus.pad_id)
+    return replace(examples, review=np.asarray(review, dtype=np.int64), pooling=truncation.pooling)
+
+
+def examples_of(tokenizer: Tokenizer, frame: pd.DataFrame, truncation: Truncation, cache: Path | None) -> Corpus:
+    """Tokenizes reviews as `build_corpus` does, or into windows. The cache holds the ids of the whole reviews then."""
+    if truncation.truncate != "windows":
+        return build_corpus(tokenizer, frame, truncation.max_length, truncation.truncate, cache)
+    tokenizer.text_limit(truncation.max_length)  # judged before the reviews are read
+    return cut_into_windows(build_corpus(tokenizer, frame, WHOLE, "head", cache), tokenizer, truncation)
 
 
 # ---------------------------------------------------------------------------------------------------------- orders

@@ -15,13 +15,14 @@ Value = TypeVar("Value")
 METAVARS: dict[Any, str] = {int: "N", float: "NUMBER"}  # of fields that name no other; text: TEXT
 
 
-def option(default: Any, group: str, text: str, metavar: str = "", choices: Sequence[str] = ()) -> Any:
+def option(default: Any, group: str, text: str, metavar: str = "", choices: Sequence[str] = (), bare: str = "") -> Any:
     """Returns a dataclass field with its default, its group in --help, and its help text.
 
     metavar: what the value is, in --help (FILE, DIR, NAME).  choices: the values that are accepted.
+    bare: the value of the flag without a value; "": it needs one.
     A field of type tuple[str, ...] is a flag that takes one or more values.
     """
-    metadata = {"group": group, "help": text, "metavar": metavar, "choices": tuple(choices)}
+    metadata = {"group": group, "help": text, "metavar": metavar, "choices": tuple(choices), "bare": bare}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -87,6 +88,8 @@ class Parser(argparse.ArgumentParser):
                 found.append(token)
             elif action.nargs == "+":
                 found += [token, *self.values(name, waiting, known)]
+            elif action.nargs == "?" and (not waiting or waiting[0].startswith("--")):
+                found.append(f"{token}={action.const}")
             else:
                 found.append(f"{token}={self.value(name, waiting, known)}")
         return found
@@ -172,6 +175,7 @@ def add_flag(group: Any, name: str, fields: Mapping[str, dataclasses.Field], nam
         values |= {"nargs": "+"}
     else:
         values |= {"type": one_of(choices) if choices else PARSERS[kind]}
+        values |= {"nargs": "?", "const": field.metadata["bare"]} if field.metadata["bare"] else {}
     group.add_argument(flag(name), **values)
 
 

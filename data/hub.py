@@ -38,21 +38,25 @@ TOKENIZER_FILES = (
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")  # one is enough
 HUB_ID = re.compile(r"(?!\.)(?!.*\.\.)([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # name/model@revision
 # the methods of huggingface/peft that are supported; `method` in a file of this project says which of ours it is
-METHODS = {"LORA": "lora", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "HEAD": "head"}
+METHODS = {
+    "LORA": "lora", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "HEAD": "head",
+    "BITFIT": "bitfit", "IA3": "ia3", "HOULSBY": "houlsby",
+}  # fmt: skip
 # fields of adapter_config.json that are options of a method here
 OPTIONS = {
     "r": "rank", "lora_alpha": "alpha", "lora_dropout": "lora_dropout", "bias": "lora_bias", "use_rslora": "rslora",
-    "use_dora": "dora", "num_virtual_tokens": "virtual_tokens", "pool": "pool",
+    "use_dora": "dora", "num_virtual_tokens": "virtual_tokens", "pool": "pool", "adapter_size": "adapter_size",
 }  # fmt: skip
 # types of the fields of adapter_config.json that are read
 ADAPTER_FIELDS: dict[str, Any] = {
     "peft_type": str, "task_type": str | None, "method": str | None, "base_model_name_or_path": str | None,
     "revision": str | None, "modules_to_save": list[str] | None, "target_modules": list[str] | str | None,
-    "exclude_modules": list[str] | str | None, "r": int, "lora_alpha": float, "lora_dropout": float | None,
-    "bias": str | None, "use_rslora": bool | None, "use_dora": bool | None, "fan_in_fan_out": bool | None,
-    "rank_pattern": dict[str, int] | None, "alpha_pattern": dict[str, float] | None,
-    "layers_to_transform": list[int] | int | None, "layers_pattern": list[str] | str | None,
-    "num_virtual_tokens": int | None, "encoder_reparameterization_type": str | None,
+    "exclude_modules": list[str] | str | None, "feedforward_modules": list[str] | str | None,
+    "r": int, "lora_alpha": float, "lora_dropout": float | None, "bias": str | None, "use_rslora": bool | None,
+    "use_dora": bool | None, "fan_in_fan_out": bool | None, "rank_pattern": dict[str, int] | None,
+    "alpha_pattern": dict[str, float] | None, "layers_to_transform": list[int] | int | None,
+    "layers_pattern": list[str] | str | None,
+    "num_virtual_tokens": int | None, "adapter_size": int | None, "encoder_reparameterization_type": str | None,
     "encoder_hidden_size": int | None, "pool": str | None, "id2label": dict[str, Any] | None,
 }  # fmt: skip
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # dtypes of weights

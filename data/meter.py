@@ -53,7 +53,7 @@ class Meter:
         self.sums["loss"] += loss.item() * size
         self.sums["count"] += size
         for name, correct in correct_predictions.items():
-            self.sums[f"right {name}"] = self.sums.get(f"right {name}", 0) + int(correct.sum())
+            self.sums[f"right {name}"] = self.sums.get(f"right {name}", 0) + correct.sum().item()
             self.sums[f"of {name}"] = self.sums.get(f"of {name}", 0) + correct.numel()
         self.sums["tokens"] += int(batch.mask.sum())  # without padding
 

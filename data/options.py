@@ -16,6 +16,8 @@ from data.flags import check_choice, field_names, flag, merge_defaults, option, 
 from data.hub import adapter_method, find_adapter
 from data.imdb import subset
 from data.runs import Run
+from data.tokenization import TRUNCATE
+from data.windows import POOLING, Truncation
 
 DESCRIPTION = "Runs one experiment: options, data, model, method, optimizer, the training loop, the score."
 # training defaults for random weights, and for the built-in weights, which are small; a method may have further ones
@@ -83,7 +85,14 @@ class Options:
     test_reviews: int = option(0, "data", "score this many test reviews; 0: all")
     max_length: int = option(256, "data", "maximum number of tokens of a review, including [CLS] and [SEP]")
     truncate: str = option(
-        "head", "data", "kept of a longer review: head, tail, head+tail (128 + rest), or chunks", "PART"
+        "head",
+        "data",
+        "kept of a longer review: head, tail, head+tail (128 + rest), windows (all, overlapping), or chunks",
+        "PART",
+    )
+    window_stride: int = option(0, "data", "tokens from one window to the next; 0: half of max_length")
+    window_pooling: str = option(
+        "mean", "data", "logits of a review: mean or maximum over its windows, class by class", choices=POOLING
     )
     tokenizer: str = option(
         "published", "data", "published: as the weights were trained; hf5: as transformers 5 does", "NAME"
@@ -203,6 +212,11 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     name = options.name
     if name and (name in (".", "..") or Path(name).name != name or not name.isprintable()):
         raise ValueError(f"--name {name!r} must be the name of one folder; --runs DIR names its parent")
+    check_choice("truncation", options.truncate, dict.fromkeys((*TRUNCATE, "windows")))
+    if options.truncate == "windows" and objective.pretraining:
+        raise ValueError(f"--truncate windows reads tokens twice; --loss {options.loss} takes --truncate chunks")
+    if options.truncate != "windows" and (options.window_stride or options.window_pooling != "mean"):
+        raise ValueError("--window-stride and --window-pooling are for --truncate windows")
     if options.truncate == "chunks" and not objective.pretraining:
         raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
     if options.quantize == "int8" and (options.peft == "none" or options.weights == "none"):
@@ -309,6 +323,11 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
 def source_of(options: Options) -> Source:
     """Returns where the reviews of a run come from and how its files are read."""
     return pick_fields(Source, asdict(options))
+
+
+def truncation_of(options: Options) -> Truncation:
+    """Returns how a run cuts its reviews."""
+    return Truncation(options.max_length, options.truncate, options.window_stride, options.window_pooling)
 
 
 def read_splits(

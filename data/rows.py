@@ -1,8 +1,9 @@
-"""Reads and writes data/results: per published run a JSON file, a log, and the probabilities of its test reviews.
+"""Reads and writes data/results: per published run a JSON file, a log, and its predictions on validation and test.
 
 A published row is one experiment. Its first seed is ROW.json, the others are ROW@43.json, ROW@44.json, …
 """
 
+import glob
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,19 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.checked import read_json
+from data.checked import read_json, read_object
 from data.files import write_json, write_tensors, write_text
-from data.runs import ROOT, Run
+from data.runs import ROOT, Predictions, Run, read_predictions
 
 RESULTS = ROOT / "data" / "results"
+LEVELS = 255  # of a published probability
 OTHER_RESULTS = ("mutation", "reliability", "ranks")  # measurements that are no runs
 
 
 def publish(folder: str, row: str) -> Path:
     """Copies result.json and log.jsonl of a run to data/results/ROW.json and ROW.log.jsonl.
 
-    ROW.test.safetensors has the probabilities of the test reviews, rounded to 1/255: uint8 [N, C]. Raises ValueError if
-    the run is not finished, or if it is a pretraining run and has no accuracy.
+    ROW.validation.safetensors and ROW.test.safetensors have the probabilities, rounded to 1/255, uint8 [N, C], and the
+    labels, uint8 [N]. Raises ValueError if the run is not finished, or if it is a pretraining run and has no accuracy.
     """
     run = Run.open(folder)
     if run.result is None:
@@ -31,10 +33,57 @@ def publish(folder: str, row: str) -> Path:
         raise ValueError(f"{folder} is a pretraining run; publish its numbers in the card of the weights")
     write_json(RESULTS / f"{row}.json", {"row": row, **run.result})
     write_text(RESULTS / f"{row}.log.jsonl", run.log_file.read_text(encoding="utf-8"))
-    if (probabilities := run.probabilities("test")) is not None:
-        rounded = torch.from_numpy((probabilities * 255).round().astype(np.uint8))
-        write_tensors(RESULTS / f"{row}.test.safetensors", {"probabilities": rounded})
+    for split in ("validation", "test"):
+        if (kept := run.predictions(split)) is not None:
+            whole = {"probabilities": (kept.probabilities * LEVELS).round(), "labels": kept.labels}
+            tensors = {name: torch.from_numpy(values.astype(np.uint8)) for name, values in whole.items()}
+            write_tensors(RESULTS / f"{row}.{split}.safetensors", tensors)
     return RESULTS / f"{row}.json"
+
+
+class PublishedRun(Run):
+    """Reads one seed of a published row like a run folder: config, result, log and predictions, but no model."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file.with_name(file.name.removesuffix(".json")))
+        self.file = file
+        self.log_file = file.with_name(f"{self.folder.name}.log.jsonl")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Reads the row's JSON file, which has the run's config."""
+        return read_object(self.file)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Reads the row's JSON file."""
+        return read_object(self.file)
+
+    def predictions(self, split: str) -> Predictions | None:
+        """Returns the published predictions of a split; None if there are none.
+
+        A probability below half of the rounding step counts as a quarter of the step.
+        """
+        path = self.folder.with_name(f"{self.folder.name}.{split}.safetensors")
+        if not path.exists():
+            return None
+        rounded, labels = read_predictions(path)
+        p = np.maximum(rounded.astype(np.float64), 0.25)
+        return Predictions(p / p.sum(1, keepdims=True), labels)
+
+    def save_calibration(self, facts: dict[str, Any]) -> None:
+        """Writes nothing: a published row stays as it is."""
+
+
+def open_runs(name: str) -> list[Run]:
+    """Returns the run of a run folder, or all seeds of a published row. Raises FileNotFoundError for other names."""
+    if Path(name).is_dir():
+        return [Run.open(name)]
+    one = RESULTS / f"{name}.json"
+    files = [one] if one.is_file() else sorted(one.parent.glob(f"{glob.escape(one.stem)}@*.json"))
+    if not files:
+        raise FileNotFoundError(f"{name} is neither a run folder nor a published row of {RESULTS}")
+    return [PublishedRun(file) for file in files]
 
 
 class Row(NamedTuple):

@@ -6,6 +6,8 @@ runs/<name>/config.json   options, origins, command, commit, versions, device
             best/         the model or adapter of the best epoch
             state/        the state to resume from, and the one before it
             result.json   written when the run is finished: config.json, history and scores
+            validation.probabilities.safetensors, test.probabilities.safetensors    of the best epoch
+            calibration.json   the temperature fitted on the validation reviews, written by eval.py
             .lock         locked while a process trains the run (data/locks.py)
 
 A checksum shows a change of config.json, tokenizer/, best/, of the state, and of the log up to the state. A damaged
@@ -23,13 +25,13 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.checked import read_json, read_object
+from data.checked import read_json, read_object, reading
 from data.checksums import read_sealed_tensors, seal, unseal, write_sealed_tensors
 from data.files import open_tensors, write_json, write_tensors, write_text
 from data.locks import FolderLock
@@ -68,6 +70,22 @@ def check_files(before: dict[str, str], now: dict[str, str], folder: Path) -> No
             raise ValueError(f"{path} changed since {folder} was started; {way_out}")
     if missing := [path for path in before.keys() - now.keys() if not Path(path).exists()]:
         raise FileNotFoundError(f"{min(missing)}, a data file of {folder}, does not exist any more")
+
+
+class Predictions(NamedTuple):
+    """The predictions of one split, in its order: probabilities, float [N, C], and labels, int64 [N]."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Reads kept predictions. Raises ValueError for a damaged file."""
+    with reading(path, "kept probabilities", "delete it"), open_tensors(path) as file:
+        probabilities, labels = (file.get_tensor(name).numpy() for name in ("probabilities", "labels"))
+        if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+            raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} do not fit each other")
+    return Predictions(probabilities, labels.astype(np.int64))
 
 
 class Run:
@@ -168,13 +186,16 @@ class Run:
         tensors = {"probabilities": torch.from_numpy(probabilities), "labels": torch.from_numpy(labels)}
         write_tensors(self.folder / f"{split}.probabilities.safetensors", tensors)
 
-    def probabilities(self, split: str) -> np.ndarray | None:
-        """Returns the probabilities that save_probabilities kept, fp32 [N, C]; None if there are none."""
+    def predictions(self, split: str) -> "Predictions | None":
+        """Returns what save_probabilities kept of a split; None if there is nothing."""
         path = self.folder / f"{split}.probabilities.safetensors"
-        if not path.exists():
-            return None
-        with open_tensors(path) as file:
-            return file.get_tensor("probabilities").numpy()
+        return read_predictions(path) if path.exists() else None
+
+    def save_calibration(self, facts: dict[str, Any]) -> None:
+        """Keeps the temperature and what it was fitted on in calibration.json, unless the folder is read-only."""
+        path = self.folder / "calibration.json"
+        if os.access(self.folder, os.W_OK) and not (path.exists() and read_json(path) == facts):
+            write_json(path, facts)
 
     # ------------------------------------------------------------------------------------------------------- state
 

@@ -5,19 +5,20 @@ python -m data.tables                          rewrites all generated tables and
 
 In a README, the comment `<!-- results GROUP … -->` opens a table of the published rows of these groups (a group is the
 part of a row's name before the first dash), `<!-- models -->` opens the table with one row per model, and
-`<!-- bench NAME -->` opens a table of speeds.
+`<!-- bench NAME -->` opens a table of speeds. `<!-- baselines -->` opens the table beside another project's rows.
 """
 
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.baselines import BASELINES
 from data.checked import as_object, has_type, listed, parse_json, read_json, reading
 from data.errors import clean_exit
 from data.files import write_text
+from data.metrics import mean_and_deviation
 from data.pictures import new_figure, write_pictures
 from data.rows import RESULTS, Row, publish, published_rows
 from data.runs import ROOT, Run
@@ -111,14 +112,6 @@ def millions(count: int) -> str:
     return f"{count / 1e6:.3g} M"
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Formats accuracies: `0.8850` for one seed, `0.8850 ± 0.0012` (standard deviation) for several, `–` for none."""
-    if not values:
-        return "–"
-    mean = f"{statistics.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
-
-
 def results_table(groups: Sequence[str], folder: Path = RESULTS) -> str:
     """Returns a Markdown table of the published rows of some groups, with the command of the first seed."""
     header = ("row", "trained", "validation", "test", "seed", "minutes", "commit", "command")
@@ -180,7 +173,7 @@ def models_row(model: str, row: Row) -> tuple[str, ...]:
         mean_and_deviation(row.accuracies("validation")),
         f"**{mean_and_deviation(row.accuracies('test'))}**",
         f"{row.minutes:.0f}",
-        f"[{row.name}](data/results/{row.results[0]['row']}.json)",
+        row.name,
     )
 
 
@@ -199,19 +192,31 @@ def bench_row(row: dict[str, Any]) -> list[str]:
     return [row["work"], peer, str(row[peer]), *speeds, " / ".join(used) or "–"]
 
 
+def baselines_table(folder: Path = RESULTS) -> str:
+    """Returns a Markdown table of the other project's rows beside ours."""
+    header = ("row there", "validation there", "best public test", "test here", "row here", "weights here")
+    test = {row.name: mean_and_deviation(row.accuracies("test")) for row in published_rows(folder)}
+    known = [b for b in BASELINES if b.ours in test]
+    cells = [
+        (f"`{b.name}`", b.reported, b.public, f"**{test[b.ours]}**", f"`{b.ours}`", b.stand_in or "–") for b in known
+    ]
+    return markdown(header, cells)
+
+
 def with_tables(text: str) -> str:
     """Returns the text of a README with its generated tables made anew."""
     tables: dict[str, Callable[[str], str]] = {
         "results": lambda groups: results_table(groups.split()),
         "models": lambda _: models_table(),
         "bench": lambda name: bench_table(name.strip()),
+        "baselines": lambda _: baselines_table(),
     }
 
     def generated(match: re.Match[str]) -> str:
         opening, kind, argument, closing = match.groups()
         return f"{opening}{tables[kind](argument)}\n{closing}"
 
-    marked = re.compile(r"(<!-- (results|models|bench)([\w -]*) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+    marked = re.compile(r"(<!-- (results|models|bench|baselines)([\w -]*) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
     return marked.sub(generated, text)
 
 

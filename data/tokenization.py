@@ -210,20 +210,26 @@ class Tokenizer:
         """Returns the ids of each text, without special tokens."""
         return self.words(texts) if self.spm is None else list(self.spm(texts))
 
+    def text_limit(self, max_length: int) -> int:
+        """Returns how many tokens of text fit into max_length tokens. Raises ValueError for max_length < 3."""
+        special = sum(map(len, self.template))
+        least = max(3, special + 1)
+        if max_length < least:
+            raise ValueError(f"max_length {max_length} leaves no room for text; it must be at least {least}")
+        return max_length - special
+
     def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:
         """Yields examples of 1 to max_length ids, including [CLS] and [SEP].
 
         truncate: head, tail and head+tail yield one example for each text; chunks yields the whole text as one or more
-        examples of nearly equal length. Raises ValueError for another value and for max_length < 3.
+        examples of nearly equal length. Raises ValueError for another value and for max_length < 3. Overlapping windows
+        are made by `data.batches.examples_of`.
         """
-        least = max(3, sum(map(len, self.template)) + 1)
-        if max_length < least:
-            raise ValueError(f"max_length {max_length} leaves no room for text; it must be at least {least}")
+        limit = self.text_limit(max_length)
         if truncate not in TRUNCATE:
             raise ValueError(f"unknown truncation {truncate!r}; known: {', '.join(TRUNCATE)}")
         start, end = ([self.vocabulary[token] for token in tokens] for tokens in self.template)
         empty = [] if start else [self.unk_id]  # without [CLS], a text without words is one unknown word
-        limit = max_length - len(start) - len(end)
         for ids in self.subword_ids(texts):
             whole = truncate == "chunks"
             chunks = split_into_chunks(ids, limit) if whole else [truncate_ids(ids, limit, truncate=truncate)]

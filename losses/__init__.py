@@ -9,7 +9,7 @@ return {name: correct predictions} instead of logits.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from losses import cross_entropy, margin, mixed, mlm, rdrop, rtd, supcon
+from losses import cross_entropy, lm, margin, mixed, mlm, rdrop, rtd, supcon
 
 
 def no_preparation(model: Any, options: Any, tokenizer: Any) -> None:
@@ -37,6 +37,16 @@ PRETRAINING = {
     "warmup": 0.02,
     "epochs": 10,
 }
+# dropout for the words that 10 epochs do not memorize: none; the model's config keeps the rates of classification
+LANGUAGE_MODEL = PRETRAINING | {
+    "max_length": 400,
+    "vocab_size": 30_000,
+    "min_count": 2,
+    "word_vectors": "none",
+    "dropout": 0.0,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+}
 CAPSULES = {"shape": "head=capsules"}
 
 # fmt: off
@@ -49,6 +59,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
     "adversarial":  ObjectiveEntry(mixed.objective, mixed.AdversarialOptions, prepare=mixed.prepare),
     "mixed":        ObjectiveEntry(mixed.objective, mixed.MixedOptions, prepare=mixed.prepare, unlabelled=True),
     "mlm":          ObjectiveEntry(mlm.objective, mlm.MLMOptions, PRETRAINING, mlm.prepare, pretraining=True),
+    "lm":           ObjectiveEntry(lm.objective, lm.LMOptions, LANGUAGE_MODEL, lm.prepare, pretraining=True),
     "rtd":          ObjectiveEntry(rtd.objective, rtd.RTDOptions, PRETRAINING, rtd.prepare, pretraining=True),
 }
 # fmt: on

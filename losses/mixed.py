@@ -15,8 +15,10 @@ s: the embeddings of a review, [T, E];  p(·|s): the model's distribution;  θ̂
 `--loss adversarial` is L_ML + λ_AT L_AT on labelled reviews only. Norms are taken over a whole review. The clean and
 the perturbed pass use the same dropout masks, so that the divergence measures the perturbation alone.
 
-Differs from the papers: the papers divide the embedding table by its standard deviation, so that ε means the same for
-every model. Here the table is unchanged, and ε is in units of the standard deviation of the batch's embeddings.
+Differs from the papers: the papers normalize each dimension of the embedding table to mean 0 and variance 1 over the
+words of the corpus, so that ε means the same for every model. Here the table is unchanged, and a perturbation r is
+measured as r / σ, with σ the standard deviation of the batch's embeddings: one number for all dimensions, or with
+--normalize-embeddings one for each dimension, which perturbs as the papers do.
 """
 
 from dataclasses import dataclass
@@ -42,6 +44,10 @@ class AdversarialOptions(CrossEntropyOptions):
     adversarial_weight: float = option(1.0, "objective", "adversarial, mixed: λ_AT of adversarial training")
     vat_weight: float = option(0.0, "objective", "adversarial, mixed: λ_VAT of virtual adversarial training")
 
+    normalize_embeddings: bool = option(
+        False, "objective", "adversarial, mixed: a standard deviation for each dimension of the embeddings"
+    )
+
     def __post_init__(self) -> None:
         if self.radius <= 0:
             raise ValueError(f"radius {self.radius} must be above 0")
@@ -61,14 +67,15 @@ class Reviews(NamedTuple):
     x: Tensor  # [B, T, E]
     mask: Tensor  # bool [B, T]
     state: dict[str, Tensor]
+    by_dimension: bool = False  # whether each dimension has a standard deviation of its own
 
     @classmethod
-    def embed(cls, model: Model, input_ids: Tensor, mask: Tensor) -> "Reviews":
+    def embed(cls, model: Model, input_ids: Tensor, mask: Tensor, by_dimension: bool = False) -> "Reviews":
         """Embeds token ids [B, T]. The embeddings require a gradient even if the table is frozen."""
         x = model.embed(input_ids, mask)
         if not x.requires_grad:
             x = x.detach().requires_grad_(torch.is_grad_enabled())
-        return cls(model, x, mask, random_state(input_ids.device))
+        return cls(model, x, mask, random_state(input_ids.device), by_dimension)
 
     def logits(self, shift: Tensor | float = 0.0) -> Tensor:
         """Computes the logits of the embeddings plus `shift` [B, T, E] under fixed dropout masks: fp32 [B, C]."""
@@ -77,8 +84,9 @@ class Reviews(NamedTuple):
         return self.model.classifier(self.model.pool(h, self.mask)).float()
 
     def spread(self) -> Tensor:
-        """Computes the standard deviation of the embeddings of real tokens: a scalar."""
-        return self.x.detach()[self.mask].float().std()
+        """Computes σ of the embeddings of real tokens: a scalar, or [E] by dimension."""
+        x = self.x.detach()[self.mask].float()
+        return x.std(0, correction=0) if self.by_dimension else x.std()
 
 
 def scale_to_length(direction: Tensor, mask: Tensor, length: Tensor | float) -> Tensor:
@@ -109,9 +117,9 @@ def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Ten
     spread = reviews.spread()
     root_tokens = reviews.mask.sum(1).clamp(min=1).sqrt()[:, None, None]
     start = torch.randn_like(fixed.x, dtype=torch.float32)
-    start = scale_to_length(start, reviews.mask, XI * spread * root_tokens).requires_grad_()
+    start = (scale_to_length(start, reviews.mask, XI * root_tokens) * spread).requires_grad_()
     (g,) = torch.autograd.grad(kl(target, fixed.logits(start)), start)
-    return scale_to_length(g, reviews.mask, radius * spread)  # Eq. (7)
+    return scale_to_length(g * spread, reviews.mask, radius) * spread  # Eq. (7); the gradient of r / σ is σ g
 
 
 def vat_loss(reviews: Reviews, logits: Tensor, radius: float) -> Tensor:
@@ -130,7 +138,8 @@ def adversarial_loss(
 ) -> Tensor:
     """Computes L_AT, Eq. (6). loss: the loss of the clean pass, a function of reviews.x."""
     (g,) = torch.autograd.grad(loss, reviews.x, retain_graph=True)
-    shift = scale_to_length(g, reviews.mask, radius * reviews.spread())  # Eq. (5): the loss is -log p
+    spread = reviews.spread()
+    shift = scale_to_length(g * spread, reviews.mask, radius) * spread  # Eq. (5): the loss is -log p
     return cross_entropy(reviews.logits(shift), labels, smoothing, class_weights)
 
 
@@ -146,7 +155,7 @@ def objective(model: Model, batch: Batch, options: AdversarialOptions) -> tuple[
 
     If batch.unlabelled is None, L_VAT is over the labelled reviews and L_EM is omitted.
     """
-    labelled = Reviews.embed(model, batch.input_ids, batch.mask)
+    labelled = Reviews.embed(model, batch.input_ids, batch.mask, options.normalize_embeddings)
     logits = labelled.logits()
     smoothing, weights = options.label_smoothing, batch.class_weights
     ce = cross_entropy(logits, batch.labels, smoothing, weights)
@@ -156,7 +165,8 @@ def objective(model: Model, batch: Batch, options: AdversarialOptions) -> tuple[
         loss = loss + options.adversarial_weight * at
     clean_passes = [(labelled, logits)]
     if batch.unlabelled is not None and isinstance(options, MixedOptions):
-        unlabelled = Reviews.embed(model, batch.unlabelled.input_ids, batch.unlabelled.mask)
+        more = batch.unlabelled
+        unlabelled = Reviews.embed(model, more.input_ids, more.mask, options.normalize_embeddings)
         clean_passes.append((unlabelled, unlabelled.logits()))
         loss = loss + options.entropy_weight * entropy(clean_passes[1][1])
     if options.vat_weight and training:

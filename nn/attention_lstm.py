@@ -18,13 +18,14 @@ from torch.nn import Linear
 from nn.attention import AdditiveAttention
 from nn.dropout import Dropout
 from nn.lstm import LSTM
-from nn.words import WordClassifier, WordConfig, masked_max
+from nn.words import Reading, WordClassifier, WordConfig, masked_max
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionLSTMConfig(WordConfig):
     hidden_size: int = 128
     num_layers: int = 1
+    bidirectional: bool = True
     attention_size: int = 128
     with_max: bool = True  # concatenate r with the maximum over time
 
@@ -34,23 +35,34 @@ class AttentionLSTM(WordClassifier):
 
     model_type, architecture = "attention_lstm", "AttentionLSTM"
     Config = AttentionLSTMConfig
+    HEAD = ("attention", "classifier")
 
     def __init__(self, config: AttentionLSTMConfig) -> None:
         super().__init__(config)
         c = config
         self.lstm = LSTM(
-            input_size=c.embedding_size, hidden_size=c.hidden_size, num_layers=c.num_layers, dropout=c.dropout
+            input_size=c.embedding_size,
+            hidden_size=c.hidden_size,
+            num_layers=c.num_layers,
+            bidirectional=c.bidirectional,
+            dropout=c.dropout,
         )
-        self.attention = AdditiveAttention(2 * c.hidden_size, c.attention_size)
+        width = c.hidden_size * (1 + c.bidirectional)
+        self.attention = AdditiveAttention(width, c.attention_size)
         self.dropout = Dropout(c.dropout)
-        self.classifier = Linear(2 * c.hidden_size * (1 + c.with_max), len(c.labels))
+        self.classifier = Linear(width * (1 + c.with_max), len(c.labels))
+
+    @property
+    def reading(self) -> Reading:
+        """Which words the states depend on."""
+        return Reading(1 + self.config.bidirectional)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Computes the LSTM states. x: [B, T, E];  mask: bool [B, T] -> [B, T, 2D]"""
+        """Computes the LSTM states. x: [B, T, E];  mask: bool [B, T] -> [B, T, N·D]"""
         return self.lstm(x, mask)
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """Pools by attention. h: [B, T, 2D];  mask: bool [B, T] -> [B, 2D], or [B, 4D] with the maximum"""
+        """Pools by attention. h: [B, T, N·D];  mask: bool [B, T] -> [B, N·D], or [B, 2N·D] with the maximum"""
         r, _ = self.attention(h, mask)
         return self.dropout(torch.cat([r, masked_max(h, mask)], -1) if self.config.with_max else r)
 

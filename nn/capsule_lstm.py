@@ -21,7 +21,7 @@ from torch.nn import Linear, Module, Parameter
 
 from nn.dropout import Dropout
 from nn.lstm import LSTM
-from nn.words import WordClassifier, WordConfig
+from nn.words import Reading, WordClassifier, WordConfig
 
 HEADS = ("linear", "capsules")
 
@@ -64,9 +64,13 @@ class CapsuleLayer(Module):
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         """h: [B, T, D];  mask: bool [B, T] -> v [B, J, K], in fp32 also under autocast"""
+        return self.routing(h, mask)[0]
+
+    def routing(self, h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes v [B, J, K] and c [B, T, J]. h: [B, T, D];  mask: bool [B, T]"""
         u = torch.nn.functional.linear(h, self.weight.flatten(0, 1))  # [B, T, J·K]
         u = u.unflatten(-1, self.weight.shape[:2]).to(self.weight.dtype)  # [B, T, J, K]
-        return route(u, mask=mask, iterations=self.iterations)[0]
+        return route(u, mask=mask, iterations=self.iterations)
 
 
 class CapsuleLengths(Module):
@@ -85,6 +89,7 @@ class CapsuleLengths(Module):
 class CapsuleLSTMConfig(WordConfig):
     hidden_size: int = 128
     num_layers: int = 1
+    bidirectional: bool = True
     num_capsules: int = 16  # J
     capsule_size: int = 16  # K
     iterations: int = 3
@@ -99,6 +104,7 @@ class CapsuleLSTM(WordClassifier):
 
     model_type, architecture = "capsule_lstm", "CapsuleLSTM"
     Config = CapsuleLSTMConfig
+    HEAD = ("capsules", "classes", "classifier")
 
     def __init__(self, config: CapsuleLSTMConfig) -> None:
         c, classes = config, len(config.labels)
@@ -106,10 +112,15 @@ class CapsuleLSTM(WordClassifier):
             raise ValueError(f"unknown head {c.head!r}; known: {', '.join(HEADS)}")
         super().__init__(config)
         self.lstm = LSTM(
-            input_size=c.embedding_size, hidden_size=c.hidden_size, num_layers=c.num_layers, dropout=c.dropout
+            input_size=c.embedding_size,
+            hidden_size=c.hidden_size,
+            num_layers=c.num_layers,
+            bidirectional=c.bidirectional,
+            dropout=c.dropout,
         )
+        width = c.hidden_size * (1 + c.bidirectional)
         self.capsules = CapsuleLayer(
-            input_size=2 * c.hidden_size,
+            input_size=width,
             num_capsules=c.num_capsules,
             capsule_size=c.capsule_size,
             iterations=c.iterations,
@@ -127,13 +138,30 @@ class CapsuleLSTM(WordClassifier):
             self.classes = None
             self.classifier = Linear(c.num_capsules * c.capsule_size, classes)
 
+    @property
+    def reading(self) -> Reading:
+        """Which words the states depend on."""
+        return Reading(1 + self.config.bidirectional)
+
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Computes the LSTM states. x: [B, T, E];  mask: bool [B, T] -> [B, T, 2D]"""
+        """Computes the LSTM states. x: [B, T, E];  mask: bool [B, T] -> [B, T, N·D]"""
         return self.lstm(x, mask)
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """Computes the capsules. h: [B, T, 2D];  mask: bool [B, T] -> [B, J·K], or [B, C·K] with class capsules"""
+        """Computes the capsules. h: [B, T, N·D];  mask: bool [B, T] -> [B, J·K], or [B, C·K] with class capsules"""
         v = self.capsules(self.dropout(h), mask)  # [B, J, K]
         if self.classes is not None:
             v = self.classes(v, v.new_ones(v.shape[:2], dtype=torch.bool))  # [B, C, K]
         return v.flatten(1)
+
+    def routing(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the capsules of a review v, [B, J, K], and c, [B, T, J], the part of each token in each capsule."""
+        return self.capsules.routing(self.dropout(self.encode(self.embed(input_ids, mask), mask)), mask)
+
+    def capsule_scores(self, v: Tensor) -> Tensor:
+        """Computes what each capsule adds to the logit of each class, minus the mean over classes; with class capsules
+        the part of it that is routed to the class. v: [B, J, K] -> [B, J, C]"""
+        if self.classes is not None:
+            return self.classes.routing(v, v.new_ones(v.shape[:2], dtype=torch.bool))[1]
+        weight = self.classifier.weight.unflatten(1, v.shape[1:])  # [C, J, K]
+        return torch.einsum("bjk,cjk->bjc", v, weight - weight.mean(0))

@@ -22,7 +22,9 @@ from nn import MODELS, Model
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
 from nn.heads import match_head
+from nn.nb_linear import NGramEmbedding
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
+from nn.words import WordClassifier
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
 MOST_CLASSES = 10_000  # of a classifier
@@ -120,12 +122,15 @@ class Unfilled(TorchFunctionMode):
     """Skips the normal initialization of tables and layers within it, since the file's values replace them at once.
 
     Building on the meta device would avoid it as well, but then torch imports torch._dynamo, which takes two seconds.
+    `arange` of a meta tensor imports sympy, which takes a third of one; its values come from the file too.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.nn.init.normal_, Tensor.normal_):
             return args[0] if args else kwargs["tensor"]
+        if func is torch.arange and not kwargs:
+            return torch.empty(len(range(*args)), dtype=torch.int64)
         return func(*args, **kwargs)
 
 
@@ -187,11 +192,14 @@ def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
 
 
 def reorder_classes(model: Model, order: tuple[int, ...]) -> None:
-    """Permutes the rows of the last layer, in place: row i becomes the former row order[i]."""
+    """Permutes the rows of the last layer and the columns of n-grams, in place: i becomes the former order[i]."""
     if order != tuple(range(len(order))):
         for name, parameter in model.named_parameters():
             if name in CLASS_ROWS:
                 parameter.data = parameter.data[list(order)]
+        for table in (module for module in model.modules() if isinstance(module, NGramEmbedding)):
+            for columns in (table.ratios, table.word.weight):
+                columns.data = columns.data[:, list(order)]
 
 
 def fill(
@@ -216,6 +224,8 @@ def fill(
             scale = file.read(f"{key}{SCALE}").float() if name in quantized and stored_int8 else None
             if name not in quantized:
                 integers = not model.get_parameter(name).is_floating_point()
+                if integers and (tensor.diff() <= 0).any():
+                    problems.append(f"{key} does not hold numbers in ascending order")  # keys of n-grams
                 tensor = tensor.to(torch.int64 if integers else dtype, copy=True)
             elif scale is None:
                 tensor = tensor.float()
@@ -229,7 +239,15 @@ def fill(
 
 
 def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
-    """Initializes the parameters `names` of a model on the meta device at random, in place."""
+    """Initializes the parameters `names` of a model on the meta device at random, in place.
+
+    A word network initializes its layers in its constructor, so that they come from another instance.
+    """
+    if isinstance(model, WordClassifier):
+        new = dict(type(model)(model.config).named_parameters()) if names else {}
+        for name in names:
+            put_parameter(model, name, new[name].detach().to(dtype))
+        return
     for name in names:  # `empty_like` of a meta tensor would import sympy, which takes half a second
         put_parameter(model, name, torch.empty(model.get_parameter(name).shape, dtype=dtype))
     for owner in {name.rpartition(".")[0] for name in names}:

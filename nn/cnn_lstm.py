@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from nn.cnn import Conv1d
 from nn.dropout import Dropout
 from nn.lstm import LSTM
-from nn.words import Pooling, WordClassifier, WordConfig
+from nn.words import Pooling, Reading, WordClassifier, WordConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class CNNLSTMConfig(WordConfig):
     window: int = 2  # q
     hidden_size: int = 128
     num_layers: int = 1
+    bidirectional: bool = True
     pooling: str = "max+mean"  # last, mean, max, attention, or several: max+mean
 
 
@@ -36,6 +37,7 @@ class CNNLSTM(WordClassifier):
 
     model_type, architecture = "cnn_lstm", "CNNLSTM"
     Config = CNNLSTMConfig
+    HEAD = ("pooling", "classifier")
 
     def __init__(self, config: CNNLSTMConfig) -> None:
         c = config
@@ -43,8 +45,15 @@ class CNNLSTM(WordClassifier):
             raise ValueError(f"width {c.width} must be odd, so that each window is centred on a word")
         super().__init__(config)
         self.convolution = Conv1d(input_size=c.embedding_size, filters=c.filters, width=c.width)
-        self.lstm = LSTM(input_size=c.filters, hidden_size=c.hidden_size, num_layers=c.num_layers, dropout=c.dropout)
-        self.pooling = Pooling(c.pooling, 2 * c.hidden_size)
+        self.lstm = LSTM(
+            input_size=c.filters,
+            hidden_size=c.hidden_size,
+            num_layers=c.num_layers,
+            bidirectional=c.bidirectional,
+            dropout=c.dropout,
+        )
+        width = c.hidden_size * (1 + c.bidirectional)
+        self.pooling = Pooling(c.pooling, width=width, bidirectional=c.bidirectional)
         self.dropout = Dropout(c.dropout)
         self.classifier = Linear(self.pooling.width, len(c.labels))
 
@@ -52,15 +61,21 @@ class CNNLSTM(WordClassifier):
         """Returns which steps contain a word. bool [B, T] -> bool [B, S], S = ⌈T / q⌉"""
         return mask[:, :: self.config.window]
 
+    @property
+    def reading(self) -> Reading:
+        """Which words the states depend on: step s has the windows of q words, each with e more on both sides."""
+        c, e = self.config, self.config.width // 2
+        return Reading(1 + c.bidirectional, stride=c.window, ahead=c.window - 1 + e, behind=e)
+
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Computes the LSTM states of all steps. x: [B, T, E];  mask: bool [B, T] -> [B, S, 2D]"""
+        """Computes the LSTM states of all steps. x: [B, T, E];  mask: bool [B, T] -> [B, S, N·D]"""
         c, edge = self.config, self.config.width // 2
         x = pad(x.masked_fill(~mask[..., None], 0), (0, 0, edge, edge))  # [B, T + k - 1, E]
         # ReLU is at least 0 at words, so that 0 at padding never raises the maximum
         local = self.convolution(x).relu().masked_fill(~mask[..., None], 0)  # [B, T, F]
         local = pad(local, (0, 0, 0, -local.size(1) % c.window))  # [B, S·q, F]
-        return self.lstm(local.unflatten(1, (-1, c.window)).amax(2), self.step_mask(mask))  # [B, S, 2D]
+        return self.lstm(local.unflatten(1, (-1, c.window)).amax(2), self.step_mask(mask))  # [B, S, N·D]
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """Pools the states over the steps. h: [B, S, 2D];  mask: bool [B, T] -> [B, n·2D] for n poolings"""
+        """Pools the states over the steps. h: [B, S, N·D];  mask: bool [B, T] -> [B, n·N·D] for n poolings"""
         return super().pool(h, self.step_mask(mask))

@@ -68,7 +68,7 @@ def first_occurrences(keys: Tensor) -> Tensor:
 def count_ngrams(corpus: Corpus, vocab_size: int, num_classes: int, min_reviews: int) -> tuple[Tensor, Tensor]:
     """Counts the reviews of each class that contain an n-gram. Returns the sorted keys [G] and the counts [G, C]."""
     found, classes = [], []
-    for row, label in enumerate(corpus.labels):
+    for row, label in enumerate(corpus.labels[corpus.reviews_of(np.arange(len(corpus)))]):
         ids = torch.from_numpy(corpus.ids[corpus.offsets[row] : corpus.offsets[row + 1]].astype(np.int64))[None]
         found.append(ngram_keys(ids, torch.ones_like(ids, dtype=torch.bool), vocab_size).unique())
         classes.append(torch.full_like(found[-1], int(label)))
@@ -161,12 +161,12 @@ class NBLinear(WordClassifier):
         """Sums over the words. h: [B, T, C];  mask: bool [B, T] -> [B, C]"""
         return (h * self.dropout(mask.to(h.dtype))[..., None]).sum(1)
 
-    def ngram_logits(self, input_ids: Tensor) -> list[tuple[list[int], Tensor]]:
-        """Lists the n-grams of one review that count, as word ids, with what they add to the logits, [C].
+    def ngrams(self, input_ids: Tensor) -> tuple[list[range], Tensor]:
+        """Returns the token positions of the n-grams of one review that count, and what they add to the logits, [M, C].
 
         input_ids: [T], without padding
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool)[None]
         rows, counted = self.embeddings.of_ngrams(input_ids[None], mask)
         found = counted[0].nonzero().tolist()  # (n - 1, position of the last word)
-        return [(input_ids[end - n : end + 1].tolist(), rows[0, n, end]) for n, end in found]
+        return [range(end - n, end + 1) for n, end in found], rows[0][counted[0]]

@@ -18,14 +18,22 @@ from nn.checkpoint import TRAINING_ONLY
 from nn.encoder import init_weights
 
 
+def num_levels(model: Model) -> int:
+    """Returns L, the number of layers with learning rates of their own."""
+    return max(1, len(model.layers))
+
+
 def depth(model: Model, name: str) -> int:
     """Returns the level of a parameter: 0 below the layers, 1 … L in the layers, L + 1 in the head.
 
-    A norm above the last layer has that layer's level.
+    A norm above the last layer has that layer's level. Everything between the embeddings and the head of a network
+    without a stack of layers is one layer.
     """
     part, _, rest = name.partition(".")
     if part in model.HEAD or name.startswith(TRAINING_ONLY):
-        return len(model.layers) + 1
+        return num_levels(model) + 1
+    if not len(model.layers):
+        return 0 if part == "embeddings" else 1
     if part in ("norm", "final_norm"):
         return len(model.layers)
     return int(rest.split(".")[0]) + 1 if part == "layers" else 0
@@ -36,13 +44,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Returns AdamW's groups: {part} × {rate} × {decay, no decay}.
 
-    Biases, norms and virtual tokens have no weight decay. The head and LoRA's B have learning rates of their own. The
-    rate of each layer is layer_decay times that of the layer above (Howard & Ruder 2018, arXiv 1801.06146, §3.2; Sun
-    et al. 2019, Eq. 2). is_adapter: whether the parameter of that name belongs to an adapter.
+    Biases, norms, virtual tokens and the vectors l of IA³, which start at 1, have no weight decay. The head and LoRA's
+    B have learning rates of their own. The rate of each layer is layer_decay times that of the layer above (Howard &
+    Ruder 2018, arXiv 1801.06146, §3.2; Sun et al. 2019, Eq. 2). is_adapter: whether the parameter of that
+    name belongs to an adapter.
     """
     norms = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in module.parameters()}
     groups: dict[tuple[str, float, bool], list[Parameter]] = {}
-    top = len(model.layers)
+    top = num_levels(model)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -52,7 +61,7 @@ def parameter_groups(
         if part == "head" and options.head_learning_rate:
             rate = options.head_learning_rate
         rate *= lora_plus if name.endswith(".B") else 1.0
-        decays = not (name.endswith("bias") or name.startswith("virtual.") or id(parameter) in norms)
+        decays = not (name.endswith(("bias", ".l")) or name.startswith("virtual.") or id(parameter) in norms)
         groups.setdefault((part, rate, decays), []).append(parameter)
     return [
         {"params": members, "part": part, "peak": rate, "lr": rate, "weight_decay": options.weight_decay * decays}

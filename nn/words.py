@@ -13,7 +13,7 @@ trained this way.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,10 +58,13 @@ class WordEmbedding(Module):
         dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
         return input_ids.masked_fill(dropped & mask, self.unk_id)
 
+    def drop_columns(self, x: Tensor) -> Tensor:
+        """Applies variational dropout in training mode. x: [B, T, E] -> [B, T, E]"""
+        return x * self.dropout(x.new_ones(len(x), 1, x.size(-1))) if self.dropout.active else x
+
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Returns x: [B, T, E]."""
-        x = self.word(self.drop_words(input_ids, mask))  # [B, T, E]
-        return x * self.dropout(x.new_ones(len(x), 1, x.size(-1))) if self.dropout.active else x
+        return self.drop_columns(self.word(self.drop_words(input_ids, mask)))
 
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
@@ -115,6 +118,19 @@ class Pooling(Module):
         return masked_mean(h, mask) if kind == "mean" else masked_max(h, mask)
 
 
+class Reading(NamedTuple):
+    """Which words a recurrent state depends on, for language modelling (losses/lm.py).
+
+    The forward state of step s depends on the words up to stride·s + ahead, the backward state on those from
+    stride·s - behind on.
+    """
+
+    directions: int
+    stride: int = 1
+    ahead: int = 0
+    behind: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class WordConfig:
     """Settings of every network over words; a network adds its own and overrides defaults."""
@@ -147,7 +163,7 @@ class WordClassifier(Module):
     EXTRAS: tuple[str, ...] = ()
     CONFIG_KEYS: dict[str, str] = {}  # noqa: RUF012
     SUPPORTED: dict[str, tuple] = {}  # noqa: RUF012
-    HEAD = ("classifier",)
+    HEAD: tuple[str, ...] = ("classifier",)  # what a language model does not train
 
     pooling: Pooling
     dropout: Dropout
@@ -165,7 +181,7 @@ class WordClassifier(Module):
         self.virtual: Any = None
         self.merged: Any = None
         self.projection: Any = None  # SupCon's projection head, used in training only
-        self.pretraining: Any = None  # always None: pretraining is for encoders
+        self.pretraining: Any = None  # softmax of a language model, used in training only
         self.layers: Any = ()  # a stack of layers; only the Transformer has one
         self.embeddings: Any = WordEmbedding(  # a subclass may have others
             vocab_size=config.vocab_size,
@@ -176,6 +192,11 @@ class WordClassifier(Module):
             word_dropout=config.word_dropout,
             dropout=config.embedding_dropout if embedding_dropout is None else embedding_dropout,
         )
+
+    @property
+    def reading(self) -> Reading | None:
+        """Which words the states depend on; None for a network that is not recurrent."""
+        return None
 
     def fit(self, corpus: Corpus) -> None:
         """Computes what a model with random weights takes from the training reviews before training; here nothing."""

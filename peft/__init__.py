@@ -3,7 +3,8 @@
 methods.py    METHODS, one line a method
 adapters.py   apply, detach_adapter, attach_adapter, merge, unmerge
 files.py      adapter directories in huggingface/peft's layout;  loading.py  reads them;  rules.py  their config
-lora.py prefix.py prompt.py p_tuning.py    the math of each method
+wrapped.py    the base class of the methods that wrap linear layers
+lora.py bitfit.py ia3.py houlsby.py prefix.py prompt.py p_tuning.py    the math of each method
 """
 
 from peft.adapters import (

@@ -20,9 +20,9 @@ from data.flags import check_choice
 from nn import Model
 from nn.checkpoint import TRAINING_ONLY
 from nn.encoder import Encoder
-from peft import lora
 from peft.methods import METHODS
 from peft.prefix import DeepPrefix
+from peft.wrapped import LEAVES, wrapped
 
 
 def apply(model: Model, method: str, init_ids: list[int] | None = None, **options: Any) -> Model:
@@ -96,7 +96,7 @@ def stays_trainable(model: Encoder, name: str) -> bool:
 
 def backbone_name(name: str) -> str | None:
     """Maps a parameter name of an adapted model to its name in the plain model; None for the adapter's own."""
-    if name.startswith("virtual.") or name.rpartition(".")[2] in ("A", "B", "magnitude"):
+    if name.startswith("virtual.") or name.rpartition(".")[2] in LEAVES:
         return None
     return name.replace(".base.", ".")
 
@@ -148,7 +148,7 @@ def detach_adapter(model: Encoder) -> Adapter:
     if model.adapter is None:
         raise ValueError("the model has no adapter")
     values, labels = plain_values(model), model.config.labels
-    layers = lora.wrapped(model)
+    layers = wrapped(model)
     for name, layer in layers:
         model.set_submodule(name, layer.base)
     modules: dict[str, Module] = dict(layers)
@@ -193,7 +193,7 @@ def merge(model: Encoder) -> Encoder:
     entry = METHODS[model.adapter["method"]]
     if entry.merge is None:
         raise ValueError(f"a {model.adapter['method']} adapter cannot be merged into the weights")
-    modules: dict[str, Module] = dict(lora.wrapped(model))
+    modules: dict[str, Module] = dict(wrapped(model))
     entry.merge(model)
     model.merged = Adapter(model.adapter, modules, {}, model.config.labels)
     model.adapter = None

@@ -1,8 +1,9 @@
 """Writes adapter directories in huggingface/peft's layout: adapter_config.json and adapter_model.safetensors.
 
     LoRA    base_model.model.<published module>.lora_A.weight, .lora_B.weight, .lora_magnitude_vector
+    IA³     base_model.model.<published module>.ia3_l
     virtual prompt_embeddings: [P, E] of a prompt, [P, 2·L·D] of a prefix
-    head    base_model.model.<published name> with LoRA, base_model.<published name> with virtual tokens
+    head    base_model.model.<published name>, base_model.<published name> with virtual tokens
 
 Adapters that huggingface/peft 0.21 writes for these methods load here with equal logits, and the reverse holds for all
 methods that it can run (tests/golden/peft_interop.py). The encoder of virtual tokens is saved separately, in
@@ -24,12 +25,11 @@ from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG, ENCODER, WEIGHTS, split_re
 from nn.checkpoint import CLASS_ROWS, TRAINING_ONLY, translate, write_config
 from nn.encoder import Encoder
 from nn.quant import Int8Linear
-from peft import lora
 from peft.adapters import backbone_name, in_adapter_file
 from peft.prompt import Table
 from peft.rules import matches
+from peft.wrapped import LEAVES, wrapped
 
-LEAVES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 PEFT_TYPES = {
     "lora": "LORA",
     "prompt": "PROMPT_TUNING",
@@ -37,6 +37,9 @@ PEFT_TYPES = {
     "prefix": "PREFIX_TUNING",
     "p_tuning_v2": "PREFIX_TUNING",
     "head": "HEAD",
+    "bitfit": "BITFIT",
+    "ia3": "IA3",
+    "houlsby": "HOULSBY",
 }
 
 
@@ -95,13 +98,15 @@ def save_base(model: Encoder, directory: str | Path) -> None:
 
 
 def replaced_modules(model: Encoder) -> set[str]:
-    """Returns the published names of the modules of the backbone whose parameters the adapter replaces."""
-    return {module_name(model, name.rpartition(".")[0]) for name in model.adapter.get("replaced", ())}
+    """Returns the published names of the modules of the backbone all of whose parameters the adapter replaces."""
+    replaced = set(model.adapter.get("replaced", ()))
+    kept = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in replaced}
+    return {module_name(model, module) for name in replaced if (module := name.rpartition(".")[0]) not in kept}
 
 
 def lora_config(model: Encoder) -> dict[str, Any]:
     """Returns the fields of adapter_config.json that describe LoRA."""
-    settings, layers = model.adapter, lora.wrapped(model)
+    settings, layers = model.adapter, wrapped(model)
     ranks = {module_name(model, name): layer.rank for name, layer in layers if layer.rank != settings["rank"]}
     alphas = {module_name(model, name): layer.alpha for name, layer in layers if layer.alpha != settings["alpha"]}
     return {
@@ -115,6 +120,27 @@ def lora_config(model: Encoder) -> dict[str, Any]:
         "use_rslora": settings["rslora"],
         "use_dora": settings["dora"],
     }
+
+
+def ia3_config(model: Encoder) -> dict[str, Any]:
+    """Returns the fields of adapter_config.json that describe IA³."""
+    settings = model.adapter
+    return {
+        "target_modules": short_targets(model, settings["names"]),
+        "feedforward_modules": short_targets(model, settings["inputs"]),
+    }
+
+
+def own_config(model: Encoder) -> dict[str, Any]:
+    """Returns the fields of adapter_config.json that describe the method."""
+    method = model.adapter["method"]
+    if method == "lora":
+        return lora_config(model)
+    if method == "ia3":
+        return ia3_config(model)
+    if method == "houlsby":
+        return {"adapter_size": model.adapter["adapter_size"]}
+    return virtual_config(model) if model.virtual is not None else {}
 
 
 def virtual_config(model: Encoder) -> dict[str, Any]:
@@ -151,7 +177,6 @@ def save_adapter(model: Encoder, directory: str | Path, base: str) -> None:
     """Writes adapter_config.json, adapter_model.safetensors, and prompt_encoder.safetensors if an encoder computes the
     virtual tokens. base: directory or hub id of the backbone, `name/model@revision` for a revision."""
     directory, method = Path(directory), model.adapter["method"]
-    own = lora_config(model) if method == "lora" else virtual_config(model) if model.virtual is not None else {}
     order, (name, revision) = file_order(model), split_revision(base)
     tensors: dict[str, Tensor] = dict(adapter_parameters(model))
     for key in (published(model, key) for key in CLASS_ROWS if key.startswith("classifier.")):
@@ -171,4 +196,4 @@ def save_adapter(model: Encoder, directory: str | Path, base: str) -> None:
         "id2label": {str(k): model.config.labels[row] for k, row in enumerate(order)},
     }
     write_tensors(directory / ADAPTER, tensors)
-    write_json(directory / ADAPTER_CONFIG, config | own)
+    write_json(directory / ADAPTER_CONFIG, config | own_config(model))

@@ -1,7 +1,7 @@
 """Loads adapter directories in huggingface/peft's layout (peft/files.py), strictly.
 
-LoRA on a layer of the head is merged into this layer, since the head is trained whole here. Modules of the backbone
-that a file replaces (modules_to_save) are loaded, trained and saved with the adapter.
+LoRA or IA³ on a layer of the head is merged into this layer, since the head is trained whole here. Modules of the
+backbone that a file replaces (modules_to_save) are loaded, trained and saved with the adapter.
 """
 
 import re
@@ -42,13 +42,23 @@ from nn.checkpoint import (
 from nn.encoder import Encoder, init_weights
 from nn.heads import Head, match_head, placeholder_names, published_names
 from nn.quant import is_quantized
-from peft import lora
+from peft import ia3, lora
 from peft.adapters import add_method, apply, backbone_name, remember_backbone, set_labels
 from peft.files import adapter_parameters, class_order, linear_layers, module_name, published
 from peft.p_tuning import PromptEncoder
 from peft.prefix import PrefixEncoder, attach_prefix
 from peft.prompt import SoftPrompt, Table
-from peft.rules import MERGE_THERE, check_config, from_pattern, in_layers, is_saved_module, matches, saved_modules
+from peft.rules import (
+    MERGE_THERE,
+    check_config,
+    from_pattern,
+    in_layers,
+    is_saved_module,
+    matches,
+    matches_end,
+    saved_modules,
+)
+from peft.wrapped import wrapped
 
 COPY = re.compile(r"\.(original_module|modules_to_save)\.")  # with bias="all", peft saves the head's biases three times
 
@@ -71,7 +81,7 @@ def adapter_directory(source: str | Path) -> Path:
     return directory
 
 
-def lora_targets(model: Encoder, config: dict[str, Any], where: Path) -> list[str]:
+def target_layers(model: Encoder, config: dict[str, Any], where: Path) -> list[str]:
     """Returns the layers that an adapter_config.json adapts. Raises ValueError for none, and for embeddings."""
     targets, excluded = config.get("target_modules") or [], config.get("exclude_modules") or []
     if isinstance(targets, str) and targets.lower() == "all-linear":
@@ -107,7 +117,7 @@ def attach_lora(model: Encoder, config: dict[str, Any], file: WeightFile) -> Non
     where = file.path.parent
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
     layers = {}
-    for name in lora_targets(model, config, where):
+    for name in target_layers(model, config, where):
         module = module_name(model, name)
         layers[name] = (
             from_pattern(module, config.get("rank_pattern"), rank),
@@ -123,6 +133,20 @@ def attach_lora(model: Encoder, config: dict[str, Any], file: WeightFile) -> Non
         dora=bool(config.get("use_dora")),
     )
     add_method(model, "lora", lambda: lora.wrap(model, layers, options))
+
+
+def attach_ia3(model: Encoder, config: dict[str, Any], where: Path) -> None:
+    """Attaches IA³ to `model`, in place, to the layers that an adapter_config.json names."""
+    names, patterns = target_layers(model, config, where), config.get("feedforward_modules") or []
+    inputs = [name for name in names if matches_end(module_name(model, name), patterns)]
+    add_method(model, "ia3", lambda: ia3.wrap(model, names, inputs))
+
+
+def attach_houlsby(model: Encoder, config: dict[str, Any]) -> None:
+    """Attaches Houlsby adapters to `model`, in place, of the size in an adapter_config.json. Raises ValueError."""
+    if not isinstance(size := config.get("adapter_size"), int):
+        raise ValueError(f"{ADAPTER_CONFIG} lacks adapter_size")
+    apply(model, "houlsby", adapter_size=size)
 
 
 def read_virtual_tokens(file: WeightFile, width: int, config: dict[str, Any]) -> Tensor:
@@ -205,8 +229,12 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     with about(directory):
         if config["peft_type"] == "LORA":
             attach_lora(model, config, file)
-        elif config["peft_type"] == "HEAD":
-            apply(model, "head")
+        elif config["peft_type"] == "IA3":
+            attach_ia3(model, config, directory)
+        elif config["peft_type"] == "HOULSBY":
+            attach_houlsby(model, config)
+        elif config["peft_type"] in ("HEAD", "BITFIT"):
+            apply(model, adapter_method(directory))
         else:
             attach_virtual_tokens(model, config, file, trainable)
     replace_backbone(model, file)
@@ -230,7 +258,8 @@ def plain_names(model: Encoder) -> dict[str, str]:
 def replace_backbone(model: Encoder, file: WeightFile) -> None:
     """Makes the parameters of the backbone that an adapter file contains part of the adapter, and trainable."""
     keys = (tensor_names(file) & plain_names(model).keys()) - adapter_parameters(model).keys()
-    model.adapter["replaced"] = tuple(sorted(plain_names(model)[key] for key in keys))
+    found = sorted(plain_names(model)[key] for key in keys)
+    model.adapter["replaced"] = (*model.adapter.get("replaced", ()), *found)
     remember_backbone(model)
     for name, parameter in model.named_parameters():
         if backbone_name(name) in model.adapter["replaced"]:
@@ -289,12 +318,12 @@ def surplus_reason(model: Encoder, name: str) -> str:
 
 
 def merge_head(model: Encoder) -> None:
-    """Merges LoRA on layers of the head into these layers, in place."""
-    for name, layer in lora.wrapped(model):
+    """Merges LoRA and IA³ on layers of the head into these layers, in place."""
+    for name, layer in wrapped(model):
         if name.split(".")[0] in model.HEAD:
             model.set_submodule(name, layer.merged())
             model.adapter["names"].remove(name)
-    if model.adapter["method"] == "lora" and not model.adapter["names"]:
+    if not model.adapter.get("names", True):
         model.adapter["method"] = "head"
 
 

@@ -42,6 +42,7 @@ from data.flags import option
 from nn.dropout import Dropout
 from nn.encoder import Encoder
 from nn.quant import Int8Linear
+from peft.wrapped import Wrapped, wrapped
 
 BIASES = ("none", "all", "lora_only")
 
@@ -64,21 +65,19 @@ class LoRAOptions:
     )
 
 
-class LoRALinear(Module):
+class LoRALinear(Wrapped):
     """Computes y = base(x) + s·B(A dropout(x));   s = alpha / rank, or alpha / √rank with rslora."""
 
     def __init__(
         self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(base)
         if rank < 1:
             raise ValueError(f"LoRA rank {rank} must be at least 1")
-        self.base: Any = base  # Linear or Int8Linear
         self.rank, self.alpha = rank, alpha
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
-        like: Any = base.scale if isinstance(base, Int8Linear) else base.weight
-        self.A = Parameter(like.new_empty(rank, base.in_features))
-        self.B = Parameter(like.new_zeros(base.out_features, rank))
+        self.A = Parameter(self.like().new_empty(rank, base.in_features))
+        self.B = Parameter(self.like().new_zeros(base.out_features, rank))
         torch.nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # U(-1/√in, 1/√in)
         self.dropout = Dropout(dropout)
 
@@ -247,7 +246,7 @@ def by_pattern(name: str, patterns: dict[str, Any], default: float) -> Any:
     return next((patterns[pattern] for pattern in matching_patterns(name, patterns)), default)
 
 
-# ---------------------------------------------------------------------------------------------- apply and merge
+# ---------------------------------------------------------------------------------------------------------- apply
 
 
 def apply(model: Encoder, options: LoRAOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
@@ -293,24 +292,15 @@ def train_biases(model: Module, which: str) -> None:
             parameter.requires_grad_(True)
 
 
-def wrapped(model: Module) -> list[tuple[str, LoRALinear]]:
-    """Returns the names and modules of the layers with an adapter."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear)]
-
-
-def merge(model: Encoder) -> None:
-    """Replaces every wrapped layer by its merged plain layer, in place."""
-    for name, module in wrapped(model):
-        model.set_submodule(name, module.merged())
-
-
 @contextmanager
 def merged_copies(model: Module, dtype: torch.dtype) -> Iterator[None]:
-    """Replaces the wrapped layers by plain layers with merged weights in `dtype`, for the block, which trains nothing.
+    """Replaces the layers with LoRA by plain layers with merged weights in `dtype`, for the block, which trains
+    nothing.
 
     W₀ is unchanged. Layers with 8-bit weights keep their adapter.
     """
-    layers = [(name, module) for name, module in wrapped(model) if not isinstance(module.base, Int8Linear)]
+    layers = [(name, module) for name, module in wrapped(model) if isinstance(module, LoRALinear)]
+    layers = [(name, module) for name, module in layers if not isinstance(module.base, Int8Linear)]
     try:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor cannot become a parameter
             for name, module in layers:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nn.encoder import Encoder
-from peft import lora, p_tuning, prefix, prompt
+from peft import bitfit, houlsby, ia3, lora, p_tuning, prefix, prompt
+from peft.wrapped import merge
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ PREFIX_MLP = {"learning_rate": 1e-4, "head_learning_rate": 1e-3}
 PROMPT = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
 P_TUNING = {"learning_rate": 3e-4, "head_learning_rate": 1e-3}
 HEAD = {"learning_rate": 1e-3}
+BITFIT = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
+HOULSBY = {"learning_rate": 3e-3, "head_learning_rate": 1e-3}
+IA3 = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
 # found on the built-in reviews and on IMDB: data/results/SEARCH.md
 BUILTIN = {"learning_rate": 4e-4}
 BUILTIN_LORA = {
@@ -55,7 +59,10 @@ DEMO_LORA = {"batch_size": 32, "learning_rate": 1e-3, "epochs": 3, "warmup": 0.0
 METHODS: dict[str, MethodEntry] = {
     "none":        MethodEntry(None, NoOptions, builtin=BUILTIN),
     "head":        MethodEntry(apply_nothing, NoOptions, HEAD),
-    "lora":        MethodEntry(lora.apply, lora.LoRAOptions, LORA, BUILTIN_LORA, DEMO_LORA, merge=lora.merge),
+    "bitfit":      MethodEntry(bitfit.apply, NoOptions, BITFIT, merge=bitfit.merge),
+    "ia3":         MethodEntry(ia3.apply, NoOptions, IA3, merge=merge),
+    "houlsby":     MethodEntry(houlsby.apply, houlsby.HoulsbyOptions, HOULSBY),
+    "lora":        MethodEntry(lora.apply, lora.LoRAOptions, LORA, BUILTIN_LORA, DEMO_LORA, merge=merge),
     "prefix":      MethodEntry(prefix.apply, prefix.PrefixOptions, PREFIX_MLP),
     "prompt":      MethodEntry(prompt.apply, prompt.PromptOptions, PROMPT),
     "p_tuning":    MethodEntry(p_tuning.apply, p_tuning.PTuningOptions, P_TUNING),

@@ -19,7 +19,8 @@ SUPPORTED_FIELDS = {
     "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules", "prompt_tuning_init",
     "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type",
     "encoder_hidden_size", "encoder_num_layers", "encoder_dropout", "prefix_projection", "init_weights", "pool",
-    "method", "ensure_weight_tying", "id2label",
+    "method", "ensure_weight_tying", "id2label", "feedforward_modules", "init_ia3_weights",
+    "adapter_size",
 }  # fmt: skip
 # fields with one supported value
 SUPPORTED_VALUES = {
@@ -29,6 +30,7 @@ SUPPORTED_VALUES = {
 }
 
 
+LISTS_OF_NAMES = ("target_modules", "exclude_modules", "feedforward_modules")  # as lists, they hold no patterns
 LONGEST_PATTERN, MOST_NAMES = 1000, 1000  # characters; entries of a list of names or patterns
 LONGEST_MODULE = 60  # characters of a module's name, about
 MOST_STEPS = 2_000_000  # of the search for a match with one module's name
@@ -38,6 +40,7 @@ RANGES = {
     "lora_alpha": (-1e6, 1e6),
     "num_virtual_tokens": (1, 2**20),
     "encoder_hidden_size": (1, 2**20),
+    "adapter_size": (1, 2**20),
 }
 
 
@@ -69,6 +72,7 @@ def check_patterns(config: dict[str, Any]) -> None:
     for name in (
         "target_modules",
         "exclude_modules",
+        "feedforward_modules",
         "layers_pattern",
         "modules_to_save",
         "rank_pattern",
@@ -78,7 +82,7 @@ def check_patterns(config: dict[str, Any]) -> None:
         if not isinstance(value, str) and len(value) > MOST_NAMES:
             raise ValueError(f"{name} has {len(value):,} entries")
         patterns = [value] if isinstance(value, str) else value
-        for pattern in patterns if isinstance(value, str) or name not in ("target_modules", "exclude_modules") else ():
+        for pattern in patterns if isinstance(value, str) or name not in LISTS_OF_NAMES else ():
             if (problem := pattern_problem(pattern)) is not None:
                 raise ValueError(f"{name}: the pattern {show(pattern)} {problem}")
 
@@ -117,6 +121,11 @@ def matches(module: str, targets: list[str] | str) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, module) is not None
     return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def matches_end(module: str, targets: list[str] | str) -> bool:
+    """Applies the rule for feedforward_modules: a pattern for whole names, or a list of ends, of any characters."""
+    return matches(module, targets) if isinstance(targets, str) else module.endswith(tuple(targets))
 
 
 def in_layers(module: str, config: dict[str, Any]) -> bool:

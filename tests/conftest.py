@@ -63,7 +63,8 @@ def token_batch(lengths: list[int], vocab: int = 61, seed: int = 0) -> tuple[tor
 
 
 INIT_IDS = [3, 14, 15, 9, 26]
-SMALL_OPTIONS = {"rank": 2, "alpha": 6.0, "virtual_tokens": 4, "prompt_hidden": 6, "prefix_hidden": 7}
+SMALL_OPTIONS = {"rank": 2, "alpha": 6.0, "adapter_size": 5}
+SMALL_OPTIONS |= {"virtual_tokens": 4, "prompt_hidden": 6, "prefix_hidden": 7}
 
 
 def adapt(model: torch.nn.Module, method: str, **options) -> torch.nn.Module:
@@ -71,7 +72,7 @@ def adapt(model: torch.nn.Module, method: str, **options) -> torch.nn.Module:
     small = {name: value for name, value in SMALL_OPTIONS.items() if name in field_names(METHODS[method].options)}
     peft.apply(model, method, INIT_IDS, **small | options)
     for name, parameter in model.named_parameters():
-        if name.endswith((".B", ".magnitude")) or name.startswith("virtual."):
+        if name.endswith((".B", ".magnitude", ".l", ".up")) or name.startswith("virtual."):
             parameter.data += 0.3 * torch.randn_like(parameter)
     return model
 

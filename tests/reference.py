@@ -272,3 +272,34 @@ def rotary_attention(
                 context.append(total / sum(powers) if powers else total)
             rows.append(weights[1] @ torch.cat(context))
     return torch.stack(rows).view(batch, tokens, width)
+
+
+def riemann_gradients(function: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, steps: int) -> Tensor:
+    """Integrated gradients by the midpoint rule: [T]. function: [n, T, E] -> [n];  x, baseline: [T, E]"""
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for part in ((torch.arange(steps) + 0.5) / steps).split(500):
+        point = (baseline + part[:, None, None] * (x - baseline)).requires_grad_()
+        (g,) = torch.autograd.grad(function(point).sum(), point)
+        total += (g * (x - baseline)).sum((0, 2)).double() / steps
+    return total
+
+
+def ia3_linear(x: Tensor, weight: Tensor, bias: Tensor, l: Tensor, scales_input: bool) -> Tensor:
+    """l ⊙ (W x + b), or W (l ⊙ x) + b, one element at a time (Liu et al. 2022, §3.3). x: [B, T, in]"""
+    y = []
+    for row in x.flatten(0, 1):
+        for i in range(len(weight)):
+            terms = (weight[i, j] * row[j] * (l[j] if scales_input else 1) for j in range(len(row)))
+            y.append((sum(terms) + bias[i]) * (1 if scales_input else l[i]))
+    return torch.stack(y).unflatten(0, (x.size(0), x.size(1), len(weight)))
+
+
+def bottleneck(u: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
+    """u + W_up gelu(W_down u + b_down) + b_up, one row at a time (Houlsby et al. 2019, §2.1). u: [N, D]"""
+    rows = []
+    for row in u:
+        z = torch.stack([sum(w[j] * row[j] for j in range(len(row))) + b for w, b in zip(down, down_bias, strict=True)])
+        z = z * (1 + torch.erf(z / math.sqrt(2))) / 2  # gelu
+        inner = [sum(w[j] * z[j] for j in range(len(z))) + b for w, b in zip(up, up_bias, strict=True)]
+        rows.append(row + torch.stack(inner))
+    return torch.stack(rows)

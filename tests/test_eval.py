@@ -10,8 +10,8 @@ import train
 from data.batches import Corpus
 from data.checked import read_json
 from data.metrics import auc, metrics, print_metrics, softmax
-from eval import erasure, largest_gains, log_odds, score
 from eval import main as evaluate
+from eval import score
 from nn.runtime import CACHED_TOKENS, Machine, tokens_per_pass
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -88,23 +88,6 @@ def test_training_works_after_scoring():
     model(batch.input_ids, batch.mask).sum().backward()
 
 
-def test_erasure_of_a_linear_model_equals_its_weights():
-    """The log-odds of a bag of words are a sum: without a word they decrease by the weight of that word."""
-    weights = np.array([1.5, -0.5, 0.0, 2.0])
-    whole = np.array([[0.0, weights.sum()]])
-    without = np.stack([np.zeros(4), weights.sum() - weights], axis=1)
-    np.testing.assert_allclose(erasure(whole, without), weights)
-    np.testing.assert_allclose(erasure(whole[:, ::-1], without[:, ::-1]), weights)  # also for the other label
-    assert largest_gains(["good", "slow", "film", "superb"], weights) == "superb 2.00, good 1.50"
-    assert largest_gains(["film"], np.array([-1.0])) == "no word"
-
-
-def test_log_odds_of_three_labels_are_those_of_their_probabilities():
-    logits = np.random.default_rng(0).normal(size=(5, 3))
-    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(log_odds(logits, 1), np.log(p[:, 1] / (1 - p[:, 1])))
-
-
 def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, monkeypatch, capsys):
     train.main(small_run)
     train.main([*small_run[:-1], "other", "--loss", "rdrop", "--epochs", "1"])
@@ -112,7 +95,8 @@ def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, monkeypatc
     evaluate(["--compare", f"{tmp_path}/runs/small {tmp_path}/runs/other"])
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["run", "model", "peft", "loss"]
-    assert [row.split()[:4] for row in rows] == [["small", "bert", "lora", "ce"], ["other", "bert", "lora", "rdrop"]]
+    known = [["small", "bert", "lora", "ce"], ["other", "bert", "lora", "rdrop"]]
+    assert [row.split()[:4] for row in rows[:2]] == known
     curve = [event["val_acc"] for event in read_json(tmp_path / "runs/small/result.json")["history"]]
     assert rows[0].split()[-2:] == [f"{value:.4f}" for value in curve]
     evaluate(["--compare", f"{tmp_path}/runs/small {tmp_path}/runs/other", "--plot", "curves.svg"])
@@ -134,14 +118,11 @@ def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, mon
     train.main([*text.split(), "--shape", "embedding_size=6 hidden_size=5 attention_size=4"])
     capsys.readouterr()
     evaluate(["--run", "runs/words", "--text", "A wonderful film, I didn't sleep!"])
-    shown = capsys.readouterr().out
-    assert "highest attention: " in shown
-    assert "wonderful" in shown
+    assert len(capsys.readouterr().out.splitlines()) == 1
     evaluate(["--run", "runs/words", "--text", "A wonderful film", "--explain"])
     shown = capsys.readouterr().out.splitlines()
-    assert shown[1].startswith("because of: ")
-    assert shown[2].startswith("in spite of: ")
-    evaluate(["--run", "runs/words", "--text", "wonderful", "--explain"])  # one word: the rest would be empty
+    assert [line.partition(": ")[0] for line in shown[3:-1]] == ["highest attention", "because of", "in spite of"]
+    evaluate(["--run", "runs/words", "--text", "wonderful", "--explain"])  # one word: the rest is empty
     (tmp_path / "test.tsv").write_text('id\treview\n"3_9"\t"good!"\n"1_2"\t"***"\n')
     evaluate(["--run", "runs/words", "--predict", "test.tsv", "--out", "out.csv"])
     assert [line.split(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()] == ["id", "3_9", "1_2"]
@@ -158,9 +139,10 @@ def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, mon
 )
 def test_without_a_run_the_classifier_in_the_box_answers(text, label, capsys):
     evaluate(["--text", text, "--explain"])
-    *explained, answer = capsys.readouterr().out.splitlines()
+    *_, because, in_spite, answer = capsys.readouterr().out.splitlines()
     assert answer.startswith(f"{label} (")
-    assert [line.partition(":")[0] for line in explained] == ["because of", "in spite of"]
+    assert because.startswith("because of: ")
+    assert in_spite.startswith("in spite of: ")
 
 
 def test_the_classifier_in_the_box_labels_a_file(tmp_path, capsys):

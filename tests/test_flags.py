@@ -178,3 +178,19 @@ def test_help_has_a_short_usage_examples_and_metavars(capsys: pytest.CaptureFixt
     assert "--learning-rate RATE" in shown
     assert "--folders DIR [DIR ...]" in shown
     assert "a colour: red, green (default: red)" in shown
+
+
+def test_a_flag_with_an_optional_value():
+    @dataclasses.dataclass(frozen=True)
+    class Optional:
+        page: str = option("", "one", "a page", metavar="FILE", bare="-")
+        name: str = option("", "one", "a name")
+
+    for words, expected in (
+        ("--page", {"page": "-"}),
+        ("--page --name x", {"page": "-", "name": "x"}),
+        ("--page out.html --name x", {"page": "out.html", "name": "x"}),
+        ("--page=out.html", {"page": "out.html"}),
+        ("--name x", {"name": "x"}),
+    ):
+        assert parse_flags({"main": Optional}, words.split(), "") == expected

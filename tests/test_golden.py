@@ -83,4 +83,4 @@ def test_adapters_written_by_huggingface_peft(name):
 
 def test_there_is_an_adapter_of_each_method_and_family():
     # a prefix does not run on DistilBERT, DeBERTa and ModernBERT, all-linear not on DistilBERT
-    assert len(ADAPTERS) == 11 * 7 - 3 - 1
+    assert len(ADAPTERS) == 12 * 7 - 3 - 1

@@ -446,8 +446,9 @@ def test_an_adapter_is_told_from_a_checkpoint(adapter: Path, checkpoint: Path):
     save_file({"a": torch.zeros(1)}, adapter / WEIGHTS)
     with pytest.raises(ValueError, match="holds both a checkpoint and an adapter"):
         find_adapter(adapter)
-    change(adapter, {"peft_type": "IA3"})
-    with pytest.raises(ValueError, match=r"peft_type 'IA3' is not supported; supported: HEAD, LORA, .*--weights DIR"):
+    change(adapter, {"peft_type": "ADALORA"})
+    supported = r"peft_type 'ADALORA' is not supported; supported: BITFIT, HEAD, HOULSBY, IA3, LORA, .*--weights DIR"
+    with pytest.raises(ValueError, match=supported):
         adapter_method(adapter)
 
 

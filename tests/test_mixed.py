@@ -295,3 +295,44 @@ def test_a_stream_gives_every_review_once_an_epoch_and_is_reproducible():
     assert seen[:4] != seen[4:]
     again = Stream(corpus, batch_size=3, seed=1)
     assert [again.batch(6).rows.tolist(), again.batch(2).rows.tolist()] == [seen[6], seen[2]]
+
+
+def test_a_perturbation_by_dimension_equals_one_of_normalized_embeddings():
+    """Miyato et al. 2017, §3: x = σ x̂ + μ, and the perturbation of x̂ has length ε."""
+    torch.manual_seed(0)
+    model, (ids, mask) = tiny("lstm").double().eval(), token_batch([7, 5])
+    model.embeddings.word.weight.data *= torch.linspace(0.5, 3, 10)
+    reviews = Reviews.embed(model, ids, mask, by_dimension=True)
+    target = reviews.logits().detach()
+    found = virtual_perturbation(reviews, target, 5.0) / reviews.spread()
+    torch.testing.assert_close(found.flatten(1).norm(dim=1), torch.full((2,), 5.0), check_dtype=False)
+    torch.manual_seed(0)
+    sigma, mu = reviews.spread().double(), reviews.x.detach()[mask].mean(0)
+    normalized = (reviews.x.detach() - mu) / sigma
+
+    class Normalized:
+        classifier, pool = model.classifier, model.pool
+
+        @staticmethod
+        def encode(x, mask):
+            return model.encode(x * sigma + mu, mask)
+
+    torch.manual_seed(1)
+    plain = virtual_perturbation(reviews._replace(model=Normalized, x=normalized, by_dimension=False), target, 5.0)
+    torch.manual_seed(1)
+    found = virtual_perturbation(reviews, target, 5.0) / reviews.spread()
+    scale = normalized[mask].std()  # 1 up to the correction of the variance
+    torch.testing.assert_close(found.double() * scale, plain.double(), rtol=0.02, atol=0.02)
+
+
+def test_the_objective_normalizes_on_request():
+    """The option reaches both losses: it changes nothing else than the perturbations."""
+    losses = []
+    for normalize in (False, True):
+        torch.manual_seed(0)
+        model = three_classes("lstm").eval()
+        model.embeddings.word.weight.data *= torch.linspace(0.2, 5, 10)
+        options = MixedOptions(normalize_embeddings=normalize)
+        losses.append(objective(model, labelled_and_unlabelled(), options))
+    assert torch.equal(losses[0][1], losses[1][1])
+    assert losses[0][0] != losses[1][0]

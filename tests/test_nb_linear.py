@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data.batches import Corpus
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -143,10 +144,10 @@ def test_each_word_adds_its_part_to_the_logits():
 def test_the_logits_of_ngrams_add_up():
     model = fitted()
     ids = torch.tensor(REVIEWS[3])
-    parts = model.ngram_logits(ids)
+    spans, parts = model.ngrams(ids)
     logits = model(ids[None], torch.ones_like(ids, dtype=torch.bool)[None])[0]
-    torch.testing.assert_close(sum(part for _, part in parts) + model.classifier.bias, logits)
-    assert sorted(tuple(ngram) for ngram, _ in parts) == sorted(set(ngrams(REVIEWS[3])))
+    torch.testing.assert_close(parts.sum(0) + model.classifier.bias, logits)
+    assert sorted(tuple(ids[span.start : span.stop].tolist()) for span in spans) == sorted(set(ngrams(REVIEWS[3])))
 
 
 def test_the_optimum_is_that_of_scikit_learn():
@@ -194,3 +195,24 @@ def test_a_checkpoint_keeps_the_table(tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
     assert again.embeddings.keys.dtype == torch.int64
     assert not again.embeddings.ratios.requires_grad
+
+
+def test_a_checkpoint_follows_the_order_of_the_classes(tmp_path):
+    model = fitted().float()
+    save_pretrained(model, tmp_path)
+    again = load_pretrained(tmp_path, labels=("c", "a", "b")).eval()
+    batch = corpus().batch(np.arange(len(REVIEWS)))
+    expected = model(batch.input_ids, batch.mask)[:, [2, 0, 1]]
+    torch.testing.assert_close(again(batch.input_ids, batch.mask), expected)
+
+
+@pytest.mark.parametrize("damage", [lambda keys: keys.flip(0), lambda keys: keys.float(), lambda keys: keys * 0])
+def test_keys_that_binary_search_cannot_find_are_refused(damage, tmp_path):
+    save_pretrained(fitted().float(), tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"embeddings.keys": damage(tensors["embeddings.keys"]).contiguous()}, file)
+    with pytest.raises(
+        ValueError, match=r"embeddings\.keys does not hold (64-bit integers|numbers in ascending order)"
+    ):
+        load_pretrained(tmp_path)

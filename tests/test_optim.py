@@ -51,9 +51,14 @@ def test_head_adapter_and_lora_b_have_rates_of_their_own():
     }
 
 
-def test_without_a_predicate_there_is_no_adapter_and_without_a_stack_one_rate():
+def test_without_a_predicate_there_is_no_adapter_and_a_network_over_words_is_one_layer():
     found = groups_by_name(tiny("lstm"), Options(learning_rate=RATE, layer_decay=0.5))
-    assert {(group["part"], group["peak"]) for group in found.values()} == {("backbone", RATE), ("head", RATE)}
+    rates = {(key.split(".")[0], group["part"], group["peak"]) for key, group in found.items()}
+    assert rates == {
+        ("embeddings", "backbone", RATE / 2),
+        ("lstm", "backbone", RATE),
+        ("classifier", "head", RATE),
+    }
 
 
 def test_a_projection_head_has_the_rate_of_the_head():

@@ -37,7 +37,8 @@ from peft.rules import in_layers
 ADAPTERS = [name for name, entry in METHODS.items() if entry.apply is not None]
 VIRTUAL = ["prefix", "prompt", "p_tuning", "p_tuning_v2"]
 ROBERTAS = ["roberta", "xlm_roberta"]  # their positions begin at pad_token_id + 1
-both = pytest.mark.parametrize(("name", "method"), [(n, m) for n in ENCODERS for m in ADAPTERS])
+PAIRS = [(n, m) for n, m in product(ENCODERS, ADAPTERS) if (n, m) != ("modernbert", "bitfit")]  # it has no biases
+both = pytest.mark.parametrize(("name", "method"), PAIRS)
 
 
 def train_steps(model: Module, steps: int = 3) -> None:
@@ -74,7 +75,7 @@ def test_an_adapter_loads_in_a_new_process(tmp_path):
     """One other process loads every method on every encoder."""
     ids, mask = token_batch([7, 4])
     expected = {}
-    for name, method in product(ENCODERS, ADAPTERS):
+    for name, method in PAIRS:
         folder = tmp_path / f"{name}-{method}"
         save_pretrained(tiny(name), folder / "base")
         model = adapt(load_pretrained(folder / "base"), method)
@@ -108,8 +109,7 @@ def test_padding_changes_nothing(name, method):
 # --------------------------------------------------------------------------------------------- merge and exchange
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("method", [m for m in ADAPTERS if METHODS[m].merge])
+@pytest.mark.parametrize(("name", "method"), [(n, m) for n, m in PAIRS if METHODS[m].merge])
 def test_merged_equals_unmerged(name, method):
     model, batch = adapt(tiny(name), method).eval(), token_batch([9, 4])
     before, plain = model(*batch), tiny(name)
@@ -168,7 +168,7 @@ def test_two_adapters_share_one_backbone(name, method):
 
 
 def test_unknown_names_and_a_second_adapter_raise():
-    with pytest.raises(ValueError, match="unknown method 'lorra'; known: none, head, lora"):
+    with pytest.raises(ValueError, match="unknown method 'lorra'; known: none, head, bitfit, ia3, houlsby, lora"):
         peft.apply(tiny("bert"), "lorra")
     with pytest.raises(ValueError, match="lora has no option ranks; it has: rank"):
         peft.apply(tiny("bert"), "lora", ranks=3)
@@ -346,7 +346,7 @@ def change_config(folder: Path, changes: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "IA3"}, "'IA3' is not supported"),
+        ({"peft_type": "ADALORA"}, "'ADALORA' is not supported"),
         ({"use_qalora": True}, "not supported: use_qalora = True"),
         (
             {"lora_bias": True, "init_lora_weights": "pissa"},

@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(small_run, tmp_path
 
 WRONG = {
     "unknown model 'debert'; known: cnn, lstm, gru, cnn_lstm": ["--model", "debert"],
-    "unknown method 'lorra'; known: none, head, lora": ["--peft", "lorra"],
+    "unknown method 'lorra'; known: none, head, ": ["--peft", "lorra"],
     "unknown objective 'mse'; known: ce": ["--loss", "mse"],
     "LoRA target 'qurey' matches no linear layer": ["--targets", "qurey"],
     "LoRA rank 99 is outside": ["--rank", "99"],

@@ -38,10 +38,17 @@ FAMILIES = {
     "xlm_roberta": ["query", "value"],
     "modernbert": ["Wqkv"],
 }
+# the layers that IA³ scales, and those whose input it scales, in the families for which peft has none
+IA3 = {
+    "distilbert": (["k_lin", "v_lin", "lin2"], ["lin2"]),
+    "electra": (["key", "value", "output.dense"], ["output.dense"]),
+    "xlm_roberta": (["key", "value", "output.dense"], ["output.dense"]),
+    "modernbert": (["Wqkv", "mlp.Wo"], ["mlp.Wo"]),
+}
 # families for which peft's all-linear leaves the classification head out; for the others a pattern does
 ALL_LINEAR = ("distilbert", "roberta", "electra", "xlm_roberta", "modernbert")
 READ = ("lora_head", "lora_layers", "lora_modules")
-METHODS = ("lora", "lora_all", "dora", "rslora", *READ, "prompt", "p_tuning_mlp", "p_tuning_lstm", "prefix")
+METHODS = ("lora", "lora_all", "dora", "rslora", "ia3", *READ, "prompt", "p_tuning_mlp", "p_tuning_lstm", "prefix")
 P, SCALE = 4, 0.15
 # our method and its options for each row
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,6 +56,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora_all": ("lora", {"rank": 3, "targets": "all-linear"}),
     "dora": ("lora", {"rank": 3, "dora": True}),
     "rslora": ("lora", {"rank": 3, "rslora": True, "lora_bias": "lora_only", "alpha_pattern": "layers.0=5"}),
+    "ia3": ("ia3", {}),
     "prompt": ("prompt", {"virtual_tokens": P, "pool": "virtual"}),
     "p_tuning_mlp": ("p_tuning", {"virtual_tokens": P, "pool": "virtual", "prompt_hidden": 9}),
     "p_tuning_lstm": (
@@ -86,7 +94,7 @@ def show(rows: dict[str, dict[str, str]]) -> None:
 
 def their_config(method: str, family: str) -> Any:
     """Returns huggingface/peft's config of a method for a family."""
-    from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
     sizes = json.loads((HERE / family / "config.json").read_text())
     virtual = {"task_type": "SEQ_CLS", "num_virtual_tokens": P}
@@ -107,6 +115,9 @@ def their_config(method: str, family: str) -> Any:
                 **(lora | {"target_modules": everything}),
                 exclude_modules=["pre_classifier", "classifier.dense", "classifier.out_proj", "head.dense"],
             )
+        case "ia3":
+            scaled, inner = IA3.get(family, (None, None))  # None: peft's own, which scale a layer after attention too
+            return IA3Config(task_type="SEQ_CLS", target_modules=scaled, feedforward_modules=inner)
         case "lora_head":
             everything = {"target_modules": "all-linear", "use_dora": True, "bias": "all"}
             return LoraConfig(**(lora | everything))

@@ -1,0 +1,49 @@
+"""Aligns the tokens of a review with its words, the parts between spaces.
+
+Words are segmented one by one, each with the space before it. For a tokenizer that splits at spaces the concatenation
+is the segmentation of the text, so the word of each token is known. Offsets of characters are not used: SentencePiece
+counts them in the normalized text.
+"""
+
+from difflib import SequenceMatcher
+
+import numpy as np
+
+from data.tokenization import Tokenizer, truncate_ids
+
+SPECIAL = -1  # word of a token that is not in the text: [CLS], [SEP]
+
+
+def words_of_tokens(ids: list[int], rows: list[list[int]]) -> np.ndarray:
+    """Returns the word of each token of a text: int64 [T]
+
+    ids: of the text, [T];  rows: the ids of each word. Where the text is segmented across a space, so that both differ,
+    tokens without an equal one belong to the word of the token before them.
+    """
+    words = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    joined = [token for row in rows for token in row]
+    if joined == ids:
+        return words
+    found, last = np.full(len(ids), SPECIAL), 0
+    for block in SequenceMatcher(None, joined, ids, autojunk=False).get_matching_blocks():
+        found[block.b : block.b + block.size] = words[block.a : block.a + block.size]
+    for position, word in enumerate(found):
+        last = found[position] = last if word == SPECIAL else word
+    return found
+
+
+def align(tokenizer: Tokenizer, text: str, max_length: int, truncate: str) -> tuple[list[str], list[int], np.ndarray]:
+    """Encodes one text. Returns its words, the ids of `Tokenizer.encode`, [T], and the word of each id, int64 [T].
+
+    Special tokens have the word -1. A word that truncation removes has no token.
+    """
+    words = text.split()
+    parts = [f" {word}" if number else word for number, word in enumerate(words)]
+    ids, *rows = tokenizer.subword_ids([text, *parts])
+    start, end = ([tokenizer.vocabulary[token] for token in tokens] for tokens in tokenizer.template)
+    limit = max_length - len(start) - len(end)
+    kept = truncate_ids(list(range(len(ids))), limit, truncate)
+    encoded = next(tokenizer.encode([text], max_length=max_length, truncate=truncate))
+    word_of = np.full(len(encoded), SPECIAL)
+    word_of[len(start) : len(start) + len(kept)] = words_of_tokens(ids, rows)[kept]
+    return words, encoded, word_of

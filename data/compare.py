@@ -1,0 +1,152 @@
+"""Compares finished runs and published rows on the same test reviews (`eval.py --compare`).
+
+The runs of one experiment, which differ in the seed only, are one entry with a mean and a standard deviation.
+"""
+
+import csv
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.calibration import calibration
+from data.checked import reading
+from data.ensemble import ensemble_metrics
+from data.metrics import mean_and_deviation
+from data.options import Options
+from data.runs import Run
+from data.significance import bootstrap_interval, mcnemar
+
+IGNORED = ("seed", "name", "runs", "resume", "device", "save_minutes")  # options that do not make another experiment
+SPLIT = ("train_reviews", "validation_reviews", "test_reviews", "validation", "test")
+TRUNCATION = ("max_length", "truncate", "window_stride", "window_pooling")
+
+
+class Entry(NamedTuple):
+    """One experiment: its name, and its runs, one a seed."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Returns the options of the first seed."""
+        return self.runs[0].config["options"]
+
+    def labels(self) -> np.ndarray | None:
+        """Returns the labels of the kept test reviews, int64 [N]; None if a seed kept none, or others."""
+        kept = [run.predictions("test") for run in self.runs]
+        if any(one is None or not np.array_equal(one.labels, kept[0].labels) for one in kept):  # type: ignore[union-attr]
+            return None
+        return kept[0].labels  # type: ignore[union-attr]
+
+    def predicted(self) -> np.ndarray:
+        """Returns the predicted class of each test review by each seed: int64 [seeds, N]"""
+        return np.stack([run.predictions("test").probabilities.argmax(1) for run in self.runs])  # type: ignore[union-attr]
+
+
+def entries(runs: Iterable[Run]) -> list[Entry]:
+    """Groups runs that differ in IGNORED options only, in the order of their first run."""
+    found: dict[str, Entry] = {}
+    for run in runs:
+        options = {name: value for name, value in run.config["options"].items() if name not in IGNORED}
+        entry = found.setdefault(repr(sorted(options.items())), Entry(run.folder.name.partition("@")[0], []))
+        entry.runs.append(run)
+    return list(found.values())
+
+
+def differences(first: Entry, second: Entry) -> Iterator[str]:
+    """Yields a warning if data, split or truncation of two experiments differ."""
+    files = [{Path(path).name: d for path, d in e.runs[0].config.get("files", {}).items()} for e in (first, second)]
+    shared = files[0].keys() & files[1].keys()
+    if any(files[0][name] != files[1][name] for name in shared) or (not shared and files[0] != files[1]):
+        yield f"warning: {first.name} and {second.name} have different data"
+    for kind, names in (("split", SPLIT), ("truncation", TRUNCATION)):
+        values = [{name: str(e.options.get(name, getattr(Options, name))) for name in names} for e in (first, second)]
+        if changed := [name for name in names if Path(values[0][name]).name != Path(values[1][name]).name]:
+            shown = ", ".join(f"{name} {values[0][name]} and {values[1][name]}" for name in changed)
+            yield f"warning: {first.name} and {second.name} differ in their {kind}: {shown}"
+
+
+def compare_pair(first: Entry, second: Entry) -> str:
+    """Describes the difference of the test accuracies of two experiments, or why it cannot be computed."""
+    pair, labels = f"{first.name} - {second.name}", (first.labels(), second.labels())
+    for entry, found in zip((first, second), labels, strict=True):
+        if found is None:
+            return f"{pair}: {entry.name} kept no predictions of its test reviews"
+    if not np.array_equal(labels[0], labels[1]):  # type: ignore[arg-type]
+        return f"{pair}: they were not scored on the same test reviews"
+    right = [entry.predicted() == labels[0] for entry in (first, second)]  # bool [seeds, N] each
+    difference = right[0].mean(0) - right[1].mean(0)
+    low, high = bootstrap_interval(difference)
+    b, c, p = mcnemar(right[0][0], right[1][0])
+    of_seeds = " of the first seeds" if len(first.runs) + len(second.runs) > 2 else ""
+    return (
+        f"{pair}: test accuracy {difference.mean():+.4f}, 95 % interval {low:+.4f} to {high:+.4f} (paired bootstrap, "
+        f"{len(difference):,} reviews); McNemar{of_seeds} p = {p:.2g} (only {first.name} right {b:,}, only "
+        f"{second.name} right {c:,})"
+    )
+
+
+def describe_seeds(entry: Entry) -> str:
+    """Describes the accuracies of an experiment with several seeds."""
+    text = f"{entry.name}, {len(entry.runs)} seeds, mean ± standard deviation:"
+    for split in ("validation", "test"):
+        scores = [run.result[split]["accuracy"] for run in entry.runs if run.result and run.result.get(split)]
+        text += f" {split} {mean_and_deviation(scores)}"
+    return text
+
+
+def describe_ensemble(runs: Sequence[Run]) -> str:
+    """Describes the mean of the calibrated probabilities of all runs, or why there is none."""
+    try:
+        temperatures = [calibration(run) for run in runs]
+        found = {split: ensemble_metrics(runs, split, temperatures) for split in ("validation", "test")}
+    except ValueError as error:
+        return f"no ensemble of all {len(runs)}: {error}"
+    shown = ", ".join(
+        f"{split} {m['accuracy']:.4f}" + (f" (AUC {m['auc']:.4f})" if "auc" in m else "") for split, m in found.items()
+    )
+    return f"ensemble of all {len(runs)}, mean of calibrated probabilities: {shown}"
+
+
+def significance(runs: Sequence[Run]) -> list[str]:
+    """Returns the lines after the table of `eval.py --compare`: warnings, seeds, differences, ensemble."""
+    with reading(runs[0].folder.parent, "a folder of finished runs", "restore the damaged one, or leave it out"):
+        finished = [run for run in runs if "accuracy" in ((run.result or {}).get("validation") or ())]
+        found = entries(finished)
+        pairs = list(itertools.combinations(found, 2))
+        warnings = [warning for pair in pairs for warning in differences(*pair)]
+        lines = [describe_seeds(entry) for entry in found if len(entry.runs) > 1]
+        lines += [compare_pair(*pair) for pair in pairs]
+        if len(finished) > 1 and not any("different data" in warning for warning in warnings):
+            lines.append(describe_ensemble(finished))
+    return [*warnings, *lines]
+
+
+def flips(runs: Sequence[Run], ids: Sequence[str], labels: tuple[str, ...]) -> tuple[str, int]:
+    """Returns a CSV of the test reviews on which the runs do not agree, and their number.
+
+    Columns: position in the test split from 1, id, label, and each run's predicted label. ids: of the test reviews with
+    a label, in their order; empty: not known. Raises ValueError if a run kept no predictions, or of other reviews.
+    """
+    for entry in (found := [Entry(run.folder.name, [run]) for run in runs]):
+        if entry.labels() is None:
+            raise ValueError(f"--out: {entry.name} kept no predictions of its test reviews")
+        if not np.array_equal(entry.labels(), found[0].labels()):  # type: ignore[arg-type]
+            raise ValueError(f"--out: {found[0].name} and {entry.name} were not scored on the same test reviews")
+    truth = found[0].labels()
+    predicted = np.concatenate([entry.predicted() for entry in found])  # [runs, N]
+    if len(ids) not in (0, predicted.shape[1]):
+        raise ValueError(f"--out: {len(ids):,} test reviews were read, {predicted.shape[1]:,} were scored")
+    rows = np.flatnonzero((predicted != predicted[0]).any(0)).tolist()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["position", "id", "label", *(entry.name for entry in found)])
+    for i in rows:
+        names = (labels[c] for c in (truth[i], *predicted[:, i]))  # type: ignore[index]
+        writer.writerow([i + 1, ids[i] if len(ids) else "", *names])
+    return text.getvalue(), len(rows)

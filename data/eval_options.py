@@ -1,0 +1,128 @@
+"""Lists the options of eval.py. Each field is a flag."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.files import is_stdout
+from data.flags import check_choice, option
+from data.windows import POOLING
+
+DESCRIPTION = "Scores and uses a finished run, or a checkpoint."
+EXAMPLES = {  # of each group in --help
+    "what": 'python eval.py --run runs/NAME --text "A wonderful little film."',
+    "data": "python eval.py --run runs/NAME --data reviews.csv --text-column text --label-column stars",
+    "machine": "python eval.py --run runs/NAME --device cuda --precision bf16",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    run: tuple[str, ...] = option(
+        (), "what", "the run folder; several: an ensemble; default: the classifier in the box", metavar="DIR"
+    )
+    weights: str = option("", "what", "score this checkpoint folder or hub id instead of a run", "DIR_OR_ID")
+    base: str = option("", "what", "the backbone of the run's adapter, if it is not where it was", "DIR_OR_ID")
+    data: str = option("", "what", "score all rows of this file, or the reviews of this folder", "DIR_OR_FILE")
+    predict: str = option(
+        "", "what", "label the reviews of this file; -: one review a line from standard input", "FILE"
+    )
+    submission: bool = option(False, "what", "with --predict: write Kaggle's columns id,sentiment only")
+    out: str = option(
+        "",
+        "what",
+        "the file of --predict (default: submission.csv), or of --compare and --errors: reviews; -: output",
+        "FILE",
+    )
+    text: str = option("", "what", "one review to label")
+    explain: str = option(
+        "",
+        "what",
+        "with --text: colours the words that the label depends on; with --data FILE: explains the 20 most confident "
+        "mistakes; FILE.html: writes a page; one pass a word",
+        "[FILE.html]",
+        bare="-",
+    )
+    errors: int = option(0, "what", "with --run or --data: list this many of the most confident mistakes")
+    threshold: str = option(
+        "", "what", "with --run: chosen for the best validation accuracy of two classes", choices=("validation",)
+    )
+    compare: tuple[str, ...] = option(
+        (), "what", "run folders or published rows: a table, and how sure the differences are", metavar="DIR"
+    )
+    plot: str = option(
+        "", "what", "with --compare: learning curves; with --run: reliability; .png, .svg or .pdf", "FILE"
+    )
+    merge: str = option(
+        "", "what", "write a plain checkpoint to this folder, with the adapter merged into its weights", "DIR"
+    )
+    dtype: str = option(
+        "fp32", "what", "number format of the checkpoint that --merge writes: fp32, fp16 or bf16", "FORMAT"
+    )
+    text_column: str = option("", "data", "column that contains the text; default: the run's", "NAME")
+    label_column: str = option("", "data", "column that contains the label; default: the run's", "NAME")
+    id_column: str = option("", "data", "column that contains the id; default: the run's", "NAME")
+    encoding: str = option("", "data", "encoding of the files; default: the run's", "NAME")
+    quoting: str = option("", "data", "quotes of a file: rfc4180, literal or backslash; default: the run's", "STYLE")
+    skip_bad_rows: bool = option(False, "data", "leave out broken rows of a file instead of stopping")
+    max_file_mib: int = option(0, "data", "largest data file that is read, unpacked, in MiB; 0: the run's", "MIB")
+    max_length: int = option(0, "data", "without --run: maximum number of tokens of a review; 0: 512, or the model's")
+    truncate: str = option(
+        "",
+        "data",
+        "kept of a longer review: head, tail, head+tail or windows; default: the run's, or the model's",
+        "PART",
+    )
+    window_stride: int = option(
+        0, "data", "with --truncate windows: tokens from one to the next; 0: half of max_length"
+    )
+    window_pooling: str = option(
+        "mean", "data", "with --truncate windows: mean or maximum of the logits, class by class", choices=POOLING
+    )
+    quantize: str = option("run", "machine", "int8: the weights in 8 bits; none; run: as the run was trained")
+    device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")
+    precision: str = option("", "machine", "fp32, bf16, fp16 or auto; default: the run's", "FORMAT")
+
+
+def with_windows(options: Options) -> dict[str, Any]:
+    """Returns the fields of `Truncation` that the command line replaces; {} without --truncate."""
+    if not options.truncate:
+        return {}
+    return {"truncate": options.truncate, "stride": options.window_stride, "pooling": options.window_pooling}
+
+
+def is_own_score(options: Options, given: dict[str, Any]) -> bool:
+    """Returns whether a run is scored on its own validation and test reviews."""
+    return bool(options.run) and not (options.data or options.predict or options.merge or "text" in given)
+
+
+def check_flags(options: Options, given: dict[str, Any]) -> None:
+    """Raises ValueError for flags that need another one."""
+    if options.plot and not (options.compare or is_own_score(options, given)):
+        raise ValueError("--plot needs runs: --compare runs/ONE runs/TWO --plot FILE, or --run runs/ONE --plot FILE")
+    if options.threshold and not is_own_score(options, given):
+        raise ValueError(
+            "--threshold validation needs a run and its own reviews: --run runs/ONE --threshold validation"
+        )
+    if options.errors < 0 or (options.errors and (options.compare or options.predict or "text" in given)):
+        raise ValueError("--errors needs a number above 0 and scored reviews: --run runs/ONE or --data FILE")
+    if len(options.run) > 1 and (options.errors or options.threshold or options.plot):
+        raise ValueError("--errors, --threshold and --plot take one run; --run names several")
+    if options.explain and "text" not in given and not Path(options.data or ".").is_file():
+        raise ValueError(
+            "--explain needs a review or a file of them: --text REVIEW --explain, or --data FILE --explain"
+        )
+    if options.explain and not (is_stdout(options.explain) or options.explain.lower().endswith((".html", ".htm"))):
+        raise ValueError(f"--explain {options.explain}: it writes a page, FILE.html; --data FILE names the reviews")
+    if options.truncate:
+        check_choice("truncation", options.truncate, dict.fromkeys(("head", "tail", "head+tail", "windows")))
+    if options.truncate != "windows" and (options.window_stride or options.window_pooling != "mean"):
+        raise ValueError("--window-stride and --window-pooling are for --truncate windows")
+    if options.truncate and (options.compare or options.merge):
+        raise ValueError("--truncate is for reviews that are scored; leave it out with --compare and --merge")
+    if options.submission and not options.predict:
+        raise ValueError("--submission needs reviews: --predict FILE --submission")
+    if options.weights and options.run:
+        raise ValueError("--run and --weights both name a model; leave one out")
+    if options.weights and not (options.data or options.predict or "text" in given):
+        raise ValueError("--weights needs reviews: --data FILE, --predict FILE or --text REVIEW")

@@ -1,0 +1,73 @@
+"""The mean of calibrated probabilities: its equation, its splits, its commands."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny_weights
+
+import train
+from data import Splits
+from data.checked import read_json
+from data.ensemble import check_splits, mean_log_probabilities
+from data.runs import Run
+from eval import main as evaluate
+
+
+def test_the_mean_equals_the_loop():
+    logits = np.random.default_rng(0).normal(size=(3, 5, 2))
+    temperatures = [0.5, 1.0, 2.0]
+    found = np.exp(mean_log_probabilities(logits, temperatures))
+    for i in range(5):
+        p = [np.exp(z[i] / t) / np.exp(z[i] / t).sum() for z, t in zip(logits, temperatures, strict=True)]
+        np.testing.assert_allclose(found[i], np.mean(p, axis=0), rtol=1e-12)
+
+
+def frames(*texts: str) -> Splits:
+    """Returns splits with one review a character: training, validation, test."""
+    return Splits(*(pd.DataFrame({"review": list(text)}) for text in texts), pd.DataFrame())
+
+
+def test_reviews_that_another_member_was_trained_on_are_named():
+    check_splits({"a": frames("abcd", "efa", "xy"), "b": frames("abc", "ef", "xy")})  # `a` is a duplicate in the data
+    with pytest.raises(ValueError, match="1 validation reviews of a were training reviews of b, so its score is no"):
+        check_splits({"a": frames("abcd", "ef", "xy"), "b": frames("abce", "df", "xy")})
+    with pytest.raises(ValueError, match="2 test reviews of b were training reviews of a"):
+        check_splits({"a": frames("abxy", "ef", "z"), "b": frames("ab", "ef", "xy")})
+
+
+def test_an_ensemble_scores_predicts_and_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = f"--model bert --weights {tiny_weights(tmp_path / 'weights')} --data demo --train-reviews 64"
+    for name in ("a", "b"):
+        train.main([*f"{text} --validation-reviews 100 --test-reviews 60 --epochs 1 --name {name}".split()])
+    capsys.readouterr()
+    evaluate(["--run", "runs/a", "runs/b"])
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.partition(": acc")[0].partition(" (")[0] for line in shown] == [
+        "validation, runs/a", "validation, runs/b", "validation, ensemble of 2",
+        "test, runs/a", "test, runs/b", "test, ensemble of 2",
+    ]  # fmt: skip
+    temperature = read_json(tmp_path / "runs/a/calibration.json")["temperature"]
+    assert f"test, runs/a (temperature {temperature:.3f}): accuracy" in shown[3]
+    (tmp_path / "two.csv").write_text("review,label\ngood film,1\nbad film,0\n")
+    evaluate(["--run", "runs/a", "runs/b", "--predict", "two.csv", "--out", "out.csv"])
+    members = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in members] == ["runs/a", "runs/b", "out.csv", "two.csv"]
+    assert (tmp_path / "out.csv").read_text().startswith("id,label,p_negative,p_positive\n2,")
+    evaluate(["--run", "runs/a", "runs/b", "--data", "two.csv"])
+    evaluate(["--run", "runs/a", "runs/b", "--text", "good film"])
+    assert capsys.readouterr().out.splitlines()[-1].split(" ")[0] in ("negative", "positive")
+    with pytest.raises(ValueError, match="--merge and --explain take one run"):
+        evaluate(["--run", "runs/a", "runs/b", "--merge", "out"])
+    (tmp_path / "runs/b/validation.probabilities.safetensors").unlink()
+    with pytest.raises(ValueError, match="b kept no probabilities of its validation reviews"):
+        evaluate(["--run", "runs/a", "runs/b"])
+
+
+def test_equal_members_are_their_ensemble(small_run, tmp_path, capsys):
+    train.main(small_run)
+    capsys.readouterr()
+    evaluate(["--run", str(tmp_path / "runs/small"), str(tmp_path / "runs/small")])
+    lines = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == lines[1] == lines[2]
+    assert Run(tmp_path / "runs/small").predictions("test").probabilities.shape == (600, 2)

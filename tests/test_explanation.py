@@ -1,0 +1,179 @@
+"""The terminal, the HTML page, and the words of tokens."""
+
+import shutil
+import subprocess
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, tiny, tiny_weights
+
+from data.alignment import SPECIAL, align, words_of_tokens
+from data.demo import reviews
+from data.explanation import Explanation, agreement_text, as_page, as_text, sentences
+from data.tokenization import Tokenizer, train_tokenizer
+from data.windows import Truncation
+from eval import main as evaluate
+from nn import MODELS
+from nn.explain import explain, sum_by_word
+
+KINDS = ("wordlevel", "wordpiece", "bpe", "unigram")
+NASTY = '<script>alert("1")</script>&amp;\' http://example.org/x.png <img src=x onerror=alert(1)> \x1b[31mred'
+
+
+def made(text: str, **changes) -> Explanation:
+    """Returns an explanation whose effects are fixed numbers."""
+    words = text.split()
+    gradients = np.resize([0.1, -1.0, 2.0, 0.0, -1.9, 0.9], len(words))
+    values = {
+        "words": words,
+        "read": np.arange(len(words)) != 3,
+        "label": "positive",
+        "probabilities": {"negative": 0.1, "positive": 0.9},
+        "gradients": gradients,
+        "without": gradients**3,
+        "difference": gradients.sum(),
+        "phrases": list(zip(words, gradients, strict=True)),
+        "weights": [("attention", np.abs(gradients))],
+        "baseline": "the text with each token as <unk>",
+    }
+    return Explanation(**values | changes)
+
+
+def test_the_terminal_is_as_in_the_golden_file():
+    text = 'He said: "A truly superb little film!" Nothing in it is slow, and nobody is bored. See it twice'
+    shown = made(text, key="7_1", truth="negative")
+    found = "\n\n".join([as_text(shown, colours=False, width=60), as_text(shown, colours=True, width=60)]) + "\n"
+    assert found == (GOLDEN / "explanation.txt").read_text(encoding="utf-8")
+
+
+def test_the_terminal_obeys_no_control_character():
+    assert "\x1b" not in as_text(made(NASTY, key="\x1b[2J", label="\x07", probabilities={"\x07": 1.0}), colours=False)
+
+
+class Tags(HTMLParser):
+    """Collects the tags and attributes of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_escapes_every_text_and_requests_nothing():
+    shown = made(NASTY, key=NASTY, truth=NASTY, label=NASTY, probabilities={NASTY: 1.0}, weights=[(NASTY, np.ones(99))])
+    page = as_page([shown, made("one two")], NASTY)
+    found, plain = Tags(page), Tags(as_page([made("one two")], "run"))
+    assert found.tags == plain.tags
+    assert not found.tags & {"script", "img", "link", "iframe", "a", "object"}
+    assert found.attributes == plain.attributes | {"class", "title"}
+    assert not found.attributes & {"src", "href", "onerror"}
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+    assert '<script>alert("1")</script>' in found.text
+    assert "\x1b" not in page
+
+
+def test_agreement_is_the_rank_correlation():
+    shown = made("a b c d e f")
+    assert shown.agreement == pytest.approx(1)  # the cube keeps the ranks
+    assert "agree: rank correlation 1.00, strongest word the same" in agreement_text(shown)
+    assert "do not agree: rank correlation -1.00" in agreement_text(made("a b c d e f", without=-shown.gradients))
+    assert "too few words" in agreement_text(made("a"))
+
+
+def test_sentences():
+    words = made('It was "good!" Really... no. 10 of 10? (Yes.) And').words
+    assert [" ".join(words[i] for i in part) for part in sentences(words)] == [
+        'It was "good!"', "Really... no.", "10 of 10?", "(Yes.)", "And",
+    ]  # fmt: skip
+    assert sentences([]) == []
+
+
+@cache
+def trained(kind: str) -> tuple[list[str], Tokenizer]:
+    """Returns 100 built-in reviews and a tokenizer that is trained on them."""
+    texts = [text for _, text, _ in reviews("train")[:100]]
+    return texts, train_tokenizer(kind, texts, 300)
+
+
+@pytest.mark.parametrize("truncate", ["head", "tail", "head+tail"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_belong_to_the_word_that_they_are_a_part_of(kind, truncate):
+    texts, tokenizer = trained(kind)
+    for text in [*texts[:8], "Unübertroffen (really), it's 10/10 !?"]:
+        words, ids, word_of = align(tokenizer, text, 5_000, truncate)
+        assert ids == next(tokenizer.encode([text], 5_000))
+        for number, word in enumerate(words):
+            expected = next(tokenizer.subword_ids([f" {word}" if number else word]))
+            assert [ids[t] for t in np.flatnonzero(word_of == number)] == expected
+        doubled = text.replace(" ", "  ")
+        assert align(tokenizer, doubled, 5_000, truncate)[1] == next(tokenizer.encode([doubled], 5_000))
+        short_words, short, short_of = align(tokenizer, text, 9, truncate)
+        assert short == next(tokenizer.encode([text], 9, truncate))
+        assert short_words == words
+        assert (np.diff(short_of[short_of != SPECIAL]) >= 0).all()
+
+
+def test_tokens_across_a_space_belong_to_a_word_near_them():
+    assert words_of_tokens([1, 2, 9, 4], [[1], [2, 3], [4]]).tolist() == [0, 1, 1, 2]
+    assert sum_by_word(np.array([5.0, 1, 2, 3]), np.array([SPECIAL, 0, 0, 2]), 3).tolist() == [3, 0, 3]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_explained_word_by_word(name):
+    texts, tokenizer = trained(MODELS[name].tokenizer)
+    model = tiny(name, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).eval()
+
+    def score(texts: list[str]) -> np.ndarray:
+        ids, mask = tokenizer.encode_batch(texts, 16, "head")
+        return model(ids, mask).detach().numpy()
+
+    found = explain(model, tokenizer, texts[0], Truncation(16), score)
+    assert len(found.words) == len(found.gradients) == len(found.without) == len(texts[0].split())
+    assert abs(found.gradients.sum() - found.difference) <= 0.01 * abs(found.difference) + 1e-4
+    assert not found.gradients[~found.read].any()
+    assert len(found.weights) == {"attention_lstm": 1, "capsule_lstm": 3}.get(name, 0)
+    assert as_text(found, colours=True)
+
+
+def test_the_worst_mistakes_of_a_file_on_a_page(tmp_path: Path, capsys):
+    weights = str(tiny_weights(tmp_path / "weights"))
+    texts = [text for _, text, _ in reviews("test")[:6]]
+    (tmp_path / "r.csv").write_text("review,label\n" + "".join(f'"{text}",{n % 2}\n' for n, text in enumerate(texts)))
+    evaluate(["--weights", weights, "--data", str(tmp_path / "r.csv"), "--explain", str(tmp_path / "why.html")])
+    page = (tmp_path / "why.html").read_text(encoding="utf-8")
+    assert f"{page.count('<h2>')} explained" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"it writes a page, FILE\.html"):
+        evaluate(["--text", "good", "--explain", "x.csv"])
+    with pytest.raises(ValueError, match="--explain needs a review or a file"):
+        evaluate(["--explain"])
+    (tmp_path / "right.csv").write_text("review,label\nA wonderful little film.,1\n")
+    evaluate(["--data", str(tmp_path / "right.csv"), "--explain"])
+    assert capsys.readouterr().out.endswith("no mistake to explain\n")
+
+
+@pytest.mark.slow
+def test_chromium_shows_the_page(tmp_path: Path):
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if found is None:
+        pytest.skip("no chromium")
+    page, picture = tmp_path / "why.html", tmp_path / "why.png"
+    page.write_text(as_page([made(NASTY)], "run"), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
+    subprocess.run([found, *flags, f"--screenshot={picture}", page.as_uri()], check=True, capture_output=True)
+    shown = subprocess.run([found, *flags, "--dump-dom", page.as_uri()], check=True, capture_output=True, text=True)
+    assert picture.stat().st_size > 10_000
+    assert "rgb(213 94 0" in shown.stdout

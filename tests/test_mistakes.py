@@ -1,0 +1,72 @@
+"""The most confident mistakes, the groups of reviews, and the flags of eval.py that show them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import train
+from data.batches import Corpus
+from data.checked import read_json
+from data.imdb import as_frame
+from data.mistakes import accuracy_table, groups, mistakes, mistakes_csv
+from eval import main as evaluate
+
+
+def example() -> tuple[pd.DataFrame, Corpus]:
+    """Returns five reviews with 1, 2, 4, 8 and 100 tokens; token 0 is unknown: 1, 0, 0, 1 and 1 times."""
+    rows = [[0], [5, 5], [5] * 4, [0] + [5] * 7, [0] + [5] * 99]
+    frame = as_frame(
+        [(f"{i}_{r}", f"text {i}", y) for i, (r, y) in enumerate(((10, 1), (1, 0), (1, 0), (2, 0), (9, 1)))]
+    )
+    return frame, Corpus.from_rows(rows, frame["sentiment"], 1)
+
+
+def test_mistakes_are_sorted_by_confidence():
+    frame, _ = example()
+    p1 = np.array([0.3, 0.6, 0.1, 0.9, 0.8])  # wrong: 0 (.7 for class 0), 1 (.6), 3 (.9)
+    rows = mistakes(frame, np.stack([1 - p1, p1], 1), ("bad", "good"), 2)
+    assert rows == [
+        ("3_2", "bad", "good", pytest.approx(0.9), "text 3"),
+        ("0_10", "good", "bad", pytest.approx(0.7), "text 0"),
+    ]
+    assert mistakes_csv(rows).splitlines()[1] == "3_2,bad,good,0.900000,text 3"
+    assert mistakes(frame, np.eye(2)[frame["sentiment"]], ("bad", "good"), 2) == []
+
+
+def test_groups_by_length_rating_and_unknown_words():
+    frame, corpus = example()
+    found = {name: np.flatnonzero(inside).tolist() for name, inside in groups(frame, corpus, unk_id=0)}
+    assert found == {
+        "1 to 2 tokens": [0, 1], "4 to 4 tokens": [2], "8 to 8 tokens": [3], "100 to 100 tokens": [4],
+        "rating 1": [1, 2], "rating 2": [3], "rating 9": [4], "rating 10": [0],
+        "0 % unknown tokens": [1, 2], "above 0 to 1 % unknown tokens": [4], "above 5 to 100 % unknown tokens": [0, 3],
+    }  # fmt: skip
+    unrated = frame.assign(id=["1", "2", "3", "4", "5_7"])
+    assert not [name for name, _ in groups(unrated, corpus, None) if "rating" in name or "unknown" in name]
+    lines = accuracy_table(np.array([1, 0, 1, 1, 1], bool), groups(frame, corpus, 0)).splitlines()
+    assert lines[1].split() == ["1", "to", "2", "tokens", "0.5000", "2"]
+
+
+def test_a_run_shows_mistakes_calibration_and_threshold(small_run, tmp_path, capsys):
+    train.main(small_run)
+    run = str(tmp_path / "runs/small")
+    capsys.readouterr()
+    evaluate(["--run", run, "--errors", "3", "--out", "errors.csv", "--threshold", "validation", "--plot", "r.svg"])
+    shown = capsys.readouterr().out
+    temperature = read_json(tmp_path / "runs/small/calibration.json")["temperature"]
+    assert f"test: temperature {temperature:.3f}; ECE (15 bins of equal width) " in shown
+    assert "with the threshold 0." in shown
+    assert "test: the 3 most confident mistakes" in shown
+    assert "tokens " in shown
+    assert len((tmp_path / "errors.csv").read_text().splitlines()) == 4
+    assert "before scaling" in (tmp_path / "r.svg").read_text()
+    (tmp_path / "two.csv").write_text("id,review,label\na_1,good film,0\nb_9,bad film,1\nc_9,good film,1\nd_1,bad,0\n")
+    evaluate(["--data", "two.csv", "--errors", "9"])
+    assert "rating 9" in capsys.readouterr().out
+    for flags in (
+        ["--threshold", "validation"],
+        ["--run", run, "--text", "x", "--errors", "3"],
+        ["--run", run, run, "--errors", "2"],
+    ):
+        with pytest.raises(ValueError, match=r"--threshold validation needs|--errors"):
+            evaluate(flags)

@@ -1,0 +1,118 @@
+"""McNemar's test, the paired bootstrap and the comparison of runs, against numbers computed by hand."""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_weights
+
+import train
+from data.checked import read_json
+from data.files import write_json
+from data.rows import open_runs, publish
+from data.runs import Run
+from data.significance import bootstrap_interval, mcnemar
+from eval import main as evaluate
+
+
+def test_mcnemar_against_hand_numbers():
+    """b = 1, c = 5: p = 2 (C(6, 0) + C(6, 1)) / 2⁶ = 14/64."""
+    first = np.array([True] * 1 + [False] * 5 + [True] * 3 + [False])
+    second = np.array([False] * 1 + [True] * 5 + [True] * 3 + [False])
+    assert mcnemar(first, second) == (1, 5, pytest.approx(14 / 64))
+    assert mcnemar(second, first) == (5, 1, pytest.approx(14 / 64))
+    assert mcnemar(first, first) == (0, 0, 1.0)
+    alternating = np.arange(3000) % 2 == 0
+    assert mcnemar(alternating, ~alternating)[2] == 1.0
+    assert mcnemar(np.ones(3000, bool), np.zeros(3000, bool))[2] == 0.0  # 2 / 2³⁰⁰⁰, below the smallest float
+
+
+def test_the_bootstrap_has_the_percentiles_of_all_samples():
+    """Of 4 reviews there are 4⁴ samples with replacement, which are counted."""
+    difference = np.array([1.0, 0.0, 0.0, -1.0])
+    means = [np.mean(sample) for sample in itertools.product(difference, repeat=4)]
+    exact = np.quantile(means, [0.1, 0.9])
+    np.testing.assert_allclose(bootstrap_interval(difference, level=0.8), exact)
+    assert bootstrap_interval(np.full(5, 0.25)) == (0.25, 0.25)
+
+
+def test_the_bootstrap_of_many_reviews_is_normal():
+    difference = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 5000, p=[0.04, 0.9, 0.06])
+    half = 1.96 * difference.std() / np.sqrt(5000)
+    low, high = bootstrap_interval(difference)
+    np.testing.assert_allclose([low, high], [difference.mean() - half, difference.mean() + half], atol=0.1 * half)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Trains one configuration with two seeds, and another one. Returns their folder."""
+    folder = tmp_path_factory.mktemp("three")
+    text = f"--model bert --weights {tiny_weights(folder / 'weights')} --data demo --train-reviews 64 --epochs 1"
+    text += f" --validation-reviews 100 --test-reviews 60 --learning-rate 1e-2 --runs {folder / 'runs'}"
+    for name, further in (("a@42", ""), ("a@43", "--seed 43"), ("b", "--max-length 5 --loss rdrop")):
+        train.main([*f"{text} --name {name} {further}".split()])
+    return folder / "runs"
+
+
+@pytest.fixture
+def three_runs(trained, tmp_path, monkeypatch, capsys):
+    """Returns a copy of the runs, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(trained, tmp_path / "runs"))
+
+
+def test_compare_measures_the_difference_and_lists_the_flips(three_runs, capsys):
+    evaluate(["--compare", "runs/a@42", "runs/a@43", "runs/b", "--out", "flips.csv"])
+    lines = capsys.readouterr().out.splitlines()[4:]
+    assert lines[0].startswith("warning: a and b differ in their truncation: max_length ")
+    kept = [Run.open(f"runs/{name}").predictions("test") for name in ("a@42", "a@43", "b")]
+    right = [one.probabilities.argmax(1) == one.labels for one in kept]
+    tests = [read_json(three_runs / name / "result.json")["test"]["accuracy"] for name in ("a@42", "a@43", "b")]
+    assert lines[1].startswith("a, 2 seeds, mean ± standard deviation: validation ")
+    assert lines[1].endswith(f"test {np.mean(tests[:2]):.4f} ± {np.std(tests[:2], ddof=1):.4f}")
+    assert lines[2].startswith(f"a - b: test accuracy {np.mean(tests[:2]) - tests[2]:+.4f}, 95 % interval ")
+    b, c, p = mcnemar(right[0], right[2])
+    assert f"McNemar of the first seeds p = {p:.2g} (only a right {b:,}, only b right {c:,})" in lines[2]
+    assert lines[3].startswith("ensemble of all 3, mean of calibrated probabilities: validation ")
+    rows = [line.split(",") for line in (three_runs.parent / "flips.csv").read_text().splitlines()]
+    assert rows[0] == ["position", "id", "label", "a@42", "a@43", "b"]
+    disagree = np.flatnonzero([len(set(row)) > 1 for row in zip(*right, strict=True)])
+    assert [int(row[0]) - 1 for row in rows[1:]] == disagree.tolist()
+    assert all("_test_" in row[1] for row in rows[1:])
+
+
+def test_published_rows_are_compared_without_a_model(three_runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("data.rows.RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    from_run = [Run.open(three_runs / name).predictions("test") for name in ("a@42", "a@43", "b")]
+    for name in ("a@42", "a@43", "b"):
+        publish(str(three_runs / name), name)
+    shutil.rmtree(three_runs)
+    found = [run for name in ("a", "b") for run in open_runs(name)]
+    assert [run.folder.name for run in found] == ["a@42", "a@43", "b"]
+    for run, kept in zip(found, from_run, strict=True):
+        published = run.predictions("test")
+        np.testing.assert_array_equal(published.labels, kept.labels)
+        np.testing.assert_allclose(published.probabilities, kept.probabilities, atol=0.51 / 255)
+    evaluate(["--compare", "a", "b"])
+    assert "a - b: test accuracy" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="c is neither a run folder nor a published row"):
+        evaluate(["--compare", "c"])
+
+
+def test_what_cannot_be_compared_is_said(three_runs, capsys):
+    for name in ("a@43", "b"):
+        path = three_runs / name / "test.probabilities.safetensors"
+        path.unlink()
+    sealed = read_json(three_runs / "b/config.json")
+    config = {key: value for key, value in sealed.items() if key not in ("sha256", "format")}
+    write_json(three_runs / "b/config.json", config | {"files": {"/x/test.tsv": "1"}})
+    evaluate(["--compare", "runs/a@42", "runs/b"])
+    shown = capsys.readouterr().out
+    assert "warning: a and b have different data" in shown
+    assert "a - b: b kept no predictions of its test reviews" in shown
+    assert "ensemble" not in shown
+    with pytest.raises(ValueError, match="--out: b kept no predictions"):
+        evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])
