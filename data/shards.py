@@ -107,7 +107,7 @@ def find_shards(source: Source, cache: Path | None) -> "Shards | None":
         for path, name, share in tqdm(chosen, desc="indexing", unit=" files", leave=False, disable=None):
             index, column = indexed(path, cache / "shards"), find_column(path, source)
             stamp = (index["size"], index["changed"])
-            parts += [Part(path, name, column, *part, stamp, share) for part in index["parts"]]
+            parts += [Part(path, name, column, start, end, first, stamp, share) for start, end, first in index["parts"]]
             digest.update(f"{name}\0{index['digest']}\0{share}\n".encode("utf-8", "surrogateescape"))
     return Shards(source, parts, digest.hexdigest(), {str(root): digest.hexdigest()})
 
