@@ -11,7 +11,6 @@ python eval.py --data FILE.csv --explain mistakes.html             why the worst
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
-import csv
 import io
 import json
 import os
@@ -41,7 +40,7 @@ from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared
 from data.errors import clean_exit
 from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
 from data.explanation import Explanation, as_page, as_text, has_colours
-from data.files import is_stdout, write_output
+from data.files import csv_text, is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
 from data.imdb import as_frame, clean
@@ -230,8 +229,9 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
     splits = read_splits(trained, run.cache)
     if not options.data:
         run.record_data(splits.labels, splits.files)
-    validation = run.predictions("validation")
+    temperature = None if run.predictions("validation") is None and not options.plot else calibration(run)
     threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
+    last: tuple[str, pd.DataFrame, Corpus, np.ndarray] | None = None
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
@@ -240,15 +240,17 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
             print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
             if trained.data == "demo":
                 print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
-            if validation is not None:
-                print(summary(name, softmax(logits), corpus.labels, calibration(run)))
-                if options.threshold:
-                    print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
+            if temperature is not None:
+                print(summary(name, softmax(logits), corpus.labels, temperature))
+            if options.threshold:
+                print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
             last = (name, frame, corpus, logits)
         else:
             print(f"{name}: no labelled reviews")
-    if options.plot:
-        draw_reliability(softmax(last[3]), last[2].labels, calibration(run), Path(options.plot))
+    if last is None:
+        return
+    if options.plot and temperature is not None:
+        draw_reliability(softmax(last[3]), last[2].labels, temperature, Path(options.plot))
         print(f"{options.plot}: reliability on the {last[0]} reviews")
     list_mistakes(options, scorer, *last)
 
@@ -256,7 +258,10 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
 def list_mistakes(
     options: Options, scorer: Scorer, name: str, frame: pd.DataFrame, corpus: Corpus, logits: np.ndarray
 ) -> None:
-    """Prints the mistakes that --errors asks for, and the accuracy on groups of reviews; --out writes the mistakes."""
+    """Prints the most confident mistakes and the accuracy on groups of reviews if --errors is given.
+
+    --out writes the mistakes to a file.
+    """
     if not options.errors:
         return
     rows = mistakes(frame, softmax(logits), scorer.labels, options.errors)
@@ -280,11 +285,15 @@ def evaluate_file(options: Options, source: Source, scorer: Scorer | Ensemble) -
     frame = frame[frame["sentiment"] != UNKNOWN]
     if not len(frame):
         raise ValueError(f"{options.data} has no labels; name their column with --label-column, or use --predict")
-    logits = scorer.score_frame(frame)
-    print_metrics(Path(options.data).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
-    if isinstance(scorer, Scorer):
-        list_mistakes(options, scorer, Path(options.data).name, frame, scorer.corpus(frame), logits)
-    if options.explain and isinstance(scorer, Scorer):
+    name = Path(options.data).name
+    if isinstance(scorer, Ensemble):
+        print_metrics(name, metrics(scorer.score_frame(frame), frame["sentiment"].to_numpy()), scorer.labels)
+        return
+    corpus = scorer.corpus(frame)
+    logits = scorer.logits(corpus)
+    print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
+    list_mistakes(options, scorer, name, frame, corpus, logits)
+    if options.explain:
         explain_mistakes(options, scorer, frame, logits)
 
 
@@ -305,29 +314,31 @@ def predict(options: Options, source: Source, scorer: Scorer | Ensemble) -> None
     else:
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
     logits = scorer.score_frame(frame)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     if options.submission:
         names = ("0", "1") if scorer.labels == SENTIMENT else scorer.labels
-        writer.writerow(["id", "sentiment"])
-        writer.writerows(zip(frame["id"], (names[c] for c in logits.argmax(1)), strict=True))
+        text = csv_text([("id", "sentiment"), *zip(frame["id"], (names[c] for c in logits.argmax(1)), strict=True)])
     else:
-        writer.writerow(["id", "label", *(f"p_{label}" for label in scorer.labels)])
+        header = ("id", "label", *(f"p_{label}" for label in scorer.labels))
         rows = zip(frame["id"], logits.argmax(1), softmax(logits), strict=True)
-        writer.writerows([key, scorer.labels[c], *(f"{p:.6f}" for p in ps)] for key, c, ps in rows)
+        text = csv_text([header, *((key, scorer.labels[c], *(f"{p:.6f}" for p in ps)) for key, c, ps in rows)])
     out = options.out or ("-" if options.predict == "-" else "submission.csv")
-    write_output(out, text.getvalue())
+    write_output(out, text)
     if not is_stdout(out):
         print(f"{out}: {len(frame):,} predictions")
         if len(frame) and (frame["sentiment"] != UNKNOWN).all():
             print_metrics(Path(options.predict).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
 
 
+def review_of(options: Options) -> str:
+    """Returns the cleaned review --text. Raises ValueError if it is empty."""
+    if not (text := clean(options.text)):
+        raise ValueError("--text is empty")
+    return text
+
+
 def answer(options: Options, scorer: Scorer) -> None:
     """Prints the label of one review with the probability of each class; with --explain also why."""
-    text = clean(options.text)
-    if not text:
-        raise ValueError("--text is empty")
+    text = review_of(options)
     if options.explain:
         show_explanations(options, scorer, [scorer.explain(text)])
     print_answer(scorer.labels, scorer.score_texts([text], bar=False))
@@ -443,11 +454,9 @@ def use_run(options: Options, given: dict[str, Any]) -> None:
         evaluate(options, run, scorer)
 
 
-def use_runs(options: Options, folders: list[str], given: dict[str, Any]) -> None:
+def use_runs(options: Options, given: dict[str, Any]) -> None:
     """Scores or labels with the mean of the calibrated probabilities of several runs."""
-    if options.merge or options.explain:
-        raise ValueError("--merge and --explain take one run; --run names several")
-    runs = [Run.open(folder) for folder in folders]
+    runs = [Run.open(folder) for folder in options.run]
     trained, labels = [settings_of(run).options for run in runs], shared_labels(runs)
     if not (options.data or options.predict or "text" in given):
         check_splits({str(run.folder): read_splits(t, run.cache) for run, t in zip(runs, trained, strict=True)})
@@ -455,7 +464,7 @@ def use_runs(options: Options, folders: list[str], given: dict[str, Any]) -> Non
         return
     ensemble = Ensemble([member(options, run) for run in runs], labels)
     if "text" in given:
-        frame = as_frame([("text", clean(options.text), UNKNOWN)])
+        frame = as_frame([("text", review_of(options), UNKNOWN)])
         print_answer(ensemble.labels, ensemble.score_frame(frame))
     elif options.predict:
         predict(options, source_for(options, trained[0]), ensemble)
@@ -476,15 +485,16 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES)
     options = Options(**given)
+    options = replace(options, run=tuple(split_folders(options.run)))
     check_flags(options, given)
     if options.compare:
         compare(options)
     elif options.weights:
         use_checkpoint(options, given)
-    elif len(folders := split_folders(options.run)) > 1:
-        use_runs(options, folders, given)
-    elif folders:
-        use_run(replace(options, run=tuple(folders)), given)
+    elif len(options.run) > 1:
+        use_runs(options, given)
+    elif options.run:
+        use_run(options, given)
     elif options.data or options.predict or "text" in given:
         use_checkpoint(replace(options, weights=str(CLASSIFIER)), given)
     else:

@@ -40,10 +40,9 @@ def align(tokenizer: Tokenizer, text: str, max_length: int, truncate: str) -> tu
     words = text.split()
     parts = [f" {word}" if number else word for number, word in enumerate(words)]
     ids, *rows = tokenizer.subword_ids([text, *parts])
-    start, end = ([tokenizer.vocabulary[token] for token in tokens] for tokens in tokenizer.template)
-    limit = max_length - len(start) - len(end)
-    kept = truncate_ids(list(range(len(ids))), limit, truncate)
+    before, _ = map(len, tokenizer.template)
+    kept = truncate_ids(list(range(len(ids))), tokenizer.text_limit(max_length), truncate)
     encoded = next(tokenizer.encode([text], max_length=max_length, truncate=truncate))
     word_of = np.full(len(encoded), SPECIAL)
-    word_of[len(start) : len(start) + len(kept)] = words_of_tokens(ids, rows)[kept]
+    word_of[before : before + len(kept)] = words_of_tokens(ids, rows)[kept]
     return words, encoded, word_of

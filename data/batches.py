@@ -27,7 +27,7 @@ from data.checksums import is_intact, seal_file
 from data.files import replacing
 from data.seeds import derive_seed
 from data.tokenization import Tokenizer
-from data.windows import WHOLE, Truncation, pool, window_positions
+from data.windows import WHOLE, Truncation, first_windows, pool, window_positions
 
 WINDOW = 50  # batches that are sorted together
 
@@ -120,9 +120,7 @@ class Corpus:
 
     def sum_by_review(self, values: np.ndarray) -> np.ndarray:
         """Sums a number of each example, int64 [N], over the windows of each review: int64 [R]"""
-        return (
-            values if self.review is None else np.add.reduceat(values, np.flatnonzero(np.diff(self.review, prepend=-1)))
-        )
+        return values if self.review is None else np.add.reduceat(values, first_windows(self.review))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -222,8 +220,8 @@ def build_corpus(
 def cut_into_windows(corpus: Corpus, tokenizer: Tokenizer, truncation: Truncation) -> Corpus:
     """Returns the windows of the whole reviews in `corpus` as examples, all in memory."""
     windows, review = [], []
-    for number, start in enumerate(corpus.offsets[:-1]):
-        cut = window_positions(tokenizer, int(corpus.lengths[number]), truncation.max_length, truncation.stride)
+    for number, (start, length) in enumerate(zip(corpus.offsets, corpus.lengths.tolist(), strict=False)):
+        cut = window_positions(tokenizer, length, truncation.max_length, truncation.stride)
         windows += [corpus.ids[start + positions] for positions in cut]
         review += [number] * len(cut)
     examples = Corpus.from_rows(windows, labels=corpus.labels, pad_id=corpus.pad_id)

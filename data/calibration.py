@@ -113,18 +113,22 @@ def draw_reliability(probabilities: np.ndarray, labels: np.ndarray, temperature:
     """
     figure = new_figure(width=5, height=4.5)
     axes = figure.subplots()
+    plot_reliability(axes, probabilities, labels, temperature)
+    axes.set(xlabel="confidence", title=f"{len(labels):,} reviews")
+    figure.savefig(path, dpi=150)
+
+
+def plot_reliability(axes: Any, probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> None:
+    """Plots accuracy over confidence before and after scaling into the axes of a figure."""
     axes.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8, label="calibrated")
     after = np.exp(scaled(log_probabilities(probabilities), temperature))
     for p, marker, color, name in ((probabilities, "o", "#D55E00", "before"), (after, "s", "#0072B2", "after")):
         found = reliability_bins(p, labels)
-        ece = expected_calibration_error(p, labels)
-        label = f"{name} scaling, ECE {ece:.4f}"
+        label = f"{name} scaling, ECE {expected_calibration_error(p, labels):.4f}"
         axes.plot([b.confidence for b in found], [b.accuracy for b in found], f"{marker}-", color=color, label=label)
-    low = 1 / probabilities.shape[1]
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(low, 1), ylim=(0, 1), title=f"{len(labels):,} reviews")
+    axes.set(ylabel="accuracy", xlim=(1 / probabilities.shape[1], 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=150)
 
 
 # ---------------------------------------------------------------------------------------------------- of a run

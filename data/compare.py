@@ -3,8 +3,6 @@
 The runs of one experiment, which differ in the seed only, are one entry with a mean and a standard deviation.
 """
 
-import csv
-import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from data.calibration import calibration
 from data.checked import reading
 from data.ensemble import ensemble_metrics
+from data.files import csv_text
 from data.metrics import mean_and_deviation
 from data.options import Options
 from data.runs import Run
@@ -143,10 +142,6 @@ def flips(runs: Sequence[Run], ids: Sequence[str], labels: tuple[str, ...]) -> t
     if len(ids) not in (0, predicted.shape[1]):
         raise ValueError(f"--out: {len(ids):,} test reviews were read, {predicted.shape[1]:,} were scored")
     rows = np.flatnonzero((predicted != predicted[0]).any(0)).tolist()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["position", "id", "label", *(entry.name for entry in found)])
-    for i in rows:
-        names = (labels[c] for c in (truth[i], *predicted[:, i]))  # type: ignore[index]
-        writer.writerow([i + 1, ids[i] if len(ids) else "", *names])
-    return text.getvalue(), len(rows)
+    header = ("position", "id", "label", *(entry.name for entry in found))
+    names = {i: [labels[c] for c in (truth[i], *predicted[:, i])] for i in rows}  # type: ignore[index]
+    return csv_text([header, *((i + 1, ids[i] if len(ids) else "", *names[i]) for i in rows)]), len(rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import is_stdout
-from data.flags import check_choice, option
+from data.flags import check_choice, flag, option
 from data.windows import POOLING
 
 DESCRIPTION = "Scores and uses a finished run, or a checkpoint."
@@ -14,6 +14,9 @@ EXAMPLES = {  # of each group in --help
     "data": "python eval.py --run runs/NAME --data reviews.csv --text-column text --label-column stars",
     "machine": "python eval.py --run runs/NAME --device cuda --precision bf16",
 }
+
+
+KEPT = ("truncate", "quantize", "precision", "base")  # options that the kept predictions of several runs do not have
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,17 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
         )
     if options.errors < 0 or (options.errors and (options.compare or options.predict or "text" in given)):
         raise ValueError("--errors needs a number above 0 and scored reviews: --run runs/ONE or --data FILE")
-    if len(options.run) > 1 and (options.errors or options.threshold or options.plot):
-        raise ValueError("--errors, --threshold and --plot take one run; --run names several")
-    if options.explain and "text" not in given and not Path(options.data or ".").is_file():
+    alone = [name for name in ("errors", "threshold", "plot", "merge", "explain") if getattr(options, name)]
+    if len(options.run) > 1 and alone:
+        raise ValueError(f"{flag(alone[0])} takes one run; --run names several")
+    changed = [name for name in KEPT if getattr(options, name) != getattr(Options, name)]
+    if len(options.run) > 1 and is_own_score(options, given) and changed:
+        raise ValueError(
+            f"{flag(changed[0])} does not change the predictions that the runs kept; score a file: --data FILE"
+        )
+    if options.out and not (options.predict or options.compare or options.errors):
+        raise ValueError("--out needs something to write: --predict FILE, --compare RUNS or --errors N")
+    if options.explain and "text" not in given and (options.predict or not Path(options.data or ".").is_file()):
         raise ValueError(
             "--explain needs a review or a file of them: --text REVIEW --explain, or --data FILE --explain"
         )

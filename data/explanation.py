@@ -1,8 +1,8 @@
 """Shows why a review got its label: in a terminal, and as one HTML page.
 
-A word that speaks for the label is blue, a word against it orange; its strength is relative to the strongest word.
-Without colours the marks (+), (++), (+++) and (-), (--), (---) follow a word. The palette is Okabe & Ito's, which
-colour-blind readers can distinguish; on the page underlines, solid or dotted, also show the sign in grey.
+A word with a positive effect on the label is blue, with a negative effect orange; its strength is relative to the
+strongest word. Without colours the marks (+), (++), (+++) and (-), (--), (---) follow a word. The palette is Okabe &
+Ito's, which colour-blind readers can distinguish; on the page underlines, solid or dotted, also show the sign in grey.
 
 The page has no script, requests nothing (its Content-Security-Policy forbids it), and escapes every text.
 """
@@ -235,10 +235,11 @@ def as_page(explanations: Sequence[Explanation], model: str) -> str:
     """Returns one self-contained HTML page. model: what labelled the reviews"""
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     legend = (
-        f'<p><span class="for" style="background: rgb({BLUE} / 0.4)">blue, underlined</span> speaks for the label, '
-        f'<span class="against" style="background: rgb({ORANGE} / 0.4)">orange, dotted</span> against it. The number '
-        "before a sentence is the sum of its words, in log-odds of the label. Integrated gradients: Sundararajan, Taly "
-        "&amp; Yan 2017, arXiv 1703.01365. Leaving out: Li, Monroe &amp; Jurafsky 2016, arXiv 1612.08220.</p>"
+        f'<p><span class="for" style="background: rgb({BLUE} / 0.4)">blue, underlined</span>: positive effect on the '
+        f'label, <span class="against" style="background: rgb({ORANGE} / 0.4)">orange, dotted</span>: negative. The '
+        "number before a sentence is the sum of its words, in log-odds of the label. Integrated gradients: "
+        "Sundararajan, Taly &amp; Yan 2017, arXiv 1703.01365. Leaving out: Li, Monroe &amp; Jurafsky 2016, arXiv "
+        "1612.08220.</p>"
     )
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -1,12 +1,14 @@
 """Writes files atomically, and opens safetensors with errors that name the file and the defect."""
 
+import csv
 import errno
+import io
 import json
 import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,13 @@ def write_output(path: str | Path, text: str) -> None:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV, errno.EROFS) or not target.exists():
             raise
         target.write_bytes(text.encode())
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Returns rows as CSV with \\n after each line."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def write_stdout(text: str) -> None:

@@ -4,8 +4,6 @@ The groups are quarters by length in tokens, the ratings that the ids of IMDB's 
 words.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +12,7 @@ import pandas as pd
 
 from data.batches import Corpus
 from data.checked import show
+from data.files import csv_text
 
 RATING = re.compile(r"_(10|[1-9])$")  # of an id such as 12311_10
 FIRST_WORDS = 12
@@ -44,11 +43,7 @@ def mistakes(
 
 def mistakes_csv(rows: Sequence[tuple[str, str, str, float, str]]) -> str:
     """Returns the mistakes as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows((key, label, predicted, f"{p:.6f}", words) for key, label, predicted, p, words in rows)
-    return text.getvalue()
+    return csv_text([HEADER, *((key, label, predicted, f"{p:.6f}", words) for key, label, predicted, p, words in rows)])
 
 
 def mistake_lines(name: str, rows: Sequence[tuple[str, str, str, float, str]]) -> Iterator[str]:

@@ -136,3 +136,16 @@ def published_rows(folder: Path = RESULTS) -> list[Row]:
         if path.stem not in OTHER_RESULTS:
             rows.setdefault(path.stem.partition("@")[0], []).append(read_json(path))
     return [Row(name, results) for name, results in rows.items()]
+
+
+def best_by_model(folder: Path = RESULTS) -> dict[str, Row]:
+    """Returns the row with the highest validation accuracy of each model, the best test accuracy first.
+
+    Only rows that are one command and that scored all test reviews take part: no row that starts from another run.
+    """
+    best: dict[str, Row] = {}
+    for row in published_rows(folder):
+        if row.full_test and not row.options["weights"].startswith("runs/"):
+            model = row.options["model"]
+            best[model] = max(best.get(model, row), row, key=lambda row: row.mean("validation"))
+    return dict(sorted(best.items(), key=lambda item: -item[1].mean("test")))

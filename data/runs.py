@@ -186,7 +186,7 @@ class Run:
         tensors = {"probabilities": torch.from_numpy(probabilities), "labels": torch.from_numpy(labels)}
         write_tensors(self.folder / f"{split}.probabilities.safetensors", tensors)
 
-    def predictions(self, split: str) -> "Predictions | None":
+    def predictions(self, split: str) -> Predictions | None:
         """Returns what save_probabilities kept of a split; None if there is nothing."""
         path = self.folder / f"{split}.probabilities.safetensors"
         return read_predictions(path) if path.exists() else None

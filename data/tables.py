@@ -19,8 +19,9 @@ from data.checked import as_object, has_type, listed, parse_json, read_json, rea
 from data.errors import clean_exit
 from data.files import write_text
 from data.metrics import mean_and_deviation
-from data.pictures import new_figure, write_pictures
-from data.rows import RESULTS, Row, publish, published_rows
+from data.pictures import new_figure
+from data.row_pictures import write_pictures
+from data.rows import RESULTS, Row, best_by_model, publish, published_rows
 from data.runs import ROOT, Run
 
 BENCH = ROOT / "tests" / "bench"
@@ -133,19 +134,6 @@ def results_row(row: Row) -> tuple[str, ...]:
         first["commit"][:7],
         f"`{row.command}`",
     )
-
-
-def best_by_model(folder: Path = RESULTS) -> dict[str, Row]:
-    """Returns the row with the highest validation accuracy of each model, the best test accuracy first.
-
-    Only rows that are one command and that scored all test reviews take part: no row that starts from another run.
-    """
-    best: dict[str, Row] = {}
-    for row in published_rows(folder):
-        if row.full_test and not row.options["weights"].startswith("runs/"):
-            model = row.options["model"]
-            best[model] = max(best.get(model, row), row, key=lambda row: row.mean("validation"))
-    return dict(sorted(best.items(), key=lambda item: -item[1].mean("test")))
 
 
 def models_table(folder: Path = RESULTS) -> str:

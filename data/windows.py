@@ -56,11 +56,16 @@ def window_positions(tokenizer: Tokenizer, length: int, max_length: int, stride:
     return [np.concatenate([first, before + positions, last]) for positions in inside]
 
 
+def first_windows(review: np.ndarray) -> np.ndarray:
+    """Returns the first window of each review: int64 [R]. review: of each window, ascending, int64 [N]"""
+    return np.flatnonzero(np.diff(review, prepend=-1))
+
+
 def pool(logits: np.ndarray, review: np.ndarray, pooling: str = "mean") -> np.ndarray:
     """Pools the logits of windows, [N, C], to those of reviews, [R, C]. review: of each window, ascending, int64 [N]"""
     if not len(logits):
         return logits
-    starts = np.flatnonzero(np.diff(review, prepend=-1))
+    starts = first_windows(review)
     if pooling == "max":
         return np.maximum.reduceat(logits, starts)
     return np.add.reduceat(logits, starts) / np.bincount(review)[:, None].astype(logits.dtype)

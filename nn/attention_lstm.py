@@ -18,7 +18,7 @@ from torch.nn import Linear
 from nn.attention import AdditiveAttention
 from nn.dropout import Dropout
 from nn.lstm import LSTM
-from nn.words import Reading, WordClassifier, WordConfig, masked_max
+from nn.words import WordClassifier, WordConfig, masked_max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,6 @@ class AttentionLSTM(WordClassifier):
         self.attention = AdditiveAttention(width, c.attention_size)
         self.dropout = Dropout(c.dropout)
         self.classifier = Linear(width * (1 + c.with_max), len(c.labels))
-
-    @property
-    def reading(self) -> Reading:
-        """Which words the states depend on."""
-        return Reading(1 + self.config.bidirectional)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Computes the LSTM states. x: [B, T, E];  mask: bool [B, T] -> [B, T, N·D]"""

@@ -21,7 +21,7 @@ from torch.nn import Linear, Module, Parameter
 
 from nn.dropout import Dropout
 from nn.lstm import LSTM
-from nn.words import Reading, WordClassifier, WordConfig
+from nn.words import WordClassifier, WordConfig
 
 HEADS = ("linear", "capsules")
 
@@ -137,11 +137,6 @@ class CapsuleLSTM(WordClassifier):
         else:
             self.classes = None
             self.classifier = Linear(c.num_capsules * c.capsule_size, classes)
-
-    @property
-    def reading(self) -> Reading:
-        """Which words the states depend on."""
-        return Reading(1 + self.config.bidirectional)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Computes the LSTM states. x: [B, T, E];  mask: bool [B, T] -> [B, T, N·D]"""

@@ -18,7 +18,7 @@ from torch.nn import Linear, Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
 from nn.recurrence import fast_lstm, join_directions, project_inputs, stack_directions
-from nn.words import Pooling, Reading, WordClassifier, WordConfig
+from nn.words import Pooling, WordClassifier, WordConfig
 
 
 class LSTMLayer(Module):
@@ -99,11 +99,6 @@ class LSTMClassifier(WordClassifier):
         self.pooling = Pooling(c.pooling, width=width, bidirectional=c.bidirectional)
         self.dropout = Dropout(c.dropout)
         self.classifier = Linear(self.pooling.width, len(c.labels))
-
-    @property
-    def reading(self) -> Reading:
-        """Which words the states depend on."""
-        return Reading(1 + self.config.bidirectional)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Computes the LSTM states. x: [B, T, E];  mask: bool [B, T] -> [B, T, N·D]"""

@@ -195,8 +195,9 @@ class WordClassifier(Module):
 
     @property
     def reading(self) -> Reading | None:
-        """Which words the states depend on; None for a network that is not recurrent."""
-        return None
+        """Which words the states depend on; None for a network that is not recurrent: its config has no directions."""
+        bidirectional = getattr(self.config, "bidirectional", None)
+        return None if bidirectional is None else Reading(1 + bidirectional)
 
     def fit(self, corpus: Corpus) -> None:
         """Computes what a model with random weights takes from the training reviews before training; here nothing."""

@@ -57,8 +57,18 @@ def test_an_ensemble_scores_predicts_and_answers(tmp_path, monkeypatch, capsys):
     evaluate(["--run", "runs/a", "runs/b", "--data", "two.csv"])
     evaluate(["--run", "runs/a", "runs/b", "--text", "good film"])
     assert capsys.readouterr().out.splitlines()[-1].split(" ")[0] in ("negative", "positive")
-    with pytest.raises(ValueError, match="--merge and --explain take one run"):
-        evaluate(["--run", "runs/a", "runs/b", "--merge", "out"])
+    for flags, message in (
+        ("--merge out", "--merge takes one run"),
+        ("--errors 3", "--errors takes one run"),
+        ("--truncate windows", "--truncate does not change the predictions that the runs kept"),
+        ("--quantize int8", "--quantize does not change"),
+        ("--out x.csv", "--out needs something to write"),
+    ):
+        for folders in (["runs/a", "runs/b"], ["runs/a runs/b"]):
+            with pytest.raises(ValueError, match=message):
+                evaluate(["--run", *folders, *flags.split()])
+    with pytest.raises(ValueError, match="--text is empty"):
+        evaluate(["--run", "runs/a", "runs/b", "--text", " "])
     (tmp_path / "runs/b/validation.probabilities.safetensors").unlink()
     with pytest.raises(ValueError, match="b kept no probabilities of its validation reviews"):
         evaluate(["--run", "runs/a", "runs/b"])

@@ -19,7 +19,8 @@ from losses.mlm import MLMOptions, Vocabulary, choose, corrupt
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.vectors import put_vectors
 
-PRETRAINING = ["mlm", "rtd"]  # of encoders; tests/test_lm.py has the language models
+# of encoders; language models are in tests/test_lm.py
+PRETRAINING = [name for name, entry in OBJECTIVES.items() if entry.pretraining and name != "lm"]
 V, MASK = 61, 4
 ORDINARY = torch.arange(V) > 4  # the first five ids are special tokens
 STARTS = (torch.arange(V) % 3 > 0) & ORDINARY  # every third ordinary token continues a word

@@ -8,7 +8,8 @@ import pytest
 
 from data.checked import read_json
 from data.files import write_json
-from data.pictures import write_pictures
+from data.pictures import Point, label_points, new_figure
+from data.row_pictures import draw_labels, panels, training_data, write_pictures
 from data.rows import OTHER_RESULTS, RESULTS, publish, published_rows
 from data.runs import Run
 from data.tables import best_by_model, main, mean_and_deviation, models_table, results_table
@@ -90,18 +91,51 @@ def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.Monke
     assert json.loads((tmp_path / "results/row.log.jsonl").read_text())["epoch"] == 1
 
 
-def test_pictures_are_deterministic_and_show_every_row(tmp_path: Path):
-    for folder in ("one", "two"):
-        write_pictures(tmp_path / folder)
-    for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-        committed = (RESULTS / "pictures" / path.name).read_text(encoding="utf-8")
-        assert set(re.findall(r'id="([\w.@-]+)"', committed)) >= ids_of_rows(path.name)
+def test_pictures_are_complete_and_show_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved: set[str] = set()
+    monkeypatch.setattr("data.row_pictures.save_picture", lambda figure, path: saved.add(path.name))
+    write_pictures(tmp_path)
+    committed = {path.name for path in (RESULTS / "pictures").iterdir()}
+    assert committed == {f"{name}.{kind}" for name in saved for kind in ("svg", "png")}
+    drawn = set(re.findall(r'id="([\w.@-]+)"', (RESULTS / "pictures/rows.svg").read_text(encoding="utf-8")))
+    assert drawn >= {row.name for row in published_rows() if row.full_test and training_data(row)}
 
 
-def ids_of_rows(picture: str) -> set[str]:
-    """Returns the ids that the points of a picture have: the names of the rows."""
-    return {row.name for row in published_rows() if row.full_test} if picture == "accuracy.svg" else set()
+def test_pictures_are_deterministic(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        draw_labels(tmp_path / name / "labels", published_rows())
+    for file in ("labels.svg", "labels.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_rows_share_a_panel_only_with_the_same_training_data(tmp_path: Path):
+    usual = {"train_reviews": 0, "max_length": 400}
+    write_result(tmp_path, "a", test=0.8, **usual)
+    write_result(tmp_path, "b", test=0.9, **usual)
+    write_result(tmp_path, "few", test=0.7, train_reviews=5000, max_length=400)
+    write_result(tmp_path, "short", test=0.7, train_reviews=5000, max_length=128)
+    write_result(tmp_path, "partly", test_reviews=2500, **usual)
+    write_result(tmp_path, "own", train="mine.tsv", **usual)
+    assert {title: [row.name for row in rows] for title, rows in panels(published_rows(tmp_path)).items()} == {
+        "20,000 training reviews": ["b", "a"],
+        "5,000 training reviews": ["few"],
+        "5,000 training reviews of at most 128 tokens": ["short"],
+    }
+
+
+def test_texts_beside_points_hide_neither_texts_nor_points():
+    figure = new_figure(width=3, height=3)
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10), ylim=(0, 10))
+    points = [Point(5 + 0.3 * i, 5.0, f"point {i}") for i in range(8)] + [Point(9.9, 0.1, "corner"), Point(1, 9, "")]
+    label_points(figure, axes, points)
+    assert {text.get_text() for text in axes.texts} >= {"point 0", "corner"}
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) < 9  # without room a text is left out
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    for x, y in axes.transData.transform([point[:2] for point in points]):
+        assert not any(box.contains(x, y) for box in boxes)
 
 
 def test_unknown_arguments_show_the_usage():
