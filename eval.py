@@ -50,6 +50,7 @@ from data.metrics import metrics, print_metrics, softmax
 from data.mistakes import accuracy_table, groups, mistake_lines, mistakes, mistakes_csv, most_confident_mistakes
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits, recorded_settings, truncation_of
+from data.ranks import add_rows, alone, is_first, own_share, rank, size
 from data.rows import open_runs
 from data.runs import Run
 from data.seeds import random_state, set_random_state
@@ -94,14 +95,16 @@ def held_out_loss(
     meter, state = Meter(None, 0.0, 0.0), random_state(machine.device)
     model.eval()
     torch.manual_seed(seed)
-    for batch in batches(corpus, sorted_order(corpus.lengths, SCORING_TOKENS), machine.device):
+    for rows in sorted_order(corpus.lengths, SCORING_TOKENS):
+        whole = corpus.batch(rows)
+        batch = (whole if alone() else own_share(whole)).to(machine.device)
         with machine.autocast():
             loss, correct = objective(model, batch, options)
-        meter.add(batch, loss, correct)
+        meter.add(batch, loss, correct if batch.counted else {})
         check()
     set_random_state(state, machine.device)
     model.train()
-    return meter.means()
+    return meter.of_all_ranks().means()
 
 
 @torch.inference_mode()
@@ -114,19 +117,19 @@ def score(
     between batches.  bar: whether to show a progress bar. Returns float32 [R, C] in the order of the
     reviews; those of a review in windows are pooled.
     """
-    training, logits = model.training, np.empty((len(corpus), len(model.config.labels)), np.float32)
+    training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
-    hide = None if bar else True  # None: hidden unless the output is a terminal
+    hide = None if bar and is_first() else True  # None: hidden unless the output is a terminal
     bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" examples", leave=False, disable=hide)
     with bar_shown as progress, merged_copies(model, machine.dtype), cast_once(model, machine):
-        for batch in batches(corpus, order, machine.device):
+        for batch in batches(corpus, order[rank() :: size()], machine.device):  # the batches of one rank: equal logits
             with machine.autocast():
                 logits[batch.rows.cpu()] = model(batch.input_ids, batch.mask).float().cpu()
             progress.update(len(batch.labels))
             check()
     model.train(training)
-    return corpus.pool(logits)
+    return corpus.pool(add_rows(logits))
 
 
 # -------------------------------------------------------------------------------------- a finished run, a checkpoint
@@ -483,6 +486,8 @@ def member(options: Options, run: Run) -> Member:
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        raise ValueError("eval.py is one process; start it without torchrun")
     given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES)
     options = Options(**given)
     options = replace(options, run=tuple(split_folders(options.run)))

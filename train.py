@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,15 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import peft
-from data import Splits, overlap
-from data.batches import Batch, Corpus, Stream, examples_of, shuffled_order, step_batches
+from data import Splits, overlap, ranks
+from data.batches import Batch, Corpus, Stream, examples_of, shuffled_order
 from data.checked import read_json
 from data.checksums import check_checksums, write_checksums
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, interruptible, is_closed_pipe, out_of_memory
 from data.files import new_folder, write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
-from data.meter import Meter, Progress
+from data.meter import Meter, Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
 from data.options import (
     Options,
@@ -44,18 +45,21 @@ from data.options import (
     adapter_folder,
     find_data,
     read_splits,
+    recorded_settings,
     repeats_batches,
     resolve,
     truncation_of,
 )
-from data.runs import Run
+from data.runs import Run, command_line
 from data.seeds import derive_seed, random_state, set_random_state
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
+from data.windows import Truncation
 from eval import Scorer, held_out_loss, score
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
 from nn.checkpoint import model_class, restore_training_state, save_pretrained, training_state
+from nn.distributed import GradientSum, broadcast_model
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
@@ -194,25 +198,42 @@ class Training:
     scaler: GradScaler
     average: Average
     trainable: list[Parameter]
+    gradient_sum: GradientSum
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=lambda: Meter(None, 0.0, 0.0))
 
     def save(self) -> None:
         """Saves the state to resume from."""
-        state = {"sums": self.meter.sums, "seconds": self.meter.total(), "scaler": self.scaler.state_dict()}
+        state = {
+            "sums": self.meter.of_all_ranks().sums,
+            "seconds": self.meter.total(),
+            "scaler": self.scaler.state_dict(),
+        }
         tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
-        self.run.save_state(tensors, asdict(self.progress) | state)
+        tensors |= ranks.random_states(self.machine.device)
+        if ranks.is_first():
+            self.run.save_state(tensors, asdict(self.progress) | state)
+        ranks.agree(0)  # no rank goes on, or ends, before the state is written
 
     def load(self) -> None:
         """Restores the saved state, if there is one."""
         sums, seconds = None, 0.0
-        if (saved := self.run.load_state()) is not None:
+        if (saved := ranks.in_turn(self.run.load_state)) is not None:
             tensors, state = saved
             restore_training_state(tensors, self.model, self.optimizer, self.machine.device)
+            ranks.restore_random_state(tensors, self.machine.device)
             self.average.restore(tensors)
             self.scaler.load_state_dict(state["scaler"])
-            self.progress, sums, seconds = Progress.load(state), state.get("sums"), state["seconds"]
+            self.progress, seconds = Progress.load(state), state["seconds"]
+            sums = state.get("sums") if ranks.is_first() else None  # each rank adds its own
         self.meter = Meter(sums, seconds, self.settings.options.save_minutes)
+
+
+def make_corpora(tokenizer: Tokenizer, splits: Splits, how: Truncation, cache: Path) -> tuple[Corpus, Corpus]:
+    """Returns the training and the validation examples."""
+    if splits.shards is not None:
+        return splits.shards.corpora(tokenizer, how.max_length, how.truncate, cache)
+    return examples_of(tokenizer, splits.train, how, cache), examples_of(tokenizer, splits.validation, how, cache)
 
 
 def prepare_training(
@@ -220,30 +241,21 @@ def prepare_training(
 ) -> Training:
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options = settings.options
-    how = truncation_of(options)
-    if splits.shards is None:
-        corpus, held_out = (examples_of(tokenizer, frame, how, run.cache) for frame in splits[:2])
-    else:
-        corpus, held_out = splits.shards.corpora(tokenizer, how.max_length, how.truncate, run.cache)
+    corpus, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, truncation_of(options), run.cache))
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
-    model = build_model(settings, tokenizer, splits.labels)
+    model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     if isinstance(model, WordClassifier) and options.weights == "none":
         model.fit(corpus)
     if options.word_vectors != "none" and options.weights == "none":
-        start_from_vectors(
-            model,
-            source=options.word_vectors,
-            whiten=options.whiten_vectors,
-            splits=splits,
-            corpus=corpus,
-            tokenizer=tokenizer,
-            cache=run.cache,
-            check=interrupt.check,
+        start = partial(start_from_vectors, model, source=options.word_vectors, whiten=options.whiten_vectors)
+        ranks.in_turn(
+            lambda: start(splits=splits, corpus=corpus, tokenizer=tokenizer, cache=run.cache, check=interrupt.check)
         )
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
     model = model.to(machine.device).train()
+    broadcast_model(model)
     stream = unlabelled_stream(settings, splits, tokenizer, run) if OBJECTIVES[options.loss].unlabelled else None
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
     groups = parameter_groups(model, options, peft.is_adapter_parameter, lora_plus)
@@ -258,8 +270,9 @@ def prepare_training(
         scaler=GradScaler(machine.device.type, enabled=machine.dtype == torch.float16),
         average=Average(trainable, options.average),
         trainable=trainable,
+        gradient_sum=GradientSum(trainable),
     )  # fmt: skip
-    torch.manual_seed(derive_seed(options.seed, "dropout"))
+    ranks.seed_dropout(options.seed)
     training.load()
     return training
 
@@ -271,7 +284,8 @@ def train(t: Training) -> None:
     steps = [math.ceil(len(order) / options.accumulation) for order in orders]  # of each epoch
     while progress.epoch < options.epochs and not out_of_patience(progress, options):
         order, before = orders[progress.epoch], sum(steps[: progress.epoch])
-        bar = tqdm(total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), leave=False, disable=None)
+        hide = None if ranks.is_first() else True  # None: hidden unless the output is a terminal
+        bar = tqdm(total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), leave=False, disable=hide)
         with t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved
             while progress.step < steps[progress.epoch]:
                 step = before + progress.step  # counted over the whole run
@@ -322,44 +336,75 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
     """
     options, entry, progress = t.settings.options, OBJECTIVES[t.settings.options.loss], t.progress
     limit = tokens_per_pass(t.model, t.machine) if entry.additive else 0
-    batches = list(step_batches(t.corpus, t.stream, micro_batches, first, progress.num_splits, limit))
+    batches = list(
+        ranks.rank_batches(
+            t.corpus, t.stream, micro_batches, first, progress.num_splits, limit, entry.additive, options.seed
+        )
+    )
+    size = sum(len(rows) for rows in micro_batches)  # examples of all ranks
     before = random_state(t.machine.device)
+    message = None
+
+    def agreed(own: int) -> int:
+        """Returns how the step went on all ranks."""
+        if entry.additive:  # no exchange in the forward pass: the sums may begin in the backward pass
+            t.gradient_sum.finish()
+        return ranks.agree(own)[0]
+
     try:
-        return gradient(t, batches)
+        passes = gradient(t, batches, size)
+        status = agreed(ranks.FINE)
+    except ranks.Elsewhere as other:
+        status = other.status
     except Stopped:  # between two passes of a long step, which is done again after --resume
         set_random_state(before, t.machine.device)
         t.save()
         raise
     except NotFinite as error:
-        t.save()
+        status = agreed(ranks.NOT_FINITE)
         reviews = np.unique(t.corpus.reviews_of(np.array(error.rows)))
         ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[reviews])
         where = f"{epoch_name(t)}, step {progress.step + 1}"
-        raise ValueError(f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}") from error
+        message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
     except (RuntimeError, MemoryError) as error:
-        single = max(len(batch.labels) for batch in batches) == 1
-        if not out_of_memory(error) or single or options.out_of_memory == "stop":
+        single = max((len(batch.labels) for batch in batches), default=2) == 1
+        halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
+        status = agreed(ranks.HALVE if halve else ranks.END)
+        if not halve:
             raise
+    if status == ranks.FINE:
+        if not entry.additive:
+            t.gradient_sum.finish()
+        return passes
+    if status == ranks.NOT_FINITE:
+        t.save()
+        raise ValueError(ranks.first_message(message))
+    if status == ranks.END:
+        ranks.end()
     progress.num_splits *= 2
     t.optimizer.zero_grad(set_to_none=True)
     print(f"warning: out of memory; from here on each forward pass is split into {progress.num_splits}")
     return None
 
 
-def gradient(t: Training, batches: list[Batch]) -> list[Pass]:
-    """Adds the gradient of the mean loss over all examples of a step.
+def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
+    """Adds the gradient of the mean loss over all examples of a step, or this rank's part of it.
 
-    Returns (batch, loss, correct predictions) of each forward pass. Raises NotFinite.
+    size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
+    pass. Raises NotFinite.
     """
-    objective, size, passes = OBJECTIVES[t.settings.options.loss].objective, sum(len(b.labels) for b in batches), []
+    entry = OBJECTIVES[t.settings.options.loss]
+    passes: list[Pass] = []
     for batch in (batch.to(t.machine.device) for batch in batches):
+        if entry.additive and len(passes) == len(batches) - 1:
+            t.gradient_sum.start()
         with t.machine.autocast():
-            loss, output = objective(t.model, batch, t.settings.objective)
+            loss, output = entry.objective(t.model, batch, t.settings.objective)
         if not torch.isfinite(loss):
             raise NotFinite(loss.item(), batch.rows.tolist())
-        t.scaler.scale(loss * (len(batch.labels) / size)).backward()
+        t.scaler.scale(loss * (batch.total / size)).backward()
         passes.append((batch, loss.detach(), correct_predictions(output, batch)))
-        if len(passes) < len(batches):
+        if len(passes) < len(batches) and ranks.alone():
             t.interrupt.check()
     return passes
 
@@ -369,6 +414,8 @@ def correct_predictions(output: Tensor | dict[str, Tensor], batch: Batch) -> dic
 
     Logits may contain the batch twice (two dropout passes); the first half counts.
     """
+    if not batch.counted:
+        return {}
     if isinstance(output, dict):
         return output
     return {"acc": output[: len(batch.labels)].argmax(-1) == batch.labels}
@@ -383,9 +430,13 @@ def finish_step(t: Training, passes: list[Pass], rate_factor: float, last: bool)
     if progress.step % LOG_STEPS == 0:
         release_freed_memory()
         values = {"epoch": progress.epoch + 1, "step": progress.step, "rate_factor": rate_factor}
-        t.run.log("step", **values, loss=passes[-1][1].item(), **meter.shown())
-    if last or meter.save_is_due() or t.interrupt.asked:
+        values |= {"loss": step_loss(passes), **meter.of_all_ranks().shown()}
+        if ranks.is_first():
+            t.run.log("step", **values)
+    asked, due = ranks.agree(t.interrupt.asked, meter.save_is_due())
+    if last or due or asked:
         t.save()
+        t.interrupt.asked = asked or t.interrupt.asked  # a signal to one rank stops all
         t.interrupt.check()
 
 
@@ -397,13 +448,15 @@ def finish_epoch(t: Training) -> None:
         shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
         better = OBJECTIVES[t.settings.options.loss].pretraining or shown["acc"] > progress.best
         if better:
-            save_best(t)
-            if logits is not None:
+            if ranks.is_first():
+                save_best(t)
+            if logits is not None and ranks.is_first():
                 t.run.save_probabilities("validation", softmax(logits), t.held_out.labels)
             progress.best, progress.best_epoch, progress.validation = shown["acc"], progress.epoch + 1, found
-    record = t.meter.record() | {f"val_{key}": value for key, value in shown.items()}
+    record = t.meter.of_all_ranks().record() | {f"val_{key}": value for key, value in shown.items()}
     record |= {"seconds": round(t.meter.total(), 1)}
-    t.run.log("epoch", epoch=progress.epoch + 1, **record)
+    if ranks.is_first():
+        t.run.log("epoch", epoch=progress.epoch + 1, **record)
     line = ", ".join(f"{key} {value:,.4g}" for key, value in record.items())
     print(f"{name}: {line}, best" if better else f"{name}: {line}")
     progress.history = [*progress.history, {"epoch": progress.epoch + 1, **record}]
@@ -450,7 +503,7 @@ def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, 
     options = settings.options
     if not len(splits.unlabelled):
         raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
-    corpus = examples_of(tokenizer, splits.unlabelled, truncation_of(options), run.cache)
+    corpus = ranks.in_turn(lambda: examples_of(tokenizer, splits.unlabelled, truncation_of(options), run.cache))
     return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)
 
 
@@ -475,7 +528,8 @@ def finish(t: Training) -> None:
         print_metrics("validation", result["validation"], t.splits.labels)
         result |= test_scores(t)
     result["peak_memory_bytes"] = peak_memory(t.machine.device)
-    write_json(run.folder / "result.json", run.config | result)
+    if ranks.is_first():
+        write_json(run.folder / "result.json", run.config | result)
     if pretraining:
         print(f"finished: python train.py --model {options.model} --weights {run.best} starts from it")
     else:
@@ -498,9 +552,10 @@ def test_scores(t: Training) -> dict[str, Any]:
     if not len(frame):
         return {}
     scorer = Scorer.of_run(t.run, t.machine, base=t.settings.options.base)
-    corpus = scorer.corpus(frame, t.run.cache)
+    corpus = ranks.in_turn(lambda: scorer.corpus(frame, t.run.cache))
     logits = scorer.logits(corpus, t.interrupt.check)
-    t.run.save_probabilities("test", softmax(logits), corpus.labels)
+    if ranks.is_first():
+        t.run.save_probabilities("test", softmax(logits), corpus.labels)
     found = metrics(logits, corpus.labels)
     print_metrics("test", found, t.splits.labels)
     return {"test": found}
@@ -521,12 +576,12 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
 def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     """Runs one experiment in its folder, from the start or from its saved state."""
     given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
-    print(f"run: {run.folder} on {machine}")
+    print(f"run: {run.folder} on {machine}" + ("" if ranks.alone() else f", {ranks.size()} ranks"))
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in given.items()))
     with Interrupt() as interrupt:
         try:
-            splits = read_data(settings, run)
-            tokenizer = prepare_tokenizer(settings.options, run, splits)
+            splits = ranks.in_turn(lambda: read_data(settings, run))
+            tokenizer = ranks.in_turn(lambda: prepare_tokenizer(settings.options, run, splits))
             training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
             train(training)
             finish(training)
@@ -542,17 +597,44 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     settings, run = resolve(argv, TABLES)
-    if run is None:
-        settings, why = find_data(settings, TABLES)  # the built-in reviews have defaults of their own
-        print(f"data: {settings.options.train or settings.options.data} ({why})")
-    elif run.result is not None:
+    with ranks.joined(settings.options.device):
+        run_experiment(settings, run)
+
+
+def run_experiment(settings: Settings, run: Run | None) -> None:
+    """Creates or resumes the run folder, on rank 0, and trains in it."""
+    options, entry = settings.options, OBJECTIVES[settings.options.loss]
+    if not (ranks.alone() or entry.additive or entry.ranks):
+        raise ValueError(f"--loss {options.loss} cannot be computed by several ranks; leave out torchrun")
+    machine = choose_machine(options.device, options.precision)
+
+    def start() -> str:
+        """Returns the run folder."""
+        nonlocal settings, run, machine
+        named = Path(options.runs) / options.name
+        if run is None and ranks.restarts() and not options.name:
+            raise ValueError("torchrun --max-restarts needs --name, by which the run is found again")
+        exists = ranks.restarted() and (named / "config.json").is_file()  # torchrun repeats the command after a failure
+        if run is None and exists and Run.open(named).config["command"] == command_line():
+            settings, run = resolve(["--resume", str(named)], TABLES)
+        if run is None:
+            settings, why = find_data(settings, TABLES)  # the built-in reviews have defaults of their own
+            print(f"data: {settings.options.train or settings.options.data} ({why})")
+            machine = choose_machine(settings.options.device, settings.options.precision)
+            run = prepare_run(settings, machine)
+        elif run.result is None:
+            run.lock()
+        return str(run.folder)
+
+    folder = ranks.by_first(start)
+    if not ranks.is_first():
+        run = Run.open(folder)
+        settings = recorded_settings(run, TABLES)
+        machine = choose_machine(settings.options.device, settings.options.precision)
+    assert run is not None
+    if run.result is not None:
         print_result(run)
         return
-    machine = choose_machine(settings.options.device, settings.options.precision)
-    if run is None:
-        run = prepare_run(settings, machine)
-    else:
-        run.lock()
     try:
         train_and_score(settings, run, machine)
     finally:
@@ -560,5 +642,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with clean_exit():
+    with ranks.leaving(), clean_exit():
         main(sys.argv[1:])

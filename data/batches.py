@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     rows: Tensor  # int64 [B], numbers of the examples in the corpus
     unlabelled: "Batch | None" = None  # a batch of unlabelled reviews for the same step
     class_weights: Tensor | None = None  # fp32 [C], weight of an example's loss by its class
+    share: "Share | None" = None  # where these rows are in a batch that several ranks compute together
 
     def to(self, device: torch.device) -> "Batch":
         """Copies all tensors to a device. A GPU copies from pinned memory, so that the CPU does not wait for it."""
@@ -56,7 +57,72 @@ class Batch(NamedTuple):
             rows=copy(self.rows),
             unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
             class_weights=None if self.class_weights is None else copy(self.class_weights),
+            share=None if self.share is None else self.share._replace(whole=self.share.whole.to(device)),
         )
+
+    @property
+    def whole(self) -> "Batch":
+        """The batch of all ranks."""
+        return self if self.share is None else self.share.whole
+
+    @property
+    def start(self) -> int:
+        """The number of the first row in `whole`."""
+        return 0 if self.share is None else self.share.start
+
+    def generator(self) -> torch.Generator | None:
+        """Returns a generator for numbers that all ranks draw for `whole`; None: torch's default generator."""
+        return None if self.share is None else self.share.generator(self.input_ids.device)
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """Returns the rows and columns of this batch from a tensor of `whole`: [N, T'] -> [B, T].
+
+        For a rank without rows the result is 0, which selects no token.
+        """
+        if self.share is None:
+            return drawn
+        own = self.share.own(drawn)[:, : self.input_ids.size(1)]
+        return own if self.counted else torch.zeros_like(own)
+
+    @property
+    def counted(self) -> int:
+        """The number of examples whose loss counts: 0 for a rank without rows."""
+        return len(self.labels) if self.share is None else self.share.stop - self.share.start
+
+    @property
+    def total(self) -> int:
+        """The number of examples of all ranks."""
+        return len(self.labels) if self.share is None else len(self.share.whole.labels)
+
+    def part(self, mean: Tensor) -> Tensor:
+        """Computes this rank's part of a mean over examples: the parts of all ranks add up to it.
+
+        Without ranks the part is the mean.
+        """
+        return mean if self.share is None else mean * (self.counted / self.total)
+
+    def part_of(self, mean: Tensor, counted: Tensor) -> Tensor:
+        """Computes this rank's part of a mean over the elements `counted`: bool [B, T], or [N, T] of all ranks."""
+        if self.share is None:
+            return mean
+        return mean * (self.share.own(counted).sum() * min(self.counted, 1) / counted.sum().clamp(min=1))
+
+
+class Share(NamedTuple):
+    """The rows start … stop - 1 of a batch `whole`, which one rank computes; start = stop: none."""
+
+    whole: Batch
+    start: int
+    stop: int
+    seed: int | None  # of random numbers that all ranks draw for `whole`; None: torch's default generator
+
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """Returns a generator in the same state on all ranks."""
+        return None if self.seed is None else torch.Generator(device).manual_seed(self.seed)
+
+    def own(self, whole: Tensor) -> Tensor:
+        """Returns the rows of this rank, [B, …] -> [n, …]; the first row if it has none."""
+        return whole[self.start : self.stop] if self.stop > self.start else whole[:1]
 
 
 @dataclass(frozen=True)

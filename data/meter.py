@@ -1,5 +1,6 @@
 """Keeps the progress of a run, accumulates loss, accuracy, tokens and seconds, and decides when to save."""
 
+import copy
 import time
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from data.batches import Batch
+from data.ranks import add, alone
 
 
 @dataclass
@@ -26,6 +28,19 @@ class Progress:
         """Reads a saved state; older ones call num_splits `pieces`."""
         values = {"num_splits": saved.get("pieces", 1)} | saved
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+
+def step_loss(passes: list[tuple[Batch, Tensor, dict[str, Tensor]]]) -> float:
+    """Returns the loss of a step's last forward pass, with several ranks the mean over all examples of the step."""
+    if alone():
+        return passes[-1][1].item()
+    sums = add(
+        {
+            "loss": sum(loss.item() * batch.total for batch, loss, _ in passes),
+            "count": sum(batch.counted for batch, _, _ in passes),
+        }
+    )
+    return sums["loss"] / sums["count"]
 
 
 class Meter:
@@ -48,14 +63,22 @@ class Meter:
         return {"loss": 0.0, "count": 0, "tokens": 0, "seconds": 0.0}
 
     def add(self, batch: Batch, loss: Tensor, correct_predictions: dict[str, Tensor]) -> None:
-        """Adds one forward pass. loss: mean over examples. correct_predictions: by name, bool tensors of any shape."""
-        size = len(batch.labels)
-        self.sums["loss"] += loss.item() * size
-        self.sums["count"] += size
+        """Adds one forward pass. loss: mean over examples, or a rank's part of it.
+
+        correct_predictions: by name, bool tensors of any shape.
+        """
+        self.sums["loss"] += loss.item() * batch.total
+        self.sums["count"] += batch.counted
         for name, correct in correct_predictions.items():
             self.sums[f"right {name}"] = self.sums.get(f"right {name}", 0) + correct.sum().item()
             self.sums[f"of {name}"] = self.sums.get(f"of {name}", 0) + correct.numel()
-        self.sums["tokens"] += int(batch.mask.sum())  # without padding
+        self.sums["tokens"] += int(batch.mask.sum()) if batch.counted else 0  # without padding
+
+    def of_all_ranks(self) -> "Meter":
+        """Returns a meter with the sums over all ranks, which must all call it. The seconds are this rank's."""
+        meter = copy.copy(self)
+        meter.sums = add(self.sums) | {"seconds": self.sums["seconds"]}
+        return meter
 
     def tick(self) -> None:
         """Ends a step."""
@@ -76,7 +99,7 @@ class Meter:
         sums = self.sums
         names = [key.removeprefix("of ") for key in sums if key.startswith("of ")]
         accuracies = {name: sums[f"right {name}"] / max(1, sums[f"of {name}"]) for name in names}
-        return {"loss": sums["loss"] / sums["count"]} | accuracies
+        return {"loss": sums["loss"] / max(1, sums["count"])} | accuracies
 
     def record(self) -> dict[str, float]:
         """Returns the means with the prefix train_, and the tokens per second."""

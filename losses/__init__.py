@@ -24,6 +24,7 @@ class ObjectiveEntry(NamedTuple):
     unlabelled: bool = False  # whether batches carry unlabelled reviews
     pretraining: bool = False  # whether labels are unused
     additive: bool = False  # whether a batch can be split into several passes with the same result
+    ranks: bool = False  # whether it returns its rank's part of the loss (data/ranks.py); additive ones need not
 
 
 # for small models from random weights
@@ -50,16 +51,17 @@ LANGUAGE_MODEL = PRETRAINING | {
 CAPSULES = {"shape": "head=capsules"}
 
 # fmt: off
+# ruff: noqa: E501  (a table: one line an objective)
 OBJECTIVES: dict[str, ObjectiveEntry] = {
     "ce":           ObjectiveEntry(cross_entropy.objective, cross_entropy.CrossEntropyOptions, additive=True),
     "margin":       ObjectiveEntry(margin.objective, margin.MarginOptions, CAPSULES, additive=True),
     "rdrop":        ObjectiveEntry(rdrop.objective, rdrop.RDropOptions, additive=True),
-    "supcon":       ObjectiveEntry(supcon.objective, supcon.SupConOptions, prepare=supcon.prepare),
-    "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, supcon.RDropSupConOptions, prepare=supcon.prepare),
-    "adversarial":  ObjectiveEntry(mixed.objective, mixed.AdversarialOptions, prepare=mixed.prepare),
-    "mixed":        ObjectiveEntry(mixed.objective, mixed.MixedOptions, prepare=mixed.prepare, unlabelled=True),
-    "mlm":          ObjectiveEntry(mlm.objective, mlm.MLMOptions, PRETRAINING, mlm.prepare, pretraining=True),
+    "supcon":       ObjectiveEntry(supcon.objective, supcon.SupConOptions, prepare=supcon.prepare, ranks=True),
+    "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, supcon.RDropSupConOptions, prepare=supcon.prepare, ranks=True),
+    "adversarial":  ObjectiveEntry(mixed.objective, mixed.AdversarialOptions, prepare=mixed.prepare, ranks=True),
+    "mixed":        ObjectiveEntry(mixed.objective, mixed.MixedOptions, prepare=mixed.prepare, unlabelled=True, ranks=True),
+    "mlm":          ObjectiveEntry(mlm.objective, mlm.MLMOptions, PRETRAINING, mlm.prepare, pretraining=True, ranks=True),
     "lm":           ObjectiveEntry(lm.objective, lm.LMOptions, LANGUAGE_MODEL, lm.prepare, pretraining=True),
-    "rtd":          ObjectiveEntry(rtd.objective, rtd.RTDOptions, PRETRAINING, rtd.prepare, pretraining=True),
+    "rtd":          ObjectiveEntry(rtd.objective, rtd.RTDOptions, PRETRAINING, rtd.prepare, pretraining=True, ranks=True),
 }
 # fmt: on

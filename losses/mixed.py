@@ -28,12 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import Batch
+from data.batches import Batch, Share
 from data.flags import option
+from data.ranks import alone
 from data.seeds import random_state, set_random_state
 from data.tokenization import Tokenizer
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
 from nn import Model
+from nn.distributed import draw_normal, standard_deviation
 
 XI = 0.1  # ξ for each token position, in units of the embeddings' standard deviation
 
@@ -68,14 +70,17 @@ class Reviews(NamedTuple):
     mask: Tensor  # bool [B, T]
     state: dict[str, Tensor]
     by_dimension: bool = False  # whether each dimension has a standard deviation of its own
+    share: Share | None = None  # of a batch that several ranks compute together
 
     @classmethod
-    def embed(cls, model: Model, input_ids: Tensor, mask: Tensor, by_dimension: bool = False) -> "Reviews":
+    def embed(
+        cls, model: Model, input_ids: Tensor, mask: Tensor, by_dimension: bool = False, share: Share | None = None
+    ) -> "Reviews":
         """Embeds token ids [B, T]. The embeddings require a gradient even if the table is frozen."""
         x = model.embed(input_ids, mask)
         if not x.requires_grad:
             x = x.detach().requires_grad_(torch.is_grad_enabled())
-        return cls(model, x, mask, random_state(input_ids.device), by_dimension)
+        return cls(model, x, mask, random_state(input_ids.device), by_dimension, share)
 
     def logits(self, shift: Tensor | float = 0.0) -> Tensor:
         """Computes the logits of the embeddings plus `shift` [B, T, E] under fixed dropout masks: fp32 [B, C]."""
@@ -84,8 +89,10 @@ class Reviews(NamedTuple):
         return self.model.classifier(self.model.pool(h, self.mask)).float()
 
     def spread(self) -> Tensor:
-        """Computes σ of the embeddings of real tokens: a scalar, or [E] by dimension."""
+        """Computes σ of the embeddings of real tokens, of all ranks: a scalar, or [E] by dimension."""
         x = self.x.detach()[self.mask].float()
+        if self.share is not None:
+            return standard_deviation(x, self.share)  # `prepare` refuses by_dimension
         return x.std(0, correction=0) if self.by_dimension else x.std()
 
 
@@ -116,7 +123,8 @@ def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Ten
     fixed = reviews._replace(x=reviews.x.detach())
     spread = reviews.spread()
     root_tokens = reviews.mask.sum(1).clamp(min=1).sqrt()[:, None, None]
-    start = torch.randn_like(fixed.x, dtype=torch.float32)
+    share, x = reviews.share, fixed.x
+    start = torch.randn_like(x, dtype=torch.float32) if share is None else draw_normal(x, share)
     start = (scale_to_length(start, reviews.mask, XI * root_tokens) * spread).requires_grad_()
     (g,) = torch.autograd.grad(kl(target, fixed.logits(start)), start)
     return scale_to_length(g * spread, reviews.mask, radius) * spread  # Eq. (7); the gradient of r / σ is σ g
@@ -144,7 +152,12 @@ def adversarial_loss(
 
 
 def prepare(model: Model, options: AdversarialOptions, tokenizer: Tokenizer | None) -> None:
-    """Raises ValueError for a model with virtual tokens, whose embeddings this objective does not control."""
+    """Raises ValueError for a model with virtual tokens, whose embeddings this objective does not control.
+
+    Also raises it for normalized embeddings on several ranks.
+    """
+    if options.normalize_embeddings and not alone():
+        raise ValueError("--normalize-embeddings cannot be computed by several ranks; leave out torchrun")
     if model.virtual is not None:
         method = model.adapter["method"]
         raise ValueError(f"--loss adversarial and mixed perturb the embeddings; they do not go with --peft {method}")
@@ -153,23 +166,24 @@ def prepare(model: Model, options: AdversarialOptions, tokenizer: Tokenizer | No
 def objective(model: Model, batch: Batch, options: AdversarialOptions) -> tuple[Tensor, Tensor]:
     """Computes L of the module docstring. Returns (loss, logits [B, C]).
 
-    If batch.unlabelled is None, L_VAT is over the labelled reviews and L_EM is omitted.
+    If batch.unlabelled is None, L_VAT is over the labelled reviews and L_EM is omitted. With several ranks the loss is
+    this rank's part.
     """
-    labelled = Reviews.embed(model, batch.input_ids, batch.mask, options.normalize_embeddings)
+    labelled = Reviews.embed(model, batch.input_ids, batch.mask, options.normalize_embeddings, batch.share)
     logits = labelled.logits()
     smoothing, weights = options.label_smoothing, batch.class_weights
     ce = cross_entropy(logits, batch.labels, smoothing, weights)
-    loss, training = ce, torch.is_grad_enabled()
+    loss, training = batch.part(ce), torch.is_grad_enabled()
     if options.adversarial_weight and training:
         at = adversarial_loss(labelled, ce, batch.labels, options.radius, smoothing, weights)
-        loss = loss + options.adversarial_weight * at
-    clean_passes = [(labelled, logits)]
+        loss = loss + batch.part(options.adversarial_weight * at)
+    clean_passes = [(batch, labelled, logits)]
     if batch.unlabelled is not None and isinstance(options, MixedOptions):
-        more = batch.unlabelled
-        unlabelled = Reviews.embed(model, more.input_ids, more.mask, options.normalize_embeddings)
-        clean_passes.append((unlabelled, unlabelled.logits()))
-        loss = loss + options.entropy_weight * entropy(clean_passes[1][1])
+        other = batch.unlabelled
+        unlabelled = Reviews.embed(model, other.input_ids, other.mask, options.normalize_embeddings, other.share)
+        clean_passes.append((other, unlabelled, unlabelled.logits()))
+        loss = loss + other.part(options.entropy_weight * entropy(clean_passes[1][2]))
     if options.vat_weight and training:
-        losses = [vat_loss(reviews, clean, options.radius) * len(clean) for reviews, clean in clean_passes]
-        loss = loss + options.vat_weight * sum(losses) / sum(len(clean) for _, clean in clean_passes)
+        losses = [vat_loss(reviews, clean, options.radius) * part.counted for part, reviews, clean in clean_passes]
+        loss = loss + options.vat_weight * sum(losses) / sum(part.total for part, _, _ in clean_passes)
     return loss, logits

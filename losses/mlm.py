@@ -70,14 +70,19 @@ class Vocabulary(NamedTuple):
 
 
 def choose(
-    input_ids: Tensor, mask: Tensor, vocabulary: Vocabulary, whole_words: bool = False, rate: float = MASKING_RATE
+    input_ids: Tensor,
+    mask: Tensor,
+    vocabulary: Vocabulary,
+    whole_words: bool = False,
+    rate: float = MASKING_RATE,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draws S from the device's generator: bool [B, T], False at padding and at special tokens.
+    """Draws S from a generator, the device's by default: bool [B, T], False at padding and at special tokens.
 
     input_ids: int64 [B, T];  mask: bool [B, T];  rate: probability that a token is in S
     """
     ordinary = vocabulary.ordinary.to(input_ids.device)[input_ids]  # [B, T]
-    draw = torch.rand(input_ids.shape, device=input_ids.device)
+    draw = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
     if whole_words:
         word = (vocabulary.starts.to(input_ids.device)[input_ids] | ~ordinary).cumsum(
             1
@@ -86,11 +91,14 @@ def choose(
     return (draw < rate) & mask & ordinary
 
 
-def corrupt(input_ids: Tensor, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
+def corrupt(
+    input_ids: Tensor, chosen: Tensor, vocabulary: Vocabulary, generator: torch.Generator | None = None
+) -> Tensor:
     """Computes x': int64 [B, T]. input_ids: int64 [B, T];  chosen: S, bool [B, T]"""
-    kind = torch.rand(input_ids.shape, device=input_ids.device)
+    kind = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
     ordinary_ids = vocabulary.ordinary.to(input_ids.device).nonzero().squeeze(1)
-    random = ordinary_ids[torch.randint(len(ordinary_ids), input_ids.shape, device=input_ids.device)]
+    numbers = torch.randint(len(ordinary_ids), input_ids.shape, generator=generator, device=input_ids.device)
+    random = ordinary_ids[numbers]
     replaced = torch.where(kind < BECOME_MASK + BECOME_RANDOM, random, input_ids)
     replaced = torch.where(kind < BECOME_MASK, vocabulary.mask_id, replaced)
     return torch.where(chosen, replaced, input_ids)
@@ -206,24 +214,29 @@ def bag_loss(logits: Tensor, occurs: Tensor) -> Tensor:
 
 
 def objective(model: Encoder, batch: Batch, options: MLMOptions) -> tuple[Tensor, dict[str, Tensor]]:
-    """Computes L. Returns (loss, correct predictions by name).
+    """Computes L, with several ranks this rank's part. Returns (loss, correct predictions by name).
 
+    All ranks draw S and x' of the whole batch, so that they do not depend on the number of ranks.
     "acc": bool [|S|], whether the token with the highest logit is the original one. "bag", with bag-of-words
     prediction: bool [50 B], whether each of the 50 tokens with the highest logits occurs in its text.
     """
-    heads, ids = model.pretraining, batch.input_ids
-    chosen = choose(ids, batch.mask, heads.vocabulary, options.whole_words)
+    heads, ids, whole = model.pretraining, batch.input_ids, batch.whole
+    generator = batch.generator()
+    all_chosen = choose(whole.input_ids, whole.mask, heads.vocabulary, options.whole_words, generator=generator)
+    all_corrupted = corrupt(whole.input_ids, all_chosen, heads.vocabulary, generator)
+    chosen, corrupted = batch.own(all_chosen), batch.own(all_corrupted)  # [B, T]
     needed = chosen.clone()
     if heads.bag is not None:
         needed[:, 0] = True  # [CLS], which is never in S
-    h = states(model, model.embed(corrupt(ids, chosen, heads.vocabulary), batch.mask), batch.mask, needed)
+    h = states(model, model.embed(corrupted, batch.mask), batch.mask, needed)
     in_s = chosen[needed]  # bool [|needed|]
     logits, targets = predict(model, heads.head, h[in_s]), ids[chosen]
-    loss, correct = mean_loss(logits, targets), {"acc": logits.detach().argmax(-1) == targets}
+    loss = batch.part_of(mean_loss(logits, targets), all_chosen)
+    correct = {"acc": logits.detach().argmax(-1) == targets}
     if heads.bag is not None:
         logits = predict(model, heads.bag, h[~in_s])  # [B, V]
         occurs = bag(ids, batch.mask & heads.vocabulary.ordinary.to(ids.device)[ids], logits.size(1))
-        loss = loss + options.bag_weight * bag_loss(logits, occurs)
+        loss = loss + batch.part(options.bag_weight * bag_loss(logits, occurs))
         highest = logits.detach().topk(min(50, logits.size(1))).indices
         correct["bag"] = occurs.gather(1, highest).flatten()
     return loss, correct

@@ -37,13 +37,17 @@ class RTDOptions(MaskingOptions):
     rtd_weight: float = option(50.0, "objective", "rtd: weight λ of the detection loss")
 
 
-def sample(logits: Tensor) -> Tensor:
+def sample(
+    logits: Tensor, generator: torch.Generator | None = None, start: int = 0, total: int | None = None
+) -> Tensor:
     """Draws one token a row from softmax(logits), by inversion of the cumulative distribution.
 
-    logits: fp32 or wider [N, V] -> int64 [N]
+    logits: fp32 or wider [N, V], rows start … start + N - 1 of `total` rows that are drawn for -> int64 [N]
     """
     cumulative = logits.softmax(-1).cumsum(-1)  # [N, V]
-    draw = torch.rand(len(logits), 1, dtype=cumulative.dtype, device=cumulative.device) * cumulative[:, -1:]
+    shape = (total or len(logits), 1)
+    draw = torch.rand(shape, generator=generator, dtype=cumulative.dtype, device=cumulative.device)
+    draw = draw[start : start + len(logits)] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, draw, right=True).squeeze(1).clamp(max=logits.size(-1) - 1)
 
 
@@ -83,20 +87,25 @@ def prepare(model: Model, options: RTDOptions, tokenizer: Tokenizer) -> None:
 
 
 def objective(model: Encoder, batch: Batch, options: RTDOptions) -> tuple[Tensor, dict[str, Tensor]]:
-    """Computes L. Returns (loss, correct predictions by name).
+    """Computes L, with several ranks this rank's part. Returns (loss, correct predictions by name).
 
     "acc": bool [real tokens], whether the detector classified the token correctly. "found": bool [replaced tokens],
     whether it detected the replacement. "guessed": bool [|S|], whether the generator's best token is the original.
     """
-    parts, ids, mask = model.pretraining, batch.input_ids, batch.mask
-    chosen = choose(ids, mask, parts.vocabulary, options.whole_words)
+    parts, ids, mask, whole = model.pretraining, batch.input_ids, batch.mask, batch.whole
+    generator = batch.generator()  # all ranks draw for the whole batch
+    all_chosen = choose(whole.input_ids, whole.mask, parts.vocabulary, options.whole_words, generator=generator)
+    chosen = batch.own(all_chosen)  # [B, T]
     x = parts.generator.embed(ids.masked_fill(chosen, parts.vocabulary.mask_id), mask)
     h = states(parts.generator, x, mask, chosen)  # [|S|, D]
     logits, targets = predict(parts.generator, parts.head, h), ids[chosen]
-    corrupted = ids.masked_scatter(chosen, sample(logits.detach()))  # [B, T]
+    before = int(all_chosen[: batch.start].sum()) if batch.start else 0
+    sampled = sample(logits.detach(), generator, start=before, total=int(all_chosen.sum()))
+    corrupted = ids.masked_scatter(chosen, sampled)  # [B, T]
     replaced = (corrupted != ids)[mask]  # [real tokens]
     scores = parts.detector(model.encode(model.embed(corrupted, mask), mask))[mask].float()  # [real tokens]
     detection = F.binary_cross_entropy_with_logits(scores, replaced.float())
     detected = (scores.detach() > 0) == replaced
     correct = {"acc": detected, "found": detected[replaced], "guessed": logits.detach().argmax(-1) == targets}
-    return mean_loss(logits, targets) + options.rtd_weight * detection, correct
+    loss = batch.part_of(mean_loss(logits, targets), all_chosen)
+    return loss + batch.part_of(options.rtd_weight * detection, whole.mask), correct

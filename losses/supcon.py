@@ -7,7 +7,8 @@
     L     = (1 - λ)·CE + λ·L_out                                                                  Gunel et al., Eq. (1)
 
 Several views of an example are separate rows with the same label. The means run over the anchors that have a positive.
-The loss is 0 if no anchor has one. With gradient accumulation the contrast set is the micro-batch. An optional
+The loss is 0 if no anchor has one. With gradient accumulation the contrast set is the micro-batch, with several ranks
+that of all ranks, whose features are gathered with their gradients. An optional
 projection head (Khosla et al., §3) computes the vectors to compare; it exists during training only.
 
 Differs from the paper: the loss is a mean over anchors, not a sum.
@@ -24,10 +25,12 @@ from torch.nn import Linear, Module
 
 from data.batches import Batch
 from data.flags import option
+from data.ranks import size
 from data.tokenization import Tokenizer
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
 from losses.rdrop import RDropOptions, symmetric_kl, warn_if_equal
 from nn import Model
+from nn.distributed import gather_features
 
 
 @dataclass(frozen=True)
@@ -90,29 +93,37 @@ def prepare(model: Model, options: SupConOptions, tokenizer: Tokenizer | None) -
         model.projection = Projection(model.classifier.in_features, options.projection)
 
 
-def contrast(model: Model, features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Computes L_out of the features, or of their projection if the model has a projection head."""
+def contrast(model: Model, features: Tensor, batch: Batch, temperature: float) -> Tensor:
+    """Computes L_out of the features, or of their projection if the model has a projection head.
+
+    features: [V B, D], V views of each example. With several ranks every rank computes an equal part of L_out.
+    """
     projected = features if model.projection is None else model.projection(features)
-    return supcon_loss(projected, labels, temperature)
+    views = len(features) // len(batch.labels)
+    if batch.share is None:
+        return supcon_loss(projected, batch.labels.repeat(views), temperature)
+    gathered = gather_features(projected, batch.share)  # [V N, D]
+    return supcon_loss(gathered, batch.share.whole.labels.repeat(views), temperature) / size()
 
 
 def objective(model: Model, batch: Batch, options: SupConOptions) -> tuple[Tensor, Tensor]:
-    """Returns ((1 - λ)·CE + λ·L_out, logits [B, C])."""
+    """Returns ((1 - λ)·CE + λ·L_out, logits [B, C]); with several ranks this rank's part of the loss."""
     features = model.features(batch.input_ids, batch.mask)
     logits, weight = model.classifier(features), options.supcon_weight
     ce = cross_entropy(logits, batch.labels, options.label_smoothing, batch.class_weights)
-    return (1 - weight) * ce + weight * contrast(model, features, batch.labels, options.temperature), logits
+    return batch.part((1 - weight) * ce) + weight * contrast(model, features, batch, options.temperature), logits
 
 
 def rdrop_objective(model: Model, batch: Batch, options: RDropSupConOptions) -> tuple[Tensor, Tensor]:
     """Returns ((1 - λ)·CE + λ·L_out + α·KL, logits [2B, C]) of one doubled batch.
 
-    The two passes of an example are two views, so that every anchor has a positive.
+    The two passes of an example are two views, so that every anchor has a positive. With several ranks the loss is this
+    rank's part.
     """
     features = model.features(batch.input_ids.repeat(2, 1), batch.mask.repeat(2, 1))  # [2B, D]
     labels, logits, weight = batch.labels.repeat(2), model.classifier(features), options.supcon_weight
     first, second = logits.chunk(2)
     warn_if_equal(model, first, second)
     ce = cross_entropy(logits, labels, options.label_smoothing, batch.class_weights)
-    loss = (1 - weight) * ce + weight * contrast(model, features, labels, options.temperature)
-    return loss + options.rdrop_alpha * symmetric_kl(first, second), logits
+    loss = batch.part((1 - weight) * ce) + weight * contrast(model, features, batch, options.temperature)
+    return loss + batch.part(options.rdrop_alpha * symmetric_kl(first, second)), logits

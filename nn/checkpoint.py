@@ -250,7 +250,7 @@ def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
         return
     for name in names:  # `empty_like` of a meta tensor would import sympy, which takes half a second
         put_parameter(model, name, torch.empty(model.get_parameter(name).shape, dtype=dtype))
-    for owner in {name.rpartition(".")[0] for name in names}:
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in names):  # in their order: each draws random numbers
         init_weights(model.get_submodule(owner), model.config.initializer_range)
 
 

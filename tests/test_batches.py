@@ -168,7 +168,7 @@ def step_gradients(num_splits: int) -> list[torch.Tensor]:
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         interrupt=Interrupt(),
     )
-    train.gradient(training, batches)
+    train.gradient(training, batches, sum(len(b.labels) for b in batches))
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 

@@ -21,9 +21,10 @@ from bench.measure import (
     tune,
     undisturbed,
 )
+from bench.scaling import CASES, exchange_seconds, table
 from bench.tables import breakdown_table, pretraining_table, share_table, with_tables
 from bench.workload import full_rows, sample_rows
-from conftest import tiny, token_batch
+from conftest import ROOT, tiny, token_batch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.tables import BENCH
@@ -197,3 +198,13 @@ def test_tables_show_every_row(tmp_path: Path):
     alone = [{"work": "pretraining", "ours": 9}]
     (tmp_path / "peers-a.json").write_text(json.dumps({"machine": "CPU, 2 threads", "alone": alone}))
     assert pretraining_table(tmp_path).splitlines()[2] == "| CPU | pretraining | 9 | – |"
+
+
+def test_the_estimate_of_several_gpus_is_in_the_readme():
+    assert table() in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+
+def test_one_gpu_exchanges_nothing_and_many_at_most_twice_their_gradients():
+    for case in CASES:
+        assert exchange_seconds(case, 1) == 0
+        assert exchange_seconds(case, 512) == pytest.approx(2 * 4 * case.trained / 40e9, rel=1 / 256)

@@ -263,7 +263,7 @@ def test_the_bag_contains_the_counted_tokens_once():
 def test_an_empty_choice_gives_a_finite_loss(objective, monkeypatch):
     model, batch, options = prepared("bert", objective)
     for module in (mlm, rtd):
-        monkeypatch.setattr(module, "choose", lambda ids, mask, *_: torch.zeros_like(mask))
+        monkeypatch.setattr(module, "choose", lambda ids, mask, *_, **__: torch.zeros_like(mask))
     loss, correct = OBJECTIVES[objective].objective(model, batch, options)
     loss.backward()
     assert torch.isfinite(loss)
@@ -286,7 +286,7 @@ def test_rtd_equals_the_loop_over_tokens_with_gradients(name, monkeypatch):
     drawn = ids[chosen].clone()
     drawn[::2] = (drawn[::2] + 1) % V
     assert len(drawn) > 9
-    monkeypatch.setattr(rtd, "sample", lambda logits: drawn)
+    monkeypatch.setattr(rtd, "sample", lambda logits, *_, **__: drawn)
     corrupted = ids.clone()
     corrupted[chosen] = drawn
     torch.manual_seed(3)

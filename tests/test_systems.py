@@ -5,6 +5,7 @@ module. Consoles have several encodings, and pipes are closed early.
 """
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -190,3 +191,14 @@ def test_every_text_file_is_opened_with_its_encoding(path: Path):
         if text_access(call) and "encoding" not in {keyword.arg for keyword in call.keywords}
     ]
     assert without == []
+
+
+def test_no_random_number_depends_on_pythons_hashes():
+    """Python orders sets of strings by hashes that differ from process to process."""
+    command = [sys.executable, str(ROOT / "tests" / "starts.py")]
+    settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = [
+        json.loads(subprocess.check_output(command, env=settings | {"PYTHONHASHSEED": seed}, text=True))
+        for seed in ("0", "1")
+    ]
+    assert found[0] == found[1]

@@ -193,7 +193,7 @@ def test_a_run_remembers_its_windows_and_counts_each_review_once(small_run, caps
 
 
 def test_a_loss_that_is_not_finite_names_reviews(small_run, monkeypatch):
-    def fail(t, batches):
+    def fail(t, batches, size):
         raise NotFinite(float("nan"), batches[0].rows.tolist())
 
     seen = []

@@ -1,0 +1,320 @@
+"""Ranks: processes that train one model together. `torchrun --nproc_per_node N train.py …` starts N of them.
+
+Every rank has the whole model and computes its share of the same batch. For a batch of n examples, of which rank r has
+n_r with the mean loss L_r,
+
+    L = Σ_r (n_r / n) L_r,    ∇L = Σ_r ∇ (n_r / n) L_r
+
+so that the gradient is that of one process, whatever n_r is. A loss that compares or counts across examples returns its
+rank's part instead: a number whose sum over the ranks is L (losses/).
+
+Without torchrun there is no process group (`alone`); every function here then returns what it received. Values are
+exchanged by gloo, the gradients of a GPU by NCCL (nn/distributed.py). Every exchange is an all-reduce or all-gather, in
+which all ranks take part in the same order.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data.batches import Batch, Corpus, Share, Stream, step_batches
+from data.seeds import derive_seed, random_state, set_random_state
+
+Value = TypeVar("Value")
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets
+FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks find the addresses of the killed ones
+TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
+FINE, HALVE, NOT_FINITE, END = range(4)  # how a step went on a rank; the maximum decides what all ranks do
+
+
+class Elsewhere(Exception):
+    """Reports that a step failed on another rank. status: HALVE, NOT_FINITE or END."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+# ------------------------------------------------------------------------------------------------------ the group
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Joins the ranks that torchrun started, for the block; does nothing without torchrun.
+
+    Each rank of a machine has a GPU of its own, unless `device` is another kind. Ranks other than 0 print nothing.
+    Raises ValueError if there are fewer GPUs than ranks, or for a device that the ranks would share; ConnectionError
+    if another rank ended. A rank that fails leaves the group by ending, after its message is printed.
+    """
+    if not all(name in os.environ for name in TORCHRUN):
+        yield
+        return
+    local, backend = int(os.environ.get("LOCAL_RANK", "0")), "gloo"
+    if device.startswith("cuda:"):
+        raise ValueError(f"--device {device} would be shared by all ranks; --device cuda gives each rank its own GPU")
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            way_out = f"torchrun --nproc_per_node {torch.cuda.device_count()}, or --device cpu"
+            raise ValueError(f"rank {local} of this machine has no GPU of its own; {way_out}")
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    if restarts() and os.environ.get(FRESH_STORE) != "1":
+        raise ValueError(f"torchrun --max-restarts needs {FRESH_STORE}=1 in its environment to connect the ranks again")
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    if not is_first():
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
+    try:
+        yield
+        dist.barrier()  # rank 0 has the store of the group, and ends last
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ConnectionError(f"rank {rank()} ends because another rank ended") from error
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Ends a rank at once when the block is done, with the exit code of SystemExit.
+
+    Python's own end destroys tensors that gloo's threads still hold, which sometimes aborts the process
+    (github.com/pytorch/pytorch/pull/179291).
+    """
+    code = 0
+    try:
+        yield
+    except SystemExit as end_of_process:
+        if alone():
+            raise
+        code = int(end_of_process.code or 0)
+    if not alone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def alone() -> bool:
+    """Returns whether this process was not started by torchrun."""
+    return not dist.is_initialized()
+
+
+def rank() -> int:
+    """Returns the number of this rank, 0 … size() - 1."""
+    return 0 if alone() else dist.get_rank()
+
+
+def size() -> int:
+    """Returns the number of ranks."""
+    return 1 if alone() else dist.get_world_size()
+
+
+def is_first() -> bool:
+    """Returns whether this rank writes files, prints, and fetches from the hub."""
+    return rank() == 0
+
+
+def restarted() -> bool:
+    """Returns whether torchrun started the ranks again after a failure (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def restarts() -> bool:
+    """Returns whether torchrun will start the ranks again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+# ------------------------------------------------------------------------------------------------- exchanged values
+
+
+def gather(value: Any) -> list[Any]:
+    """Returns the JSON values of all ranks, in their order."""
+    if alone():
+        return [value]
+    own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
+    dist.all_gather(lengths, torch.tensor([len(own)]))
+    longest = int(max(lengths))
+    parts = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
+    dist.all_gather(parts, torch.nn.functional.pad(own, (0, longest - len(own))))
+    return [json.loads(part[: int(n)].numpy().tobytes()) for part, n in zip(parts, lengths, strict=True)]
+
+
+def agree(*values: int) -> list[int]:
+    """Returns the maximum over the ranks of each value, so that all ranks decide the same."""
+    if alone():
+        return list(values)
+    tensor = torch.tensor(values)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return [int(value) for value in tensor]
+
+
+def check_others() -> None:
+    """Waits for the other ranks before an exchange within a forward pass. Raises Elsewhere if the step failed there."""
+    if status := agree(FINE)[0]:
+        raise Elsewhere(status)
+
+
+def add(values: dict[str, float]) -> dict[str, float]:
+    """Returns the sum over the ranks of each value. A name may be missing on some ranks."""
+    if alone():
+        return values
+    parts = gather(values)
+    return {
+        name: sum(part.get(name, 0) for part in parts) for name in sorted({name for part in parts for name in part})
+    }
+
+
+def add_rows(rows: np.ndarray) -> np.ndarray:
+    """Returns the sum over the ranks. Exact if each element is 0 on all ranks but one. In place."""
+    if not alone():
+        dist.all_reduce(torch.from_numpy(rows))
+    return rows
+
+
+def by_first(work: Callable[[], Value]) -> Value:
+    """Returns work(), a JSON value that rank 0 computes. If it raises there, the other ranks exit with code 2."""
+    if alone():
+        return work()
+    if is_first():
+        try:
+            value = work()
+        except BaseException:
+            gather([])
+            raise
+        gather([value])
+        return value
+    found = gather([])[0]
+    return found[0] if found else end()
+
+
+def end() -> NoReturn:
+    """Ends this rank with code 2 after the rank that failed has ended, so that torchrun does not stop that one early.
+
+    The failed rank prints its message, ends, and thereby closes the connection.
+    """
+    with contextlib.suppress(RuntimeError):
+        agree(0)
+    sys.exit(2)
+
+
+def first_message(message: str | None) -> str:
+    """Returns, on rank 0, the message of the lowest rank that has one; the other ranks end."""
+    found = next(text for text in gather(message) if text is not None)
+    if not is_first():
+        end()
+    return found
+
+
+def in_turn(work: Callable[[], Value]) -> Value:
+    """Returns work(), which rank 0 computes first; the other ranks then find the files that it wrote."""
+    own: list[Value] = []
+    by_first(lambda: own.append(work()))
+    return own[0] if own else work()
+
+
+# ---------------------------------------------------------------------------------------------------------- shares
+
+
+def share_bounds(lengths: np.ndarray, number: int, count: int) -> tuple[int, int]:
+    """Returns the rows start … stop - 1 of a batch that rank `number` of `count` computes.
+
+    lengths: tokens of each row. Neighbouring rows, of similar length, stay together, which saves padding. A row belongs
+    to the rank in whose part of all tokens its middle lies. A rank therefore has at most 1/count of the tokens plus the
+    longest row, and may have no row.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    owner = (2 * ends - lengths) * count // (2 * ends[-1])  # [B], ascending
+    return int(np.searchsorted(owner, number)), int(np.searchsorted(owner, number, side="right"))
+
+
+def own_share(whole: Batch, seed: int | None = None) -> Batch:
+    """Returns this rank's rows of a batch, and of its unlabelled batch, with the number of all rows.
+
+    A rank without rows gets the first one, since a forward pass may exchange values; its loss then counts 0 times.
+    seed: of the random numbers that all ranks draw for the whole batch; None: torch's default generator, whose state
+    must then be the same on all ranks.
+    """
+    lengths = whole.mask.sum(1)
+    start, stop = share_bounds(lengths.numpy(), rank(), size())
+    rows = slice(start, stop) if stop > start else slice(0, 1)
+    width = int(lengths[rows].max())
+    unlabelled = whole.unlabelled
+    if unlabelled is not None:
+        unlabelled = own_share(unlabelled, None if seed is None else derive_seed(seed, "unlabelled"))
+    return Batch(
+        input_ids=whole.input_ids[rows, :width],
+        mask=whole.mask[rows, :width],
+        labels=whole.labels[rows],
+        rows=whole.rows[rows],
+        unlabelled=unlabelled,
+        class_weights=whole.class_weights,
+        share=Share(whole._replace(unlabelled=None), start, stop, seed),
+    )
+
+
+def rank_batches(
+    corpus: Corpus,
+    stream: Stream | None,
+    micro_batches: list[np.ndarray],
+    number: int,
+    num_splits: int,
+    tokens_per_pass: int,
+    additive: bool,
+    seed: int,
+) -> Iterator[Batch]:
+    """Yields this rank's share of one optimizer step. Without torchrun: `step_batches`.
+
+    additive: each rank splits its share into as many passes as it needs. Otherwise all ranks have the same passes, in
+    which they exchange values.
+    """
+    if alone():
+        yield from step_batches(corpus, stream, micro_batches, number, num_splits, tokens_per_pass)
+    elif additive:
+        shares = [rows[slice(*share_bounds(corpus.lengths[rows], rank(), size()))] for rows in micro_batches]
+        yield from step_batches(
+            corpus, None, [rows for rows in shares if len(rows)], number, num_splits, tokens_per_pass
+        )
+    else:
+        for index, whole in enumerate(step_batches(corpus, stream, micro_batches, number, num_splits)):
+            yield own_share(whole, derive_seed(seed, f"pass {number} {index}"))
+
+
+# ---------------------------------------------------------------------------------------------------- random states
+
+
+def seed_dropout(seed: int) -> None:
+    """Seeds torch's default generators for dropout: differently on each rank, on rank 0 as in one process."""
+    torch.manual_seed(derive_seed(seed, f"dropout {rank()}" if rank() else "dropout"))
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Returns the generator states of all ranks; those of rank 0 have the names of `random_state`."""
+    own = random_state(device)
+    if alone():
+        return own
+    states: dict[str, Tensor] = {}
+    for name, state in own.items():
+        parts = [torch.empty_like(state) for _ in range(size())]
+        dist.all_gather(parts, state)
+        states |= {f"{name}.{number}" if number else name: part for number, part in enumerate(parts)}
+    return states
+
+
+def restore_random_state(tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Restores this rank's state from `random_states`. A rank that had none gets a seed from the state of rank 0."""
+    if not rank():
+        return  # restore_training_state did it
+    own = {name: tensors[f"{name}.{rank()}"] for name in random_state(device) if f"{name}.{rank()}" in tensors}
+    if "random.cpu" in own:
+        set_random_state(own, device)
+    else:
+        torch.manual_seed(derive_seed(int(torch.randint(2**62, ())), f"dropout {rank()}"))

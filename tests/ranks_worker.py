@@ -1,0 +1,162 @@
+"""Computes the loss and gradients of each objective, and trains, with the ranks of torch.distributed or in one process.
+
+python tests/ranks_worker.py FOLDER RANK SIZE PORT FAULT writes RANK.safetensors, and trains the runs of
+FOLDER/runs.json, a list of arguments of train.py.
+"""
+
+# ruff: noqa: E402  (imports after the path is set)
+
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+from conftest import adapt, tiny, token_batch
+from test_pretraining import FakeTokenizer
+
+import eval
+import train
+from data.batches import Batch, Corpus
+from data.errors import NotFinite, clean_exit
+from data.ranks import add_rows, alone, leaving, own_share, rank, size
+from losses import OBJECTIVES
+from nn import Model, distributed
+from nn.distributed import GradientSum
+from nn.dropout import set_dropout
+from nn.runtime import Machine
+
+OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
+CASES = dict.fromkeys(("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd"), ("bert", "none"))
+CASES |= {"supcon lora": ("bert", "lora"), "supcon prefix": ("bert", "prefix")}
+LENGTHS = {"even": [5, 7, 11, 13, 17, 19, 23], "one row": [13]}
+SEED = 5
+
+
+def example(lengths: list[int], seed: int) -> Batch:
+    ids, mask = token_batch(lengths, seed=seed)
+    ids[:, 0] = 1
+    return Batch(ids, mask, torch.arange(len(lengths)) % 2, torch.arange(len(lengths)))
+
+
+def gradients(case: str, lengths: list[int]) -> dict[str, torch.Tensor]:
+    """Returns the loss and all gradients of one batch, summed over the ranks."""
+    name, (model_name, method) = case.split()[0], CASES[case]
+    entry, model = OBJECTIVES[name], tiny(model_name)
+    model = model if method == "none" else adapt(model, method)
+    options = entry.options(**OPTIONS.get(name, {}))
+    entry.prepare(model, options, FakeTokenizer())
+    set_dropout(model, 0)
+    batch = example(lengths, 0)._replace(unlabelled=example([3, 9, 4], 1) if entry.unlabelled else None)
+    torch.manual_seed(SEED)
+    loss, _ = entry.objective(model.train(), batch if alone() else own_share(batch, SEED), options)
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    trained = {key: p for key, p in parameters.items() if p.requires_grad}
+    GradientSum(list(trained.values())).finish()
+    found = {key: p.grad for key, p in trained.items() if p.grad is not None}
+    return found | {"loss": torch.from_numpy(add_rows(loss.detach().double().numpy().reshape(1)))}
+
+
+def scores() -> torch.Tensor:
+    """Returns the logits of 10 reviews in batches of at most 64 tokens."""
+    lengths = [5, 7, 11, 13, 17, 19, 23, 29, 31, 37]
+    ids, _ = token_batch(lengths, seed=2)
+    corpus = Corpus.from_rows([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)], [0] * 10, 0)
+    before, eval.tokens_per_pass = eval.tokens_per_pass, lambda *_: 64
+    logits = eval.score(tiny("bert"), corpus, Machine(torch.device("cpu"), torch.float32))
+    eval.tokens_per_pass = before
+    return torch.from_numpy(logits)
+
+
+def all_cases() -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # R-Drop without dropout
+        found = {
+            f"{case}/{kind}/{name}": tensor
+            for case in CASES
+            for kind, lengths in LENGTHS.items()
+            for name, tensor in gradients(case, lengths).items()
+        }
+    return found | {"scores": scores()}
+
+
+def train_all(runs: list[list[str]]) -> None:
+    """Trains the runs, also RTD's generator without dropout; their logs contain the loss of every step."""
+    build = train.build_model
+
+    def build_without_dropout(*arguments: Any) -> Model:
+        set_dropout(model := build(*arguments), 0)
+        return model
+
+    changes = {"LOG_STEPS": 1, "build_model": build_without_dropout}
+    with warnings.catch_warnings(), mock.patch.multiple(train, **changes):
+        warnings.simplefilter("ignore")  # R-Drop without dropout
+        for arguments in runs:
+            train.main(arguments)
+
+
+def count_early_buckets() -> list[int]:
+    """Returns a list that grows by the number of buckets that each backward pass sent."""
+    finish, numbers = GradientSum.finish, []
+
+    def counting(gradient_sum: GradientSum) -> None:
+        numbers.append(len(gradient_sum.sent))
+        finish(gradient_sum)
+
+    GradientSum.finish = counting
+    return numbers
+
+
+def fail(kind: str, number: int, step: int) -> None:
+    """Makes rank `number` fail at a step: "nan", "memory", "killed", or "signal" after it."""
+    gradient, steps = train.gradient, itertools.count(1)
+
+    def failing(t: train.Training, *arguments: Any) -> list[train.Pass]:
+        if next(steps) == step and rank() == number:
+            if kind == "nan":
+                raise NotFinite(math.nan, [0, 1])
+            if kind == "memory":
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+        return gradient(t, *arguments)
+
+    train.gradient = failing
+
+
+def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
+    """fault: "", or KIND RANK STEP, with which the first run is trained"""
+    torch.set_num_threads(1)
+    distributed.BUCKET_BYTES = 256  # several buckets
+    early = count_early_buckets()
+    group = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    runs = json.loads((folder / "runs.json").read_text())
+    if fault:
+        os.environ |= {name: str(value) for name, value in group.items()}
+        kind, *places = fault.split()
+        fail(kind, *map(int, places))
+        with leaving(), clean_exit():
+            train.main(runs[0])
+        return
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=number, world_size=count)
+    assert (rank(), size()) == (number, count)
+    with leaving():
+        save_file(all_cases(), folder / f"{number}.safetensors")
+        train_all(runs)
+        (folder / f"{number}.early.json").write_text(json.dumps(early))
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5])

@@ -1,0 +1,271 @@
+"""Tests that several ranks compute the loss and the gradients of one process, and train the same weights.
+
+Those that take minutes run with `RANKS=1 python -m pytest -n0 tests/test_distributed.py`.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_weights
+from ranks_worker import CASES, LENGTHS, all_cases, train_all
+from safetensors.torch import load_file
+
+from data.ranks import FRESH_STORE, share_bounds
+
+minutes = pytest.mark.skipif("RANKS" not in os.environ, reason="takes minutes: RANKS=1")
+TOLERANCE = 1e-6  # of fp32 sums in another order, relative to the largest gradient; of losses and weights
+SHAPE = ["--shape", "hidden_size=32 num_layers=2 num_heads=2 feed_forward_size=64"]
+BOTH = "--model bert --precision fp32 --dropout 0 --runs {folder}"
+REVIEWS = "--data demo --train-reviews 64 --validation-reviews 50 --test-reviews 50"
+TUNE = f"{BOTH} {REVIEWS} --weights {{weights}} --classifier-dropout 0 --batch-size 13 --epochs 4"  # 20 steps
+LORA = f"{TUNE} --peft lora"
+PRETRAIN = f"{BOTH} --data {{text}} --max-length 24 --vocab-size 200 --epochs 1 --batch-size 15"  # 20 steps
+FAST = {"lora": f"{LORA} --average 0.9"}
+DRAWN = {"mlm": f"{PRETRAIN} --loss mlm", "rtd": f"{PRETRAIN} --loss rtd"}
+SLOW = {
+    "accumulated": f"{LORA} --accumulation 2 --average 0.9",
+    "supcon": f"{LORA} --loss supcon",
+    "ce": f"{TUNE} --adam-epsilon 1e-4",  # a key bias has no gradient but rounding errors, which Adam scales up
+    "rdrop": f"{LORA} --loss rdrop",
+    "rdrop_supcon": f"{LORA} --loss rdrop_supcon",
+    "adversarial": f"{LORA} --loss adversarial",
+    "int8": f"{LORA} --quantize int8",
+    "prefix": f"{TUNE} --peft prefix",
+    "weighted accumulated": f"{LORA} --class-weights balanced --accumulation 3",
+}
+
+
+def runs(folder: Path, cases: dict[str, str]) -> list[list[str]]:
+    """Returns the arguments of train.py of each case, for runs in a folder."""
+    places = {"folder": folder, "weights": folder.parent / "weights", "text": folder.parent / "toy.txt"}
+    lists = {name: [*text.format(**places).split(), "--name", name] for name, text in cases.items()}
+    return [words + (SHAPE if "--vocab-size" in words else []) for words in lists.values()]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start(folder: Path, count: int, commands: list[list[str]], fault: str = "") -> list[subprocess.Popen]:
+    """Starts the worker as `count` ranks."""
+    folder.mkdir(exist_ok=True)
+    (folder / "runs.json").write_text(json.dumps(commands))
+    command = [sys.executable, str(ROOT / "tests/ranks_worker.py"), str(folder)]
+    common, port = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}, str(free_port())
+    return [subprocess.Popen([*command, str(n), str(count), port, fault], **common) for n in range(count)]
+
+
+def outcome(started: list[subprocess.Popen]) -> tuple[list[int], str, str]:
+    """Returns the exit codes, the output of rank 0, and the errors of all ranks."""
+    texts = [process.communicate(timeout=200) for process in started]
+    return [process.returncode for process in started], texts[0][0], "".join(errors for _, errors in texts)
+
+
+def computed(folder: Path, count: int, cases: dict[str, str]) -> list[dict[str, torch.Tensor]]:
+    """Trains the cases with `count` ranks in a folder. Returns what each rank computed of `all_cases`."""
+    codes, _, errors = outcome(start(folder, count, runs(folder, cases)))
+    assert codes == [0] * count, errors
+    return [load_file(folder / f"{number}.safetensors") for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder with the weights and the text of all runs."""
+    path = tmp_path_factory.mktemp("ranks")
+    tiny_weights(path / "weights")
+    numbers = np.random.default_rng(0).integers(1, 99, 300)
+    (path / "toy.txt").write_text("\n".join(f"the cat {n} sat on" + " the mat" * (n % 5) for n in numbers))
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Returns what each of two ranks computed; they also train FAST."""
+    return computed(folder / "two", 2, FAST)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """Returns the folder of the runs FAST of one process."""
+    (folder / "one").mkdir()
+    in_one_process(runs(folder / "one", FAST))
+    return folder / "one"
+
+
+def in_one_process(commands: list[list[str]]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train_all(commands)
+    torch.set_num_threads(threads)
+
+
+def assert_equal_runs(first: Path, second: Path, tolerance: float = TOLERANCE) -> None:
+    """Compares the logged losses of all steps, the validation metrics, and the weights after the last step."""
+    assert all((run / "result.json").exists() for run in (first, second))
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (first, second)]
+    steps = [[event["loss"] for event in log if event["event"] == "step"] for log in logs]
+    if "accumulated" not in first.name:  # there the loss is the last pass's in one process, the step's with ranks
+        assert steps[0] == pytest.approx(steps[1], rel=tolerance, abs=tolerance * 2)
+    epochs = [[event for event in log if event["event"] == "epoch"] for log in logs]
+    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
+        assert [e[name] for e in epochs[0]] == pytest.approx([e[name] for e in epochs[1]], rel=tolerance, abs=tolerance)
+    assert_equal_weights(first, second, tolerance)
+
+
+def assert_equal_weights(first: Path, second: Path, tolerance: float = TOLERANCE) -> None:
+    """Compares the weights, and their averages, after the last step."""
+    states = [load_file(run / "state/state.safetensors") for run in (first, second)]
+    weights = [name for name in states[0] if name.startswith(("model.", "average."))]
+    assert weights
+    for name in weights:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    return all_cases()
+
+
+@pytest.mark.parametrize("kind", LENGTHS)
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_equal_one_process(found, expected, case: str, kind: str):
+    names = [name for name in expected if name.startswith(f"{case}/{kind}/")]
+    assert names
+    largest = max(expected[name].abs().max().item() for name in names)
+    for name in names:
+        torch.testing.assert_close(
+            found[0][name], expected[name], rtol=TOLERANCE, atol=TOLERANCE * max(1.0, largest), msg=name
+        )
+        assert torch.equal(found[0][name], found[1][name])
+
+
+def test_ranks_have_the_same_parameters_with_gradients(found, expected):
+    assert found[0].keys() == found[1].keys() == expected.keys()
+
+
+@pytest.mark.usefixtures("found")
+def test_the_backward_pass_sends_buckets(folder):
+    assert max(json.loads((folder / "two" / "0.early.json").read_text())) > 2
+
+
+def test_shared_scores_equal_one_process_to_the_last_digit(found, expected):
+    assert all(torch.equal(rank["scores"], expected["scores"]) for rank in found)
+
+
+@minutes
+def test_three_ranks_compute_the_same_scores_gradients_and_weights(expected, alone, folder):
+    ranks = computed(folder / "three", 3, FAST)
+    assert all(torch.equal(rank["scores"], expected["scores"]) for rank in ranks)
+    for name, value in expected.items():
+        torch.testing.assert_close(ranks[0][name], value, rtol=10 * TOLERANCE, atol=10 * TOLERANCE, msg=name)
+    assert_equal_runs(alone / "lora", folder / "three/lora")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_row_has_one_rank_and_ranks_are_even_in_tokens(count: int):
+    lengths = np.sort(np.random.default_rng(0).integers(1, 200, 23))
+    bounds = [share_bounds(lengths, number, count) for number in range(count)]
+    assert [row for start, stop in bounds for row in range(start, stop)] == list(range(23))
+    assert max(lengths[start:stop].sum() for start, stop in bounds) <= lengths.sum() / count + lengths.max()
+
+
+@pytest.mark.parametrize("case", FAST)
+def test_twenty_steps_equal_one_process(found, folder, alone, case: str):
+    assert_equal_runs(alone / case, folder / "two" / case)
+
+
+@minutes
+def test_more_cases_equal_one_process(folder):
+    computed(folder / "slow2", 2, SLOW)
+    in_one_process(runs(folder / "slow1", SLOW))
+    for case in SLOW:
+        assert_equal_runs(folder / "slow1" / case, folder / "slow2" / case)
+
+
+@minutes
+@pytest.mark.parametrize("case", DRAWN)
+def test_numbers_drawn_for_a_batch_do_not_depend_on_the_number_of_ranks(folder, case: str):
+    """One process draws them from the generator of dropout instead, so that the reference is one rank of torchrun."""
+    for count in (1, 2, 4):
+        computed(folder / f"drawn{count}", count, {case: DRAWN[case]})
+    assert_equal_runs(folder / "drawn1" / case, folder / "drawn2" / case)
+    assert_equal_runs(folder / "drawn1" / case, folder / "drawn4" / case)
+
+
+@minutes
+def test_a_run_goes_on_with_another_number_of_ranks(alone, folder):
+    """2 ranks stop after a signal to one of them, one process goes on and stops, 4 ranks finish."""
+    place = folder / "resumed"
+    codes, output, errors = outcome(start(place, 2, runs(place, FAST), "signal 1 3"))
+    assert codes == [143, 143], errors
+    assert "stopped and saved; go on with" in output
+    resume = [["--resume", str(place / "lora")]]
+    assert outcome(start(place, 1, resume, "signal 0 3"))[0] == [143]
+    codes, _, errors = outcome(start(place, 4, resume))
+    assert codes == [0] * 4, errors
+    assert_equal_weights(alone / "lora", place / "lora")
+
+
+@minutes
+def test_a_loss_that_is_not_finite_ends_all_ranks_by_one_line(folder):
+    place = folder / "nan"
+    codes, _, errors = outcome(start(place, 2, runs(place, FAST), "nan 1 3"))
+    assert codes == [2, 2]
+    assert errors.count("error: the loss is nan at epoch 1/4, step 3; the state before it is saved") == 1
+    assert errors.count("error") == 1
+    assert (place / "lora/state/state.safetensors").exists()
+
+
+@minutes
+def test_out_of_memory_on_one_rank_splits_the_passes_of_all(alone, folder):
+    place = folder / "memory"
+    codes, output, errors = outcome(start(place, 2, runs(place, FAST), "memory 1 3"))
+    assert codes == [0, 0], errors
+    assert output.count("warning: out of memory; from here on each forward pass is split into 2") == 1
+    assert_equal_weights(alone / "lora", place / "lora")
+
+
+@minutes
+def test_out_of_memory_that_cannot_be_split_ends_all_ranks(folder):
+    place = folder / "stop"
+    commands = [[*command, "--out-of-memory", "stop"] for command in runs(place, FAST)]
+    codes, _, errors = outcome(start(place, 2, commands, "memory 1 3"))
+    assert codes == [2, 2]
+    assert errors.startswith("error: out of memory")
+    assert errors.count("\n") == 1
+
+
+@minutes
+def test_ranks_end_when_another_was_killed(folder):
+    place = folder / "killed"
+    codes, _, errors = outcome(start(place, 2, runs(place, FAST), "killed 1 3"))
+    assert codes == [2, -9]
+    assert errors == "error: rank 0 ends because another rank ended\n"
+
+
+@minutes
+def test_torchrun_restarts_after_a_killed_rank(alone, folder):
+    place = folder / "restarted"
+    place.mkdir()
+    killer = place / "killer.py"
+    killer.write_text(
+        f"import os, sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import ranks_worker, train\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0': ranks_worker.fail('killed', 1, 6)\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "--max-restarts", "1", str(killer), *runs(place, FAST)[0], "--save-minutes", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", FRESH_STORE: "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_equal_weights(alone / "lora", place / "lora")
