@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import data.shards as shards_module
-from data import Source, load_texts
-from data.batches import Corpus
+from data import Source, load_texts, shard_reader
+from data.batches import Corpus, shuffled_order
+from data.shard_reader import split_of
 from data.shards import Job, Shards
 from data.tokenization import Tokenizer, train_tokenizer
 
@@ -27,7 +27,7 @@ def texts(count: int, first: int = 0) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Returns a folder with a text file and a file of JSON lines, which become several parts."""
-    monkeypatch.setattr(shards_module, "PART_BYTES", 2000)
+    monkeypatch.setattr(shard_reader, "PART_BYTES", 2000)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.txt").write_text("\n\n".join(texts(150)))
     lines = [json.dumps({"text": f"{text} &amp; <br />"}) for text in texts(150, 150)]
@@ -90,7 +90,7 @@ def test_a_build_goes_on_after_the_finished_parts_and_a_finished_one_reads_nothi
     other, _ = found.corpora(t, 8, "chunks", folder / "other", processes=1)
     assert np.array_equal(train.ids, other.ids)
     monkeypatch.setattr(Job, "encode", lambda *_: pytest.fail("read again"))
-    monkeypatch.setattr(shards_module, "index_text", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(shard_reader, "index_text", lambda _: pytest.fail("read again"))
     assert np.array_equal(open_shards(folder).corpora(t, 8, "chunks", folder / "cache")[0].ids, train.ids)
 
 
@@ -125,6 +125,92 @@ def test_parquet_without_pyarrow_names_the_package(folder: Path, monkeypatch):
     (folder / "data/x.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"x.parquet is a Parquet file; to read it: pip install pyarrow"):
         open_shards(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("wiki.train.txt", "train"),
+        ("part-00000.jsonl", "train"),
+        ("validated.txt", "train"),
+        ("devices.txt", "train"),
+        ("unsupervised.jsonl", "train"),
+        ("validation.txt", "validation"),
+        ("valid_0001.jsonl", "validation"),
+        ("en/Dev2.txt", "validation"),
+        ("val/part-0.parquet", "validation"),
+        ("test-00000-of-00002.parquet", "test"),
+        ("wiki.test.txt", "test"),
+    ],
+)
+def test_the_split_of_a_shard_is_a_word_of_its_path(name: str, split: str):
+    assert split_of(name) == split
+
+
+def add_splits(folder: Path) -> dict[str, list[str]]:
+    """Adds files of a validation and a test split. Returns the texts of each split."""
+    made = {"train": [*texts(150), *(f"{text} &" for text in texts(150, 150))]}
+    for number, name in ((1000, "validation"), (2000, "test"), (3000, "given")):
+        made[name] = texts(20, number)
+    (folder / "data/validation-00000-of-00001.txt").write_text("\n".join(made["validation"]))
+    (folder / "data/test").mkdir()
+    (folder / "data/test/c.txt").write_text("\n".join(made["test"]))
+    (folder / "given.txt").write_text("\n".join(made["given"]))
+    return made
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_shards_of_other_splits_are_not_trained_on(folder: Path, capsys, given: bool):
+    made, t = add_splits(folder), tokenizer()
+    found = open_shards(folder, validation=str(folder / "given.txt") if given else "")
+    train, held_out = found.corpora(t, 64, "chunks", folder / "cache", processes=1)
+    assert rows(train) == list(t.encode(made["train"], 64))
+    assert rows(held_out) == list(t.encode(made["given" if given else "validation"], 64))
+    assert not set(found.sample()) & {*made["validation"], *made["test"], *made["given"]}
+    expected = (
+        "documents of 2 files; held out: given.txt; not read: test/c.txt, validation-00000-of-00001.txt"
+        if given
+        else "documents of 2 files; held out: validation-00000-of-00001.txt; not read: test/c.txt"
+    )
+    assert expected in capsys.readouterr().out
+
+
+def test_a_folder_without_shards_to_train_on_is_refused(folder: Path):
+    for name in ("a.txt", "b.jsonl"):
+        (folder / "data" / name).rename(folder / "data" / f"test-{name}")
+    with pytest.raises(ValueError, match="holds only files of validation and test splits"):
+        open_shards(folder)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train-00000-of-00001.jsonl"])
+def test_a_large_table_named_train_is_streamed_a_small_one_is_not(folder: Path, monkeypatch, name: str):
+    (folder / "data/a.txt").unlink()
+    table = (folder / "data/b.jsonl").rename(folder / "data" / name)
+    assert load_texts(Source(str(folder / "data")), folder / "cache").shards is None
+    monkeypatch.setattr(shard_reader, "STREAM_BYTES", table.stat().st_size - 1)
+    assert {part.path for part in open_shards(folder).parts} == {table}
+
+
+def test_a_text_file_named_train_is_a_shard(folder: Path):
+    (folder / "data/a.txt").rename(folder / "data/train.txt")
+    assert {part.name for part in open_shards(folder).parts} == {"train.txt", "b.jsonl"}
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_and_resumes_in_the_middle(folder: Path, monkeypatch):
+    found, t = open_shards(folder), tokenizer()
+    train, _ = found.corpora(t, 8, "chunks", folder / "one", processes=1)
+    order = shuffled_order(train.lengths, 16, seed=5, epoch=2)
+    monkeypatch.setattr(Job, "encode", lambda *_: pytest.fail("read again"))
+    again, _ = open_shards(folder).corpora(t, 8, "chunks", folder / "one")  # as a run that goes on finds it
+    resumed = shuffled_order(again.lengths, 16, seed=5, epoch=2)
+    assert [rows.tolist() for rows in resumed] == [rows.tolist() for rows in order]
+    half = len(order) // 2
+    for rows_ in resumed[half:]:
+        assert np.array_equal(again.batch(rows_).input_ids, train.batch(rows_).input_ids)
+    assert sorted(np.concatenate(order)) == list(range(len(train)))
+    for seed, epoch in ((5, 3), (6, 2)):
+        other = shuffled_order(train.lengths, 16, seed=seed, epoch=epoch)
+        assert [rows.tolist() for rows in other] != [rows.tolist() for rows in order]
 
 
 MEASURED = """
