@@ -7,11 +7,13 @@ finished part are a sealed file, so an interrupted build continues with the next
 number of processes.
 """
 
+import gc
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -88,9 +90,14 @@ def grouped(texts: Iterator[str]) -> Iterator[list[str]]:
 WORKER: list[tuple[Job, Tokenizer]] = []  # of a worker process: what `start_worker` prepared
 
 
-def start_worker(job: Job) -> None:
-    """Prepares a worker process, which ends with its parent and leaves signals to it."""
+def start_worker(job: Job, tokenizer: Tokenizer | None) -> None:
+    """Prepares a worker process, which ends with its parent and leaves Ctrl-C to it.
+
+    tokenizer: None if it cannot be inherited, and is read from the job's folder.
+    """
+    gc.freeze()  # a collection would write to, and so copy, the memory that is shared with the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process for each core
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -100,19 +107,7 @@ def start_worker(job: Job) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    WORKER.append((job, load_tokenizer(job.folder / "tokenizer")))
-
-
-def worker_context() -> multiprocessing.context.BaseContext:
-    """Returns how worker processes start: as forks of one process that has loaded this module, where there are forks.
-
-    They share its memory, so that torch, which this module imports, is there once for all of them.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+    WORKER.append((job, tokenizer or load_tokenizer(job.folder / "tokenizer")))
 
 
 def encode_part(number: int, part: Part) -> list[str]:
@@ -205,9 +200,14 @@ class Shards:
             for number in waiting:
                 yield job.encode(number, self.parts[number], tokenizer)
             return
-        tokenizer.save(job.folder / "tokenizer")
+        inherited = tokenizer if sys.platform == "linux" else None
+        if inherited is None:
+            tokenizer.save(job.folder / "tokenizer")
+        # A fork shares the memory of torch, about 200 MiB, which workers import but do not use: no thread of it runs in
+        # them. Forks of other systems are unsafe or missing.
+        context = multiprocessing.get_context("fork" if inherited else "spawn")
         before = multiprocessing.active_children()
-        pool = ProcessPoolExecutor(processes, worker_context(), start_worker, (job,))
+        pool = ProcessPoolExecutor(processes, context, start_worker, (job, inherited))
         try:
             yield from pool.map(encode_part, waiting, [self.parts[number] for number in waiting])
         except BaseException:
