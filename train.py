@@ -232,6 +232,7 @@ class Training:
 def make_corpora(tokenizer: Tokenizer, splits: Splits, how: Truncation, cache: Path) -> tuple[Corpus, Corpus]:
     """Returns the training and the validation examples."""
     if splits.shards is not None:
+        release_freed_memory()  # of the sample of texts: the processes that tokenize would inherit it
         return splits.shards.corpora(tokenizer, how.max_length, how.truncate, cache)
     return examples_of(tokenizer, splits.train, how, cache), examples_of(tokenizer, splits.validation, how, cache)
 

@@ -33,7 +33,7 @@ from data.tokenization import Tokenizer, load_tokenizer
 
 VERSION = 1  # part of the cache key: increase it when reading or cleaning changes
 SAMPLE = 2**25  # characters of the documents on which a tokenizer is trained
-GROUP = 2**18  # characters in one call of the tokenizer: its results take up to 100 bytes a token
+GROUP = 2**16  # characters in one call of the tokenizer: its results take up to 100 bytes a token
 MOST_PROCESSES = 16
 
 
