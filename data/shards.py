@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -203,13 +204,16 @@ class Shards:
         inherited = tokenizer if sys.platform == "linux" else None
         if inherited is None:
             tokenizer.save(job.folder / "tokenizer")
-        # A fork shares the memory of torch, about 200 MiB, which workers import but do not use: no thread of it runs in
-        # them. Forks of other systems are unsafe or missing.
+        # A fork shares the memory of torch and of the tokenizer. It has no other thread of its parent; workers call
+        # neither torch nor the threads of `tokenizers`. Forks of other systems are unsafe or missing.
         context = multiprocessing.get_context("fork" if inherited else "spawn")
         before = multiprocessing.active_children()
         pool = ProcessPoolExecutor(processes, context, start_worker, (job, inherited))
         try:
-            yield from pool.map(encode_part, waiting, [self.parts[number] for number in waiting])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+                results = pool.map(encode_part, waiting, [self.parts[number] for number in waiting])
+            yield from results
         except BaseException:
             for process in multiprocessing.active_children():
                 if process not in before:
