@@ -35,6 +35,7 @@ from data.tokenization import Tokenizer, load_tokenizer
 VERSION = 1  # part of the cache key: increase it when reading or cleaning changes
 SAMPLE = 2**25  # characters of the documents on which a tokenizer is trained
 GROUP = 2**16  # characters in one call of the tokenizer: its results take up to 100 bytes a token
+WORKER_WORDS = 2**15  # that a worker remembers the ids of; each takes about 200 bytes
 MOST_PROCESSES = 16
 
 
@@ -108,7 +109,10 @@ def start_worker(job: Job, tokenizer: Tokenizer | None) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    WORKER.append((job, tokenizer or load_tokenizer(job.folder / "tokenizer")))
+    tokenizer = tokenizer or load_tokenizer(job.folder / "tokenizer")
+    for words in (tokenizer.words, *([tokenizer.spm.words] if tokenizer.spm else [])):
+        words.limit = WORKER_WORDS
+    WORKER.append((job, tokenizer))
 
 
 def encode_part(number: int, part: Part) -> list[str]:
