@@ -54,6 +54,7 @@ from data.runs import Run, command_line
 from data.seeds import derive_seed, random_state, set_random_state
 from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
+from data.windows import Truncation
 from eval import Scorer, held_out_loss, score
 from losses import OBJECTIVES
 from nn import MODELS, Model
@@ -106,7 +107,8 @@ def read_data(settings: Settings, run: Run) -> Splits:
     splits = read_splits(options, run.cache, objective.pretraining, unlabelled)
     run.record_data(splits.labels, splits.files)
     frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
-    print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
+    if splits.shards is None:
+        print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
     if splits.labels != SENTIMENT and not objective.pretraining:
         print(f"labels: {', '.join(splits.labels)}")
     if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
@@ -120,7 +122,8 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits) -> Tokenizer:
         check_checksums(run.tokenizer)
         return load_tokenizer(run.tokenizer)
     if options.weights == "none":
-        kind, texts = MODELS[options.model].tokenizer, splits.train["review"]
+        kind = MODELS[options.model].tokenizer
+        texts = splits.train["review"] if splits.shards is None else splits.shards.sample()
         tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer)
@@ -230,14 +233,20 @@ class Training:
         self.meter = Meter(sums, seconds, self.settings.options.save_minutes)
 
 
+def make_corpora(tokenizer: Tokenizer, splits: Splits, how: Truncation, cache: Path) -> tuple[Corpus, Corpus]:
+    """Returns the training and the validation examples."""
+    if splits.shards is not None:
+        release_freed_memory()  # of the sample of texts: the processes that tokenize would inherit it
+        return splits.shards.corpora(tokenizer, how.max_length, how.truncate, cache)
+    return examples_of(tokenizer, splits.train, how, cache), examples_of(tokenizer, splits.validation, how, cache)
+
+
 def prepare_training(
     settings: Settings, run: Run, splits: Splits, tokenizer: Tokenizer, machine: Machine, interrupt: Interrupt
 ) -> Training:
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options = settings.options
-    corpus, held_out = ranks.in_turn(
-        lambda: [examples_of(tokenizer, frame, truncation_of(options), run.cache) for frame in splits[:2]]
-    )
+    corpus, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, truncation_of(options), run.cache))
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
     if OBJECTIVES[options.loss].teacher:

@@ -354,6 +354,8 @@ def read_splits(
     """
     source = source_of(options)
     splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled)
+    if splits.shards is not None and (options.train_reviews or options.validation_reviews):
+        raise ValueError("--train-reviews and --validation-reviews are for reviews in memory; name fewer shards")
     seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews
     for part, seed in seeds.items():
         if count := getattr(options, f"{part}_reviews"):
