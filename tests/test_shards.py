@@ -218,9 +218,10 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_resumes_in_the_middle(fol
 MEASURED = """
 import sys
 from pathlib import Path
-from data import Source, load_texts
+from data import Source, load_texts, shard_reader
 from data.tokenization import train_tokenizer
 cache = Path(sys.argv[2])
+shard_reader.STREAM_BYTES = 2**20
 shards = load_texts(Source(sys.argv[1]), cache).shards
 tokenizer = train_tokenizer("wordpiece", ["a good film with one bad plot"] * 9, 300)
 shards.corpora(tokenizer, 128, "chunks", cache, processes=2)
@@ -240,8 +241,9 @@ def memory(process: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of memory")
-def test_two_gigabytes_are_read_in_bounded_memory(tmp_path: Path):
-    size = int(os.environ.get("SHARDS_MIB", "2048")) * 2**20
+def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path):
+    """SHARDS_MIB=2048 reads 2 GiB, which takes many minutes."""
+    size = int(os.environ.get("SHARDS_MIB", "20")) * 2**20
     line = "a good film with one bad plot and actors that nobody knows, again and again. " * 12 + "\n"
     with (tmp_path / "big.txt").open("w") as file:
         for number in range(size // len(line)):
