@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
 from nn.encoder import Encoder
+from nn.quant import form_of, quantized_weights
 
 try:
     import resource
@@ -174,16 +175,16 @@ def static_memory(model: Module) -> StaticMemory:
 
 
 def describe_memory(model: Module, average: bool = False) -> str:
-    """Describes the static memory in one line, and what 8-bit and frozen weights save.
+    """Describes the static memory in one line, and what quantized and frozen weights save.
 
     average: whether a running mean of the trained weights is kept as well.
     """
     mib, static = 2**20, static_memory(model)
-    small = sum(b.numel() for b in model.buffers() if b.dtype == torch.int8)
+    small, small_bytes = quantized_weights(model)
     frozen = small + sum(p.numel() for p in model.parameters() if not p.requires_grad)
     line = f"memory: weights {static.weights / mib:,.0f} MiB"
     if small:
-        line += f" (8 bits save {3 * small / mib:,.0f})"
+        line += f" ({4 if form_of(model) == 'nf4' else 8} bits save {(4 * small - small_bytes) / mib:,.0f})"
     line += f", gradients and moments {(static.gradients + static.optimizer) / mib:,.0f} MiB"
     if frozen:
         line += f" (frozen weights save {12 * frozen / mib:,.0f})"
