@@ -124,12 +124,11 @@ class NF4Matmul(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: NF4Linear, dtype: torch.dtype) -> Tensor:
-        ctx.layer, ctx.dtypes = layer, (dtype, x.dtype)
+        ctx.layer = layer
         with torch.autocast(x.device.type, enabled=False):
             return x.to(dtype) @ layer.dequantized().to(dtype).t()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        """g: [M, out] -> ∂L/∂x [M, in], in the dtype of x"""
-        dtype, dtype_of_x = ctx.dtypes
-        return (g.to(dtype) @ ctx.layer.dequantized().to(dtype)).to(dtype_of_x), None, None
+        """g: [M, out] -> ∂L/∂x [M, in], which autograd converts to the dtype of x"""
+        return g @ ctx.layer.dequantized().to(g.dtype), None, None
