@@ -11,8 +11,10 @@ python eval.py --data FILE.csv --explain mistakes.html             why the worst
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
+import contextlib
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +42,7 @@ from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared
 from data.errors import clean_exit
 from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
 from data.explanation import Explanation, as_page, as_text, has_colours
-from data.files import csv_text, is_stdout, write_output
+from data.files import csv_text, is_stdout, user_path, write_output
 from data.flags import check_choice, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
 from data.imdb import as_frame, clean
@@ -64,6 +66,7 @@ from nn.encoder import Encoder
 from nn.explain import explain
 from nn.quant import FORMS
 from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
+from nn.sharding import compute, is_sharded
 from peft.lora import merged_copies
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
@@ -100,7 +103,7 @@ def held_out_loss(
         whole = corpus.batch(rows)
         batch = (whole if alone() else own_share(whole)).to(machine.device)
         with machine.autocast():
-            loss, correct = objective(model, batch, options)
+            loss, correct = compute(objective, model, batch, options)
         meter.add(batch, loss, correct if batch.counted else {})
         check()
     set_random_state(state, machine.device)
@@ -108,7 +111,17 @@ def held_out_loss(
     return meter.of_all_ranks().means()
 
 
-@torch.inference_mode()
+@contextlib.contextmanager
+def ready_to_score(model: Model, machine: Machine) -> Iterator[None]:
+    """Computes no gradients in the block. LoRA is merged into copies of the weights, unless the model is sharded."""
+    if is_sharded(model):
+        with torch.no_grad():
+            yield
+    else:
+        with torch.inference_mode(), merged_copies(model, machine.dtype), cast_once(model, machine):
+            yield
+
+
 def score(
     model: Model, corpus: Corpus, machine: Machine, check: Callable[[], None] = no_check, bar: bool = True
 ) -> np.ndarray:
@@ -123,11 +136,15 @@ def score(
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
     hide = None if bar and is_first() else True  # None: hidden unless the output is a terminal
     bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" examples", leave=False, disable=hide)
-    with bar_shown as progress, merged_copies(model, machine.dtype), cast_once(model, machine):
-        for batch in batches(corpus, order[rank() :: size()], machine.device):  # the batches of one rank: equal logits
+    own = order[rank() :: size()]  # the batches of one rank: equal logits
+    spare = order[: math.ceil(len(order) / size()) - len(own)] if is_sharded(model) else []  # as many on all ranks
+    with bar_shown as progress, ready_to_score(model, machine):
+        for number, batch in enumerate(batches(corpus, own + spare, machine.device)):
             with machine.autocast():
-                logits[batch.rows.cpu()] = model(batch.input_ids, batch.mask).float().cpu()
-            progress.update(len(batch.labels))
+                found = model(batch.input_ids, batch.mask).float().cpu()
+            if number < len(own):
+                logits[batch.rows.cpu()] = found
+                progress.update(len(batch.labels))
             check()
     model.train(training)
     return corpus.pool(add_rows(logits))
@@ -192,6 +209,16 @@ class Scorer:
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
         truncation = Truncation(limit, trained.get("truncate", "head"))._replace(**with_windows(options))
         return cls(model.to(machine.device).eval(), tokenizer, machine, truncation)
+
+    @classmethod
+    def of(cls, source: str, machine: Machine) -> "Scorer":
+        """Loads a run folder, a checkpoint folder or hub id; "": the classifier in the box. Raises as the two above."""
+        if not source or not (user_path(source) / "log.jsonl").is_file():
+            return cls.of_checkpoint(Options(weights=source or str(CLASSIFIER)), machine)
+        run = Run.open(user_path(source))
+        if is_pretraining(run):
+            raise ValueError(f"{source} was pretrained and has no classifier; train.py --weights {run.best} adds one")
+        return cls.of_run(run, machine)
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame."""

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,15 @@ from data.options import (
 )
 from data.runs import Run, command_line
 from data.seeds import derive_seed, random_state, set_random_state
+from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
+from data.windows import Truncation
 from eval import Scorer, held_out_loss, score
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
 from nn.checkpoint import model_class, restore_training_state, save_pretrained, training_state
-from nn.distributed import GradientSum, broadcast_model
+from nn.distributed import GradientSum
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
@@ -68,10 +70,13 @@ from nn.runtime import (
     choose_machine,
     describe_memory,
     keep_freed_memory,
+    num_parameters,
     peak_memory,
     release_freed_memory,
     tokens_per_pass,
 )
+from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release, whole_tensors
+from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
@@ -102,7 +107,8 @@ def read_data(settings: Settings, run: Run) -> Splits:
     splits = read_splits(options, run.cache, objective.pretraining, unlabelled)
     run.record_data(splits.labels, splits.files)
     frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
-    print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
+    if splits.shards is None:
+        print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
     if splits.labels != SENTIMENT and not objective.pretraining:
         print(f"labels: {', '.join(splits.labels)}")
     if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
@@ -116,7 +122,8 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits) -> Tokenizer:
         check_checksums(run.tokenizer)
         return load_tokenizer(run.tokenizer)
     if options.weights == "none":
-        kind, texts = MODELS[options.model].tokenizer, splits.train["review"]
+        kind = MODELS[options.model].tokenizer
+        texts = splits.train["review"] if splits.shards is None else splits.shards.sample()
         tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer)
@@ -207,7 +214,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
         }
         tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
-        tensors |= ranks.random_states(self.machine.device)
+        tensors = whole_tensors(tensors) | ranks.random_states(self.machine.device)
         if ranks.is_first():
             self.run.save_state(tensors, asdict(self.progress) | state)
         ranks.agree(0)  # no rank goes on, or ends, before the state is written
@@ -226,16 +233,24 @@ class Training:
         self.meter = Meter(sums, seconds, self.settings.options.save_minutes)
 
 
+def make_corpora(tokenizer: Tokenizer, splits: Splits, how: Truncation, cache: Path) -> tuple[Corpus, Corpus]:
+    """Returns the training and the validation examples."""
+    if splits.shards is not None:
+        release_freed_memory()  # of the sample of texts: the processes that tokenize would inherit it
+        return splits.shards.corpora(tokenizer, how.max_length, how.truncate, cache)
+    return examples_of(tokenizer, splits.train, how, cache), examples_of(tokenizer, splits.validation, how, cache)
+
+
 def prepare_training(
     settings: Settings, run: Run, splits: Splits, tokenizer: Tokenizer, machine: Machine, interrupt: Interrupt
 ) -> Training:
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options = settings.options
-    corpus, held_out = ranks.in_turn(
-        lambda: [examples_of(tokenizer, frame, truncation_of(options), run.cache) for frame in splits[:2]]
-    )
+    corpus, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, truncation_of(options), run.cache))
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
+    if OBJECTIVES[options.loss].teacher:
+        corpus = taught(corpus, settings, splits, run, machine, interrupt)
     model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     if isinstance(model, WordClassifier) and options.weights == "none":
         model.fit(corpus)
@@ -246,14 +261,15 @@ def prepare_training(
         )
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
-    model = model.to(machine.device).train()
-    broadcast_model(model)
+    model = place(model, machine.device, options.shard).train()
     stream = unlabelled_stream(settings, splits, tokenizer, run) if OBJECTIVES[options.loss].unlabelled else None
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
     groups = parameter_groups(model, options, peft.is_adapter_parameter, lora_plus)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    print(describe_groups(groups, sum(p.numel() for p in model.parameters())))
+    print(describe_groups(groups, num_parameters(model)))
     print(describe_memory(model, average=options.average > 0))
+    if is_sharded(model):
+        print(describe_shards(model))
     if is_quantized(model):
         print(describe_products(machine.device, mixed=machine.dtype != torch.float32, form=form_of(model)))
     training = Training(
@@ -262,7 +278,7 @@ def prepare_training(
         scaler=GradScaler(machine.device.type, enabled=machine.dtype == torch.float16),
         average=Average(trainable, options.average),
         trainable=trainable,
-        gradient_sum=GradientSum(trainable),
+        gradient_sum=GradientSum([] if is_sharded(model) else trainable),  # FSDP2 sums gradients itself
     )  # fmt: skip
     ranks.seed_dropout(options.seed)
     training.load()
@@ -276,6 +292,9 @@ def train(t: Training) -> None:
     steps = [math.ceil(len(order) / options.accumulation) for order in orders]  # of each epoch
     while progress.epoch < options.epochs and not out_of_patience(progress, options):
         order, before = orders[progress.epoch], sum(steps[: progress.epoch])
+        if options.unfreeze == "gradual":
+            unfreeze(t.model, t.trainable, progress.epoch + 1)
+            print(f"{epoch_name(t)}: {describe_epoch(t.model, progress.epoch + 1, options.epochs)}")
         hide = None if ranks.is_first() else True  # None: hidden unless the output is a terminal
         bar = tqdm(total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), leave=False, disable=hide)
         with t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved
@@ -327,11 +346,10 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
     counted over the whole run. Raises ValueError for a loss that is not finite, after saving the state.
     """
     options, entry, progress = t.settings.options, OBJECTIVES[t.settings.options.loss], t.progress
-    limit = tokens_per_pass(t.model, t.machine) if entry.additive else 0
+    additive = entry.additive and not is_sharded(t.model)  # sharded layers are exchanged in every pass
+    limit = tokens_per_pass(t.model, t.machine) if additive else 0
     batches = list(
-        ranks.rank_batches(
-            t.corpus, t.stream, micro_batches, first, progress.num_splits, limit, entry.additive, options.seed
-        )
+        ranks.rank_batches(t.corpus, t.stream, micro_batches, first, progress.num_splits, limit, additive, options.seed)
     )
     size = sum(len(rows) for rows in micro_batches)  # examples of all ranks
     before = random_state(t.machine.device)
@@ -359,6 +377,8 @@ def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass
         where = f"{epoch_name(t)}, step {progress.step + 1}"
         message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
     except (RuntimeError, MemoryError) as error:
+        if is_sharded(t.model):  # the others wait for a layer of this rank, and end when it does
+            raise
         single = max((len(batch.labels) for batch in batches), default=2) == 1
         halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
         status = agreed(ranks.HALVE if halve else ranks.END)
@@ -387,17 +407,23 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     """
     entry = OBJECTIVES[t.settings.options.loss]
     passes: list[Pass] = []
+    problem: NotFinite | None = None
     for batch in (batch.to(t.machine.device) for batch in batches):
         if entry.additive and len(passes) == len(batches) - 1:
             t.gradient_sum.start()
         with t.machine.autocast():
-            loss, output = entry.objective(t.model, batch, t.settings.objective)
+            loss, output = compute(entry.objective, t.model, batch, t.settings.objective)
+        if entry.additive:
+            loss = batch.part(loss)
         if not torch.isfinite(loss):
-            raise NotFinite(loss.item(), batch.rows.tolist())
+            problem = problem or NotFinite(loss.item(), batch.rows.tolist())
         t.scaler.scale(loss * (batch.total / size)).backward()
         passes.append((batch, loss.detach(), correct_predictions(output, batch)))
         if len(passes) < len(batches) and ranks.alone():
             t.interrupt.check()
+    release(t.model)
+    if problem is not None:  # raised after all passes, in which sharded layers are exchanged
+        raise problem
     return passes
 
 
@@ -437,11 +463,13 @@ def finish_epoch(t: Training) -> None:
     progress, name = t.progress, epoch_name(t)
     with t.average.in_place():
         found, logits = validate(t)
+        release(t.model)
         shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
         better = OBJECTIVES[t.settings.options.loss].pretraining or shown["acc"] > progress.best
         if better:
-            if ranks.is_first():
-                save_best(t)
+            with gathered(t.model):
+                if ranks.is_first():
+                    save_best(t)
             if logits is not None and ranks.is_first():
                 t.run.save_probabilities("validation", softmax(logits), t.held_out.labels)
             progress.best, progress.best_epoch, progress.validation = shown["acc"], progress.epoch + 1, found
@@ -490,6 +518,27 @@ def save_best(t: Training) -> None:
     write_checksums(run.best)
 
 
+def taught(
+    corpus: Corpus, settings: Settings, splits: Splits, run: Run, machine: Machine, interrupt: Interrupt
+) -> Corpus:
+    """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder."""
+    name = settings.objective.teacher or "the classifier in the box"
+
+    def prepare() -> tuple[Scorer, list[int], Corpus]:
+        """Returns the teacher, the order of its classes, and the training reviews in its tokens."""
+        scorer = Scorer.of(settings.objective.teacher, machine)
+        return scorer, class_order(scorer.labels, splits.labels, name), scorer.corpus(splits.train, run.cache)
+
+    def compute() -> np.ndarray:
+        """Scores the training reviews in eval() mode."""
+        scorer, order, reviews = ranks.in_turn(prepare)
+        return scorer.logits(reviews, interrupt.check)[:, order]
+
+    logits = kept_logits(run.folder / "teacher.npy", compute)
+    print(f"teacher: {name}, accuracy {np.mean(logits.argmax(1) == corpus.labels):.4f} on the training reviews")
+    return replace(corpus, teacher=logits)
+
+
 def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
     """Returns endless batches of unlabelled reviews. Raises ValueError if there are none."""
     options = settings.options
@@ -508,7 +557,7 @@ def finish(t: Training) -> None:
     result: dict[str, Any] = {
         "parameters": {
             "trained": sum(p.numel() for p in t.trainable),
-            "total": sum(p.numel() for p in t.model.parameters()),
+            "total": num_parameters(t.model),
         },
         "seconds": t.meter.total(),
         "best_epoch": progress.best_epoch,
@@ -543,7 +592,8 @@ def test_scores(t: Training) -> dict[str, Any]:
     frame = t.splits.test[t.splits.test["sentiment"] != UNKNOWN]
     if not len(frame):
         return {}
-    scorer = Scorer.of_run(t.run, t.machine, base=t.settings.options.base)
+    scorer = Scorer.of_run(t.run, t.machine._replace(device=torch.device("cpu")), base=t.settings.options.base)
+    scorer.model, scorer.machine = place(scorer.model, t.machine.device, is_sharded(t.model)), t.machine
     corpus = ranks.in_turn(lambda: scorer.corpus(frame, t.run.cache))
     logits = scorer.logits(corpus, t.interrupt.check)
     if ranks.is_first():
@@ -559,6 +609,8 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
     if options.weights != "none" and adapter_folder(options.weights) is None:
         config_file = fetch_config(options.weights)  # judged before a run folder is created
         model_class(read_json(config_file), config_file)
+    if OBJECTIVES[options.loss].teacher:
+        Scorer.of(settings.objective.teacher, machine)  # judged before a run folder is created
     run = start_run(settings, machine)
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
@@ -598,6 +650,8 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
     if not (ranks.alone() or entry.additive or entry.ranks):
         raise ValueError(f"--loss {options.loss} cannot be computed by several ranks; leave out torchrun")
+    if options.shard and ranks.alone() and run is None:
+        raise ValueError("--shard divides a model among ranks: torchrun --standalone --nproc_per_node 2 train.py …")
     machine = choose_machine(options.device, options.precision)
 
     def start() -> str:

@@ -33,7 +33,8 @@ from data.imdb import (
     split_train,
 )
 from data.labels import SENTIMENT, UNKNOWN, quoted
-from data.readers import LABELED, TABLES, TEST, UNLABELED, Source
+from data.readers import LABELED, SPLIT_NAMES, TABLES, TEST, UNLABELED, Source
+from data.shards import Shards
 from data.unpacking import COMPRESSED
 
 __all__ = [
@@ -51,12 +52,6 @@ __all__ = [
 ]
 HERE = Path(__file__).parent
 HELD_OUT_TEXTS = 0.05  # fraction of a file of texts that pretraining validates on
-PART_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-    "unlabelled": ("unlabelled", "unlabeled", "unsupervised", "unsup"),
-}
 
 
 class Splits(NamedTuple):
@@ -72,6 +67,7 @@ class Splits(NamedTuple):
     unlabelled: pd.DataFrame
     labels: tuple[str, ...] = SENTIMENT
     files: dict[str, str] = {}  # noqa: RUF012  (a default that is never changed)
+    shards: Shards | None = None  # texts that are larger than memory, instead of the frames
 
 
 class Parts(NamedTuple):
@@ -156,7 +152,7 @@ def find_in_folder(root: Path) -> Parts:
         return Parts(folder / "train", test=folder / "test" if (folder / "test").is_dir() else None)
     if (train := find_file(root, LABELED)) is not None:
         return Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
-    found = {part: find_part(root, names) for part, names in PART_NAMES.items()}
+    found = {part: find_part(root, names) for part, names in SPLIT_NAMES.items()}
     if found["train"] is None:
         tables = sorted(path.name for path in root.iterdir() if part_of(path.name, r"[\w.-]+"))
         raise FileNotFoundError(
@@ -323,6 +319,9 @@ def load_texts(source: Source, cache: Path | None = None) -> Splits:
         splits = load_splits(source, cache, with_unlabelled=True)
         train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
         loader.files = splits.files
+    elif (shards := Shards.find(source, train_table(source), cache)) is not None:
+        empty = as_frame([])
+        return Splits(empty, empty, empty, empty, files=shards.files, shards=shards)
     else:
         parts = find_parts(source)
         frames = [read_texts(loader, path) for path in (parts.train, parts.unlabelled) if path is not None]
@@ -340,6 +339,12 @@ def find_published(source: Source) -> bool:
     root = Path(source.data).expanduser()
     found = not source.train and root.is_dir()
     return found and (find_acl(root) is not None or find_file(root, LABELED) is not None)
+
+
+def train_table(source: Source) -> Path | None:
+    """Returns the table named train of the folder of a source, None if there is none."""
+    root = Path(source.data).expanduser().absolute()
+    return None if source.train or not root.is_dir() else find_part(root, SPLIT_NAMES["train"])
 
 
 def read_texts(loader: Loader, path: Path) -> pd.DataFrame:

@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     rows: Tensor  # int64 [B], numbers of the examples in the corpus
     unlabelled: "Batch | None" = None  # a batch of unlabelled reviews for the same step
     class_weights: Tensor | None = None  # fp32 [C], weight of an example's loss by its class
+    teacher: Tensor | None = None  # fp32 [B, C], logits of a teacher
     share: "Share | None" = None  # where these rows are in a batch that several ranks compute together
 
     def to(self, device: torch.device) -> "Batch":
@@ -57,6 +58,7 @@ class Batch(NamedTuple):
             rows=copy(self.rows),
             unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
             class_weights=None if self.class_weights is None else copy(self.class_weights),
+            teacher=None if self.teacher is None else copy(self.teacher),
             share=None if self.share is None else self.share._replace(whole=self.share.whole.to(device)),
         )
 
@@ -139,6 +141,7 @@ class Corpus:
     review: np.ndarray | None = None  # int64 [N], the review of each window, ascending; None: R = N
     pooling: str = "mean"  # of the logits of a review's windows
     class_weights: np.ndarray | None = None  # fp32 [C], of every batch
+    teacher: np.ndarray | None = None  # fp32 [R, C], logits of a teacher for the reviews
 
     @classmethod
     def from_rows(cls, rows: Iterable[list[int]], labels: Iterable[int], pad_id: int) -> "Corpus":
@@ -161,11 +164,16 @@ class Corpus:
             with replacing(path) as temporary:
                 write_rows(temporary, make())
             seal_file(path)
+        return cls.mapped(path, labels, pad_id)
+
+    @classmethod
+    def mapped(cls, path: Path, labels: Iterable[int], pad_id: int) -> "Corpus":
+        """Maps the ids of a file of `write_rows` into memory. Empty `labels` become -1."""
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         count = int(stored[0])
         offsets = np.concatenate([[0], np.cumsum(stored[1 : count + 1], dtype=np.int64)])
         labels = np.asarray(list(labels), dtype=np.int64)
-        labels = labels if len(labels) else np.full(count, -1)
+        labels = labels if len(labels) else np.broadcast_to(np.int64(-1), count)  # takes no memory
         return cls(ids=stored[count + 1 :], offsets=offsets, labels=labels, pad_id=pad_id)
 
     def __len__(self) -> int:
@@ -190,18 +198,20 @@ class Corpus:
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Returns the examples `rows`, padded to the longest of them."""
-        width = int(self.lengths[rows].max())
+        lengths = self.offsets[rows + 1] - self.offsets[rows]  # of these rows only: a corpus may have millions
+        width = int(lengths.max())
         ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)  # [B, T]
         for line, row in zip(ids, rows, strict=True):
             start, end = self.offsets[row], self.offsets[row + 1]
             line[: end - start] = self.ids[start:end]
-        mask = np.arange(width) < self.lengths[rows][:, None]  # [B, T]
+        mask = np.arange(width) < lengths[:, None]  # [B, T]
         return Batch(
             input_ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
             labels=torch.from_numpy(self.labels[self.reviews_of(rows)]),
             rows=torch.from_numpy(np.asarray(rows)),
             class_weights=None if self.class_weights is None else torch.from_numpy(self.class_weights),
+            teacher=None if self.teacher is None else torch.from_numpy(self.teacher[self.reviews_of(rows)]),
         )
 
     def balanced(self, num_classes: int) -> "Corpus":
@@ -233,6 +243,25 @@ def write_rows(path: Path, rows: Iterable[list[int]]) -> None:
         lengths.tofile(file)
         ids.seek(0)
         shutil.copyfileobj(ids, file)
+
+
+def merge_rows(path: Path, parts: list[Path]) -> None:
+    """Concatenates files of `write_rows`. One file at a time is open."""
+
+    def stored(part: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (lengths, ids) of a part."""
+        values = np.load(part, mmap_mode="r", allow_pickle=False)
+        return values[1 : values[0] + 1], values[values[0] + 1 :]
+
+    sizes = [tuple(map(len, stored(part))) for part in parts]
+    count, total = sum(size for size, _ in sizes), sum(size for _, size in sizes)
+    header = {"descr": dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (1 + count + total,)}
+    with path.open("wb") as file:
+        write_array_header_1_0(file, header)
+        array("i", [count]).tofile(file)
+        for piece in (0, 1):
+            for part in parts:
+                file.write(stored(part)[piece].data)
 
 
 def build_corpus(
@@ -371,7 +400,8 @@ def step_batches(
     number: of the first micro-batch, counted over the whole run.
     """
     for index, rows in enumerate(micro_batches, number):
-        needed = math.ceil(len(rows) * corpus.lengths[rows].max() / tokens_per_pass) if tokens_per_pass else 1
+        longest = (corpus.offsets[rows + 1] - corpus.offsets[rows]).max()
+        needed = math.ceil(len(rows) * longest / tokens_per_pass) if tokens_per_pass else 1
         for split in np.array_split(rows, min(max(num_splits, needed), len(rows))):
             batch = corpus.batch(split)
             yield batch if stream is None else batch._replace(unlabelled=stream.batch(index))

@@ -179,7 +179,7 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
             raise FileNotFoundError(problem) from error
         raise FileNotFoundError(
             f"{name!r} is neither a directory here nor complete in the hub cache, and the hub cannot be reached; "
-            "give --weights a directory, or go online once"
+            "give the path of a directory, or go online once"
         ) from error
 
 

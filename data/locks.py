@@ -8,6 +8,9 @@ folder that is mounted without them (`nolock`, some cluster file systems), which
 import errno
 import os
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,24 @@ class FolderLock:
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
+
+
+@contextmanager
+def waiting_lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder in the block. Waits while another process holds it, and prints that once."""
+    lock, said = None, False
+    while lock is None:
+        try:
+            lock = FolderLock(folder)
+        except ValueError as error:
+            if not said:
+                print(f"{str(error).partition(';')[0]}; waiting until it is finished")
+            said = True
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def lock_file(file: int) -> None:

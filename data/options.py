@@ -117,6 +117,12 @@ class Options:
     layer_decay: float = option(
         1.0, "training", "factor of the learning rate from each layer to the one below it", "FACTOR"
     )
+    unfreeze: str = option(
+        "all",
+        "training",
+        "all layers, or gradual: the head in epoch 1, one more layer in each later epoch",
+        choices=("all", "gradual"),
+    )
     adam_epsilon: float = option(1e-6, "training", "ε of AdamW", "EPSILON")
     weight_decay: float = option(0.01, "training", "weight decay of everything but biases and norms", "FACTOR")
     warmup: float = option(
@@ -142,6 +148,7 @@ class Options:
         "none", "machine", "frozen weights in 8 or 4 bits, together with --peft", choices=("none", "int8", "nf4")
     )
     checkpointing: bool = option(False, "machine", "recompute each layer in the backward pass: less memory, more time")
+    shard: bool = option(False, "machine", "torchrun: each rank keeps a part of weights, gradients and moments (FSDP2)")
     out_of_memory: str = option(
         "halve",
         "machine",
@@ -221,8 +228,16 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
     if options.quantize != "none" and (options.peft == "none" or options.weights == "none"):
         raise ValueError(f"--quantize {options.quantize} is for frozen weights: it needs --weights and a --peft method")
+    if options.unfreeze == "gradual" and options.peft != "none":
+        raise ValueError(f"--unfreeze gradual is for --peft none, which trains all layers; not for {options.peft}")
+    if options.unfreeze == "gradual" and (options.weights == "none" or objective.pretraining):
+        raise ValueError("--unfreeze gradual is for pretrained layers under a classifier: it needs --weights")
+    if options.unfreeze == "gradual" and options.shard:
+        raise ValueError("--unfreeze gradual freezes layers that --shard has divided; leave out one of them")
     if options.shape and options.weights != "none":
         raise ValueError(f"--shape is for --weights none; {options.weights} has its own config")
+    if options.shard and model.tokenizer == "wordlevel":
+        raise ValueError(f"--shard cuts the layers of an encoder; {options.model} is small: leave it out")
     if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
         raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
 
@@ -339,6 +354,8 @@ def read_splits(
     """
     source = source_of(options)
     splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled)
+    if splits.shards is not None and (options.train_reviews or options.validation_reviews):
+        raise ValueError("--train-reviews and --validation-reviews are for reviews in memory; name fewer shards")
     seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews
     for part, seed in seeds.items():
         if count := getattr(options, f"{part}_reviews"):
@@ -346,12 +363,12 @@ def read_splits(
     return splits
 
 
-def absolute_paths(options: Options) -> Options:
-    """Returns the options with absolute paths, so that a run can be used from any folder."""
+def absolute_paths(options: Any) -> Any:
+    """Returns an options dataclass with absolute paths, so that a run can be used from any folder."""
     keywords = {"weights": ("none", "builtin"), "word_vectors": ("none", "train", "builtin")}
     changes: dict[str, Any] = {}
-    for name in ("weights", "base", "word_vectors", "train", "validation", "test"):
-        value = getattr(options, name)
+    for name in ("weights", "base", "word_vectors", "train", "validation", "test", "teacher"):
+        value = getattr(options, name, "")
         if value and value not in keywords.get(name, ()) and Path(value).expanduser().exists():
             changes[name] = str(Path(value).expanduser().resolve())
     return replace(options, **changes)
@@ -365,6 +382,7 @@ def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
     built-in weights.
     """
     options, origins = absolute_paths(settings.options), settings.origins
+    settings = settings._replace(objective=absolute_paths(settings.objective))
     if options.train:
         return settings._replace(options=options), f"--train {options.train}"
     source, why = find_source(options.data)

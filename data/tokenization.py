@@ -387,6 +387,7 @@ def count_subwords(
     draft.normalizer, draft.pre_tokenizer = normalizer, pre_tokenizer
     draft.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
     counts = Counter(dict.fromkeys(draft.get_vocab(), 1))
-    for encoding in draft.encode_batch_fast(texts):
-        counts.update(encoding.tokens)
+    for start in range(0, len(texts), BATCH):  # an encoding takes about 100 bytes a token
+        for encoding in draft.encode_batch_fast(texts[start : start + BATCH]):
+            counts.update(encoding.tokens)
     return counts

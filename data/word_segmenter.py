@@ -67,10 +67,11 @@ def is_word_by_word(backend: Backend) -> bool:
 
 @dataclass
 class WordSegmenter:
-    """Converts texts to ids, as `segment_texts` does. words: word -> its ids, at most CACHED_WORDS between calls."""
+    """Converts texts to ids, as `segment_texts` does. words: word -> its ids, at most `limit` between calls."""
 
     backend: Backend
     words: dict[str, list[int]] = field(default_factory=dict)
+    limit: int = CACHED_WORDS
 
     def __post_init__(self) -> None:
         self.word_by_word = is_word_by_word(self.backend)
@@ -83,7 +84,7 @@ class WordSegmenter:
         new = list(set(chain.from_iterable(rows)).difference(self.words))
         self.words.update(zip(new, segment_texts(self.backend, new), strict=True))
         ids = [list(chain.from_iterable(map(self.words.__getitem__, row))) for row in rows]
-        if len(self.words) > CACHED_WORDS:
+        if len(self.words) > self.limit:
             for word in new:
                 del self.words[word]
         return ids

@@ -9,7 +9,7 @@ return {name: correct predictions} instead of logits.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from losses import cross_entropy, lm, margin, mixed, mlm, rdrop, rtd, supcon
+from losses import cross_entropy, distill, lm, margin, mixed, mlm, rdrop, rtd, supcon
 
 
 def no_preparation(model: Any, options: Any, tokenizer: Any) -> None:
@@ -24,6 +24,7 @@ class ObjectiveEntry(NamedTuple):
     unlabelled: bool = False  # whether batches carry unlabelled reviews
     pretraining: bool = False  # whether labels are unused
     additive: bool = False  # whether a batch can be split into several passes with the same result
+    teacher: bool = False  # whether batches carry the logits of a teacher, the option `teacher`
     ranks: bool = False  # whether it returns its rank's part of the loss (data/ranks.py); additive ones need not
 
 
@@ -56,6 +57,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
     "ce":           ObjectiveEntry(cross_entropy.objective, cross_entropy.CrossEntropyOptions, additive=True),
     "margin":       ObjectiveEntry(margin.objective, margin.MarginOptions, CAPSULES, additive=True),
     "rdrop":        ObjectiveEntry(rdrop.objective, rdrop.RDropOptions, additive=True),
+    "distill":      ObjectiveEntry(distill.objective, distill.DistillOptions, additive=True, teacher=True),
     "supcon":       ObjectiveEntry(supcon.objective, supcon.SupConOptions, prepare=supcon.prepare, ranks=True),
     "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, supcon.RDropSupConOptions, prepare=supcon.prepare, ranks=True),
     "adversarial":  ObjectiveEntry(mixed.objective, mixed.AdversarialOptions, prepare=mixed.prepare, ranks=True),

@@ -24,6 +24,7 @@ from nn.encoder import SharedEmbedding, init_weights
 from nn.heads import match_head
 from nn.nb_linear import NGramEmbedding
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, form_of, put_quantized, quantizable
+from nn.sharding import rows_like
 from nn.words import WordClassifier
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
@@ -354,9 +355,15 @@ def save_pretrained(
 # -------------------------------------------------------------------------------------------------- resume state
 
 
+def trained_parameters(model: Model, optimizer: torch.optim.Optimizer) -> list[tuple[str, Parameter]]:
+    """Returns (name, parameter) of all that the optimizer trains, those frozen in this epoch (nn/unfreezing.py) too."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [(name, p) for name, p in model.named_parameters() if id(p) in trained]
+
+
 def training_state(model: Model, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:
-    """Returns all tensors that training changes: trained parameters, the optimizer's moments, random states."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    """Returns all tensors that training changes: the optimizer's parameters and moments, random states."""
+    tensors = {f"model.{name}": p for name, p in trained_parameters(model, optimizer)}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
     return tensors | random_state(device)
@@ -367,15 +374,15 @@ def restore_training_state(
 ) -> None:
     """Restores what `training_state` returned, bit for bit. Raises ValueError if it belongs to another model."""
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            saved = tensors.get(f"model.{name}")
-            if saved is None or saved.shape != parameter.shape:
-                raise ValueError(f"the saved state does not fit the model: {name} is missing or misshaped")
-            parameter.data.copy_(saved)
+    members = [p for group in optimizer.param_groups for p in group["params"]]  # in the order of their numbers
+    for name, parameter in trained_parameters(model, optimizer):
+        saved = tensors.get(f"model.{name}")
+        if saved is None or saved.shape != parameter.shape:
+            raise ValueError(f"the saved state does not fit the model: {name} is missing or misshaped")
+        parameter.data.copy_(rows_like(saved, parameter))
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
-            moments.setdefault(int(number), {})[key] = tensor
+            moments.setdefault(int(number), {})[key] = rows_like(tensor, members[int(number)])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     set_random_state(tensors, device)

@@ -16,6 +16,7 @@ from data.options import Options
 from nn import Model
 from nn.checkpoint import TRAINING_ONLY
 from nn.encoder import init_weights
+from nn.sharding import rows_like
 
 
 def num_levels(model: Model) -> int:
@@ -124,8 +125,10 @@ class Average:
 
     def swap(self) -> None:
         """Exchanges the means and the model's weights."""
-        for number, mean in enumerate(self.means):
-            self.means[number], self.parameters[number].data = self.parameters[number].data, mean
+        for mean, parameter in zip(self.means, self.parameters, strict=False):
+            before = parameter.detach().clone()
+            parameter.detach().copy_(mean)  # in place, since a sharded parameter has its memory elsewhere
+            mean.copy_(before)
 
     def state(self) -> dict[str, Tensor]:
         """Returns the means by name, to resume from."""
@@ -134,7 +137,7 @@ class Average:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Restores what `state` returned."""
         for number, mean in enumerate(self.means):
-            mean.copy_(tensors[f"average.{number}"])
+            mean.copy_(rows_like(tensors[f"average.{number}"], mean))
 
 
 def reinitialize(model: Model, count: int) -> None:

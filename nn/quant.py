@@ -229,10 +229,12 @@ def describe_products(device: torch.device, mixed: bool, form: str = "int8") -> 
 
 
 def quantized_weights(model: Module) -> tuple[int, int]:
-    """Returns the number of quantized weights and their size in bytes, with scales."""
+    """Returns the number of quantized weights and their size in bytes, with scales. Those of a sharded model are
+    parameters (nn/sharding.py)."""
     modules = [module for module in model.modules() if isinstance(module, QuantizedLinear | Int8Embedding)]
     count = sum(module.weight.numel() * 8 // module.BITS for module in modules)
-    return count, sum(b.numel() * b.element_size() for module in modules for b in module.buffers())
+    named = [pair for module in modules for pair in (*module.named_buffers(), *module.named_parameters())]
+    return count, sum(t.numel() * t.element_size() for name, t in named if name != "bias")
 
 
 def resident_bytes(model: Module) -> int:

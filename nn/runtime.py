@@ -167,6 +167,11 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def num_parameters(model: Module) -> int:
+    """Counts the parameters without quantized weights, which are buffers unless the model is sharded."""
+    return sum(p.numel() for p in model.parameters() if p.dtype not in (torch.int8, torch.uint8))
+
+
 def static_memory(model: Module) -> StaticMemory:
     """Computes the memory that does not depend on the batch."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -181,7 +186,7 @@ def describe_memory(model: Module, average: bool = False) -> str:
     """
     mib, static = 2**20, static_memory(model)
     small, small_bytes = quantized_weights(model)
-    frozen = small + sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    frozen = small + num_parameters(model) - sum(p.numel() for p in model.parameters() if p.requires_grad)
     line = f"memory: weights {static.weights / mib:,.0f} MiB"
     if small:
         line += f" ({4 if form_of(model) == 'nf4' else 8} bits save {(4 * small - small_bytes) / mib:,.0f})"

@@ -139,6 +139,7 @@ def start_from_vectors(
     table, tokens = embedding_table(model), tokenizer.tokens
     if source == "train":
         texts = [text for frame in (splits.train, splits.validation, splits.unlabelled) for text in frame["review"]]
+        texts += [] if splits.shards is None else splits.shards.sample()
         vectors = trained_vectors(tokenizer, texts, width=table.size(1), cache=cache, check=check)
     else:
         vectors = read_vectors(source, tokens)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,17 +30,21 @@ from test_pretraining import FakeTokenizer
 import eval
 import train
 from data.batches import Batch, Corpus
-from data.errors import NotFinite, clean_exit
+from data.errors import clean_exit
 from data.ranks import add_rows, alone, leaving, own_share, rank, size
 from losses import OBJECTIVES
 from nn import Model, distributed
 from nn.distributed import GradientSum
 from nn.dropout import set_dropout
+from nn.quant import quantize_int8
 from nn.runtime import Machine
+from nn.sharding import compute, release, shard, whole
 
 OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
 CASES = dict.fromkeys(("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd"), ("bert", "none"))
 CASES |= {"supcon lora": ("bert", "lora"), "supcon prefix": ("bert", "prefix")}
+SHARDED = {"ce": ("deberta", "none"), "mixed": ("bert", "none")}
+SHARDED |= {"rdrop int8": ("bert", "lora"), "supcon modernbert": ("modernbert", "prefix")}
 LENGTHS = {"even": [5, 7, 11, 13, 17, 19, 23], "one row": [13]}
 SEED = 5
 
@@ -50,46 +55,65 @@ def example(lengths: list[int], seed: int) -> Batch:
     return Batch(ids, mask, torch.arange(len(lengths)) % 2, torch.arange(len(lengths)))
 
 
-def gradients(case: str, lengths: list[int]) -> dict[str, torch.Tensor]:
-    """Returns the loss and all gradients of one batch, summed over the ranks."""
-    name, (model_name, method) = case.split()[0], CASES[case]
+def gradients(case: str, lengths: list[int], sharded: bool = False) -> dict[str, torch.Tensor]:
+    """Returns the loss and all gradients of one batch, summed over the ranks; of a sharded model, gathered."""
+    name, (model_name, method) = case.split()[0], (CASES | SHARDED)[case]
     entry, model = OBJECTIVES[name], tiny(model_name)
+    model = quantize_int8(model) if case.endswith("int8") else model
     model = model if method == "none" else adapt(model, method)
     options = entry.options(**OPTIONS.get(name, {}))
     entry.prepare(model, options, FakeTokenizer())
     set_dropout(model, 0)
     batch = example(lengths, 0)._replace(unlabelled=example([3, 9, 4], 1) if entry.unlabelled else None)
     torch.manual_seed(SEED)
-    loss, _ = entry.objective(model.train(), batch if alone() else own_share(batch, SEED), options)
+    batch = batch if alone() else own_share(batch, SEED)
+    if sharded:
+        model.checkpointing = True
+        shard(model, torch.device("cpu"))
+    loss, _ = compute(entry.objective, model.train(), batch, options)
+    loss = batch.part(loss) if entry.additive else loss
     loss.backward()
-    parameters = dict(model.named_parameters())
-    trained = {key: p for key, p in parameters.items() if p.requires_grad}
-    GradientSum(list(trained.values())).finish()
-    found = {key: p.grad for key, p in trained.items() if p.grad is not None}
+    release(model)
+    assert not sharded or kept_bytes(model) == ceil_bytes(model)
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    GradientSum([] if sharded else list(trained.values())).finish()
+    found = {key: whole(p.grad) for key, p in trained.items() if p.grad is not None}
     return found | {"loss": torch.from_numpy(add_rows(loss.detach().double().numpy().reshape(1)))}
 
 
-def scores() -> torch.Tensor:
+def kept_bytes(model: Model) -> int:
+    """Returns the memory of the rows that this rank keeps of a sharded model."""
+    return sum(p.to_local().untyped_storage().nbytes() for p in model.parameters())
+
+
+def ceil_bytes(model: Model) -> int:
+    """Returns the bytes of ⌈n / R⌉ rows of each parameter with n rows."""
+    return sum(math.ceil(len(p) / size()) * p[0].numel() * p.element_size() for p in model.parameters())
+
+
+def scores(sharded: bool = False) -> torch.Tensor:
     """Returns the logits of 10 reviews in batches of at most 64 tokens."""
     lengths = [5, 7, 11, 13, 17, 19, 23, 29, 31, 37]
     ids, _ = token_batch(lengths, seed=2)
     corpus = Corpus.from_rows([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)], [0] * 10, 0)
     before, eval.tokens_per_pass = eval.tokens_per_pass, lambda *_: 64
-    logits = eval.score(tiny("bert"), corpus, Machine(torch.device("cpu"), torch.float32))
+    machine = Machine(torch.device("cpu"), torch.float32)
+    model = shard(tiny("bert"), machine.device) if sharded else tiny("bert")
+    logits = eval.score(model, corpus, machine)
     eval.tokens_per_pass = before
     return torch.from_numpy(logits)
 
 
-def all_cases() -> dict[str, torch.Tensor]:
+def all_cases(cases: Iterable[str] = CASES, sharded: bool = False) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # R-Drop without dropout
         found = {
             f"{case}/{kind}/{name}": tensor
-            for case in CASES
+            for case in cases
             for kind, lengths in LENGTHS.items()
-            for name, tensor in gradients(case, lengths).items()
+            for name, tensor in gradients(case, lengths, sharded).items()
         }
-    return found | {"scores": scores()}
+    return found | {"scores": scores(sharded)}
 
 
 def train_all(runs: list[list[str]]) -> None:
@@ -121,12 +145,17 @@ def count_early_buckets() -> list[int]:
 
 def fail(kind: str, number: int, step: int) -> None:
     """Makes rank `number` fail at a step: "nan", "memory", "killed", or "signal" after it."""
-    gradient, steps = train.gradient, itertools.count(1)
+    gradient, compute, steps = train.gradient, train.compute, itertools.count(1)
+
+    def without_loss(*arguments: Any) -> Any:
+        loss, output = compute(*arguments)
+        return loss * math.nan, output
 
     def failing(t: train.Training, *arguments: Any) -> list[train.Pass]:
         if next(steps) == step and rank() == number:
             if kind == "nan":
-                raise NotFinite(math.nan, [0, 1])
+                train.compute = without_loss
+                return gradient(t, *arguments)
             if kind == "memory":
                 raise MemoryError
             os.kill(os.getpid(), signal.SIGKILL if kind == "killed" else signal.SIGTERM)
@@ -136,13 +165,13 @@ def fail(kind: str, number: int, step: int) -> None:
 
 
 def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
-    """fault: "", or KIND RANK STEP, with which the first run is trained"""
+    """fault: "", "sharded": with sharded models, "train": only the runs; KIND RANK STEP: of `fail`, in the first run"""
     torch.set_num_threads(1)
     distributed.BUCKET_BYTES = 256  # several buckets
     early = count_early_buckets()
     group = {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     runs = json.loads((folder / "runs.json").read_text())
-    if fault:
+    if fault not in ("", "sharded", "train"):
         os.environ |= {name: str(value) for name, value in group.items()}
         kind, *places = fault.split()
         fail(kind, *map(int, places))
@@ -152,7 +181,9 @@ def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=number, world_size=count)
     assert (rank(), size()) == (number, count)
     with leaving():
-        save_file(all_cases(), folder / f"{number}.safetensors")
+        if fault != "train":
+            found = all_cases(SHARDED, sharded=True) if fault else all_cases()
+            save_file(found, folder / f"{number}.safetensors")
         train_all(runs)
         (folder / f"{number}.early.json").write_text(json.dumps(early))
         dist.barrier()

@@ -327,3 +327,16 @@ def nf4_weight(w: Tensor, values: list[float], dynamic: list[float]) -> Tensor:
         block = i // 64
         out.append(values[code] * (dynamic[codes_of_c[block]] * s[block // 256] + c.mean()))
     return torch.stack(out).view(w.shape)
+
+
+def distillation(
+    logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, weights: list[float]
+) -> Tensor:
+    """Hinton et al. 2015, §2, with KL for the soft term. weights: of the classes in the cross-entropy."""
+    total = logits.new_zeros(())
+    for z, v, label in zip(logits, teacher, labels.tolist(), strict=True):
+        p, q = ((row / temperature).exp() / (row / temperature).exp().sum() for row in (v, z))
+        soft = sum(p[c] * (p[c].log() - q[c].log()) for c in range(len(z)))
+        hard = -weights[label] * (z.exp() / z.exp().sum())[label].log()
+        total = total + alpha * temperature**2 * soft + (1 - alpha) * hard
+    return total / len(labels)

@@ -1,5 +1,6 @@
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from data.options import Options, Settings
 from data.tokenization import train_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS
+from nn.distributed import GradientSum
 from nn.runtime import Machine
 
 LENGTHS = [5, 2, 9, 3, 7, 4, 11, 2, 6, 8, 3]
@@ -167,6 +169,7 @@ def step_gradients(num_splits: int) -> list[torch.Tensor]:
         model=model,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         interrupt=Interrupt(),
+        gradient_sum=GradientSum([]),
     )
     train.gradient(training, batches, sum(len(b.labels) for b in batches))
     return [p.grad for p in model.parameters() if p.grad is not None]
@@ -200,7 +203,7 @@ def test_passes_are_split_by_tokens():
 
 @pytest.mark.parametrize("loss", [name for name, entry in OBJECTIVES.items() if entry.additive])
 def test_an_additive_loss_is_the_mean_over_the_splits_of_a_batch(loss: str):
-    corpus = one_token_rows([6] * 8)
+    corpus = replace(one_token_rows([6] * 8), teacher=np.linspace(-2, 2, 16, dtype=np.float32).reshape(8, 2))
     torch.manual_seed(0)
     shape = required_shape(loss)
     model = tiny("capsule_lstm" if shape else "bert", **shape).eval()

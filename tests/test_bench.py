@@ -21,7 +21,7 @@ from bench.measure import (
     tune,
     undisturbed,
 )
-from bench.scaling import CASES, exchange_seconds, table
+from bench.scaling import CASES, exchange_seconds, shard_table, sharded_bytes, static_bytes, table
 from bench.tables import breakdown_table, pretraining_table, share_table, with_tables
 from bench.workload import full_rows, sample_rows
 from conftest import ROOT, tiny, token_batch
@@ -201,7 +201,16 @@ def test_tables_show_every_row(tmp_path: Path):
 
 
 def test_the_estimate_of_several_gpus_is_in_the_readme():
-    assert table() in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert table() in text
+    assert shard_table() in text
+
+
+def test_shards_approach_their_part_of_the_model_and_what_is_gathered():
+    for case in CASES:
+        assert sharded_bytes(case, 1) > static_bytes(case)
+        gathered = sharded_bytes(case, 1) - static_bytes(case)
+        assert sharded_bytes(case, 8) == pytest.approx(static_bytes(case) / 8 + gathered)
 
 
 def test_one_gpu_exchanges_nothing_and_many_at_most_twice_their_gradients():

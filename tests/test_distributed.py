@@ -38,6 +38,8 @@ SLOW = {
     "adversarial": f"{LORA} --loss adversarial",
     "int8": f"{LORA} --quantize int8",
     "prefix": f"{TUNE} --peft prefix",
+    "distill": f"{LORA} --loss distill",
+    "gradual": f"{TUNE} --unfreeze gradual --adam-epsilon 1e-4",
     "weighted accumulated": f"{LORA} --class-weights balanced --accumulation 3",
 }
 

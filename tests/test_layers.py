@@ -19,6 +19,7 @@ LAYERS = {"data": 0, "nn": 1, "peft": 2, "losses": 2, "train": 3, "eval": 3}
 PROGRAMS = {"data.check": 3}  # modules above their package, which nothing imports
 RUNTIME_PACKAGES = {"torch", "numpy", "pandas", "bs4", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
 SLOW_OR_OPTIONAL = {"huggingface_hub", "matplotlib", "pyarrow"}  # the only packages that a function may import
+SLOW_MODULES = {"torch.distributed.fsdp", "torch.distributed.tensor"}  # of runtime packages, likewise
 OPTIONAL = {"nn.triton_attention": {"triton"}}  # packages that a module uses if they are installed
 PEERS = {
     "transformers",
@@ -142,7 +143,7 @@ def test_functions_import_only_slow_or_optional_packages(group: str):
         describe(module, imported)
         for module, imports in read_imports(group).items()
         for imported in imports
-        if imported.in_function and imported.package not in SLOW_OR_OPTIONAL
+        if imported.in_function and not {imported.package, imported.module} & (SLOW_OR_OPTIONAL | SLOW_MODULES)
     ]
     assert "\n".join(found) == ""
 

@@ -58,8 +58,9 @@ def test_an_objective_is_a_mean_over_examples(name):
     (ids, mask), labels, options = token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), entry.options()
     if hasattr(options, "supcon_weight"):
         options = dataclasses.replace(options, supcon_weight=0.0)
-    once = Batch(ids, mask, labels, torch.arange(3))
-    twice = Batch(*(torch.cat([tensor, tensor]) for tensor in once[:4]))
+    teacher = torch.tensor([[0.5, -1.0], [2.0, 1.0], [-3.0, 0.0]])
+    once = Batch(ids, mask, labels, torch.arange(3), teacher=teacher)
+    twice = Batch(*(torch.cat([tensor, tensor]) for tensor in once[:4]), teacher=torch.cat([teacher, teacher]))
     (loss, logits), (same, _) = (entry.objective(model, batch, options) for batch in (once, twice))
     torch.testing.assert_close(loss, same)
     assert loss.dtype == torch.float32
@@ -70,7 +71,8 @@ def test_an_objective_is_a_mean_over_examples(name):
 def test_the_loss_of_a_bf16_pass_is_computed_in_fp32(name):
     shape, entry = required_shape(name), OBJECTIVES[name]
     model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
-    batch = Batch(*token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), torch.arange(3))
+    teacher = torch.tensor([[0.5, -1.0], [2.0, 1.0], [-3.0, 0.0]])
+    batch = Batch(*token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), torch.arange(3), teacher=teacher)
     losses = []
     for mixed in (False, True):
         torch.manual_seed(0)

@@ -31,7 +31,9 @@ def fitting(name: str, objective: str) -> dict[str, str]:
 
 def four_reviews(objective: str) -> Batch:
     ids, mask = token_batch([9, 7, 5, 3])
-    batch = Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
+    labels = torch.tensor([0, 1, 1, 0])
+    teacher = 8 * torch.nn.functional.one_hot(labels).float()  # agrees with the labels
+    batch = Batch(ids, mask, labels, torch.arange(4), teacher=teacher)
     if not OBJECTIVES[objective].unlabelled:
         return batch
     return batch._replace(unlabelled=batch._replace(input_ids=ids.flip(0), mask=mask.flip(0)))

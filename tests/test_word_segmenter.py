@@ -7,7 +7,6 @@ import pytest
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-import data.word_segmenter
 from data.demo import reviews
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from data.word_segmenter import WordSegmenter, segment_texts, split_before_spaces
@@ -56,9 +55,8 @@ def test_the_box_and_deberta(spm: Path):
     assert segmenter.words(normalized) == segment_texts(segmenter.backend, normalized)
 
 
-def test_the_number_of_cached_words_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(data.word_segmenter, "CACHED_WORDS", 3)
-    words, texts = WordSegmenter(tokenizer.segmenter), ["good x y z bad", "film"]
+def test_the_number_of_cached_words_is_bounded(tokenizer: Tokenizer):
+    words, texts = WordSegmenter(tokenizer.segmenter, limit=3), ["good x y z bad", "film"]
     assert words(["good film"]) == segment_texts(tokenizer.segmenter, ["good film"])
     assert words(texts) == segment_texts(tokenizer.segmenter, texts)
     assert sorted(words.words) == [" film", "good"]

@@ -1,0 +1,86 @@
+"""Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, §2): a trained teacher teaches a student.
+
+    p = softmax(v / T),   q = softmax(z / T)                        Eq. (1)
+    L = α T² mean_i KL(p_i ‖ q_i) + (1 - α) CE(z, y)
+
+v: logits of the teacher, constants;  z: logits of the student;  T: temperature;  y: labels. The gradient of T² KL is
+T (q - p), Eq. (2) times T². For large T it approaches [(z - z̄) - (v - v̄)] / C, Eq. (4) times T²: the student matches
+the logits. Without the factor T² the soft term would vanish as 1/T².
+
+The teacher reads a review with its own tokenizer and truncation, so that a network over words can learn from a BERT.
+Its logits are computed once before the training, in eval() mode (train.py), and every batch carries those of its
+reviews. A window of a review has the logits of the whole review. A teacher that was trained on the validation reviews
+makes the student's validation accuracy too high; the classifier in the box was trained on the built-in ones.
+
+Differs from the paper: KL in place of the cross-entropy with p, whose gradient is the same. The paper computes the
+teacher's logits on a transfer set, which may be unlabelled; here it is the training reviews.
+Differs from DistilBERT (Sanh et al. 2019, arXiv 1910.01108, §2–3): that distils the pretraining, with a cosine loss of
+hidden states and student layers that start as the teacher's.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batches import Batch
+from data.flags import option
+from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from nn import Model
+
+
+@dataclass(frozen=True)
+class DistillOptions(CrossEntropyOptions):
+    teacher: str = option(
+        "",
+        "objective",
+        "distill: run folder, checkpoint folder or hub id; default: the classifier in the box",
+        "RUN_OR_WEIGHTS",
+    )
+    distill_temperature: float = option(2.0, "objective", "distill: T, above 0")
+    distill_alpha: float = option(0.5, "objective", "distill: α in α·T²·KL + (1 - α)·CE, in [0, 1]")
+
+    def __post_init__(self) -> None:
+        check_weights(self.distill_temperature, self.distill_alpha)
+
+
+def check_weights(temperature: float, alpha: float) -> None:
+    """Raises ValueError for T <= 0 and for α outside [0, 1]."""
+    if temperature <= 0:
+        raise ValueError(f"distill_temperature {temperature} must be above 0")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"distill_alpha {alpha} is outside [0, 1]")
+
+
+def soft_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Computes T² KL(p ‖ q), the mean over examples. logits, teacher: [B, C] -> scalar, fp32 or wider, at least 0"""
+    z, v = (x if x.dtype.itemsize >= 4 else x.float() for x in (logits, teacher))
+    log_q, log_p = (F.log_softmax(x / temperature, -1) for x in (z, v))
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def distill_loss(
+    logits: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float,
+    alpha: float,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Computes L, the mean over examples. logits, teacher: [B, C];  labels: int64 [B];  class_weights: of CE, [C]
+
+    Raises ValueError for T <= 0 and for α outside [0, 1].
+    """
+    check_weights(temperature, alpha)
+    ce = cross_entropy(logits, labels, smoothing, class_weights)
+    return alpha * soft_loss(logits, teacher, temperature) + (1 - alpha) * ce
+
+
+def objective(model: Model, batch: Batch, options: DistillOptions) -> tuple[Tensor, Tensor]:
+    """Returns (loss, logits [B, C]). Raises ValueError for a batch without the teacher's logits."""
+    if batch.teacher is None:
+        raise ValueError("--loss distill needs the teacher's logits of the training reviews in every batch")
+    logits = model(batch.input_ids, batch.mask)
+    settings = (options.distill_temperature, options.distill_alpha, options.label_smoothing)
+    return distill_loss(logits, batch.teacher, batch.labels, *settings, batch.class_weights), logits
