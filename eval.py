@@ -64,6 +64,7 @@ from nn import MODELS, Model
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
 from nn.explain import explain
+from nn.quant import FORMS
 from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
 from nn.sharding import compute, is_sharded
 from peft.lora import merged_copies
@@ -160,18 +161,18 @@ def settings_of(run: Run) -> Settings:
 def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = "") -> tuple[Model, Tokenizer]:
     """Loads the best model of a run, in eval() mode, and its tokenizer.
 
-    quantize: int8, none, or run: as the run was trained.  base: the backbone of its adapter, if it was moved. Raises
-    FileNotFoundError if no epoch was finished, or if the backbone is not found.
+    quantize: int8, nf4, none, or run: as the run was trained.  base: the backbone of its adapter, if it was moved.
+    Raises FileNotFoundError if no epoch was finished, or if the backbone is not found.
     """
-    check_choice("quantize", quantize, dict.fromkeys(("run", "int8", "none")))
-    trained = settings_of(run).options.quantize
-    int8 = (trained if quantize == "run" else quantize) == "int8"
+    check_choice("quantize", quantize, dict.fromkeys(("run", *FORMS)))
+    if quantize == "run":
+        quantize = settings_of(run).options.quantize
     check_checksums(run.best)
     check_checksums(run.tokenizer)
     if (run.best / ADAPTER_CONFIG).is_file():
-        model: Model = peft.load_adapted(run.best, base=base, labels=run.labels, int8=int8)
+        model: Model = peft.load_adapted(run.best, base=base, labels=run.labels, quantize=quantize)
     elif (run.best / "config.json").is_file():
-        model = load_pretrained(run.best, int8=int8)
+        model = load_pretrained(run.best, quantize=quantize)
     else:
         raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
     return model.to(device).eval(), load_tokenizer(run.tokenizer)
@@ -194,12 +195,12 @@ class Scorer:
     @classmethod
     def of_checkpoint(cls, options: Options, machine: Machine) -> "Scorer":
         """Loads the checkpoint --weights. Raises ValueError if it has no classifier."""
-        check_choice("quantize", options.quantize, dict.fromkeys(("run", "int8", "none")))
-        int8 = options.quantize == "int8"
+        check_choice("quantize", options.quantize, dict.fromkeys(("run", *FORMS)))
+        quantize = "none" if options.quantize == "run" else options.quantize
         if find_adapter(options.weights) is not None:
-            model: Model = peft.load_adapted(options.weights, options.base, int8=int8)
+            model: Model = peft.load_adapted(options.weights, options.base, quantize=quantize)
         else:
-            model = load_pretrained(options.weights, int8=int8)
+            model = load_pretrained(options.weights, quantize=quantize)
         tokenizer = load_tokenizer(options.weights)
         if any(name.startswith("classifier.") for name in model.newly_initialized):
             raise ValueError(f"{options.weights} has no classifier; train.py --weights {options.weights} trains one")
@@ -410,7 +411,7 @@ def is_pretraining(run: Run) -> bool:
 def export(options: Options, run: Run, machine: Machine) -> None:
     """Writes a folder that transformers loads: config.json, model.safetensors, the tokenizer.
 
-    An adapter over 8-bit weights is merged into the unquantized backbone. The checkpoint of a pretraining run has no
+    An adapter over quantized weights is merged into the backbone in fp32. The checkpoint of a pretraining run has no
     classifier. Raises ValueError if the folder holds a checkpoint.
     """
     folder, dtype = options.merge, check_choice("dtype", options.dtype, DTYPES)

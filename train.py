@@ -64,7 +64,7 @@ from nn.distributed import GradientSum
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
-from nn.quant import describe_products, is_quantized
+from nn.quant import describe_products, form_of, is_quantized
 from nn.runtime import (
     Machine,
     choose_machine,
@@ -147,15 +147,15 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
         if options.peft != "none":
             print(f"warning: random weights are all trained, including those that --peft {options.peft} would freeze")
     else:
-        int8, new_head = options.quantize == "int8", options.head == "new"
+        quantize, new_head = options.quantize, options.head == "new"
         continues_adapter = adapter_folder(options.weights) is not None
         if continues_adapter:
             model = peft.load_adapted(
-                options.weights, options.base, labels, int8=int8, trainable=True, new_head=new_head
+                options.weights, options.base, labels, quantize=quantize, trainable=True, new_head=new_head
             )
             check_architecture(model, options.model, options.weights)
         else:
-            model = pretrained_model(options.model, options.weights, labels, int8, new_head)
+            model = pretrained_model(options.model, options.weights, labels, quantize, new_head)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
     if options.dropout >= 0:
@@ -271,7 +271,7 @@ def prepare_training(
     if is_sharded(model):
         print(describe_shards(model))
     if is_quantized(model):
-        print(describe_products(machine.device, mixed=machine.dtype != torch.float32))
+        print(describe_products(machine.device, mixed=machine.dtype != torch.float32, form=form_of(model)))
     training = Training(
         settings, run, machine, interrupt, splits, tokenizer, corpus, held_out, stream, model,
         optimizer=torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True),

@@ -82,7 +82,7 @@ class Options:
     window_pooling: str = option(
         "mean", "data", "with --truncate windows: mean or maximum of the logits, class by class", choices=POOLING
     )
-    quantize: str = option("run", "machine", "int8: the weights in 8 bits; none; run: as the run was trained")
+    quantize: str = option("run", "machine", "int8 or nf4: weights in 8 or 4 bits; none; run: as the run was trained")
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")
     precision: str = option("", "machine", "fp32, bf16, fp16 or auto; default: the run's", "FORMAT")
 

@@ -145,7 +145,7 @@ class Options:
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")
     precision: str = option("auto", "machine", "fp32, bf16, fp16, or auto: bf16 if the hardware supports it", "FORMAT")
     quantize: str = option(
-        "none", "machine", "frozen weights in 8 bits, together with --peft", choices=("none", "int8")
+        "none", "machine", "frozen weights in 8 or 4 bits, together with --peft", choices=("none", "int8", "nf4")
     )
     checkpointing: bool = option(False, "machine", "recompute each layer in the backward pass: less memory, more time")
     shard: bool = option(False, "machine", "torchrun: each rank keeps a part of weights, gradients and moments (FSDP2)")
@@ -226,8 +226,8 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError("--window-stride and --window-pooling are for --truncate windows")
     if options.truncate == "chunks" and not objective.pretraining:
         raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
-    if options.quantize == "int8" and (options.peft == "none" or options.weights == "none"):
-        raise ValueError("--quantize int8 is for frozen weights: it needs --weights and a --peft method")
+    if options.quantize != "none" and (options.peft == "none" or options.weights == "none"):
+        raise ValueError(f"--quantize {options.quantize} is for frozen weights: it needs --weights and a --peft method")
     if options.unfreeze == "gradual" and options.peft != "none":
         raise ValueError(f"--unfreeze gradual is for --peft none, which trains all layers; not for {options.peft}")
     if options.unfreeze == "gradual" and (options.weights == "none" or objective.pretraining):

@@ -25,13 +25,13 @@ def random_model(name: str, shape: str, labels: tuple[str, ...], tokenizer: Toke
 
 
 def pretrained_model(
-    name: str, weights: str | Path, labels: tuple[str, ...] | None, int8: bool, new_head: bool = False
+    name: str, weights: str | Path, labels: tuple[str, ...] | None, quantize: str, new_head: bool = False
 ) -> Model:
     """Loads a checkpoint and checks that it is of the architecture `name`.
 
-    labels, int8, new_head: as in load_pretrained. Raises ValueError for another architecture.
+    labels, quantize, new_head: as in load_pretrained. Raises ValueError for another architecture.
     """
-    model = load_pretrained(weights, labels, int8=int8, new_head=new_head)
+    model = load_pretrained(weights, labels, quantize=quantize, new_head=new_head)
     check_architecture(model, name, weights)
     print(f"weights: {weights}; newly initialized: {', '.join(sorted(model.newly_initialized)) or 'nothing'}")
     return model

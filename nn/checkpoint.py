@@ -23,7 +23,7 @@ from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
 from nn.heads import match_head
 from nn.nb_linear import NGramEmbedding
-from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, is_quantized, put_quantized, quantizable
+from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, form_of, put_quantized, quantizable
 from nn.sharding import rows_like
 from nn.words import WordClassifier
 
@@ -139,15 +139,15 @@ def load_pretrained(
     source: str | Path,
     labels: tuple[str, ...] | None = None,
     dtype: torch.dtype = torch.float32,
-    int8: bool = False,
+    quantize: str = "none",
     new_head: bool = False,
 ) -> Model:
     """Loads a checkpoint directory or hub id as a model in `dtype`.
 
     labels: the classes that the model must distinguish, in order; the head of the file is matched to them by name
     (nn/heads.py). None: the classes of the file's head, or negative and positive if it has none.  new_head: initializes
-    the last layer at random instead.  int8: quantizes tensor by tensor while loading (nn/quant.py); a quantized
-    checkpoint stays quantized.
+    the last layer at random instead.  quantize: int8 or nf4 quantizes tensor by tensor while loading (nn/quant.py); an
+    8-bit checkpoint stays in 8 bits.
     `model.newly_initialized` names the parameters that the file lacks and that are initialized at random; only layers
     of the head may be. Tensors are read and converted one at a time, so that memory peaks at the size of the model plus
     one tensor. Raises FileNotFoundError, or ValueError for a head with other classes, and for missing, surplus,
@@ -161,9 +161,11 @@ def load_pretrained(
     head = match_head(published, None if new_head else head_size(cls, files), labels, directory)
     model = build_empty(cls, published, head.labels, config_file, most=sum(len(file.shapes) for file in files))
     stored_int8 = published.get(QUANTIZATION) == QUANTIZED
+    if stored_int8 and quantize == "nf4":
+        raise ValueError(f"{directory} holds 8-bit weights, which are not quantized to NF4; leave out --quantize nf4")
     ignored = CLASS_ROWS if new_head else ()
     missing = check_tensors(model, files, directory, stored_int8, ignored)
-    if problems := fill(model, files, dtype, int8 or stored_int8, stored_int8, ignored):
+    if problems := fill(model, files, dtype, "int8" if stored_int8 else quantize, stored_int8, ignored):
         raise ValueError(f"{directory} cannot be used: {show('; '.join(problems[:20]), 3000)}")
     initialize(model, missing, dtype)
     reorder_classes(model, head.order)
@@ -207,18 +209,18 @@ def fill(
     model: Model,
     files: list[WeightFile],
     dtype: torch.dtype,
-    int8: bool,
+    quantize: str,
     stored_int8: bool,
     ignored: tuple[str, ...] = (),
 ) -> list[str]:
     """Replaces the parameters of `model` by the tensors of the files, in place. Returns the unusable tensors.
 
-    int8: whether to quantize.  stored_int8: whether the files hold 8-bit weights with scales.  ignored: names of
+    quantize: none, int8 or nf4.  stored_int8: whether the files hold 8-bit weights with scales.  ignored: names of
     parameters that are not read.
     """
     expected = {key: name for key, name in stripped_names(model).items() if name not in ignored}
     problems = []
-    quantized = {f"{name}.weight" for name in quantizable(model)} if int8 else set()
+    quantized = {f"{name}.weight" for name in quantizable(model)} if quantize != "none" else set()
     for file in files:
         for key in (key for key in file.shapes if strip_backbone(key) in expected):
             tensor, name = file.read(key), expected[strip_backbone(key)]
@@ -233,7 +235,7 @@ def fill(
             if not torch.isfinite((tensor if scale is None else scale).sum(dtype=torch.float64)):
                 problems.append(f"{key} holds NaN or infinity")
             if name in quantized:
-                put_quantized(model, name.removesuffix(".weight"), tensor, scale)
+                put_quantized(model, name.removesuffix(".weight"), tensor, scale, quantize)
             else:
                 put_parameter(model, name, tensor)
     return problems
@@ -336,10 +338,13 @@ def save_pretrained(
 ) -> None:
     """Writes config.json and model.safetensors with the published names, in `dtype`.
 
-    transformers loads the directory, unless the model is quantized. heads False omits the classifier's layers.
+    transformers loads the directory, unless the model is quantized. heads False omits the classifier's layers. Raises
+    ValueError for NF4 weights, which are quantized anew on loading.
     """
-    directory = Path(directory)
-    quantized = {QUANTIZATION: QUANTIZED} if is_quantized(model) else {}
+    directory, form = Path(directory), form_of(model)
+    if form == "nf4":
+        raise ValueError(f"{directory}: NF4 weights are not saved; load the model without --quantize nf4 and save that")
+    quantized = {QUANTIZATION: QUANTIZED} if form == "int8" else {}
     state = published_state(model, heads)
     if dtype != torch.float32:
         state = {name: p.to(dtype) if p.is_floating_point() else p for name, p in state.items()}

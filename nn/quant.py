@@ -26,9 +26,12 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, Module, Parameter
 
 from nn import Model
+from nn.nf4 import NF4Linear, quantize_nf4
+from nn.quantized_linear import QuantizedLinear
 
 OUTLIER = 6.0  # §3.2
 PATHS = ("auto", "int8", "bf16", "fp32")
+FORMS = ("none", "int8", "nf4")  # of frozen weights: --quantize
 QUANTIZED = "int8-absmax"  # value of the field `quantization` in config.json
 
 
@@ -99,21 +102,18 @@ class Int8Matmul(torch.autograd.Function):
         return ((g * s).to(dtype) @ q.to(dtype)).to(ctx.dtype), None, None, None
 
 
-class Int8Linear(Module):
+class Int8Linear(QuantizedLinear):
     """y = x diag(s) Qᵀ + b;   Q -> weight int8 [out, in], s -> scale fp32 [out]. Replaces a frozen Linear."""
 
     weight: Tensor
-    scale: Tensor
-    bias: Parameter | None
+    BITS = 8
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Parameter | None, path: str = "auto") -> None:
-        super().__init__()
+        super().__init__(weight.size(0), weight.size(1), bias)
         if path not in PATHS:
             raise ValueError(f"unknown path {path!r}; known: {', '.join(PATHS)}")
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
-        self.register_parameter("bias", bias)
-        self.out_features, self.in_features = weight.shape
         self.path = path
 
     @classmethod
@@ -137,13 +137,10 @@ class Int8Linear(Module):
         gradient = torch.is_grad_enabled() and x.requires_grad
         return "int8" if supported and not gradient and not prefers_bf16(x.device) else "bf16"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]"""
+    def product(self, x: Tensor) -> Tensor:
+        """Computes x diag(s) Qᵀ by the chosen path: [M, in] -> [M, out]"""
         with torch.autocast(x.device.type, enabled=False):
-            path = self.chosen_path(x)
-            y = Int8Matmul.apply(x.flatten(0, -2), self.weight, self.scale, path)
-            y = y if self.bias is None else y.add_(self.bias.to(y.dtype))
-            return y.unflatten(0, x.shape[:-1])
+            return Int8Matmul.apply(x, self.weight, self.scale, self.chosen_path(x))
 
 
 class Int8Embedding(Module):
@@ -151,6 +148,7 @@ class Int8Embedding(Module):
 
     weight: Tensor
     scale: Tensor
+    BITS = 8
 
     def __init__(self, weight: Tensor, scale: Tensor, padding_idx: int | None) -> None:
         super().__init__()
@@ -171,7 +169,7 @@ class Int8Embedding(Module):
 
 
 def quantizable(model: Model) -> list[str]:
-    """Returns the names of the modules that `quantize_int8` replaces: the word embeddings and the linear layers outside
+    """Returns the names of the modules that `quantize` replaces: the word embeddings and the linear layers outside
     the head and the adapter."""
     return [
         name
@@ -181,37 +179,62 @@ def quantizable(model: Model) -> list[str]:
     ]
 
 
-def quantize_int8(model: Model) -> Model:
-    """Replaces the linear layers and the word embeddings of `model` by 8-bit modules, in place, and returns it.
-    Head, pooler, norms, convolutions and adapter keep their precision."""
+def quantize(model: Model, form: str) -> Model:
+    """Replaces the linear layers of `model` by 8-bit or 4-bit layers and its word embeddings by an 8-bit table, in
+    place, and returns it. Head, pooler, norms, convolutions and adapter keep their precision. form: int8 or nf4"""
     for name in quantizable(model):
-        module: Any = model.get_submodule(name)
-        new = Int8Linear.from_linear(module) if isinstance(module, Linear) else Int8Embedding.from_embedding(module)
-        model.set_submodule(name, new)
+        put_quantized(model, name, model.get_parameter(f"{name}.weight").detach(), form=form)
     return model
 
 
+def quantize_int8(model: Model) -> Model:
+    """Quantizes `model` to 8 bits, in place, and returns it."""
+    return quantize(model, "int8")
+
+
+def put_quantized(model: Module, name: str, weight: Tensor, scale: Tensor | None = None, form: str = "int8") -> None:
+    """Replaces the module `name` by a quantized module. weight: floating point, quantized here; or Q, with s in scale.
+    form: int8 or nf4, of a linear layer"""
+    old: Any = model.get_submodule(name)
+    if isinstance(old, Linear) and form == "nf4":
+        model.set_submodule(name, NF4Linear(quantize_nf4(weight), weight.size(0), weight.size(1), old.bias))
+        return
+    q, s = quantize_rows(weight) if scale is None else (weight, scale)
+    if isinstance(old, Embedding):
+        model.set_submodule(name, Int8Embedding(weight=q, scale=s, padding_idx=old.padding_idx))
+    else:
+        model.set_submodule(name, Int8Linear(weight=q, scale=s, bias=old.bias))
+
+
+def form_of(model: Module) -> str:
+    """Returns the form of the weights of `model`: none, int8 or nf4."""
+    bits = {module.BITS for module in model.modules() if isinstance(module, QuantizedLinear)}
+    table = any(isinstance(module, Int8Embedding) for module in model.modules())
+    return "nf4" if 4 in bits else "int8" if bits or table else "none"
+
+
 def is_quantized(model: Module) -> bool:
-    """Returns whether `model` contains 8-bit modules."""
-    return any(isinstance(module, Int8Linear | Int8Embedding) for module in model.modules())
+    """Returns whether `model` contains quantized modules."""
+    return form_of(model) != "none"
 
 
-def describe_products(device: torch.device, mixed: bool) -> str:
-    """Describes in one line how 8-bit weights are multiplied in scoring. mixed: precision is bf16 or fp16"""
+def describe_products(device: torch.device, mixed: bool, form: str = "int8") -> str:
+    """Describes in one line how quantized weights are multiplied in scoring. mixed: precision is bf16 or fp16"""
+    if form == "nf4":
+        return "4-bit weights: stored in NF4, dequantized to the precision of the run for each product"
     bf16 = mixed and prefers_bf16(device)
     path = "bf16" if bf16 else "int8" if mixed or multiplies_int8(device) else "fp32"
     why = ", which is faster on a CPU" if bf16 else ""
     return f"8-bit weights: stored in int8, multiplied in {path}{why}"
 
 
-def put_quantized(model: Module, name: str, weight: Tensor, scale: Tensor | None = None) -> None:
-    """Replaces the module `name` by an 8-bit module. weight: floating point, quantized here; or Q, with s in scale."""
-    old: Any = model.get_submodule(name)
-    q, s = quantize_rows(weight) if scale is None else (weight, scale)
-    if isinstance(old, Embedding):
-        model.set_submodule(name, Int8Embedding(weight=q, scale=s, padding_idx=old.padding_idx))
-    else:
-        model.set_submodule(name, Int8Linear(weight=q, scale=s, bias=old.bias))
+def quantized_weights(model: Module) -> tuple[int, int]:
+    """Returns the number of quantized weights and their size in bytes, with scales. Those of a sharded model are
+    parameters (nn/sharding.py)."""
+    modules = [module for module in model.modules() if isinstance(module, QuantizedLinear | Int8Embedding)]
+    count = sum(module.weight.numel() * 8 // module.BITS for module in modules)
+    named = [pair for module in modules for pair in (*module.named_buffers(), *module.named_parameters())]
+    return count, sum(t.numel() * t.element_size() for name, t in named if name != "bias")
 
 
 def resident_bytes(model: Module) -> int:

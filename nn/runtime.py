@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
 from nn.encoder import Encoder
+from nn.quant import form_of, quantized_weights
 
 try:
     import resource
@@ -167,8 +168,8 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def num_parameters(model: Module) -> int:
-    """Counts the parameters without 8-bit weights, which are buffers unless the model is sharded."""
-    return sum(p.numel() for p in model.parameters() if p.dtype != torch.int8)
+    """Counts the parameters without quantized weights, which are buffers unless the model is sharded."""
+    return sum(p.numel() for p in model.parameters() if p.dtype not in (torch.int8, torch.uint8))
 
 
 def static_memory(model: Module) -> StaticMemory:
@@ -179,16 +180,16 @@ def static_memory(model: Module) -> StaticMemory:
 
 
 def describe_memory(model: Module, average: bool = False) -> str:
-    """Describes the static memory in one line, and what 8-bit and frozen weights save.
+    """Describes the static memory in one line, and what quantized and frozen weights save.
 
     average: whether a running mean of the trained weights is kept as well.
     """
     mib, static = 2**20, static_memory(model)
-    small = sum(t.numel() for t in [*model.parameters(), *model.buffers()] if t.dtype == torch.int8)
+    small, small_bytes = quantized_weights(model)
     frozen = small + num_parameters(model) - sum(p.numel() for p in model.parameters() if p.requires_grad)
     line = f"memory: weights {static.weights / mib:,.0f} MiB"
     if small:
-        line += f" (8 bits save {3 * small / mib:,.0f})"
+        line += f" ({4 if form_of(model) == 'nf4' else 8} bits save {(4 * small - small_bytes) / mib:,.0f})"
     line += f", gradients and moments {(static.gradients + static.optimizer) / mib:,.0f} MiB"
     if frozen:
         line += f" (frozen weights save {12 * frozen / mib:,.0f})"

@@ -13,7 +13,7 @@ or everything outside the layers.
 
 n: parameters;  w, g, m: bytes of a weight, its gradient, its moments. What is outside the layers, embeddings and heads,
 is whole during the passes of a step, since objectives use it outside of a `forward`: `compute` makes an objective the
-forward pass of FSDP2's outermost unit. 8-bit weights are cut too. All ranks must compute equally many passes.
+forward pass of FSDP2's outermost unit. Quantized weights are cut too. All ranks must compute equally many passes.
 
 Differs from FSDP2's defaults: gradients are sums over ranks, not means, since a rank has a part of the loss
 (data/ranks.py). Weights are exchanged in fp32; autocast casts them for products.
@@ -33,7 +33,8 @@ from data.ranks import alone, is_first, size
 from nn import Model
 from nn.distributed import broadcast_model
 from nn.encoder import Encoder
-from nn.quant import Int8Embedding, Int8Linear
+from nn.quant import Int8Embedding
+from nn.quantized_linear import QuantizedLinear
 from nn.runtime import bytes_of
 
 Value = TypeVar("Value")
@@ -60,7 +61,7 @@ def shard(model: Model, device: torch.device) -> Model:
 
     mesh = init_device_mesh(device.type, (size(),))
     for module in model.modules():
-        if isinstance(module, Int8Linear | Int8Embedding):  # FSDP2 shards parameters, not buffers
+        if isinstance(module, QuantizedLinear | Int8Embedding):  # FSDP2 shards parameters, not buffers
             weight = module.weight
             del module.weight
             module.weight = Parameter(weight, requires_grad=False)

@@ -24,7 +24,7 @@ from data.files import write_json, write_tensors
 from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG, ENCODER, WEIGHTS, split_revision
 from nn.checkpoint import CLASS_ROWS, TRAINING_ONLY, translate, write_config
 from nn.encoder import Encoder
-from nn.quant import Int8Linear
+from nn.quantized_linear import QuantizedLinear
 from peft.adapters import backbone_name, in_adapter_file
 from peft.prompt import Table
 from peft.rules import matches
@@ -73,7 +73,9 @@ def adapter_parameters(model: Encoder) -> dict[str, Parameter]:
 
 def linear_layers(model: Encoder) -> list[str]:
     """Returns the names of all linear layers, as they are without an adapter."""
-    return [n.removesuffix(".base") for n, module in model.named_modules() if isinstance(module, Linear | Int8Linear)]
+    return [
+        n.removesuffix(".base") for n, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)
+    ]
 
 
 def short_targets(model: Encoder, names: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ from torch.nn import LayerNorm, Linear, Parameter
 
 from data.flags import option
 from nn.encoder import Encoder
-from nn.quant import Int8Linear
+from nn.quantized_linear import QuantizedLinear
 from peft.wrapped import Wrapped
 
 AFTER = ("attention.output", "feed_forward.down")
@@ -40,7 +40,7 @@ class AdapterLinear(Wrapped):
     W_down -> down [M, D];  b_down -> down_bias [M];  W_up -> up [D, M];  b_up -> up_bias [D]
     """
 
-    def __init__(self, base: Linear | Int8Linear, adapter_size: int) -> None:
+    def __init__(self, base: Linear | QuantizedLinear, adapter_size: int) -> None:
         super().__init__(base)
         if adapter_size < 1:
             raise ValueError(f"adapter_size {adapter_size} must be at least 1")
@@ -65,7 +65,7 @@ def apply(model: Encoder, options: HoulsbyOptions, init_ids: list[int] | None = 
     width = model.config.hidden_size
     if not 1 <= options.adapter_size < width:
         raise ValueError(f"--adapter-size {options.adapter_size} is outside 1 … {width - 1}: the width is {width}")
-    names = [name for name, module in model.named_modules() if isinstance(module, Linear | Int8Linear)]
+    names = [name for name, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)]
     for name in (name for name in names if name.endswith(AFTER)):
         base: Any = model.get_submodule(name)
         model.set_submodule(name, AdapterLinear(base, options.adapter_size))

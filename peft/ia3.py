@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Linear, Parameter
 
 from nn.encoder import Encoder
-from nn.quant import Int8Linear
+from nn.quantized_linear import QuantizedLinear
 from peft.wrapped import Wrapped
 
 SCALED_OUTPUTS = ("attention.key", "attention.value", "attention.query_key_value")
@@ -28,7 +28,7 @@ SCALED_INPUTS = ("feed_forward.down",)
 class IA3Linear(Wrapped):
     """Computes y = l ⊙ base(x), or base(l ⊙ x) with scales_input."""
 
-    def __init__(self, base: Linear | Int8Linear, scales_input: bool) -> None:
+    def __init__(self, base: Linear | QuantizedLinear, scales_input: bool) -> None:
         super().__init__(base)
         self.scales_input = scales_input
         shape = (1, base.in_features) if scales_input else (base.out_features, 1)
@@ -46,11 +46,11 @@ class IA3Linear(Wrapped):
     def merged(self) -> Linear:
         """Scales the weight of the base layer, and the bias with its output, in place, and returns the base layer.
 
-        Raises ValueError for an 8-bit base.
+        Raises ValueError for a quantized base.
         """
-        if isinstance(self.base, Int8Linear):
+        if isinstance(self.base, QuantizedLinear):
             raise ValueError(
-                "IA³ cannot be merged into 8-bit weights; merge it into the backbone in floating point "
+                f"IA³ cannot be merged into {self.base.BITS}-bit weights; merge it into the backbone in floating point "
                 "(--base names another backbone)"
             )
         self.before = [p.clone() for p in self.base.parameters()]
@@ -72,7 +72,7 @@ def apply(model: Encoder, options: Any, init_ids: list[int] | None = None) -> di
 
     options and init_ids have no effect. Returns the settings that the adapter's file records.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, Linear | Int8Linear)]
+    names = [name for name, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)]
     inputs = [name for name in names if name.endswith(SCALED_INPUTS)]
     return wrap(model, [name for name in names if name.endswith((*SCALED_OUTPUTS, *SCALED_INPUTS))], inputs)
 

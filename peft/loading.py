@@ -313,7 +313,7 @@ def surplus_reason(model: Encoder, name: str) -> str:
     if "lora_embedding" in name:
         return f" (LoRA on embeddings is not supported; {MERGE_THERE})"
     if is_quantized(model) and name.endswith(".weight") and ".lora_" not in name:
-        return " (it would replace 8-bit weights; load without --quantize int8)"
+        return " (it would replace quantized weights; load without --quantize)"
     return ""
 
 
@@ -394,14 +394,14 @@ def load_adapted(
     base: str = "",
     labels: tuple[str, ...] | None = None,
     dtype: torch.dtype = torch.float32,
-    int8: bool = False,
+    quantize: str = "none",
     trainable: bool = False,
     new_head: bool = False,
 ) -> Encoder:
     """Loads an adapter's directory or hub id on its backbone.
 
     base: the backbone, if it is not where the adapter's file says (`--base`).  labels: the classes that the model must
-    distinguish, in order, matched by name (nn/heads.py); None: the adapter's.  dtype, int8: as in load_pretrained.
+    distinguish, in order, matched by name (nn/heads.py); None: the adapter's.  dtype, quantize: as in load_pretrained.
     trainable: as in load_adapter.  new_head: initializes the last layer at random for `labels`. Raises
     FileNotFoundError and ValueError as the two functions do.
     """
@@ -410,8 +410,8 @@ def load_adapted(
     backbone = adapter_base(directory, base)
     count, names = adapter_classes(directory, backbone)
     if count is None:
-        return load_adapter(load_pretrained(backbone, labels, dtype, int8, new_head), directory, trainable)
-    plain = load_pretrained(backbone, names or placeholder_names(count), dtype, int8, new_head=True)
+        return load_adapter(load_pretrained(backbone, labels, dtype, quantize, new_head), directory, trainable)
+    plain = load_pretrained(backbone, names or placeholder_names(count), dtype, quantize, new_head=True)
     model = load_adapter(plain, directory, trainable)
     if labels is not None and new_head:
         replace_head(model, labels)

@@ -41,7 +41,7 @@ from torch.nn import Linear, Module, Parameter
 from data.flags import option
 from nn.dropout import Dropout
 from nn.encoder import Encoder
-from nn.quant import Int8Linear
+from nn.quantized_linear import QuantizedLinear
 from peft.wrapped import Wrapped, wrapped
 
 BIASES = ("none", "all", "lora_only")
@@ -69,7 +69,7 @@ class LoRALinear(Wrapped):
     """Computes y = base(x) + s·B(A dropout(x));   s = alpha / rank, or alpha / √rank with rslora."""
 
     def __init__(
-        self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
+        self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
     ) -> None:
         super().__init__(base)
         if rank < 1:
@@ -101,12 +101,12 @@ class LoRALinear(Wrapped):
     def merged(self) -> Linear:
         """Adds s·B A to the base layer's weight, in place, and returns the base layer.
 
-        Raises ValueError for an 8-bit base, whose rounding would remove most of the update.
+        Raises ValueError for a quantized base, whose rounding would remove most of the update.
         """
-        if isinstance(self.base, Int8Linear):
+        if isinstance(self.base, QuantizedLinear):
             raise ValueError(
-                "LoRA cannot be merged into 8-bit weights, because rounding removes it; merge it into the backbone in "
-                "floating point (--base names another backbone)"
+                f"LoRA cannot be merged into {self.base.BITS}-bit weights, because rounding removes it; merge it into "
+                "the backbone in floating point (--base names another backbone)"
             )
         self.base.weight += self.scale * (self.B @ self.A)
         return self.base
@@ -123,7 +123,7 @@ class DoRALinear(LoRALinear):
     READS_BASE = True  # the norm ‖W'‖ needs W₀ itself
 
     def __init__(
-        self, base: Linear | Int8Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
+        self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False
     ) -> None:
         super().__init__(base, rank, alpha, dropout, rslora)
         self.magnitude = Parameter(self.frozen_weight().norm(dim=1))
@@ -131,7 +131,7 @@ class DoRALinear(LoRALinear):
     def frozen_weight(self) -> Tensor:
         """Returns W₀ in floating point: [out, in]"""
         base = self.base
-        return base.dequantized() if isinstance(base, Int8Linear) else base.weight.detach()
+        return base.dequantized() if isinstance(base, QuantizedLinear) else base.weight.detach()
 
     def row_scale(self) -> Tensor:
         """Computes m / ‖W'‖: [out]. ‖W'‖ gets no gradient (§4.3)."""
@@ -199,7 +199,7 @@ def choose_targets(model: Encoder, targets: str) -> list[str]:
     targets: `all-linear` (all but the head), `re:PATTERN` (matched against whole names), or comma-separated layer names
     (`query,value`), each matched against the end of a module's name. Raises ValueError if one matches nothing.
     """
-    layers = [name for name, module in model.named_modules() if isinstance(module, Linear | Int8Linear)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)]
     inner = [name for name in layers if name.split(".")[0] not in model.HEAD]
     if targets == "all-linear":
         return inner
@@ -297,10 +297,10 @@ def merged_copies(model: Module, dtype: torch.dtype) -> Iterator[None]:
     """Replaces the layers with LoRA by plain layers with merged weights in `dtype`, for the block, which trains
     nothing.
 
-    W₀ is unchanged. Layers with 8-bit weights keep their adapter.
+    W₀ is unchanged. Layers with quantized weights keep their adapter.
     """
     layers = [(name, module) for name, module in wrapped(model) if isinstance(module, LoRALinear)]
-    layers = [(name, module) for name, module in layers if not isinstance(module.base, Int8Linear)]
+    layers = [(name, module) for name, module in layers if not isinstance(module.base, QuantizedLinear)]
     try:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor cannot become a parameter
             for name, module in layers:

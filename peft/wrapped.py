@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from nn.quant import Int8Linear
+from nn.quantized_linear import QuantizedLinear
 
 # the parameters of wrapped layers -> their names in adapter files, those of huggingface/peft where it has the method
 LEAVES = {
@@ -23,13 +23,13 @@ LEAVES = {
 class Wrapped(Module):
     """Takes the place of a frozen linear layer, base, and computes a function of its input and its output."""
 
-    def __init__(self, base: Linear | Int8Linear) -> None:
+    def __init__(self, base: Linear | QuantizedLinear) -> None:
         super().__init__()
         self.base: Any = base
 
     def like(self) -> Tensor:
         """Returns a floating-point tensor of the base layer, on its device, for `new_zeros` and the like."""
-        return self.base.scale if isinstance(self.base, Int8Linear) else self.base.weight
+        return self.base.scale if isinstance(self.base, QuantizedLinear) else self.base.weight
 
     def merged(self) -> Linear:
         """Changes the base layer, in place, into a plain layer with the same output, and returns it."""

@@ -42,7 +42,7 @@ def use_checkpoint(folder: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     model = load_pretrained(folder)
     print(model(*token_batch([5, 3])), model.config.labels)
-    load_pretrained(folder, model.config.labels, int8=True)
+    load_pretrained(folder, model.config.labels, quantize="int8")
 
 
 def config_of(name: str) -> Format:

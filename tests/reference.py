@@ -305,6 +305,30 @@ def bottleneck(u: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: 
     return torch.stack(rows)
 
 
+def quantize_blocks(x: Tensor, size: int, values: list[float]) -> tuple[Tensor, Tensor]:
+    """Index of the value nearest to x / max |x| of its block, element by element, and the maxima (Dettmers et al. 2023,
+    Eq. 1). x: [n] -> int64 [n], fp64 [blocks]"""
+    indices, maxima = [], []
+    for start in range(0, len(x), size):
+        block = [float(v) for v in x[start : start + size]]
+        maxima.append(max(abs(v) for v in block))
+        for v in block:
+            distances = [abs(value - v / (maxima[-1] or 1)) for value in values]
+            indices.append(distances.index(min(distances)))
+    return torch.tensor(indices), torch.tensor(maxima, dtype=torch.float64)
+
+
+def nf4_weight(w: Tensor, values: list[float], dynamic: list[float]) -> Tensor:
+    """W from its 4-bit codes and 8-bit constants, element by element (Dettmers et al. 2023, Eq. 6). w: [N, K]"""
+    codes, c = quantize_blocks(w.flatten(), 64, values)
+    codes_of_c, s = quantize_blocks(c - c.mean(), 256, dynamic)
+    out = []
+    for i, code in enumerate(codes.tolist()):
+        block = i // 64
+        out.append(values[code] * (dynamic[codes_of_c[block]] * s[block // 256] + c.mean()))
+    return torch.stack(out).view(w.shape)
+
+
 def distillation(
     logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, weights: list[float]
 ) -> Tensor:

@@ -159,7 +159,7 @@ def test_nan_is_not_quantized(checkpoint):
     tensors = load_file(checkpoint / WEIGHTS)
     tensors["bert.encoder.layer.0.output.dense.weight"][0, 0] = float("nan")
     save_file(tensors, checkpoint / WEIGHTS)
-    refused(checkpoint, "holds NaN or infinity", lambda folder: load_pretrained(folder, int8=True))
+    refused(checkpoint, "holds NaN or infinity", lambda folder: load_pretrained(folder, quantize="int8"))
 
 
 @pytest.mark.parametrize("name", [5, None, "../x.safetensors", "/etc/passwd", CONFIG, "a\\b.safetensors", "\x1b[2J"])

@@ -190,7 +190,7 @@ def test_every_method_trains_on_8_bits(name, method, monkeypatch):
 def test_loading_into_8_bits_equals_quantizing_and_survives_saving(name, tmp_path):
     save_pretrained(tiny(name), tmp_path / "plain")
     batch = token_batch([7, 4])
-    small = load_pretrained(tmp_path / "plain", int8=True).eval()
+    small = load_pretrained(tmp_path / "plain", quantize="int8").eval()
     again = quantize_int8(load_pretrained(tmp_path / "plain")).eval()
     assert torch.equal(small(*batch), again(*batch))
     save_pretrained(small, tmp_path / "small")

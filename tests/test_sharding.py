@@ -33,6 +33,7 @@ SLOW = {
     "full": f"{FULL} --average 0.9 --checkpointing --class-weights balanced",
     "lora": f"{LORA} --accumulation 3",
     "dora": f"{LORA} --dora",
+    "nf4": f"{LORA} --quantize nf4 --checkpointing",
     "rdrop": f"{LORA} --loss rdrop",
     "supcon": f"{FULL} --loss rdrop_supcon --projection 8",
     "adversarial": f"{LORA} --loss adversarial",

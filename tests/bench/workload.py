@@ -144,7 +144,10 @@ def prepare(imdb: str, shape: str, length: int, choose: Callable[[np.ndarray], n
 
 def scoring(work: Workload, precision: str, int8: bool = False) -> Callable[[], np.ndarray]:
     """Returns a function that computes the logits of all reviews, float32 [N, C], by eval.score."""
-    model, machine = load_pretrained(work.checkpoint, int8=int8).eval(), choose_machine("cpu", precision)
+    model, machine = (
+        load_pretrained(work.checkpoint, quantize="int8" if int8 else "none").eval(),
+        choose_machine("cpu", precision),
+    )
     return lambda: score(model, work.corpus, machine, bar=False)
 
 

@@ -1,0 +1,32 @@
+"""The base class of frozen linear layers with weights in few bits (nn/quant.py: 8 bits, nn/nf4.py: 4 bits)."""
+
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+
+class QuantizedLinear(Module):
+    """Computes y = x Wᵀ + b. Subclasses store W as buffers, one of which is `scale`, in floating point."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Parameter | None
+    BITS: int  # of a weight
+
+    def __init__(self, out_features: int, in_features: int, bias: Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.register_parameter("bias", bias)
+
+    def dequantized(self) -> Tensor:
+        """Returns W, fp32 [out, in]."""
+        raise NotImplementedError
+
+    def product(self, x: Tensor) -> Tensor:
+        """Computes x Wᵀ in the precision of the context: [M, in] -> [M, out]"""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]"""
+        y = self.product(x.flatten(0, -2))
+        y = y if self.bias is None else y.add_(self.bias.to(y.dtype))
+        return y.unflatten(0, x.shape[:-1])
