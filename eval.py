@@ -33,7 +33,7 @@ import peft
 from data import Source, find_source, load_table
 from data.batches import Corpus, batches, examples_of, sorted_order
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
-from data.checked import reading
+from data.checked import listed, reading
 from data.checksums import check_checksums
 from data.compare import flips, significance
 from data.delimited import FIELD_LIMIT
@@ -202,8 +202,10 @@ class Scorer:
         else:
             model = load_pretrained(options.weights, quantize=quantize)
         tokenizer = load_tokenizer(options.weights)
-        if any(name.startswith("classifier.") for name in model.newly_initialized):
-            raise ValueError(f"{options.weights} has no classifier; train.py --weights {options.weights} trains one")
+        lacks = sorted(model.newly_initialized)
+        if any(name.startswith("classifier.") for name in lacks) or (lacks and model.adapter is None):
+            shown = f"{options.weights} has no classifier (its files lack {listed(lacks)})"
+            raise ValueError(f"{shown}; train.py --weights {options.weights} trains one")
         trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
         limit = trained.get("max_length", 512)
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)

@@ -174,10 +174,22 @@ def read_delimited(
     else:
         taken, rows = choose_reading(text, delimiter)
     check_quotes(path, rows)
+    rows = mark_repeated_headers(rows)
     usual = (default, LITERAL if default == "\t" else RFC4180)
     if quoting or (delimiter, taken) == usual:
         return rows, ""
     return rows, f"separated by {DELIMITERS.get(delimiter, repr(delimiter))}, {READINGS[taken]}"
+
+
+def mark_repeated_headers(rows: Rows) -> Rows:
+    """Returns the rows with a defect for each that repeats the header, as in files that were joined.
+
+    Otherwise its label would be a class. A single column has no such rows.
+    """
+    if len(rows.header) < 2:
+        return rows
+    again = "the header again"
+    return rows._replace(records=[r._replace(defect=again) if r.fields == rows.header else r for r in rows.records])
 
 
 def check_quotes(path: Path, rows: Rows) -> None:

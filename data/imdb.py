@@ -23,7 +23,7 @@ from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 from data.checked import reading, show
 from data.checksums import is_intact, seal_file
 from data.columns import ABSENT, Columns, describe, find_columns, similar_columns
-from data.delimited import FIELD_LIMIT, Record
+from data.delimited import DELIMITERS, FIELD_LIMIT, Record, split_header
 from data.files import check_inside, replacing
 from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
 from data.readers import (
@@ -43,7 +43,8 @@ NO_ENTITY = re.compile(r"&(?!#?\w{1,40};)")  # an "&" that does not open an enti
 MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
 SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"
 SURROGATE = re.compile("[\ud800-\udfff]")
-CACHE_VERSION = 3  # part of the cache key: increase it when cleaning or reading changes
+WORD = re.compile(r"[\w.-]*")  # a column's name
+CACHE_VERSION = 4  # part of the cache key: increase it when cleaning or reading changes
 NAMED = (LABELED, UNLABELED, TEST)
 
 
@@ -285,15 +286,20 @@ def parse_acl(key: str, text: str) -> tuple[str, str] | str:
 def is_text_lines(path: Path, source: Source) -> bool:
     """Returns whether a .txt file holds one text a line.
 
-    It is a table if the first line, split at tabs, has the column of texts: its name in `source`, or a usual name.
+    It is a table if the first line is a header with the column of texts: its name in `source`, or a usual name. Only
+    tabs separate names of several words, since a text may contain the other delimiters.
     """
     if not base_name(path.name).lower().endswith(".txt"):
         return False
     content = unpack(path, read_content(path, source.max_file_mib), source.max_file_mib)[1]
     first = re.split(r"[\r\n]", decode(path, content, source.encoding), maxsplit=1)[0]
-    titles = {title.strip().strip('"') for title in first.split("\t")}
     names = {source.text_column} if source.text_column else set(TEXT_NAMES)
-    return not names & (titles | {title.lower() for title in titles})
+    for delimiter in DELIMITERS:
+        titles = {title.strip() for title in split_header(first, delimiter)}
+        is_header = delimiter == "\t" or all(map(WORD.fullmatch, titles))
+        if is_header and names & (titles | {title.lower() for title in titles}):
+            return False
+    return True
 
 
 def read_lines(path: Path, source: Source, keep_empty: bool = False) -> Reviews:

@@ -6,6 +6,7 @@ in alphabetical order. An empty value and `nan` mean that the label is unknown.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -18,6 +19,7 @@ HIDDEN = "-1"  # label of all rows of a file whose labels are withheld (GLUE, Hu
 SPELLINGS = (("0", "1"), ("false", "true"), ("neg", "pos"), SENTIMENT)  # of (negative, positive)
 MEANING = {spelling: name for pair in SPELLINGS for spelling, name in zip(pair, SENTIMENT, strict=True)}
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")  # "007" and "1e5" are names
+INVISIBLE = "\u200b\u2060\ufeff\u00ad"  # zero-width space, word joiner, byte order mark, soft hyphen
 MAX_CLASSES = 100
 LONGEST_CLASS = 1_000  # characters
 FEW_CLASSES = 20  # more distinct values than this must occur twice on average
@@ -25,7 +27,12 @@ LONGEST_NAME = 60  # characters of a value that can be a label of a column with 
 
 
 def normalize(value: str) -> str:
-    """Strips a label and shortens a number: " 1.0 " -> "1". Returns "" for `nan`."""
+    """Strips a label and shortens a number: " 1.0 " -> "1". Returns "" for `nan`.
+
+    Composes accents (Unicode's form NFC) and strips invisible characters: two names that look equal are one class.
+    """
+    if not value.isascii():
+        value = unicodedata.normalize("NFC", value).strip().strip(INVISIBLE)
     value = value.strip()
     if NUMBER.fullmatch(value):
         number = format(Decimal(value), "f")
@@ -106,7 +113,7 @@ def class_numbers(values: Sequence[str], names: tuple[str, ...], where: str) -> 
     A value is a name itself, a name in another case, or, if the classes are negative and positive, another spelling of
     them. Raises ValueError that names the values that are no class.
     """
-    table = {name: number for number, name in enumerate(names)}
+    table = {normalize(name): number for number, name in enumerate(names)}
     folded = {name.casefold(): number for name, number in table.items()}
     if {canonical(name) for name in names} == set(SENTIMENT):
         by_meaning = {canonical(name): number for name, number in table.items()}

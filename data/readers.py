@@ -118,18 +118,25 @@ def decode(path: Path, content: bytes, encoding: str) -> str:
     if encoding:
         check_encoding(path, encoding, marked)
     codec = marked or encoding or "utf-8"
+    if not (encoding or marked):
+        check_zeros(path, content)
     try:
         text = content[len(bom) :].decode(codec)
     except UnicodeDecodeError as error:
         raise ValueError(undecodable(path, content, codec, len(bom) + error.start, encoding)) from error
     except (LookupError, UnicodeError) as error:  # a codec that is not a text encoding, or has no offset
         raise ValueError(f"{path} is not {codec} text ({error}); name another --encoding") from error
-    if not encoding and not marked and "\0" in text.partition("\n")[0]:
-        order = "be" if content[:1] == b"\0" else "le"
+    return text
+
+
+def check_zeros(path: Path, content: bytes) -> None:
+    """Raises ValueError for UTF-16 without a byte order mark: every second byte of its first line is zero."""
+    first = content.partition(b"\n")[0]
+    order = "be" if content[:1] == b"\0" else "le"
+    if max(first[::2].count(0), first[1::2].count(0)) > 0.2 * len(first):
         raise ValueError(
             f"{path} has zero bytes, as UTF-16 without a byte order mark; --encoding utf-16-{order} reads it"
         )
-    return text
 
 
 def undecodable(path: Path, content: bytes, codec: str, start: int, encoding: str) -> str:

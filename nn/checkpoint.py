@@ -21,7 +21,7 @@ from data.seeds import random_state, set_random_state
 from nn import MODELS, Model
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
-from nn.heads import match_head
+from nn.heads import OTHER_HEADS, check_task, match_head
 from nn.nb_linear import NGramEmbedding
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, form_of, put_quantized, quantizable
 from nn.sharding import rows_like
@@ -158,6 +158,8 @@ def load_pretrained(
     cls = model_class(published, config_file)  # before the weights are fetched
     directory = find_pretrained(source)
     files = [WeightFile(path) for path in weight_files(directory)]
+    if not new_head:
+        check_task(published, directory)
     head = match_head(published, None if new_head else head_size(cls, files), labels, directory)
     model = build_empty(cls, published, head.labels, config_file, most=sum(len(file.shapes) for file in files))
     stored_int8 = published.get(QUANTIZATION) == QUANTIZED
@@ -272,7 +274,7 @@ def check_tensors(
     Raises ValueError with everything that does not fit.
     """
     quantized = {f"{name}.weight" for name in quantizable(model)} if stored_int8 else set()
-    names = stripped_names(model)
+    names, unused = stripped_names(model), (*model.EXTRAS, *(OTHER_HEADS if ignored else ()))
     found: set[str] = set()
     problems: list[str] = []
     for file in files:
@@ -281,7 +283,7 @@ def check_tensors(
             if names.get(stripped.removesuffix(SCALE)) in quantized and stripped.endswith(SCALE):
                 continue
             if stripped not in names:
-                if not any(re.fullmatch(extra, stripped) for extra in model.EXTRAS):
+                if not any(re.fullmatch(extra, stripped) for extra in unused):
                     problems.append(f"surplus {key}")
                 continue
             if names[stripped] in ignored:

@@ -16,6 +16,8 @@ from data.labels import SENTIMENT, canonical
 LONGEST_NAME = 200  # characters of a class name
 JOINERS = dict.fromkeys((0x200C, 0x200D))
 WAYS_OUT = "--head new trains a new last layer for the classes of the data"
+OTHER_TASK = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice)$")  # end of an architecture's name
+OTHER_HEADS = (r"(classifier|qa_outputs|sequence_summary)\..*",)  # tensors of these tasks
 
 
 class Head(NamedTuple):
@@ -92,6 +94,17 @@ def match_head(published: dict[str, Any], count: int | None, labels: tuple[str, 
     if order != tuple(range(count)):
         print(f"labels: the head of {where} has the order {', '.join(names)}; its rows are put into the data's order")
     return Head(tuple(names[row] for row in order), order)
+
+
+def check_task(published: dict[str, Any], where: Path) -> None:
+    """Raises ValueError for a checkpoint whose head labels tokens or answers questions.
+
+    Its last layer has the name and the shape of a classifier's in BERT, DistilBERT, DeBERTa and ModernBERT.
+    """
+    names = published.get("architectures")
+    found = [name for name in names if OTHER_TASK.search(str(name))] if isinstance(names, list) else []
+    if found:
+        raise ValueError(f"{where} is a {show(found[0])}, whose head does not classify texts; {WAYS_OUT}")
 
 
 def check_kind(published: dict[str, Any], count: int, where: Path) -> None:

@@ -5,13 +5,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from safetensors.torch import load_file, save_file
 
 import train
 from data.batches import Corpus
 from data.checked import read_json
+from data.hub import WEIGHTS
 from data.metrics import auc, metrics, print_metrics, softmax
+from data.tokenization import train_tokenizer
 from eval import main as evaluate
 from eval import score
+from nn.checkpoint import save_pretrained
 from nn.runtime import CACHED_TOKENS, Machine, tokens_per_pass
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -154,6 +158,17 @@ def test_the_classifier_in_the_box_labels_a_file(tmp_path, capsys):
         "positive",
         "negative",
     ]
+
+
+def test_a_checkpoint_that_lacks_its_pooler_does_not_answer(tmp_path):
+    model = tiny("bert")
+    tokenizer = train_tokenizer("wordpiece", ["a good film", "a bad film"], model.config.vocab_size, 1)
+    tokenizer.save(tmp_path)
+    save_pretrained(model, tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if "pooler" not in name}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"no classifier \(its files lack pooler.dense.bias, pooler.dense.weight\)"):
+        evaluate(["--weights", str(tmp_path), "--text", "a good film"])
 
 
 def test_without_anything_to_score_the_ways_are_named():

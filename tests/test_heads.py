@@ -3,10 +3,11 @@
 import pytest
 import torch
 from conftest import tiny, token_batch
+from safetensors.torch import load_file, save_file
 
 from data.checked import read_json
 from data.files import write_json
-from data.hub import CONFIG
+from data.hub import CONFIG, WEIGHTS
 from data.labels import SENTIMENT
 from nn.checkpoint import load_pretrained, save_pretrained
 
@@ -96,3 +97,24 @@ def test_other_problem_types_are_refused(tmp_path):
     write_json(tmp_path / CONFIG, read_json(tmp_path / CONFIG) | {"problem_type": "multi_label_classification"})
     with pytest.raises(ValueError, match="a head for multi_label_classification, which is not supported; --head new"):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["TokenClassification", "QuestionAnswering", "MultipleChoice"])
+def test_the_head_of_another_task_is_not_a_classifier(task, tmp_path):
+    named(tmp_path, None)  # in BERT, the last layer for tokens has the name and the shape of a classifier's
+    write_json(tmp_path / CONFIG, read_json(tmp_path / CONFIG) | {"architectures": [f"BertFor{task}"]})
+    with pytest.raises(ValueError, match=f"is a BertFor{task}, whose head does not classify texts; --head new"):
+        load_pretrained(tmp_path, SENTIMENT)
+    assert "classifier.weight" in load_pretrained(tmp_path, SENTIMENT, new_head=True).newly_initialized
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_new_head_replaces_that_of_another_task(name, tmp_path):
+    model = tiny(name)
+    save_pretrained(model, tmp_path, heads=False)
+    tensors = load_file(tmp_path / WEIGHTS)
+    extra = {f"{key}.{leaf}": torch.zeros(2, 3) for key in ("qa_outputs", "classifier") for leaf in ("weight", "bias")}
+    save_file(tensors | extra, tmp_path / WEIGHTS)
+    loaded = load_pretrained(tmp_path, SENTIMENT, new_head=True)
+    assert {name.split(".")[0] for name in loaded.newly_initialized} == {"pooler", "classifier"}
+    assert torch.equal(loaded.layers[0].feed_forward.up.weight, model.layers[0].feed_forward.up.weight)

@@ -206,3 +206,13 @@ def test_withheld_labels_of_a_test_file_are_unknown(tmp_path: Path, capsys: pyte
     assert splits.test["sentiment"].tolist() == [UNKNOWN] * 10
     assert "all labels are -1: they are withheld" in capsys.readouterr().out
     assert load_table(train, Source(), labels=("good", "bad"))[0]["sentiment"].tolist() == [0, 1] * 10
+
+
+def test_names_that_look_equal_are_one_class():
+    values = ["bien", "bien\u200b", "\ufeffbien ", "n\u00e9gatif", "ne\u0301gatif"]  # one accent, in two forms
+    names = find_classes(values, "f")
+    assert names == ("bien", "n\u00e9gatif")
+    assert class_numbers(values, names, "f") == [0, 0, 0, 1, 1]
+    assert class_numbers(values, ("bien", "ne\u0301gatif"), "f") == [0, 0, 0, 1, 1]  # names of a published config
+    assert class_numbers(["1.0", "2"], ("1.0", "2.0"), "f") == [0, 1]
+    assert find_classes(["neg", "pos\u200b"], "f") == SENTIMENT

@@ -65,14 +65,14 @@ def test_unicode_files_with_any_line_ends(tmp_path: Path, encoding: str, newline
 
 
 def test_utf16_of_either_order(tmp_path: Path):
-    text = "review\tlabel\ngood\t1\nbad\t0\n"
+    text = "review\tlabel\ngood\t1\nbad\t0\ncaf\u00e9\t0\n"  # with a byte that is not UTF-8
     for codec, bom in (("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")):
         path = write(tmp_path / "x.tsv", bom + text.encode(codec))
-        assert load_reviews(path)["review"].tolist() == ["good", "bad"]
+        assert load_reviews(path)["review"].tolist() == ["good", "bad", "caf\u00e9"]
         path = write(tmp_path / "x.tsv", text.encode(codec))
         with pytest.raises(ValueError, match=f"as UTF-16 without a byte order mark; --encoding {codec} reads it"):
             load_reviews(path)
-        assert load_reviews(path, encoding=codec)["review"].tolist() == ["good", "bad"]
+        assert load_reviews(path, encoding=codec)["review"].tolist() == ["good", "bad", "caf\u00e9"]
 
 
 def test_latin1_is_read_only_if_named(tmp_path: Path):
@@ -645,3 +645,27 @@ def test_lines_end_as_in_universal_newlines(end: str):
         assert [record.fields for record in found] == [
             [unquote(field) for field in line.split("\t")] if line else [] for line in expected
         ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_header_within_joined_files_is_a_broken_row(name: str, end: str, tmp_path: Path):
+    separator = "," if name == "x.csv" else "\t"
+    rows = [("text", "label"), ("good", "pos"), ("bad", "neg"), ("text", "label"), ("fine", "pos")]
+    path = write(tmp_path / name, end.join(map(separator.join, rows)) + end)
+    with pytest.raises(ValueError, match=r"1 broken rows \(row 4: the header again\); --skip-bad-rows skips them"):
+        load_table(path, Source())
+    frame, labels = load_table(path, Source(skip_bad_rows=True))
+    assert (frame["review"].tolist(), labels) == (["good", "bad", "fine"], ("negative", "positive"))
+    column = write(tmp_path / "one.csv", "text\ngood\ntext\n")
+    assert load_table(column, Source())[0]["review"].tolist() == ["good", "text"]
+
+
+@pytest.mark.parametrize("header", ["text,label", "id;text", '"Review"|"label"'])
+def test_a_text_file_with_the_header_of_a_table_is_one(header: str, tmp_path: Path):
+    separator = next(mark for mark in ",;|" if mark in header)
+    path = write(tmp_path / "a.txt", f"{header}\n0{separator}1\n1{separator}0\n")
+    assert len(load_table(path, Source())[0]) == 2
+    lines = write(tmp_path / "b.txt", f"A bad film{separator} text\ngood\n")
+    assert len(load_table(lines, Source())[0]) == 2
+    assert load_table(lines, Source())[0]["review"][0].startswith("A bad film")
