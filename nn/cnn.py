@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, Module, ModuleList, Parameter
+from torch.nn import Embedding, Linear, Module, ModuleList, Parameter
 from torch.nn.functional import embedding_bag, linear, pad
 
 from nn.dropout import Dropout
@@ -145,7 +145,7 @@ class CNN(WordClassifier):
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Returns the input of the classifier."""
-        if not self.config.one_hot:
+        if not (self.config.one_hot and isinstance(self.embeddings.word, Embedding)):  # rows in 8 bits have no sum
             return super().features(input_ids, mask)
         input_ids = self.embeddings.drop_words(input_ids, mask)
         return self.pool(self.encode_ids(input_ids, mask), mask)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import ENCODERS, GOLDEN, adapt, tiny, token_batch
+from conftest import ENCODERS, GOLDEN, adapt, tiny, tiny_weights, token_batch
 from safetensors.torch import load_file, save_file
 from torch.nn import Embedding, LayerNorm, Linear
 
@@ -8,8 +8,9 @@ import peft
 import train
 from data.checked import read_json
 from data.hub import CONFIG, WEIGHTS
+from data.tokenization import load_tokenizer
 from eval import main as evaluate
-from nn import quant
+from nn import MODELS, quant
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta
 from nn.quant import (
@@ -26,6 +27,7 @@ from nn.quant import (
     quantize_rows,
     resident_bytes,
 )
+from nn.vectors import read_vectors
 from peft import METHODS
 
 IN, OUT, B, T = 24, 11, 3, 7
@@ -148,6 +150,15 @@ def test_head_and_norms_keep_their_precision(name):
     assert any(isinstance(module, LayerNorm) for module in model.modules()) == (name != "lstm")
 
 
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in MODELS), ("cnn", {"one_hot": True})])
+def test_each_model_computes_with_8_bit_weights(name, changes):
+    plain, small = (tiny(name, **changes).eval() for _ in range(2))
+    ids, mask = token_batch([7, 4])
+    with torch.no_grad():
+        expected, found = plain(ids, mask), quantize_int8(small)(ids, mask)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+
+
 def test_adapters_and_projection_heads_keep_their_precision():
     model = adapt(tiny("bert"), "p_tuning")
     model.projection = Linear(12, 5)
@@ -248,3 +259,11 @@ def test_rounds_as_bitsandbytes():
     q, s = quantize_rows(torch.tensor(golden["W"]))
     assert torch.equal(q, torch.tensor(golden["Q"], dtype=torch.int8))
     torch.testing.assert_close(s * 127, torch.tensor(golden["absmax"]))
+
+
+def test_word_vectors_of_an_8_bit_checkpoint_are_those_of_its_table(tmp_path):
+    plain = load_pretrained(tiny_weights(tmp_path / "plain"))
+    save_pretrained(quantize_int8(plain), tmp_path / "small")
+    load_tokenizer(tmp_path / "plain").save(tmp_path / "small")
+    expected, found = (read_vectors(tmp_path / name, ["good", "film"]).vectors for name in ("plain", "small"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.abs().max()) / 100)
