@@ -12,8 +12,9 @@ import numpy as np
 
 from data.calibration import calibration
 from data.checked import reading
-from data.ensemble import ensemble_metrics
+from data.ensemble import ensemble_metrics, shared_labels
 from data.files import csv_text
+from data.labels import SENTIMENT
 from data.metrics import mean_and_deviation
 from data.options import Options
 from data.runs import Run
@@ -35,6 +36,10 @@ class Entry(NamedTuple):
         """Returns the options of the first seed."""
         return self.runs[0].config["options"]
 
+    def classes(self) -> tuple[str, ...]:
+        """Returns the names of the classes."""
+        return self.runs[0].labels or SENTIMENT
+
     def labels(self) -> np.ndarray | None:
         """Returns the labels of the kept test reviews, int64 [N]; None if a seed kept none, or others."""
         kept = [run.predictions("test") for run in self.runs]
@@ -47,14 +52,28 @@ class Entry(NamedTuple):
         return np.stack([run.predictions("test").probabilities.argmax(1) for run in self.runs])  # type: ignore[union-attr]
 
 
-def entries(runs: Iterable[Run]) -> list[Entry]:
-    """Groups runs that differ in IGNORED options only, in the order of their first run."""
+def origin(run: Run) -> tuple[int | None, list[str]]:
+    """Returns the seed of a run and the digests of its data."""
+    return run.config["options"].get("seed"), sorted(run.config.get("files", {}).values())
+
+
+def entries(runs: Iterable[Run]) -> tuple[list[Entry], list[str]]:
+    """Groups runs that differ in IGNORED options only, in the order of their first run.
+
+    Returns (entries, warnings). A run with the seed of an earlier one of its entry, on the same data, is left out with
+    a warning: equal commands give equal runs, whose deviation would be 0.
+    """
     found: dict[str, Entry] = {}
+    warnings = []
     for run in runs:
         options = {name: value for name, value in run.config["options"].items() if name not in IGNORED}
         entry = found.setdefault(repr(sorted(options.items())), Entry(run.folder.name.partition("@")[0], []))
-        entry.runs.append(run)
-    return list(found.values())
+        same = next((one for one in entry.runs if origin(one) == origin(run)), None)
+        if same is None:
+            entry.runs.append(run)
+        else:
+            warnings.append(f"warning: {run.folder.name} repeats {same.folder.name}, seed included; it is left out")
+    return list(found.values()), warnings
 
 
 def differences(first: Entry, second: Entry) -> Iterator[str]:
@@ -76,6 +95,8 @@ def compare_pair(first: Entry, second: Entry) -> str:
     for entry, found in zip((first, second), labels, strict=True):
         if found is None:
             return f"{pair}: {entry.name} kept no predictions of its test reviews"
+    if first.classes() != second.classes():
+        return f"{pair}: their classes are {', '.join(first.classes())} and {', '.join(second.classes())}"
     if not np.array_equal(labels[0], labels[1]):  # type: ignore[arg-type]
         return f"{pair}: they were not scored on the same test reviews"
     right = [entry.predicted() == labels[0] for entry in (first, second)]  # bool [seeds, N] each
@@ -102,6 +123,7 @@ def describe_seeds(entry: Entry) -> str:
 def describe_ensemble(runs: Sequence[Run]) -> str:
     """Describes the mean of the calibrated probabilities of all runs, or why there is none."""
     try:
+        shared_labels(runs)
         temperatures = [calibration(run) for run in runs]
         found = {split: ensemble_metrics(runs, split, temperatures) for split in ("validation", "test")}
     except ValueError as error:
@@ -116,9 +138,10 @@ def significance(runs: Sequence[Run]) -> list[str]:
     """Returns the lines after the table of `eval.py --compare`: warnings, seeds, differences, ensemble."""
     with reading(runs[0].folder.parent, "a folder of finished runs", "restore the damaged one, or leave it out"):
         finished = [run for run in runs if "accuracy" in ((run.result or {}).get("validation") or ())]
-        found = entries(finished)
+        found, warnings = entries(finished)
+        finished = [run for entry in found for run in entry.runs]
         pairs = list(itertools.combinations(found, 2))
-        warnings = [warning for pair in pairs for warning in differences(*pair)]
+        warnings += [warning for pair in pairs for warning in differences(*pair)]
         lines = [describe_seeds(entry) for entry in found if len(entry.runs) > 1]
         lines += [compare_pair(*pair) for pair in pairs]
         if len(finished) > 1 and not any("different data" in warning for warning in warnings):
@@ -130,8 +153,10 @@ def flips(runs: Sequence[Run], ids: Sequence[str], labels: tuple[str, ...]) -> t
     """Returns a CSV of the test reviews on which the runs do not agree, and their number.
 
     Columns: position in the test split from 1, id, label, and each run's predicted label. ids: of the test reviews with
-    a label, in their order; empty: not known. Raises ValueError if a run kept no predictions, or of other reviews.
+    a label, in their order; empty: not known. Raises ValueError if a run kept no predictions, or of other reviews or
+    classes.
     """
+    shared_labels(runs)
     for entry in (found := [Entry(run.folder.name, [run]) for run in runs]):
         if entry.labels() is None:
             raise ValueError(f"--out: {entry.name} kept no predictions of its test reviews")

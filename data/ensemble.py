@@ -14,6 +14,7 @@ import pandas as pd
 
 from data import Splits
 from data.calibration import calibration, log_probabilities, scaled
+from data.labels import SENTIMENT
 from data.metrics import metrics, print_metrics
 from data.runs import Predictions, Run
 
@@ -51,12 +52,13 @@ class Ensemble:
 def shared_labels(runs: Sequence[Run]) -> tuple[str, ...]:
     """Returns the class names of all runs. Raises ValueError if they differ."""
     first, *others = runs
+    labels = first.labels or SENTIMENT
     for run in others:
-        if run.labels != first.labels:
+        if (other := run.labels or SENTIMENT) != labels:
             raise ValueError(
-                f"{first.folder} has the labels {first.labels}, {run.folder} {run.labels}; they must agree"
+                f"{first.folder} has the labels {', '.join(labels)}, {run.folder} {', '.join(other)}; they must agree"
             )
-    return first.labels or ()
+    return labels
 
 
 def kept_predictions(runs: Sequence[Run], split: str) -> list[Predictions]:

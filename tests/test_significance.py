@@ -116,3 +116,28 @@ def test_what_cannot_be_compared_is_said(three_runs, capsys):
     assert "ensemble" not in shown
     with pytest.raises(ValueError, match="--out: b kept no predictions"):
         evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])
+
+
+def change_config(folder, **changes):
+    """Changes the config.json of a run, without its seal."""
+    sealed = read_json(folder / "config.json")
+    write_json(folder / "config.json", {k: v for k, v in sealed.items() if k not in ("sha256", "format")} | changes)
+
+
+def test_a_run_that_repeats_another_is_no_second_seed(three_runs, capsys):
+    shutil.copytree(three_runs / "a@42", three_runs / "again")
+    evaluate(["--compare", "runs/a@42", "runs/again", "runs/b"])
+    shown = capsys.readouterr().out
+    assert "warning: again repeats a@42, seed included; it is left out" in shown
+    assert "seeds, mean" not in shown
+    assert "ensemble of all 2, mean" in shown
+
+
+def test_runs_with_other_classes_are_not_compared(three_runs, capsys):
+    change_config(three_runs / "b", labels=["bad", "good"])
+    evaluate(["--compare", "runs/a@42", "runs/b"])
+    shown = capsys.readouterr().out
+    assert "a - b: their classes are negative, positive and bad, good" in shown
+    assert "no ensemble of all 2: runs/a@42 has the labels negative, positive, runs/b bad, good" in shown
+    with pytest.raises(ValueError, match="has the labels negative, positive, runs/b bad, good; they must agree"):
+        evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])
