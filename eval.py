@@ -276,6 +276,8 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
             if temperature is not None:
                 print(summary(name, softmax(logits), corpus.labels, temperature))
             if options.threshold:
+                if name == "validation":  # as it is scored here, perhaps with another --truncate
+                    threshold = best_threshold(softmax(logits), corpus.labels)
                 print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
             last = (name, frame, corpus, logits)
         else:

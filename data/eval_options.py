@@ -16,6 +16,8 @@ EXAMPLES = {  # of each group in --help
 }
 
 
+TASKS = ("compare", "merge", "predict", "text", "data")  # a command has one of them, or scores a run's own reviews
+PICTURES = (".png", ".svg", ".pdf")  # endings
 KEPT = ("truncate", "quantize", "precision", "base")  # options that the kept predictions of several runs do not have
 
 
@@ -99,8 +101,23 @@ def is_own_score(options: Options, given: dict[str, Any]) -> bool:
     return bool(options.run) and not (options.data or options.predict or options.merge or "text" in given)
 
 
+def check_task(options: Options, given: dict[str, Any]) -> None:
+    """Raises ValueError for two tasks, and for flags that would have no effect on the given one."""
+    if len(tasks := [name for name in TASKS if name in given]) > 1:
+        raise ValueError(f"{flag(tasks[0])} and {flag(tasks[1])} are two tasks; give one of them")
+    if options.compare and (options.run or options.weights):
+        raise ValueError("--compare names its runs itself; leave out --run and --weights")
+    if options.max_length and options.run:
+        raise ValueError("--max-length is for --weights; a run is scored with its own, train.py --max-length")
+    if "dtype" in given and not options.merge:
+        raise ValueError("--dtype is for --merge DIR")
+    if options.plot and not options.plot.lower().endswith(PICTURES):
+        raise ValueError(f"--plot {options.plot} is not a picture: its name ends in {', '.join(PICTURES)}")
+
+
 def check_flags(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for flags that need another one."""
+    check_task(options, given)
     if options.plot and not (options.compare or is_own_score(options, given)):
         raise ValueError("--plot needs runs: --compare runs/ONE runs/TWO --plot FILE, or --run runs/ONE --plot FILE")
     if options.threshold and not is_own_score(options, given):

@@ -1,15 +1,23 @@
 """The most confident mistakes, the groups of reviews, and the flags of eval.py that show them."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import train
 from data.batches import Corpus
 from data.checked import read_json
 from data.imdb import as_frame
+from data.metrics import softmax
 from data.mistakes import accuracy_table, groups, mistakes, mistakes_csv
+from data.options import read_splits
+from data.runs import Run
+from eval import Scorer, settings_of
 from eval import main as evaluate
+from nn.runtime import Machine
 
 
 def example() -> tuple[pd.DataFrame, Corpus]:
@@ -70,3 +78,35 @@ def test_a_run_shows_mistakes_calibration_and_threshold(small_run, tmp_path, cap
     ):
         with pytest.raises(ValueError, match=r"--threshold validation needs|--errors"):
             evaluate(flags)
+
+
+def test_the_threshold_is_chosen_for_the_reviews_as_they_are_scored(small_run, tmp_path, capsys):
+    train.main([*small_run, "--validation-reviews", "60", "--max-length", "5"])
+    capsys.readouterr()
+    evaluate(["--run", str(tmp_path / "runs/small"), "--threshold", "validation", "--truncate", "tail"])
+    plain, best = [float(x) for x in re.findall(r"^validation: accuracy ([.\d]+)", capsys.readouterr().out, re.M)]
+    run = Run.open(tmp_path / "runs/small")
+    scorer = Scorer.of_run(run, Machine(torch.device("cpu"), torch.float32), truncate="tail")
+    frame = read_splits(settings_of(run).options, None).validation
+    p = softmax(scorer.score_frame(frame))
+    correct = [((p[:, 1] > t) == frame["sentiment"]).mean() for t in (0.0, *p[:, 1])]
+    assert plain <= best == pytest.approx(max(correct), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--data a.csv --predict b.csv", "--predict and --data are two tasks; give one of them"),
+        ("--text good --predict b.csv", "--predict and --text are two tasks"),
+        ("--text good --data b.csv", "--text and --data are two tasks"),
+        ("--compare a b --merge out", "--compare and --merge are two tasks"),
+        ("--compare a b --run c", "--compare names its runs itself; leave out --run"),
+        ("--run a --max-length 9 --text good", "--max-length is for --weights"),
+        ("--text good --dtype fp16", "--dtype is for --merge"),
+        ("--run a --plot curves", "--plot curves is not a picture: its name ends in .png, .svg, .pdf"),
+        ("--compare a b --plot curves.txt", "--plot curves.txt is not a picture"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(flags, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        evaluate(flags.split())
