@@ -5,6 +5,7 @@ The runs of one experiment, which differ in the seed only, are one entry with a 
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ def entries(runs: Iterable[Run]) -> tuple[list[Entry], list[str]]:
     found: dict[str, Entry] = {}
     warnings = []
     for run in runs:
-        options = {name: value for name, value in run.config["options"].items() if name not in IGNORED}
+        recorded = {field.name: field.default for field in fields(Options)} | run.config["options"]  # by any version
+        options = {name: value for name, value in recorded.items() if name not in IGNORED}
         entry = found.setdefault(repr(sorted(options.items())), Entry(run.folder.name.partition("@")[0], []))
         same = next((one for one in entry.runs if origin(one) == origin(run)), None)
         if same is None:

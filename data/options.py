@@ -7,6 +7,7 @@ default < model < method < objective < random or built-in weights < command line
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -327,12 +328,19 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
         if unknown := [name for name in values if name not in known]:
             raise ValueError(f"unknown options {listed(unknown)}; another version of this program wrote them")
         if missing := [name for name in known if name not in values]:
-            print(f"warning: {path} lacks {listed(missing)}, as an older version wrote it; the defaults are used")
+            warn_of_older_version(path, listed(missing))
         values = {name: field.default for name, field in known.items()} | values
+        origins = dict.fromkeys(known, "default") | origins
         check_types(values, {name: field.type for name, field in known.items()})
         settings = Settings.build(values, origins, tables)
         check_values(settings.options, model, objective)
     return settings
+
+
+@cache
+def warn_of_older_version(path: Path, missing: str) -> None:
+    """Prints once that a config.json lacks options."""
+    print(f"warning: {path} lacks {missing}, as an older version wrote it; the defaults are used")
 
 
 def source_of(options: Options) -> Source:

@@ -141,3 +141,23 @@ def test_runs_with_other_classes_are_not_compared(three_runs, capsys):
     assert "no ensemble of all 2: runs/a@42 has the labels negative, positive, runs/b bad, good" in shown
     with pytest.raises(ValueError, match="has the labels negative, positive, runs/b bad, good; they must agree"):
         evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])
+
+
+def test_a_run_of_an_older_version_is_a_seed_of_the_same_experiment(three_runs, capsys):
+    options = read_json(three_runs / "a@43" / "config.json")["options"]
+    del options["window_pooling"]  # which older versions did not have
+    change_config(three_runs / "a@43", options=options)
+    evaluate(["--compare", "runs/a@42", "runs/a@43"])
+    assert "a, 2 seeds, mean" in capsys.readouterr().out
+
+
+def test_a_run_of_an_older_version_is_resumed(three_runs, capsys):
+    run, expected = three_runs / "b", read_json(three_runs / "b" / "result.json")["validation"]
+    config = read_json(run / "config.json")
+    for part in ("options", "origins"):
+        del config[part]["unfreeze"], config[part]["warmup"]
+    change_config(run, options=config["options"], origins=config["origins"])
+    (run / "result.json").unlink()
+    train.main(["--resume", str(run)])
+    assert read_json(run / "result.json")["validation"]["accuracy"] == expected["accuracy"]
+    assert capsys.readouterr().out.count("lacks unfreeze, warmup, as an older version wrote it") == 1
