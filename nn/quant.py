@@ -1,7 +1,7 @@
 """8-bit weights (LLM.int8(): Dettmers et al. 2022, arXiv 2208.07339, §2–3).
 
     W ≈ diag(s) Q,   s_n = max_k |W_nk| / 127,   Q_nk = round(W_nk / s_n) ∈ {-127 … 127}       absmax by row, §2.1
-    x ≈ diag(t) P,   likewise by token, without the outlier columns o: columns with any |x| >= 6
+    x ≈ diag(t) P,   likewise by token, without its outliers x_o: its numbers with |x| >= 6
     y = diag(t) (P Qᵀ) diag(s) + x_o W_oᵀ + b                                                  Eq. (8)
     ∂L/∂x = (g ⊙ s) Q                                                                          W is frozen
 
@@ -16,6 +16,8 @@ Three paths compute the product:
 int8 on CPUs with int8 instructions (AVX-512 VNNI) and fp32 otherwise.
 
 Differs from the paper: weights are scaled by row and activations by token, as in bitsandbytes ("vector-wise").
+There the columns o have an outlier in any token of the batch; here x_o has the outliers of the token itself, so that
+the logits of a review do not depend on the others in its batch.
 """
 
 from typing import Any
@@ -71,12 +73,14 @@ def aligned(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 def int8_product(x: Tensor, q: Tensor, s: Tensor, threshold: float = OUTLIER) -> Tensor:
     """Computes Eq. (8) without b. x: [M, K];  q: int8 [N, K];  s: [N] -> fp32 [M, N]"""
     x = x.float()
-    outlier = torch.maximum(x.amax(0), -x.amin(0)).ge(threshold).nonzero()[:, 0]  # indices of columns
-    p, t = quantize_rows(x.index_fill(1, outlier, 0) if len(outlier) else x)  # [M, K], [M]
+    columns = torch.maximum(x.amax(0), -x.amin(0)).ge(threshold).nonzero()[:, 0]  # those with an outlier
+    some = x[:, columns]  # [M, number of columns]
+    outlier = some.abs() >= threshold  # of the row itself
+    p, t = quantize_rows(x.index_copy(1, columns, some.masked_fill(outlier, 0)) if len(columns) else x)  # [M, K], [M]
     left, right = aligned(p, q) if x.is_cuda else (p, q)
     y = torch._int_mm(left, right.t())[: len(p), : len(q)].float().mul_(t[:, None]).mul_(s)  # [M, N]
-    if len(outlier):
-        y += x[:, outlier] @ (q[:, outlier].float() * s[:, None]).t()
+    if len(columns):
+        y += some.masked_fill(~outlier, 0) @ (q[:, columns].float() * s[:, None]).t()
     return y
 
 

@@ -96,6 +96,16 @@ def test_the_backward_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda x: Int8Matmul.apply(x, small.weight, small.scale, "fp32"), x)
 
 
+def test_a_row_does_not_depend_on_the_others():
+    """An outlier of one token does not change how the others are rounded."""
+    torch.manual_seed(0)
+    _, small = pair()
+    x = torch.randn(6, IN)
+    x[2, 5], x[4, 9], x[4, 11] = 40, -70, OUTLIER
+    alone = torch.cat([int8_product(row[None], small.weight, small.scale) for row in x])
+    torch.testing.assert_close(int8_product(x, small.weight, small.scale), alone, rtol=1e-5, atol=1e-5)
+
+
 def test_outlier_columns_are_kept_whole():
     torch.manual_seed(0)
     layer, small = pair()
