@@ -106,7 +106,7 @@ def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, monkeypatc
     evaluate(["--compare", f"{tmp_path}/runs/small {tmp_path}/runs/other", "--plot", "curves.svg"])
     drawn = (tmp_path / "curves.svg").read_text()
     assert drawn.count("<!-- small -->") == drawn.count("<!-- other -->") == 1  # in the legend
-    with pytest.raises(ValueError, match="'xyz' is not supported"):
+    with pytest.raises(ValueError, match=r"--plot curves\.xyz is not a picture"):
         evaluate(["--compare", f"{tmp_path}/runs/small", "--plot", "curves.xyz"])
     with pytest.raises(ValueError, match="--plot needs runs"):
         evaluate(["--plot", "curves.svg"])
