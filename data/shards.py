@@ -183,7 +183,8 @@ class Shards:
         for path in job.folder.glob(".*.tmp"):  # of processes that were killed
             path.unlink()
         waiting = [number for number in range(len(self.parts)) if not all(map(is_intact, job.paths(number)))]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux only: the cores that this process may use
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         processes = min(processes or cores, MOST_PROCESSES, len(waiting))
         print(f"tokenizing {len(waiting)} of {len(self.parts)} parts in {max(1, processes)} processes")
         skipped: list[str] = []
