@@ -524,17 +524,17 @@ def taught(
     """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder."""
     name = settings.objective.teacher or "the classifier in the box"
 
-    def prepare() -> tuple[Scorer, list[int], Corpus]:
+    def load_teacher() -> tuple[Scorer, list[int], Corpus]:
         """Returns the teacher, the order of its classes, and the training reviews in its tokens."""
         scorer = Scorer.of(settings.objective.teacher, machine)
         return scorer, class_order(scorer.labels, splits.labels, name), scorer.corpus(splits.train, run.cache)
 
-    def compute() -> np.ndarray:
+    def score_reviews() -> np.ndarray:
         """Scores the training reviews in eval() mode."""
-        scorer, order, reviews = ranks.in_turn(prepare)
+        scorer, order, reviews = ranks.in_turn(load_teacher)
         return scorer.logits(reviews, interrupt.check)[:, order]
 
-    logits = kept_logits(run.folder / "teacher.npy", compute)
+    logits = kept_logits(run.folder / "teacher.npy", score_reviews)
     print(f"teacher: {name}, accuracy {np.mean(logits.argmax(1) == corpus.labels):.4f} on the training reviews")
     return replace(corpus, teacher=logits)
 

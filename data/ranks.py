@@ -227,9 +227,9 @@ def in_turn(work: Callable[[], Value]) -> Value:
 def share_bounds(lengths: np.ndarray, number: int, count: int) -> tuple[int, int]:
     """Returns the rows start … stop - 1 of a batch that rank `number` of `count` computes.
 
-    lengths: tokens of each row. Neighbouring rows, of similar length, stay together, which saves padding. A row belongs
-    to the rank in whose part of all tokens its middle lies. A rank therefore has at most 1/count of the tokens plus the
-    longest row, and may have no row.
+    lengths: tokens of each row. Neighbouring rows, of similar length, stay together, which saves padding. The tokens
+    of the batch are cut into `count` equal ranges; the middle token of a row decides which rank gets the row. A rank
+    therefore has at most 1/count of the tokens plus the longest row, and may have no row.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     owner = (2 * ends - lengths) * count // (2 * ends[-1])  # [B], ascending
@@ -250,13 +250,13 @@ def own_share(whole: Batch, seed: int | None = None) -> Batch:
     unlabelled = whole.unlabelled
     if unlabelled is not None:
         unlabelled = own_share(unlabelled, None if seed is None else derive_seed(seed, "unlabelled"))
-    return Batch(
+    return whole._replace(
         input_ids=whole.input_ids[rows, :width],
         mask=whole.mask[rows, :width],
         labels=whole.labels[rows],
         rows=whole.rows[rows],
         unlabelled=unlabelled,
-        class_weights=whole.class_weights,
+        teacher=None if whole.teacher is None else whole.teacher[rows],
         share=Share(whole._replace(unlabelled=None), start, stop, seed),
     )
 

@@ -43,7 +43,7 @@ Value = TypeVar("Value")
 def place(model: Model, device: torch.device, sharded: bool) -> Model:
     """Moves a model to the device, whole or sharded, in place, and returns it. All ranks get the numbers of rank 0.
 
-    One process has nobody to share with, and keeps the model whole.
+    A single process keeps the model whole.
     """
     if sharded and not alone():
         broadcast_model(model)

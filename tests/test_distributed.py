@@ -132,6 +132,20 @@ def assert_equal_weights(first: Path, second: Path, tolerance: float = TOLERANCE
         torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=tolerance, msg=name)
 
 
+def assert_equal_gradients(
+    found: list[dict[str, torch.Tensor]], expected: dict[str, torch.Tensor], prefix: str
+) -> None:
+    """Compares the loss and all gradients of a case: those of rank 0 with the expected ones, and with rank 1."""
+    names = [name for name in expected if name.startswith(prefix)]
+    assert names
+    largest = max(expected[name].abs().max().item() for name in names)
+    for name in names:
+        torch.testing.assert_close(
+            found[0][name], expected[name], rtol=TOLERANCE, atol=TOLERANCE * max(1.0, largest), msg=name
+        )
+        assert torch.equal(found[0][name], found[1][name])
+
+
 @pytest.fixture(scope="module")
 def expected() -> dict[str, torch.Tensor]:
     return all_cases()
@@ -140,14 +154,7 @@ def expected() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", LENGTHS)
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_equal_one_process(found, expected, case: str, kind: str):
-    names = [name for name in expected if name.startswith(f"{case}/{kind}/")]
-    assert names
-    largest = max(expected[name].abs().max().item() for name in names)
-    for name in names:
-        torch.testing.assert_close(
-            found[0][name], expected[name], rtol=TOLERANCE, atol=TOLERANCE * max(1.0, largest), msg=name
-        )
-        assert torch.equal(found[0][name], found[1][name])
+    assert_equal_gradients(found, expected, f"{case}/{kind}/")
 
 
 def test_ranks_have_the_same_parameters_with_gradients(found, expected):

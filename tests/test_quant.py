@@ -10,7 +10,7 @@ from data.checked import read_json
 from data.hub import CONFIG, WEIGHTS
 from data.tokenization import load_tokenizer
 from eval import main as evaluate
-from nn import MODELS, quant
+from nn import MODELS, Model, quant
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta
 from nn.quant import (
@@ -27,6 +27,7 @@ from nn.quant import (
     quantize_rows,
     resident_bytes,
 )
+from nn.quantized_linear import QuantizedLinear
 from nn.vectors import read_vectors
 from peft import METHODS
 
@@ -177,17 +178,13 @@ def test_adapters_and_projection_heads_keep_their_precision():
     assert {name.split(".")[0] for name in quantizable(model)} == {"embeddings", "layers"}
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
-@pytest.mark.parametrize("name", ENCODERS)
-def test_every_method_trains_on_8_bits(name, method, monkeypatch):
-    """Values and gradients equal those of the same adapter on a model with the dequantized weights."""
-    if (name, method) == ("modernbert", "bitfit"):
-        pytest.skip("it has no biases")
-    monkeypatch.setattr(quant, "multiplies_int8", lambda device: False)
-    torch.manual_seed(0)
-    small, plain = quantize_int8(tiny(name)), tiny(name)
+def assert_trains_as_dequantized(small: Model, plain: Model, method: str) -> None:
+    """Compares values and gradients of an adapter on quantized weights and on the same weights dequantized.
+
+    plain: a model of the same shape, which gets the dequantized weights.
+    """
     for key, module in small.named_modules():
-        if isinstance(module, Int8Linear):
+        if isinstance(module, QuantizedLinear):
             plain.get_submodule(key).weight.data = module.dequantized()
     words = small.embeddings.word
     plain.embeddings.word.weight.data = words.weight.float() * words.scale[:, None]
@@ -197,14 +194,23 @@ def test_every_method_trains_on_8_bits(name, method, monkeypatch):
         adapt(model, method).eval()
         loss = model(*token_batch([7, 4])).square().sum()
         loss.backward()
-        gradients.append(
-            {key: p.grad for key, p in model.named_parameters() if p.requires_grad} | {"loss": loss.detach()}
-        )
+        found = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+        gradients.append(found | {"loss": loss.detach()})
     assert gradients[0].keys() == gradients[1].keys()
     for key, gradient in gradients[0].items():
-        torch.testing.assert_close(
-            gradient, gradients[1][key], rtol=1e-4, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
-        )
+        expected = gradients[1][key]
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_method_trains_on_8_bits(name, method, monkeypatch):
+    """Values and gradients equal those of the same adapter on a model with the dequantized weights."""
+    if (name, method) == ("modernbert", "bitfit"):
+        pytest.skip("it has no biases")
+    monkeypatch.setattr(quant, "multiplies_int8", lambda device: False)
+    torch.manual_seed(0)
+    assert_trains_as_dequantized(quantize_int8(tiny(name)), tiny(name), method)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -14,6 +14,7 @@ from test_distributed import (
     LORA,
     TOLERANCE,
     TUNE,
+    assert_equal_gradients,
     assert_equal_runs,
     assert_equal_weights,
     folder,
@@ -35,6 +36,7 @@ SLOW = {
     "dora": f"{LORA} --dora",
     "nf4": f"{LORA} --quantize nf4 --checkpointing",
     "rdrop": f"{LORA} --loss rdrop",
+    "distill": f"{LORA} --loss distill",
     "supcon": f"{FULL} --loss rdrop_supcon --projection 8",
     "adversarial": f"{LORA} --loss adversarial",
     "prefix": f"{TUNE} --peft prefix",
@@ -77,14 +79,7 @@ def expected() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", LENGTHS)
 @pytest.mark.parametrize("case", SHARDED)
 def test_loss_and_gradients_equal_a_whole_model(found, expected, case: str, kind: str):
-    names = [name for name in expected if name.startswith(f"{case}/{kind}/")]
-    assert names
-    largest = max(expected[name].abs().max().item() for name in names)
-    for name in names:
-        torch.testing.assert_close(
-            found[0][name], expected[name], rtol=TOLERANCE, atol=TOLERANCE * max(1.0, largest), msg=name
-        )
-        assert torch.equal(found[0][name], found[1][name])
+    assert_equal_gradients(found, expected, f"{case}/{kind}/")
 
 
 def test_the_same_parameters_have_gradients(found, expected):

@@ -56,7 +56,7 @@ def main(folder: Path, ranks: int, repeats: int, arguments: list[str]) -> None:
         one.append(trained(folder / f"one{number}", 1, ranks, arguments))
         several.append(trained(folder / f"ranks{number}", ranks, 1, arguments))
     result = several[0]["result"]
-    steps = -(-result["options"]["train_reviews"] // result["options"]["batch_size"]) * result["options"]["epochs"]
+    steps = load_file(folder / "ranks0" / "state" / "state.safetensors")["optimizer.0.step"].item()
     gradient_bytes, weights = (4 * result["parameters"][name] for name in ("trained", "total"))
     found = {
         "ranks": ranks,
