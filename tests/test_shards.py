@@ -239,11 +239,11 @@ def memory(process: int) -> float:
     return (int(own[1]) / 1024 if own else 0) + sum(memory(int(child)) for child in children)
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("SHARDS_MIB" not in os.environ, reason="takes many minutes: SHARDS_MIB=2048")
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of memory")
 def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path):
-    """SHARDS_MIB=2048 reads 2 GiB, which takes many minutes."""
-    size = int(os.environ.get("SHARDS_MIB", "20")) * 2**20
+    """A small file needs little memory in any case, so that only a large one can fail."""
+    size = int(os.environ["SHARDS_MIB"]) * 2**20
     line = "a good film with one bad plot and actors that nobody knows, again and again. " * 12 + "\n"
     with (tmp_path / "big.txt").open("w") as file:
         for number in range(size // len(line)):
