@@ -9,7 +9,7 @@ return {name: correct predictions} instead of logits.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from losses import cross_entropy, distill, lm, margin, mixed, mlm, rdrop, rtd, supcon
+from losses import cross_entropy, distill, lm, margin, mixed, mlm, rdrop, rtd, supcon, tv
 
 
 def no_preparation(model: Any, options: Any, tokenizer: Any) -> None:
@@ -49,6 +49,7 @@ LANGUAGE_MODEL = PRETRAINING | {
     "batch_size": 64,
     "learning_rate": 1e-3,
 }
+REGIONS = LANGUAGE_MODEL | {"adam_epsilon": 1e-8, "shape": "region_width=200", "vocab_size": 40_000, "min_count": 5, "epochs": 4, "learning_rate": 5e-3}
 CAPSULES = {"shape": "head=capsules"}
 
 # fmt: off
@@ -64,6 +65,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
     "mixed":        ObjectiveEntry(mixed.objective, mixed.MixedOptions, prepare=mixed.prepare, unlabelled=True, ranks=True),
     "mlm":          ObjectiveEntry(mlm.objective, mlm.MLMOptions, PRETRAINING, mlm.prepare, pretraining=True, ranks=True),
     "lm":           ObjectiveEntry(lm.objective, lm.LMOptions, LANGUAGE_MODEL, lm.prepare, pretraining=True),
+    "tv":           ObjectiveEntry(tv.objective, tv.TVOptions, REGIONS, tv.prepare, pretraining=True),
     "rtd":          ObjectiveEntry(rtd.objective, rtd.RTDOptions, PRETRAINING, rtd.prepare, pretraining=True, ranks=True),
 }
 # fmt: on

@@ -174,7 +174,7 @@ def token_effects(model: Model, input_ids: Tensor, in_text: Tensor, label: int, 
     input_ids: int64 [T];  in_text: bool [T], False for [CLS] and [SEP];  blank: id of the baseline's token
     """
     with differentiable(model):
-        table = model.embeddings.word
+        table = model.embeddings.word if isinstance(model, Encoder) else model.rows
         x, baseline = (table(ids).detach().float() for ids in (input_ids, input_ids.masked_fill(in_text, blank)))
         return integrated_gradients(lambda x: log_odds(logits_of_embeddings(model, input_ids, x), label), x, baseline)
 

@@ -11,6 +11,11 @@ For one-hot x_t, W·[x_t; …] is a sum of k columns of W, one for each word w o
 
 A word has a separate vector for each position in each window, and the embedding table holds W itself.
 
+With region embeddings (Johnson & Zhang 2015b, arXiv 1504.01255, Eq. (3)), which are learned from texts without labels
+and stay as they are, a window also reads the region u around its middle word (nn/regions.py, losses/tv.py):
+
+    c_t = ReLU(W·[x_t; …; x_{t+k-1}] + V·u_{t+⌊k/2⌋} + b)
+
 Each review is padded with K - 1 zeros at both ends, where K is the largest width, so that the shortest review has
 windows too.
 
@@ -28,6 +33,7 @@ from torch.nn import Embedding, Linear, Module, ModuleList, Parameter
 from torch.nn.functional import embedding_bag, linear, pad
 
 from nn.dropout import Dropout
+from nn.regions import RegionEmbedding
 from nn.words import Pooling, WordClassifier, WordConfig
 
 
@@ -96,6 +102,8 @@ class CNNConfig(WordConfig):
     widths: str = "3,4,5"
     one_hot: bool = False  # the embedding table is W; embedding_size and embedding_dropout are unused
     pooling: str = "max"  # or mean, attention, or several: max+mean
+    region_width: int = 0  # D of the region embeddings; 0: none
+    region_radius: int = 2  # r of the region embeddings
 
 
 class CNN(WordClassifier):
@@ -113,11 +121,35 @@ class CNN(WordClassifier):
         else:
             super().__init__(config)
             layers = [Conv1d(input_size=c.embedding_size, filters=c.filters, width=width) for width in widths]
-        self.widest = max(widths)
+        self.widest, self.regions = max(widths), None
         self.convolutions: Any = ModuleList(layers)  # of Conv1d or OneHotConv1d
+        if c.region_width:
+            self.regions = RegionEmbedding(c.vocab_size, c.region_width, c.region_radius, c.pad_token_id)
+            self.regions.requires_grad_(False)  # trained by losses/tv.py
+            self.views = ModuleList(Linear(c.region_width, c.filters, bias=False) for _ in widths)  # V of each width
         self.pooling = Pooling(c.pooling, c.filters * len(widths))
         self.dropout = Dropout(c.dropout)
         self.classifier = Linear(self.pooling.width, len(c.labels))
+
+    def rows(self, input_ids: Tensor) -> Tensor:
+        """Returns what `embed` does without dropout. [B, T] or [T] -> [B, T, E + D] or [T, E + D]"""
+        x = super().rows(input_ids)
+        return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
+
+    def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeds the words, and as the last D columns for the regions. [B, T] -> [B, T, E + D]"""
+        input_ids = self.embeddings.drop_words(input_ids, mask)
+        x = self.embeddings.drop_columns(self.embeddings.word(input_ids))
+        return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
+
+    def add_regions(self, windows: list[Tensor], rows: Tensor) -> list[Tensor]:
+        """Adds V·u to the windows of each width. windows: [B, T + K - 1, F];  rows: [B, T + 2K - 2, D] of the regions"""
+        u, count = self.regions(rows), windows[0].size(1)
+        return [
+            window + view(u[:, middle : middle + count])
+            for window, view, layer in zip(windows, self.views, self.convolutions, strict=True)
+            for middle in [self.widest - layer.width + layer.width // 2]
+        ]
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Computes all windows. x: [B, T, E];  mask: bool [B, T] -> [B, T + K - 1, n·F] for n widths.
@@ -126,7 +158,9 @@ class CNN(WordClassifier):
         """
         edge = self.widest - 1
         x = pad(x.masked_fill(~mask[..., None], 0), (0, 0, edge, edge))  # [B, T + 2K - 2, E]
-        return torch.cat([layer(x[:, self.widest - layer.width :]) for layer in self.convolutions], -1).relu()
+        x, rows = x.tensor_split([x.size(-1) - self.config.region_width], -1)
+        windows = [layer(x[:, self.widest - layer.width :]) for layer in self.convolutions]
+        return torch.cat(self.add_regions(windows, rows) if self.regions is not None else windows, -1).relu()
 
     def encode_ids(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Computes `encode` of `embed` for one-hot words, 2 × faster. [B, T] -> [B, T + K - 1, n·F]"""
@@ -136,6 +170,8 @@ class CNN(WordClassifier):
         for layer in self.convolutions:
             start = self.widest - layer.width
             windows.append(layer.convolve_ids(input_ids[:, start:], mask=mask[:, start:], table=table))
+        if self.regions is not None:
+            windows = self.add_regions(windows, self.regions.word(input_ids).masked_fill(~mask[..., None], 0))
         return torch.cat(windows, -1).relu()
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:

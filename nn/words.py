@@ -202,6 +202,10 @@ class WordClassifier(Module):
     def fit(self, corpus: Corpus) -> None:
         """Computes what a model with random weights takes from the training reviews before training; here nothing."""
 
+    def rows(self, input_ids: Tensor) -> Tensor:
+        """Returns what `embed` does without dropout. input_ids: [B, T] or [T] -> [B, T, E] or [T, E]"""
+        return self.embeddings.word(input_ids)
+
     def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Embeds the words. input_ids: [B, T];  mask: bool [B, T] -> [B, T, E]"""
         return self.embeddings(input_ids, mask)

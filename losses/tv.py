@@ -1,0 +1,95 @@
+"""Two-view embeddings (Johnson & Zhang 2015b, arXiv 1504.01255, §2): pretraining of the CNN without labels.
+
+A region of words is one view of a text, the words next to it are the other. The embedding u_t of a region
+(nn/regions.py) learns to predict those words; what it keeps for that is what the region says about its surroundings.
+
+    s(u, w) = O[w]·u + c[w]
+    L = mean over pairs of  -log σ(s(u_t, w)),  w within 2r + 1 words before or after the region of t
+      + k · mean over t and over n words w' of  -log σ(-s(u_t, w'))
+
+The words w' are drawn anew for each batch, log-uniformly by their rank: p(w') ∝ log(1 + 1/w'), about the frequency of
+words (Zipf's law). Regions of the same batch share them, so that their scores are one matrix product. The most frequent
+words tell little about a text and are not predicted.
+
+O and c exist during training only. The CNN reads u_t, which stays as it is, beside the words of a window (nn/cnn.py).
+
+Differs from the paper: logistic loss (Mikolov et al. 2013, arXiv 1310.4546, Eq. (4)), where Johnson & Zhang weight a
+square loss; words by rank instead of a list of function words.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Embedding, Module
+from torch.nn.functional import logsigmoid
+
+from data.batches import Batch
+from data.flags import option
+from data.tokenization import Tokenizer
+from nn import Model
+from nn.cnn import CNN
+
+
+@dataclass(frozen=True)
+class TVOptions:
+    skipped_words: int = option(100, "objective", "tv: number of most frequent words that are not predicted", "N")
+    negatives: int = option(256, "objective", "tv: n, words drawn for each batch", "N")
+    negative_weight: float = option(5.0, "objective", "tv: k, weight of the words drawn", "X")
+
+
+class TwoViews(Module):
+    """Scores words by the embedding of a region. word.weight -> O [V, D], initially uniform in (-0.1, 0.1);  bias.weight -> c [V, 1]
+
+    Initially c is -log k, which fits regions that tell nothing.
+    """
+
+    def __init__(self, vocab_size: int, width: int, negative_weight: float) -> None:
+        super().__init__()
+        self.word, self.bias = Embedding(vocab_size, width), Embedding(vocab_size, 1)
+        self.word.weight.data.uniform_(-0.1, 0.1)
+        self.bias.weight.data.fill_(-math.log(negative_weight))
+
+
+def prepare(model: Model, options: TVOptions, tokenizer: Tokenizer | None) -> None:
+    """Adds O and c to `model`, and freezes all but them and the region embeddings."""
+    if not isinstance(model, CNN) or model.regions is None:
+        raise ValueError("--loss tv pretrains the regions of a CNN: --model cnn --shape region_width=200")
+    if options.skipped_words >= model.config.vocab_size:
+        raise ValueError(f"--skipped-words {options.skipped_words} leaves no word of {model.config.vocab_size}")
+    model.requires_grad_(False)
+    model.regions.requires_grad_(True)
+    model.pretraining = TwoViews(model.config.vocab_size, model.config.region_width, options.negative_weight)
+
+
+def draw_words(count: int, first: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Draws word ids from first … vocab_size - 1, log-uniformly. Returns int64 [count]."""
+    low, high = math.log(first + 1), math.log(vocab_size + 1)
+    return (torch.rand(count, device=device) * (high - low) + low).exp().long().sub_(1).clamp_(first, vocab_size - 1)
+
+
+def neighbour_scores(model: CNN, u: Tensor, ids: Tensor, mask: Tensor, first: int) -> Tensor:
+    """Computes s(u_t, w) of all pairs of a region and a word next to it. u: [B, T, D];  ids, mask: [B, T] -> [pairs]
+
+    first: the lowest id that is predicted.
+    """
+    size = 2 * model.regions.radius + 1
+    o, c = model.pretraining.word(ids), model.pretraining.bias(ids)[..., 0]  # [B, T, D], [B, T]
+    predicted, scores = mask & (ids >= first), []
+    for distance in range(model.regions.radius + 1, model.regions.radius + size + 1):
+        for here, there in ((slice(None, -distance), slice(distance, None)), (slice(distance, None), slice(None, -distance))):
+            pairs = (u[:, here] * o[:, there]).sum(-1) + c[:, there]
+            scores.append(pairs[mask[:, here] & predicted[:, there]])
+    return torch.cat(scores)
+
+
+def objective(model: CNN, batch: Batch, options: TVOptions) -> tuple[Tensor, dict[str, Tensor]]:
+    """Computes L. Returns (loss, {"acc": bool [pairs], whether s > 0, "negative_acc": bool [n], s < 0 of the others})."""
+    ids, mask, first = batch.input_ids, batch.mask, options.skipped_words
+    u = model.regions(model.regions.word(ids))  # [B, T, D]
+    near = neighbour_scores(model, u, ids, mask, first)
+    drawn = draw_words(options.negatives, first, model.config.vocab_size, ids.device)
+    far = (u[mask] @ model.pretraining.word(drawn).T).float() + model.pretraining.bias(drawn)[:, 0]  # [regions, n]
+    loss = -logsigmoid(near).sum() / max(1, len(near)) - options.negative_weight * logsigmoid(-far).mean()
+    return loss, {"acc": near > 0, "negative_acc": (far < 0).flatten()}
