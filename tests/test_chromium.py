@@ -26,7 +26,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-lcd-text", "--hide-scrollbars"]
 FLAGS += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=860,1000"]
-OWN_HOSTS = ("google.com", "googleapis.com", "gvt1.com")  # that Chromium requests by itself when it starts
+OWN_HOSTS = ("google.com", "googleapis.com", "gstatic.com", "gvt1.com")  # that Chromium itself requests
 TOLERANCE = 3  # of 255: the screenshot has a palette of 255 colours
 
 
