@@ -1,18 +1,15 @@
 """The page of eval.py --explain in headless Chromium: its words, its colours, and that it requests nothing.
 
-`python tests/test_chromium.py` renews the screenshot in tests/golden.
+`python tests/golden/make_screenshot.py` renews the screenshot.
 """
 
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import pytest
@@ -111,16 +108,3 @@ def test_the_policy_of_the_page_forbids_requests_and_without_it_they_are_seen(tm
         assert open_page(tmp_path / f"{name}.html", tmp_path / f"{name}.png")[1] == wanted
     with pytest.raises(AssertionError):  # style-src forbids the colours
         check_colours(html, tmp_path / "open.png")
-
-
-def main() -> None:
-    """Renews the screenshot, with a palette, which halves the file."""
-    from PIL import Image  # comes with matplotlib
-
-    with tempfile.TemporaryDirectory() as folder:
-        open_page(explained(Path(folder)), Path(folder) / "words.png")
-        Image.open(Path(folder) / "words.png").convert("RGB").quantize(255).save(SCREENSHOT, optimize=True)
-
-
-if __name__ == "__main__":
-    main()
