@@ -611,10 +611,9 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
         model_class(read_json(config_file), config_file)
     if OBJECTIVES[options.loss].teacher:
         Scorer.of(settings.objective.teacher, machine)  # judged before a run folder is created
-    run = start_run(settings, machine)
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
-    return run
+    return start_run(settings, machine)
 
 
 def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
@@ -632,9 +631,11 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
         except Stopped as stopped:
             print(f"\nstopped and saved; go on with: python train.py --resume {run.folder}")
             sys.exit(stopped.exit_code)
-        except OSError as error:
+        except Exception as error:
             if is_closed_pipe(error):
                 print(f"the output was closed; go on with: python train.py --resume {run.folder}", file=sys.stderr)
+            elif not run.discard() and run.created is not None:
+                print(f"{run.folder} keeps what was done; --resume {run.folder} goes on, another --name starts again")
             raise
 
 

@@ -350,8 +350,8 @@ def save_pretrained(
     state = published_state(model, heads)
     if dtype != torch.float32:
         state = {name: p.to(dtype) if p.is_floating_point() else p for name, p in state.items()}
+    write_tensors(directory / WEIGHTS, state)  # first: a folder with a config.json is complete
     write_json(directory / CONFIG, write_config(model) | quantized | {"dtype": str(dtype).removeprefix("torch.")})
-    write_tensors(directory / WEIGHTS, state)
 
 
 # -------------------------------------------------------------------------------------------------- resume state

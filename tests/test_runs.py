@@ -110,6 +110,28 @@ def test_a_run_has_one_owner(tmp_path: Path):
     assert not temporary.exists()
 
 
+def test_only_what_a_failed_start_created_is_discarded(tmp_path: Path):
+    run = Run.create(tmp_path / "new", {})
+    run.tokenizer.mkdir()
+    assert run.discard()
+    assert not run.folder.exists()
+
+    logged = Run.create(tmp_path / "logged", {})
+    logged.log("step", step=50)
+    saved = Run.create(tmp_path / "saved", {})
+    saved.save_state({"x": torch.zeros(1)}, {})
+    taught = Run.create(tmp_path / "taught", {})
+    (taught.folder / "teacher.npy").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    mine = Run.create(tmp_path / "mine", {})
+    Run.create(tmp_path / "other", {}).release()
+    for kept in (logged, saved, taught, mine, Run.open(tmp_path / "other")):
+        before = sorted(kept.folder.rglob("*"))
+        assert not kept.discard()
+        assert sorted(kept.folder.rglob("*")) == before
+
+
 def test_default_names_do_not_collide(tmp_path: Path):
     names = [new_folder(tmp_path / "runs" / "bert").name for _ in range(3)]
     assert names == ["bert", "bert-2", "bert-3"]
