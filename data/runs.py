@@ -166,11 +166,20 @@ class Run:
             self.owned.release()
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
-        """Opens an existing run folder. Raises FileNotFoundError if it has no config.json."""
+    def open(cls, folder: str | Path, flag: str = "--run") -> "Run":
+        """Opens an existing run folder. flag: names it on the command line.
+
+        Raises FileNotFoundError if it has no config.json, and for a folder within a run; ValueError for a checkpoint.
+        """
         run = cls(folder)
+        if not run.log_file.is_file():
+            for parent in run.folder.parents[:2]:
+                if (parent / "config.json").is_file() and (parent / "log.jsonl").is_file():
+                    raise FileNotFoundError(f"{folder} is inside the run {parent}; give {flag} {parent}")
         if not (run.folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json")
+        if "model_type" in read_object(run.folder / "config.json"):
+            raise ValueError(f"{folder} is a checkpoint, not a run folder; --weights {folder} uses it")
         return run
 
     def record_data(self, labels: tuple[str, ...], files: dict[str, str]) -> None:
