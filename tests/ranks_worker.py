@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -105,14 +104,12 @@ def scores(sharded: bool = False) -> torch.Tensor:
 
 
 def all_cases(cases: Iterable[str] = CASES, sharded: bool = False) -> dict[str, torch.Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # R-Drop without dropout
-        found = {
-            f"{case}/{kind}/{name}": tensor
-            for case in cases
-            for kind, lengths in LENGTHS.items()
-            for name, tensor in gradients(case, lengths, sharded).items()
-        }
+    found = {
+        f"{case}/{kind}/{name}": tensor
+        for case in cases
+        for kind, lengths in LENGTHS.items()
+        for name, tensor in gradients(case, lengths, sharded).items()
+    }
     return found | {"scores": scores(sharded)}
 
 
@@ -125,8 +122,7 @@ def train_all(runs: list[list[str]]) -> None:
         return model
 
     changes = {"LOG_STEPS": 1, "build_model": build_without_dropout}
-    with warnings.catch_warnings(), mock.patch.multiple(train, **changes):
-        warnings.simplefilter("ignore")  # R-Drop without dropout
+    with mock.patch.multiple(train, **changes):
         for arguments in runs:
             train.main(arguments)
 
