@@ -237,7 +237,7 @@ def fill(
             if not torch.isfinite((tensor if scale is None else scale).sum(dtype=torch.float64)):
                 problems.append(f"{key} holds NaN or infinity")
             if name in quantized:
-                put_quantized(model, name.removesuffix(".weight"), tensor, scale, quantize)
+                put_quantized(model, name.removesuffix(".weight"), tensor, scale, quantize, dtype)
             else:
                 put_parameter(model, name, tensor)
     return problems
