@@ -191,7 +191,7 @@ def test_a_file_cut_short(checkpoint):
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: attention_lstm, bert"),
-        ({"hidden_act": "swish"}, "unknown activation 'swish'"),
+        ({"hidden_act": "laplace"}, "unknown activation 'laplace'"),
         ({"hidden_size": 15}, "misshaped"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key' is not supported"),
         ({"num_hidden_layers": 3}, "missing bert.encoder.layer.2"),
