@@ -55,7 +55,7 @@ from data.seeds import derive_seed, random_state, set_random_state
 from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from data.windows import Truncation
-from eval import Scorer, held_out_loss, score
+from eval import Scorer
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
@@ -80,6 +80,7 @@ from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
+from peft.scoring import held_out_loss, score
 
 TABLES = Tables(MODELS, METHODS, OBJECTIVES)
 LOG_STEPS = 50

@@ -75,7 +75,7 @@ def objective(model: Model, batch: Batch, options: RDropOptions) -> tuple[Tensor
 def warn_without_dropout(model: Model) -> None:
     """Prints once that R-Drop has no effect on a training model without dropout: its two passes are equal."""
     dropouts = (module.active for module in model.modules() if isinstance(module, Dropout))
-    if model.training and not (any(dropouts) or getattr(model.embeddings, "word_dropout", 0)):
+    if model.training and not (any(dropouts) or getattr(model.embeddings, "word_dropout", 0) > 0):
         print_warning()
 
 

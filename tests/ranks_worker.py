@@ -26,7 +26,6 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from conftest import adapt, tiny, token_batch
 from test_pretraining import FakeTokenizer
 
-import eval
 import train
 from data.batches import Batch, Corpus
 from data.errors import clean_exit
@@ -38,6 +37,7 @@ from nn.dropout import set_dropout
 from nn.quant import quantize_int8
 from nn.runtime import Machine
 from nn.sharding import compute, release, shard, whole
+from peft import scoring
 
 OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
 CASES = dict.fromkeys(("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd"), ("bert", "none"))
@@ -95,11 +95,11 @@ def scores(sharded: bool = False) -> torch.Tensor:
     lengths = [5, 7, 11, 13, 17, 19, 23, 29, 31, 37]
     ids, _ = token_batch(lengths, seed=2)
     corpus = Corpus.from_rows([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)], [0] * 10, 0)
-    before, eval.tokens_per_pass = eval.tokens_per_pass, lambda *_: 64
+    before, scoring.tokens_per_pass = scoring.tokens_per_pass, lambda *_: 64
     machine = Machine(torch.device("cpu"), torch.float32)
     model = shard(tiny("bert"), machine.device) if sharded else tiny("bert")
-    logits = eval.score(model, corpus, machine)
-    eval.tokens_per_pass = before
+    logits = scoring.score(model, corpus, machine)
+    scoring.tokens_per_pass = before
     return torch.from_numpy(logits)
 
 

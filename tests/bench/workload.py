@@ -2,7 +2,7 @@
 
 The reviews are blocks of the first POOL reviews, sorted by length, at even distances. Sorting or bucketing them thus
 leaves as little padding as in a large corpus, and every length of IMDB occurs. Ours is measured through the public
-paths only: eval.score, and train.py's prepare_training and attempt_step.
+paths only: peft.scoring.score, and train.py's prepare_training and attempt_step.
 """
 
 import atexit
@@ -26,12 +26,12 @@ from data.errors import Interrupt
 from data.imdb import load_reviews
 from data.options import resolve
 from data.tokenization import Tokenizer, train_tokenizer
-from eval import score
 from nn.bert import Bert, BertConfig
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta, DebertaConfig
 from nn.encoder import Encoder, init_weights
 from nn.runtime import choose_machine
+from peft.scoring import score
 from train import (
     TABLES,
     Training,
@@ -143,7 +143,7 @@ def prepare(imdb: str, shape: str, length: int, choose: Callable[[np.ndarray], n
 
 
 def scoring(work: Workload, precision: str, int8: bool = False) -> Callable[[], np.ndarray]:
-    """Returns a function that computes the logits of all reviews, float32 [N, C], by eval.score."""
+    """Returns a function that computes the logits of all reviews, float32 [N, C], by peft.scoring.score."""
     model, machine = (
         load_pretrained(work.checkpoint, quantize="int8" if int8 else "none").eval(),
         choose_machine("cpu", precision),
