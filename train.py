@@ -31,7 +31,7 @@ from data import Splits, ranks
 from data.batches import Batch, Corpus, examples_of, shuffled_order
 from data.checked import read_json
 from data.checksums import write_checksums
-from data.errors import Interrupt, NotFinite, Stopped, clean_exit, is_closed_pipe
+from data.errors import Interrupt, NotFinite, Stopped, clean_exit, explain, is_closed_pipe
 from data.files import write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
@@ -478,7 +478,7 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
         except Exception as error:
             if is_closed_pipe(error):
                 print(f"the output was closed; go on with: python train.py --resume {run.folder}", file=sys.stderr)
-            elif not run.discard() and run.created is not None:
+            elif explain(error) and not run.discard() and run.created is not None:
                 print(f"{run.folder} keeps what was done; --resume {run.folder} goes on, another --name starts again")
             raise
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from conftest import final_weights, same, tiny_weights
+from conftest import fail_at, final_weights, same, tiny_weights
 from safetensors.torch import load_file
 
 import train
@@ -254,6 +254,16 @@ def test_user_errors_are_one_line_with_exit_code_2_and_leave_no_run(small_run, m
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "runs/small").exists()  # the corrected command has the same --name
+
+
+def test_a_run_that_fails_by_a_defect_can_be_resumed(small_run, tmp_path, monkeypatch):
+    fail_at(2, monkeypatch, RuntimeError)
+    with pytest.raises(RuntimeError):
+        train.main(small_run)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", "runs/small"])
+    assert (tmp_path / "runs/small/result.json").exists()
 
 
 def test_a_start_that_fails_leaves_its_name_free(small_run, tmp_path, monkeypatch, capsys):
