@@ -78,7 +78,7 @@ class PublishedRun(Run):
 def open_runs(name: str) -> list[Run]:
     """Returns the run of a run folder, or all seeds of a published row. Raises FileNotFoundError for other names."""
     if Path(name).is_dir():
-        return [Run.open(name)]
+        return [Run.open(name, "--compare")]
     one = RESULTS / f"{name}.json"
     files = [one] if one.is_file() else sorted(one.parent.glob(f"{glob.escape(one.stem)}@*.json"))
     if not files:
