@@ -11,13 +11,9 @@ python eval.py --data FILE.csv --explain mistakes.html             why the worst
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
-import contextlib
-import io
-import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,35 +23,38 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch reads it: waiting thre
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 import peft
 from data import Source, find_source, load_table
-from data.batches import Corpus, batches, examples_of, sorted_order
+from data.batches import Corpus, examples_of
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
-from data.checked import listed, reading
+from data.checked import listed
 from data.checksums import check_checksums
 from data.compare import flips, significance
-from data.delimited import FIELD_LIMIT
-from data.demo import kind_of
 from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared_labels
 from data.errors import clean_exit
 from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
 from data.explanation import Explanation, as_page, as_text, has_colours
-from data.files import csv_text, is_stdout, user_path, write_output
+from data.files import is_stdout, user_path, write_output
 from data.flags import check_choice, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
-from data.meter import Meter
 from data.metrics import metrics, print_metrics, softmax
-from data.mistakes import accuracy_table, groups, mistake_lines, mistakes, mistakes_csv, most_confident_mistakes
+from data.mistakes import (
+    accuracy_by_kind,
+    accuracy_table,
+    groups,
+    mistake_lines,
+    mistakes,
+    mistakes_csv,
+    most_confident_mistakes,
+)
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits, recorded_settings, truncation_of
-from data.ranks import add_rows, alone, is_first, own_share, rank, size
+from data.predictions import predictions_csv, print_answer, read_lines
 from data.rows import open_runs
 from data.runs import Run
-from data.seeds import random_state, set_random_state
 from data.tables import comparison, draw_curves
 from data.tokenization import Tokenizer, load_tokenizer
 from data.windows import Truncation
@@ -65,89 +64,11 @@ from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
 from nn.explain import explain
 from nn.quant import FORMS
-from nn.runtime import DTYPES, Machine, cast_once, choose_machine, keep_freed_memory, tokens_per_pass
-from nn.sharding import compute, is_sharded
-from peft.lora import merged_copies
+from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory
+from peft.scoring import no_check, score
 
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 MISTAKES = 20  # that --explain explains
-SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
-
-
-def no_check() -> None:
-    """Does nothing between batches."""
-
-
-# ------------------------------------------------------------------------------------------------------- scoring
-
-
-@torch.no_grad()
-def held_out_loss(
-    model: Model,
-    corpus: Corpus,
-    objective: Callable,
-    options: Any,
-    machine: Machine,
-    seed: int,
-    check: Callable[[], None] = no_check,
-) -> dict[str, float]:
-    """Computes the loss and accuracies of a pretraining objective on held-out texts, in eval() mode.
-
-    options: of the objective.  seed: of the masks, which are then the same every time.  check: called between batches.
-    Returns {"loss", "acc", …}, means over the texts. Restores the random state; the model is in train() mode after it.
-    """
-    meter, state = Meter(None, 0.0, 0.0), random_state(machine.device)
-    model.eval()
-    torch.manual_seed(seed)
-    for rows in sorted_order(corpus.lengths, SCORING_TOKENS):
-        whole = corpus.batch(rows)
-        batch = (whole if alone() else own_share(whole)).to(machine.device)
-        with machine.autocast():
-            loss, correct = compute(objective, model, batch, options)
-        meter.add(batch, loss, correct if batch.counted else {})
-        check()
-    set_random_state(state, machine.device)
-    model.train()
-    return meter.of_all_ranks().means()
-
-
-@contextlib.contextmanager
-def ready_to_score(model: Model, machine: Machine) -> Iterator[None]:
-    """Computes no gradients in the block. LoRA is merged into copies of the weights, unless the model is sharded."""
-    if is_sharded(model):
-        with torch.no_grad():
-            yield
-    else:
-        with torch.inference_mode(), merged_copies(model, machine.dtype), cast_once(model, machine):
-            yield
-
-
-def score(
-    model: Model, corpus: Corpus, machine: Machine, check: Callable[[], None] = no_check, bar: bool = True
-) -> np.ndarray:
-    """Computes the logits of all reviews in eval() mode, and restores the model's mode.
-
-    LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
-    between batches.  bar: whether to show a progress bar. Returns float32 [R, C] in the order of the
-    reviews; those of a review in windows are pooled.
-    """
-    training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
-    model.eval()
-    order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
-    hide = None if bar and is_first() else True  # None: hidden unless the output is a terminal
-    bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" examples", leave=False, disable=hide)
-    own = order[rank() :: size()]  # the batches of one rank: equal logits
-    spare = order[: math.ceil(len(order) / size()) - len(own)] if is_sharded(model) else []  # as many on all ranks
-    with bar_shown as progress, ready_to_score(model, machine):
-        for number, batch in enumerate(batches(corpus, own + spare, machine.device)):
-            with machine.autocast():
-                found = model(batch.input_ids, batch.mask).float().cpu()
-            if number < len(own):
-                logits[batch.rows.cpu()] = found
-                progress.update(len(batch.labels))
-            check()
-    model.train(training)
-    return corpus.pool(add_rows(logits))
 
 
 # -------------------------------------------------------------------------------------- a finished run, a checkpoint
@@ -308,12 +229,6 @@ def list_mistakes(
         write_output(options.out, mistakes_csv(rows))
 
 
-def accuracy_by_kind(ids: Iterable[str], correct: np.ndarray) -> str:
-    """Lists the accuracy on each kind of built-in review, with the number of its reviews. correct: bool [N]"""
-    kinds = pd.Series(correct).groupby([kind_of(identifier) for identifier in ids])
-    return ", ".join(f"{kind} {found.mean():.3f} ({len(found)})" for kind, found in kinds)
-
-
 def evaluate_file(options: Options, source: Source, scorer: Scorer | Ensemble) -> None:
     """Prints the metrics of all rows of the file --data."""
     frame, _ = load_table(options.data, source, scorer.labels, keep_empty=True)
@@ -332,32 +247,15 @@ def evaluate_file(options: Options, source: Source, scorer: Scorer | Ensemble) -
         explain_mistakes(options, scorer, frame, logits)
 
 
-def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
-    """Yields the lines of a stream. Raises ValueError for a line of more than FIELD_LIMIT characters."""
-    while line := file.readline(FIELD_LIMIT + 1):
-        if len(line) > FIELD_LIMIT:
-            raise ValueError(f"a line of standard input has more than {FIELD_LIMIT:,} characters; split it")
-        yield line
-
-
 def predict(options: Options, source: Source, scorer: Scorer | Ensemble) -> None:
     """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
     if options.predict == "-":
-        lines = io.TextIOWrapper(sys.stdin.buffer, encoding=source.encoding or "utf-8")
-        with reading("standard input", "text", "name its encoding with --encoding"):
-            frame = as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(bounded_lines(lines), 1)])
+        frame = read_lines(sys.stdin.buffer, source.encoding)
     else:
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
     logits = scorer.score_frame(frame)
-    if options.submission:
-        names = ("0", "1") if scorer.labels == SENTIMENT else scorer.labels
-        text = csv_text([("id", "sentiment"), *zip(frame["id"], (names[c] for c in logits.argmax(1)), strict=True)])
-    else:
-        header = ("id", "label", *(f"p_{label}" for label in scorer.labels))
-        rows = zip(frame["id"], logits.argmax(1), softmax(logits), strict=True)
-        text = csv_text([header, *((key, scorer.labels[c], *(f"{p:.6f}" for p in ps)) for key, c, ps in rows)])
     out = options.out or ("-" if options.predict == "-" else "submission.csv")
-    write_output(out, text)
+    write_output(out, predictions_csv(frame["id"], logits, scorer.labels, options.submission))
     if not is_stdout(out):
         print(f"{out}: {len(frame):,} predictions")
         if len(frame) and (frame["sentiment"] != UNKNOWN).all():
@@ -377,12 +275,6 @@ def answer(options: Options, scorer: Scorer) -> None:
     if options.explain:
         show_explanations(options, scorer, [scorer.explain(text)])
     print_answer(scorer.labels, scorer.score_texts([text], bar=False))
-
-
-def print_answer(labels: tuple[str, ...], logits: np.ndarray) -> None:
-    """Prints the label of one review with the probability of each class. logits: [1, C]"""
-    shown = {label: round(float(p), 4) for label, p in zip(labels, softmax(logits)[0], strict=True)}
-    print(f"{labels[int(logits[0].argmax())]} ({json.dumps(shown, ensure_ascii=False)})")
 
 
 def show_explanations(options: Options, scorer: Scorer, explanations: list[Explanation]) -> None:

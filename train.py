@@ -5,14 +5,14 @@
     python train.py --resume runs/NAME
 
 Reading this file from here to the end is the run. The math is one table line away: nn/ (MODELS), peft/ (METHODS),
-losses/ (OBJECTIVES).
+losses/ (OBJECTIVES). data/preparation.py reads the reviews and the tokenizer; nn/training.py saves the state, and says
+what a failed step does.
 """
 
 import math
 import os
 import sys
-import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import peft
-from data import Splits, overlap, ranks
-from data.batches import Batch, Corpus, Stream, examples_of, shuffled_order
+from data import Splits, ranks
+from data.batches import Batch, Corpus, examples_of, shuffled_order
 from data.checked import read_json
-from data.checksums import check_checksums, write_checksums
-from data.errors import Interrupt, NotFinite, Stopped, clean_exit, interruptible, is_closed_pipe, out_of_memory
-from data.files import new_folder, write_json
+from data.checksums import write_checksums
+from data.errors import Interrupt, NotFinite, Stopped, clean_exit, explain, is_closed_pipe
+from data.files import write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
-from data.meter import Meter, Progress, step_loss
+from data.meter import Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
 from data.options import (
     Options,
@@ -44,22 +43,22 @@ from data.options import (
     Tables,
     adapter_folder,
     find_data,
-    read_splits,
     recorded_settings,
     repeats_batches,
     resolve,
     truncation_of,
 )
+from data.preparation import prepare_tokenizer, read_data, start_run, unlabelled_stream
 from data.runs import Run, command_line
-from data.seeds import derive_seed, random_state, set_random_state
+from data.seeds import derive_seed
 from data.teacher import class_order, kept_logits
-from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
+from data.tokenization import Tokenizer
 from data.windows import Truncation
-from eval import Scorer, held_out_loss, score
+from eval import Scorer
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
-from nn.checkpoint import model_class, restore_training_state, save_pretrained, training_state
+from nn.checkpoint import model_class, save_pretrained
 from nn.distributed import GradientSum
 from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
@@ -75,64 +74,18 @@ from nn.runtime import (
     release_freed_memory,
     tokens_per_pass,
 )
-from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release, whole_tensors
+from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release
+from nn.training import Pass, Training, attempt, epoch_name
 from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
+from peft.scoring import held_out_loss, score
 
 TABLES = Tables(MODELS, METHODS, OBJECTIVES)
 LOG_STEPS = 50
-SPLIT_NAMES = ("train", "validation", "test", "unlabelled")
-Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, correct predictions by name
 
-# ----------------------------------------------------------------------------------------- data, model and method
-
-
-def start_run(settings: Settings, machine: Machine) -> Run:
-    """Creates the run folder with its config.json. Raises ValueError if the folder exists."""
-    options = settings.options
-    source = Path(options.data).name.split(".")[0] or "data"
-    config = {"options": settings.values(), "origins": settings.origins, "machine": str(machine)}
-    if options.name:
-        return Run.create(Path(options.runs) / options.name, config)
-    name = f"{options.model}-{options.peft}-{source}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Run.create(new_folder(Path(options.runs) / name), config)
-
-
-def read_data(settings: Settings, run: Run) -> Splits:
-    """Reads the reviews, records their classes and files in the run, and prints their numbers and the duplicates."""
-    options, objective = settings.options, OBJECTIVES[settings.options.loss]
-    unlabelled = options.word_vectors == "train" or objective.unlabelled
-    splits = read_splits(options, run.cache, objective.pretraining, unlabelled)
-    run.record_data(splits.labels, splits.files)
-    frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
-    if splits.shards is None:
-        print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
-    if splits.labels != SENTIMENT and not objective.pretraining:
-        print(f"labels: {', '.join(splits.labels)}")
-    if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
-        print(f"duplicates: {duplicates}")
-    return splits
-
-
-def prepare_tokenizer(options: Options, run: Run, splits: Splits) -> Tokenizer:
-    """Returns the tokenizer of the weights; for random weights a new one, trained on the training split."""
-    if (run.tokenizer / "tokenizer_config.json").is_file():  # the last file that Tokenizer.save writes
-        check_checksums(run.tokenizer)
-        return load_tokenizer(run.tokenizer)
-    if options.weights == "none":
-        kind = MODELS[options.model].tokenizer
-        texts = splits.train["review"] if splits.shards is None else splits.shards.sample()
-        tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
-    else:
-        tokenizer = load_tokenizer(options.weights, options.tokenizer)
-    limit = tokenizer.model_max_length or options.max_length
-    if options.max_length > limit:
-        print(f"warning: --max-length {options.max_length} is above {limit}, the tokenizer's model_max_length")
-    tokenizer.save(run.tokenizer)
-    write_checksums(run.tokenizer)
-    return tokenizer
+# -------------------------------------------------------------------------------------- the model and its method
 
 
 def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...] = SENTIMENT) -> Model:
@@ -184,55 +137,6 @@ def apply_method(model: Model, settings: Settings, tokenizer: Tokenizer) -> None
 # ------------------------------------------------------------------------------------------------------ the loop
 
 
-@dataclass
-class Training:
-    """Everything that the loop reads and changes."""
-
-    settings: Settings
-    run: Run
-    machine: Machine
-    interrupt: Interrupt
-    splits: Splits
-    tokenizer: Tokenizer
-    corpus: Corpus
-    held_out: Corpus
-    stream: Stream | None
-    model: Model
-    optimizer: torch.optim.Optimizer
-    scaler: GradScaler
-    average: Average
-    trainable: list[Parameter]
-    gradient_sum: GradientSum
-    progress: Progress = field(default_factory=Progress)
-    meter: Meter = field(default_factory=lambda: Meter(None, 0.0, 0.0))
-
-    def save(self) -> None:
-        """Saves the state to resume from."""
-        state = {
-            "sums": self.meter.of_all_ranks().sums,
-            "seconds": self.meter.total(),
-            "scaler": self.scaler.state_dict(),
-        }
-        tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
-        tensors = whole_tensors(tensors) | ranks.random_states(self.machine.device)
-        if ranks.is_first():
-            self.run.save_state(tensors, asdict(self.progress) | state)
-        ranks.agree(0)  # no rank goes on, or ends, before the state is written
-
-    def load(self) -> None:
-        """Restores the saved state, if there is one."""
-        sums, seconds = None, 0.0
-        if (saved := ranks.in_turn(self.run.load_state)) is not None:
-            tensors, state = saved
-            restore_training_state(tensors, self.model, self.optimizer, self.machine.device)
-            ranks.restore_random_state(tensors, self.machine.device)
-            self.average.restore(tensors)
-            self.scaler.load_state_dict(state["scaler"])
-            self.progress, seconds = Progress.load(state), state["seconds"]
-            sums = state.get("sums") if ranks.is_first() else None  # each rank adds its own
-        self.meter = Meter(sums, seconds, self.settings.options.save_minutes)
-
-
 def make_corpora(tokenizer: Tokenizer, splits: Splits, how: Truncation, cache: Path) -> tuple[Corpus, Corpus]:
     """Returns the training and the validation examples."""
     if splits.shards is not None:
@@ -245,11 +149,11 @@ def prepare_training(
     settings: Settings, run: Run, splits: Splits, tokenizer: Tokenizer, machine: Machine, interrupt: Interrupt
 ) -> Training:
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
-    options = settings.options
+    options, entry = settings.options, OBJECTIVES[settings.options.loss]
     corpus, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, truncation_of(options), run.cache))
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
-    if OBJECTIVES[options.loss].teacher:
+    if entry.teacher:
         corpus = taught(corpus, settings, splits, run, machine, interrupt)
     model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     if isinstance(model, WordClassifier) and options.weights == "none":
@@ -262,7 +166,7 @@ def prepare_training(
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
     model = place(model, machine.device, options.shard).train()
-    stream = unlabelled_stream(settings, splits, tokenizer, run) if OBJECTIVES[options.loss].unlabelled else None
+    stream = unlabelled_stream(settings, splits, tokenizer, run) if entry.unlabelled else None
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
     groups = parameter_groups(model, options, peft.is_adapter_parameter, lora_plus)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -273,7 +177,7 @@ def prepare_training(
     if is_quantized(model):
         print(describe_products(machine.device, mixed=machine.dtype != torch.float32, form=form_of(model)))
     training = Training(
-        settings, run, machine, interrupt, splits, tokenizer, corpus, held_out, stream, model,
+        settings, entry, run, machine, interrupt, splits, tokenizer, corpus, held_out, stream, model,
         optimizer=torch.optim.AdamW(groups, eps=options.adam_epsilon, fused=True),
         scaler=GradScaler(machine.device.type, enabled=machine.dtype == torch.float16),
         average=Average(trainable, options.average),
@@ -330,10 +234,6 @@ def epoch_orders(corpus: Corpus, options: Options) -> list[list[Any]]:
     ]
 
 
-def epoch_name(t: Training) -> str:
-    return f"epoch {t.progress.epoch + 1}/{t.settings.options.epochs}"
-
-
 def out_of_patience(progress: Progress, options: Options) -> bool:
     """Returns whether the last `patience` epochs brought no better validation accuracy."""
     return 0 < options.patience <= progress.epoch - progress.best_epoch
@@ -342,61 +242,14 @@ def out_of_patience(progress: Progress, options: Options) -> bool:
 def attempt_step(t: Training, micro_batches: list[Any], first: int) -> list[Pass] | None:
     """Computes the gradient of one optimizer step; returns its forward passes, or None if memory ran out.
 
-    After that, every later micro-batch is split into twice as many passes. first: number of the first micro-batch,
-    counted over the whole run. Raises ValueError for a loss that is not finite, after saving the state.
+    first: number of the first micro-batch, counted over the whole run.
     """
-    options, entry, progress = t.settings.options, OBJECTIVES[t.settings.options.loss], t.progress
-    additive = entry.additive and not is_sharded(t.model)  # sharded layers are exchanged in every pass
-    limit = tokens_per_pass(t.model, t.machine) if additive else 0
-    batches = list(
-        ranks.rank_batches(t.corpus, t.stream, micro_batches, first, progress.num_splits, limit, additive, options.seed)
-    )
+    additive = t.entry.additive and not is_sharded(t.model)  # sharded layers are exchanged in every pass
+    limit, seed = tokens_per_pass(t.model, t.machine) if additive else 0, t.settings.options.seed
+    splits = t.progress.num_splits
+    batches = list(ranks.rank_batches(t.corpus, t.stream, micro_batches, first, splits, limit, additive, seed))
     size = sum(len(rows) for rows in micro_batches)  # examples of all ranks
-    before = random_state(t.machine.device)
-    message = None
-
-    def agreed(own: int) -> int:
-        """Returns how the step went on all ranks."""
-        if entry.additive:  # no exchange in the forward pass: the sums may begin in the backward pass
-            t.gradient_sum.finish()
-        return ranks.agree(own)[0]
-
-    try:
-        passes = gradient(t, batches, size)
-        status = agreed(ranks.FINE)
-    except ranks.Elsewhere as other:
-        status = other.status
-    except Stopped:  # between two passes of a long step, which is done again after --resume
-        set_random_state(before, t.machine.device)
-        t.save()
-        raise
-    except NotFinite as error:
-        status = agreed(ranks.NOT_FINITE)
-        reviews = np.unique(t.corpus.reviews_of(np.array(error.rows)))
-        ids = f"{error.rows}" if entry.pretraining else ", ".join(t.splits.train["id"].iloc[reviews])
-        where = f"{epoch_name(t)}, step {progress.step + 1}"
-        message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
-    except (RuntimeError, MemoryError) as error:
-        if is_sharded(t.model):  # the others wait for a layer of this rank, and end when it does
-            raise
-        single = max((len(batch.labels) for batch in batches), default=2) == 1
-        halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
-        status = agreed(ranks.HALVE if halve else ranks.END)
-        if not halve:
-            raise
-    if status == ranks.FINE:
-        if not entry.additive:
-            t.gradient_sum.finish()
-        return passes
-    if status == ranks.NOT_FINITE:
-        t.save()
-        raise ValueError(ranks.first_message(message))
-    if status == ranks.END:
-        ranks.end()
-    progress.num_splits *= 2
-    t.optimizer.zero_grad(set_to_none=True)
-    print(f"warning: out of memory; from here on each forward pass is split into {progress.num_splits}")
-    return None
+    return attempt(t, batches, lambda: gradient(t, batches, size))
 
 
 def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
@@ -405,7 +258,7 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
     pass. Raises NotFinite.
     """
-    entry = OBJECTIVES[t.settings.options.loss]
+    entry = t.entry
     passes: list[Pass] = []
     problem: NotFinite | None = None
     for batch in (batch.to(t.machine.device) for batch in batches):
@@ -465,7 +318,7 @@ def finish_epoch(t: Training) -> None:
         found, logits = validate(t)
         release(t.model)
         shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
-        better = OBJECTIVES[t.settings.options.loss].pretraining or shown["acc"] > progress.best
+        better = t.entry.pretraining or shown["acc"] > progress.best
         if better:
             with gathered(t.model):
                 if ranks.is_first():
@@ -487,10 +340,9 @@ def finish_epoch(t: Training) -> None:
 
 def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
     """Returns the metrics of held-out data, and the logits except in pretraining. Warns of classes never predicted."""
-    entry = OBJECTIVES[t.settings.options.loss]
-    if entry.pretraining:
+    if t.entry.pretraining:
         seed, options = derive_seed(t.settings.options.seed, "held out"), t.settings.objective
-        found = held_out_loss(t.model, t.held_out, entry.objective, options, t.machine, seed, t.interrupt.check)
+        found = held_out_loss(t.model, t.held_out, t.entry.objective, options, t.machine, seed, t.interrupt.check)
         return found, None
     logits = score(t.model, t.held_out, t.machine, t.interrupt.check)
     found = metrics(logits, t.held_out.labels)
@@ -509,7 +361,7 @@ def save_best(t: Training) -> None:
     options, model, run = t.settings.options, t.model, t.run
     t.tokenizer.save(run.best)
     if not isinstance(model, Encoder) or model.adapter is None:
-        save_pretrained(model, run.best, heads=not OBJECTIVES[options.loss].pretraining)
+        save_pretrained(model, run.best, heads=not t.entry.pretraining)
     elif peft.trains_backbone(model):
         peft.save_base(model, run.best / "base")
         peft.save_adapter(model, run.best, "base")
@@ -539,15 +391,6 @@ def taught(
     return replace(corpus, teacher=logits)
 
 
-def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
-    """Returns endless batches of unlabelled reviews. Raises ValueError if there are none."""
-    options = settings.options
-    if not len(splits.unlabelled):
-        raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
-    corpus = ranks.in_turn(lambda: examples_of(tokenizer, splits.unlabelled, truncation_of(options), run.cache))
-    return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)
-
-
 # ------------------------------------------------------------------------------------------------------ the score
 
 
@@ -564,7 +407,7 @@ def finish(t: Training) -> None:
         "history": progress.history,
         "validation": progress.validation,
     }
-    pretraining = OBJECTIVES[options.loss].pretraining
+    pretraining = t.entry.pretraining
     if not pretraining:
         print_metrics("validation", result["validation"], t.splits.labels)
         result |= test_scores(t)
@@ -611,30 +454,32 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
         model_class(read_json(config_file), config_file)
     if OBJECTIVES[options.loss].teacher:
         Scorer.of(settings.objective.teacher, machine)  # judged before a run folder is created
-    run = start_run(settings, machine)
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
-    return run
+    return start_run(settings, str(machine))
 
 
 def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     """Runs one experiment in its folder, from the start or from its saved state."""
+    options, entry = settings.options, OBJECTIVES[settings.options.loss]
     given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
     print(f"run: {run.folder} on {machine}" + ("" if ranks.alone() else f", {ranks.size()} ranks"))
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in given.items()))
     with Interrupt() as interrupt:
         try:
-            splits = ranks.in_turn(lambda: read_data(settings, run))
-            tokenizer = ranks.in_turn(lambda: prepare_tokenizer(settings.options, run, splits))
+            splits = ranks.in_turn(lambda: read_data(options, run, entry.pretraining, entry.unlabelled))
+            tokenizer = ranks.in_turn(lambda: prepare_tokenizer(options, run, splits, MODELS[options.model].tokenizer))
             training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
             train(training)
             finish(training)
         except Stopped as stopped:
             print(f"\nstopped and saved; go on with: python train.py --resume {run.folder}")
             sys.exit(stopped.exit_code)
-        except OSError as error:
+        except Exception as error:
             if is_closed_pipe(error):
                 print(f"the output was closed; go on with: python train.py --resume {run.folder}", file=sys.stderr)
+            elif explain(error) and not run.discard() and run.created is not None:
+                print(f"{run.folder} keeps what was done; --resume {run.folder} goes on, another --name starts again")
             raise
 
 

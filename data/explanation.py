@@ -8,7 +8,6 @@ The page has no script, requests nothing (its Content-Security-Policy forbids it
 """
 
 import html
-import json
 import os
 import re
 import sys
@@ -172,11 +171,15 @@ def as_text(explanation: Explanation, colours: bool, width: int = 100) -> str:
 STYLE = """
 body { font: 16px/1.7 system-ui, sans-serif; color: #000; background: #fff; max-width: 76em; margin: 2em auto;
        padding: 0 1em }
-.methods { display: grid; grid-template-columns: repeat(auto-fit, minmax(26em, 1fr)); gap: 1em 2em }
+p { max-width: 60em; margin: .4em 0 }
+.methods { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26em, 100%), 1fr)); gap: 0 2em }
 .sentence { margin: 0 0 .3em 4em } .score { float: left; margin-left: -4em; font-variant-numeric: tabular-nums }
 .for { border-bottom: 2px solid } .against { border-bottom: 2px dotted } .unread { color: #767676 }
-td, th { text-align: right; padding: 0 .8em; font-variant-numeric: tabular-nums } td:first-child { text-align: left }
-h2 { border-top: 1px solid #999; padding-top: 1em } h3 { font-size: 1em; margin-bottom: .2em }
+table { border-collapse: collapse; margin: 1.5em 0 } th { border-bottom: 1px solid #999; font-weight: 600 }
+td, th { text-align: right; padding: 0 1.6em 0 0; font-variant-numeric: tabular-nums }
+td:first-child, th:first-child { text-align: left }
+h1 { font-size: 1.5em } h2 { font-size: 1.3em; border-top: 1px solid #999; padding-top: 1em }
+h3 { font-size: 1em; margin: 1.2em 0 .2em }
 """
 
 
@@ -225,7 +228,7 @@ def section_html(explanation: Explanation) -> str:
     lines = [completeness_text(explanation), agreement_text(explanation)]
     lines += ["because of: " + largest_gains(explanation.phrases)]
     lines += ["in spite of: " + largest_gains(explanation.phrases, -1)]
-    shown = json.dumps({name: round(p, 4) for name, p in explanation.probabilities.items()}, ensure_ascii=False)
+    shown = ", ".join(f"{name} {p:.4f}" for name, p in explanation.probabilities.items())
     text = "".join(f"<p>{escaped(line)}</p>" for line in [shown, *lines])
     title = escaped(explanation.title)
     return f'<h2>{title}</h2>{text}<div class="methods">{"".join(parts)}</div>{table_html(explanation)}'

@@ -5,13 +5,14 @@ words.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
 from data.batches import Corpus
 from data.checked import show
+from data.demo import kind_of
 from data.files import csv_text
 
 RATING = re.compile(r"_(10|[1-9])$")  # of an id such as 12311_10
@@ -78,3 +79,9 @@ def accuracy_table(correct: np.ndarray, found: Iterator[tuple[str, np.ndarray]])
     """Returns a plain text table of the accuracy and the number of reviews of each group. correct: bool [N]"""
     lines = [f"  {name:<32}{correct[inside].mean():.4f}{inside.sum():>9,}" for name, inside in found]
     return "\n".join([f"  {'reviews':<32}{'accuracy':<6}{'number':>7}", *lines])
+
+
+def accuracy_by_kind(ids: Iterable[str], correct: np.ndarray) -> str:
+    """Lists the accuracy on each kind of built-in review, with the number of its reviews. correct: bool [N]"""
+    kinds = pd.Series(correct).groupby([kind_of(identifier) for identifier in ids])
+    return ", ".join(f"{kind} {found.mean():.3f} ({len(found)})" for kind, found in kinds)

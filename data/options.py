@@ -302,7 +302,7 @@ def resume(given: Mapping[str, Any], tables: Tables) -> tuple[Settings, Run]:
     """Returns the settings of the run folder given["resume"], and the run. Raises ValueError for any other flag."""
     if others := [flag(name) for name in given if name != "resume"]:
         raise ValueError(f"--resume uses the run's own options; leave out {', '.join(others)}")
-    run = Run.open(given["resume"])
+    run = Run.open(given["resume"], "--resume")
     return recorded_settings(run, tables), run
 
 

@@ -16,6 +16,7 @@ from data.checked import read_json
 from data.pictures import COLORS, SMALL, Point, error_axis, label_points, log_ticks, new_figure, save_picture
 from data.rows import RESULTS, PublishedRun, Row, best_by_model, published_rows
 from data.runs import ROOT
+from data.sentence_picture import draw_sentence
 
 SPEEDS = ROOT / "tests" / "bench" / "peers-avx512.json"
 ALL_REVIEWS = 20_000  # training reviews of the usual split
@@ -92,8 +93,7 @@ def draw_line(axes: Any, rows: Sequence[Row], vertical: bool = True) -> None:
         y, text = error(best), f"{best.name}, {100 - error(best):.1f} %"
         (axes.axhline if vertical else axes.axvline)(y, color=COLORS["black"], linestyle="--", linewidth=0.9, zorder=1)
         if vertical:
-            place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": SMALL}
-            axes.text(0.995, y * 0.99, text, **place)
+            axes.text(0.995, y * 0.99, text, transform=axes.get_yaxis_transform(), ha="right", va="bottom", size=SMALL)
 
 
 def add_legend(figure: Any, rows: Sequence[Row], columns: int = 2) -> None:
@@ -315,8 +315,7 @@ def draw_speed(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         peer = next(name for name in row if name != "work")
         name = max((name for name in row if name in ("ours", "ours, auto")), key=row.__getitem__)
         ratio = row[name] / row[peer]
-        color = COLORS["blue" if name == "ours, auto" else "sky"]
-        left.barh(y, ratio, 0.6, color=color, edgecolor="black", linewidth=0.6)
+        left.barh(y, ratio, 0.6, color=COLORS["blue" if name == "ours, auto" else "sky"], ec="black", linewidth=0.6)
         text = f"{row[name]:g} : {row[peer]:g} reviews/s, {peer.partition(',')[0]}"
         left.text(max(ratio, 1) + 0.03, y, text, va="center", fontsize=8)
     left.axvline(1, color=COLORS["black"], linestyle="--", linewidth=0.9)
@@ -348,3 +347,4 @@ def write_pictures(folder: Path = RESULTS / "pictures") -> None:
     draw_confusion(folder / "confusion", best)
     draw_reliability(folder / "reliability", best)
     draw_speed(folder / "speed", read_json(SPEEDS)["rows"])
+    draw_sentence(folder / "sentence", read_json(RESULTS / "sentence.json"))

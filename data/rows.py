@@ -17,7 +17,7 @@ from data.runs import ROOT, Predictions, Run, read_predictions
 
 RESULTS = ROOT / "data" / "results"
 LEVELS = 255  # of a published probability
-OTHER_RESULTS = ("mutation", "reliability", "ranks")  # measurements that are no runs
+OTHER_RESULTS = ("mutation", "reliability", "ranks", "sentence")  # measurements that are no runs
 
 
 def publish(folder: str, row: str) -> Path:
@@ -78,7 +78,7 @@ class PublishedRun(Run):
 def open_runs(name: str) -> list[Run]:
     """Returns the run of a run folder, or all seeds of a published row. Raises FileNotFoundError for other names."""
     if Path(name).is_dir():
-        return [Run.open(name)]
+        return [Run.open(name, "--compare")]
     one = RESULTS / f"{name}.json"
     files = [one] if one.is_file() else sorted(one.parent.glob(f"{glob.escape(one.stem)}@*.json"))
     if not files:

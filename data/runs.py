@@ -22,8 +22,10 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,11 +37,13 @@ from torch import Tensor
 from data.checked import read_json, read_object, reading
 from data.checksums import read_sealed_tensors, seal, unseal, write_sealed_tensors
 from data.files import open_tensors, write_json, write_tensors, write_text
+from data.locks import FILE as LOCK
 from data.locks import FolderLock
 
 ROOT = Path(__file__).parent.parent
 FORMAT = 2  # of config.json: 2 has a checksum
 OLD_STATE = frozenset({"format", "progress"})  # metadata of a state from before there were checksums
+LONG = 60.0  # seconds of preparation after which a tokenizer is kept when the start fails
 PACKAGES = ("torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers")
 
 
@@ -104,6 +108,7 @@ class Run:
         self.log_file = self.folder / "log.jsonl"
         self.cache = self.folder.parent / ".cache"  # cleaned text and token ids, shared by all runs in the same folder
         self.owned: FolderLock | None = None
+        self.created: float | None = None  # when this process created the folder, in seconds of the monotonic clock
 
     @classmethod
     def create(cls, folder: str | Path, config: dict[str, Any]) -> "Run":
@@ -113,6 +118,7 @@ class Run:
         """
         run = cls(folder)
         run.folder.mkdir(parents=True, exist_ok=True)
+        empty = {path.name for path in run.folder.iterdir()} <= {LOCK}
         run.lock()
         if (run.folder / "config.json").exists():
             run.release()
@@ -122,7 +128,27 @@ class Run:
         head = {"format": FORMAT, "command": command_line(), "started": now, **origin, "versions": versions()}
         write_json(run.folder / "config.json", seal(head | config))
         write_text(run.log_file, "")
+        run.created = time.monotonic() if empty else None
         return run
+
+    def discard(self) -> bool:
+        """Removes the folder of a start that failed, so that the corrected command can take the same name.
+
+        It is removed only if this process created it, no event was logged, and it holds nothing but config.json and a
+        tokenizer that was prepared within a minute. Returns whether it was removed.
+        """
+        if self.created is None or self.log_file.stat().st_size:
+            return False
+        names = {path.name for path in self.folder.iterdir()} - {"config.json", "log.jsonl", LOCK}
+        if names - {"tokenizer"} or (names and time.monotonic() - self.created > LONG):
+            return False
+        shutil.rmtree(self.tokenizer, ignore_errors=True)
+        self.log_file.unlink()
+        (self.folder / "config.json").unlink()  # the last one: before it, the run could be resumed
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
+            (self.folder / LOCK).unlink()
+            self.folder.rmdir()
+        return True
 
     def lock(self) -> None:
         """Locks the run for this process, and removes the temporary files of processes that were killed.
@@ -140,11 +166,20 @@ class Run:
             self.owned.release()
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
-        """Opens an existing run folder. Raises FileNotFoundError if it has no config.json."""
+    def open(cls, folder: str | Path, flag: str = "--run") -> "Run":
+        """Opens an existing run folder. flag: names it on the command line.
+
+        Raises FileNotFoundError if it has no config.json, and for a folder within a run; ValueError for a checkpoint.
+        """
         run = cls(folder)
+        if not run.log_file.is_file():
+            for parent in run.folder.parents[:2]:
+                if (parent / "config.json").is_file() and (parent / "log.jsonl").is_file():
+                    raise FileNotFoundError(f"{folder} is inside the run {parent}; give {flag} {parent}")
         if not (run.folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json")
+        if "model_type" in read_object(run.folder / "config.json"):
+            raise ValueError(f"{folder} is a checkpoint, not a run folder; --weights {folder} uses it")
         return run
 
     def record_data(self, labels: tuple[str, ...], files: dict[str, str]) -> None:

@@ -12,8 +12,8 @@ Differs from the published code: that code sums KL over the batch, so that its s
 (its α corresponds to α·B/2 here), and one of its models never adds the second cross-entropy.
 """
 
-import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from data.batches import Batch
 from data.flags import option
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
 from nn import Model
+from nn.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,22 @@ def rdrop_loss(
 
 
 def objective(model: Model, batch: Batch, options: RDropOptions) -> tuple[Tensor, Tensor]:
-    """Returns (loss, logits [2B, C]). Warns if both passes are equal, because dropout is then off."""
+    """Returns (loss, logits [2B, C]). Warns once if the model has no dropout."""
+    warn_without_dropout(model)
     logits = model(batch.input_ids.repeat(2, 1), batch.mask.repeat(2, 1))  # [2B, C]
     first, second = logits.chunk(2)
-    warn_if_equal(model, first, second)
     alpha, smoothing = options.rdrop_alpha, options.label_smoothing
     return rdrop_loss(first, second, batch.labels, alpha, smoothing, batch.class_weights), logits
 
 
-def warn_if_equal(model: Model, first: Tensor, second: Tensor) -> None:
-    """Warns if the two passes of a training model are equal up to rounding. first, second: [B, C]"""
-    if model.training and torch.allclose(first, second, rtol=1e-6, atol=1e-6):
-        warnings.warn("R-Drop: both passes are equal, so its KL is 0: this model has no dropout", stacklevel=2)
+def warn_without_dropout(model: Model) -> None:
+    """Prints once that R-Drop has no effect on a training model without dropout: its two passes are equal."""
+    dropouts = (module.active for module in model.modules() if isinstance(module, Dropout))
+    if model.training and not (any(dropouts) or getattr(model.embeddings, "word_dropout", 0) > 0):
+        print_warning()
+
+
+@cache
+def print_warning() -> None:
+    """Prints the warning, once in a process."""
+    print("warning: without dropout both passes of R-Drop are equal, and it has no effect; --dropout 0.1 adds dropout")

@@ -28,7 +28,7 @@ from data.flags import option
 from data.ranks import size
 from data.tokenization import Tokenizer
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
-from losses.rdrop import RDropOptions, symmetric_kl, warn_if_equal
+from losses.rdrop import RDropOptions, symmetric_kl, warn_without_dropout
 from nn import Model
 from nn.distributed import gather_features
 
@@ -118,12 +118,12 @@ def rdrop_objective(model: Model, batch: Batch, options: RDropSupConOptions) -> 
     """Returns ((1 - λ)·CE + λ·L_out + α·KL, logits [2B, C]) of one doubled batch.
 
     The two passes of an example are two views, so that every anchor has a positive. With several ranks the loss is this
-    rank's part.
+    rank's part. Warns once if the model has no dropout.
     """
+    warn_without_dropout(model)
     features = model.features(batch.input_ids.repeat(2, 1), batch.mask.repeat(2, 1))  # [2B, D]
     labels, logits, weight = batch.labels.repeat(2), model.classifier(features), options.supcon_weight
     first, second = logits.chunk(2)
-    warn_if_equal(model, first, second)
     ce = cross_entropy(logits, labels, options.label_smoothing, batch.class_weights)
     loss = batch.part((1 - weight) * ce) + weight * contrast(model, features, batch, options.temperature)
     return loss + batch.part(options.rdrop_alpha * symmetric_kl(first, second)), logits

@@ -237,7 +237,7 @@ def fill(
             if not torch.isfinite((tensor if scale is None else scale).sum(dtype=torch.float64)):
                 problems.append(f"{key} holds NaN or infinity")
             if name in quantized:
-                put_quantized(model, name.removesuffix(".weight"), tensor, scale, quantize)
+                put_quantized(model, name.removesuffix(".weight"), tensor, scale, quantize, dtype)
             else:
                 put_parameter(model, name, tensor)
     return problems
@@ -350,8 +350,8 @@ def save_pretrained(
     state = published_state(model, heads)
     if dtype != torch.float32:
         state = {name: p.to(dtype) if p.is_floating_point() else p for name, p in state.items()}
+    write_tensors(directory / WEIGHTS, state)  # first: a folder with a config.json is complete
     write_json(directory / CONFIG, write_config(model) | quantized | {"dtype": str(dtype).removeprefix("torch.")})
-    write_tensors(directory / WEIGHTS, state)
 
 
 # -------------------------------------------------------------------------------------------------- resume state

@@ -29,9 +29,15 @@ from torch.utils.checkpoint import checkpoint
 from nn.attention import Prefix, Queries, select_queries
 from nn.dropout import Dropout
 
+GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), ibid.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,  # exact: x · Φ(x), Hendrycks & Gimpel 2016, arXiv 1606.08415
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,  # exact: x · Φ(x), Hendrycks & Gimpel 2016, arXiv 1606.08415, §2
+    "gelu_new": GELU_TANH,
+    "gelu_pytorch_tanh": GELU_TANH,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # ibid.
+    "silu": F.silu,  # x · σ(x), ibid.
+    "swish": F.silu,  # its name in Ramachandran et al. 2017, arXiv 1710.05941
+    "mish": F.mish,  # x · tanh(log(1 + eˣ)), Misra 2019, arXiv 1908.08681
     "relu": F.relu,
     "tanh": torch.tanh,
 }

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from nn.quantized_linear import QuantizedLinear
+from nn.quantized_linear import QuantizedLinear, output_dtype
 
 BLOCK, CONSTANTS = 64, 256  # weights with one c;  c's with one s
 TINY = 1e-38  # in place of the maximum of a block of zeros
@@ -114,9 +114,7 @@ class NF4Linear(QuantizedLinear):
 
     def product(self, x: Tensor) -> Tensor:
         """Computes x Wᵀ in the dtype of autocast, or else of x: [M, in] -> [M, out]"""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return NF4Matmul.apply(x, self, dtype)
+        return NF4Matmul.apply(x, self, output_dtype(x))
 
 
 class NF4Matmul(torch.autograd.Function):

@@ -148,7 +148,10 @@ class Int8Linear(QuantizedLinear):
 
 
 class Int8Embedding(Module):
-    """row w = s_w Q_w;   Q -> weight int8 [V, E], s -> scale fp32 [V]. Replaces a frozen Embedding."""
+    """row w = s_w Q_w;   Q -> weight int8 [V, E], s -> scale [V], which has the dtype of the rows.
+
+    Replaces a frozen Embedding.
+    """
 
     weight: Tensor
     scale: Tensor
@@ -165,11 +168,11 @@ class Int8Embedding(Module):
     def from_embedding(cls, layer: Embedding) -> "Int8Embedding":
         """Quantizes the table of `layer`."""
         weight, scale = quantize_rows(layer.weight.detach())
-        return cls(weight=weight, scale=scale, padding_idx=layer.padding_idx)
+        return cls(weight=weight, scale=scale.to(layer.weight.dtype), padding_idx=layer.padding_idx)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """int64 [...] -> fp32 [..., E]"""
-        return self.weight[input_ids].float() * self.scale[input_ids][..., None]
+        """int64 [...] -> [..., E] in the dtype of the scale; bf16 and fp16 represent Q exactly"""
+        return self.weight[input_ids].to(self.scale.dtype) * self.scale[input_ids][..., None]
 
 
 def quantizable(model: Model) -> list[str]:
@@ -187,7 +190,8 @@ def quantize(model: Model, form: str) -> Model:
     """Replaces the linear layers of `model` by 8-bit or 4-bit layers and its word embeddings by an 8-bit table, in
     place, and returns it. Head, pooler, norms, convolutions and adapter keep their precision. form: int8 or nf4"""
     for name in quantizable(model):
-        put_quantized(model, name, model.get_parameter(f"{name}.weight").detach(), form=form)
+        weight = model.get_parameter(f"{name}.weight").detach()
+        put_quantized(model, name, weight, form=form, dtype=weight.dtype)
     return model
 
 
@@ -196,16 +200,26 @@ def quantize_int8(model: Model) -> Model:
     return quantize(model, "int8")
 
 
-def put_quantized(model: Module, name: str, weight: Tensor, scale: Tensor | None = None, form: str = "int8") -> None:
-    """Replaces the module `name` by a quantized module. weight: floating point, quantized here; or Q, with s in scale.
-    form: int8 or nf4, of a linear layer"""
+def put_quantized(
+    model: Module,
+    name: str,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    form: str = "int8",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Replaces the module `name` by a quantized module.
+
+    weight: floating point, quantized here; or Q, with s in scale.  form: int8 or nf4, of a linear layer.  dtype: of the
+    rows of a table.
+    """
     old: Any = model.get_submodule(name)
     if isinstance(old, Linear) and form == "nf4":
         model.set_submodule(name, NF4Linear(quantize_nf4(weight), weight.size(0), weight.size(1), old.bias))
         return
     q, s = quantize_rows(weight) if scale is None else (weight, scale)
     if isinstance(old, Embedding):
-        model.set_submodule(name, Int8Embedding(weight=q, scale=s, padding_idx=old.padding_idx))
+        model.set_submodule(name, Int8Embedding(weight=q, scale=s.to(dtype), padding_idx=old.padding_idx))
     else:
         model.set_submodule(name, Int8Linear(weight=q, scale=s, bias=old.bias))
 

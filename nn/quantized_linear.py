@@ -1,7 +1,14 @@
 """The base class of frozen linear layers with weights in few bits (nn/quant.py: 8 bits, nn/nf4.py: 4 bits)."""
 
+import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+
+
+def output_dtype(x: Tensor) -> torch.dtype:
+    """Returns the dtype of a torch Linear's output for the input x: that of autocast, or else of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class QuantizedLinear(Module):
@@ -22,11 +29,11 @@ class QuantizedLinear(Module):
         raise NotImplementedError
 
     def product(self, x: Tensor) -> Tensor:
-        """Computes x Wᵀ in the precision of the context: [M, in] -> [M, out]"""
+        """Computes x Wᵀ in a precision of the subclass's choice: [M, in] -> [M, out]"""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]"""
+        """[..., in] -> [..., out] in the dtype of torch's Linear"""
         y = self.product(x.flatten(0, -2))
         y = y if self.bias is None else y.add_(self.bias.to(y.dtype))
-        return y.unflatten(0, x.shape[:-1])
+        return y.to(output_dtype(x)).unflatten(0, x.shape[:-1])

@@ -53,7 +53,8 @@ class AdapterLinear(Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., D]"""
         u = self.base(x)
-        return u + F.linear(F.gelu(F.linear(u, self.down, self.down_bias)), self.up, self.up_bias)
+        down, down_bias, up, up_bias = (p.to(u.dtype) for p in (self.down, self.down_bias, self.up, self.up_bias))
+        return u + F.linear(F.gelu(F.linear(u, down, down_bias)), up, up_bias)
 
 
 def apply(model: Encoder, options: HoulsbyOptions, init_ids: list[int] | None = None) -> dict[str, Any]:

@@ -41,9 +41,9 @@ class PromptEncoder(Module):
         super().__init__()
         if kind not in ENCODERS:
             raise ValueError(f"unknown prompt_encoder {kind!r}; known: {', '.join(ENCODERS)}")
-        width = rows.size(1)
-        self.register_buffer("start", rows.detach().clone())
-        self.inputs = Parameter(rows.detach() / rows.std())
+        width, rows = rows.size(1), rows.detach().float()  # the encoder is fp32, whatever the model is
+        self.register_buffer("start", rows.clone())
+        self.inputs = Parameter(rows / rows.std())
         self.lstm = LSTM(width, hidden_size, num_layers=2) if kind == "lstm" else None
         inner = 2 * hidden_size if kind == "lstm" else hidden_size
         self.first = Linear(inner if kind == "lstm" else width, inner)

@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from conftest import adapt, tiny, token_batch
 from test_pretraining import FakeTokenizer
 
-import eval
 import train
 from data.batches import Batch, Corpus
 from data.errors import clean_exit
@@ -39,6 +37,7 @@ from nn.dropout import set_dropout
 from nn.quant import quantize_int8
 from nn.runtime import Machine
 from nn.sharding import compute, release, shard, whole
+from peft import scoring
 
 OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
 CASES = dict.fromkeys(("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd"), ("bert", "none"))
@@ -96,23 +95,21 @@ def scores(sharded: bool = False) -> torch.Tensor:
     lengths = [5, 7, 11, 13, 17, 19, 23, 29, 31, 37]
     ids, _ = token_batch(lengths, seed=2)
     corpus = Corpus.from_rows([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)], [0] * 10, 0)
-    before, eval.tokens_per_pass = eval.tokens_per_pass, lambda *_: 64
+    before, scoring.tokens_per_pass = scoring.tokens_per_pass, lambda *_: 64
     machine = Machine(torch.device("cpu"), torch.float32)
     model = shard(tiny("bert"), machine.device) if sharded else tiny("bert")
-    logits = eval.score(model, corpus, machine)
-    eval.tokens_per_pass = before
+    logits = scoring.score(model, corpus, machine)
+    scoring.tokens_per_pass = before
     return torch.from_numpy(logits)
 
 
 def all_cases(cases: Iterable[str] = CASES, sharded: bool = False) -> dict[str, torch.Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # R-Drop without dropout
-        found = {
-            f"{case}/{kind}/{name}": tensor
-            for case in cases
-            for kind, lengths in LENGTHS.items()
-            for name, tensor in gradients(case, lengths, sharded).items()
-        }
+    found = {
+        f"{case}/{kind}/{name}": tensor
+        for case in cases
+        for kind, lengths in LENGTHS.items()
+        for name, tensor in gradients(case, lengths, sharded).items()
+    }
     return found | {"scores": scores(sharded)}
 
 
@@ -125,8 +122,7 @@ def train_all(runs: list[list[str]]) -> None:
         return model
 
     changes = {"LOG_STEPS": 1, "build_model": build_without_dropout}
-    with warnings.catch_warnings(), mock.patch.multiple(train, **changes):
-        warnings.simplefilter("ignore")  # R-Drop without dropout
+    with mock.patch.multiple(train, **changes):
         for arguments in runs:
             train.main(arguments)
 

@@ -165,6 +165,7 @@ def step_gradients(num_splits: int) -> list[torch.Tensor]:
     objective_options = OBJECTIVES["ce"].options()
     training = SimpleNamespace(
         settings=Settings(options=Options(loss="ce"), method=None, objective=objective_options, origins={}),
+        entry=OBJECTIVES["ce"],
         machine=Machine(torch.device("cpu"), torch.float32),
         model=model,
         scaler=torch.amp.GradScaler("cpu", enabled=False),

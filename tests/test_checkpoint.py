@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from data.checked import read_json
 from data.files import write_json
 from data.hub import CONFIG, INDEX, WEIGHTS, find_pretrained, weight_files
-from nn import MODELS
+from nn import MODELS, checkpoint
 from nn.checkpoint import load_pretrained, save_pretrained, translate
 
 
@@ -31,6 +31,18 @@ def test_round_trip_is_exact(name, tmp_path):
     for (key, ours), (other, theirs) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert key == other
         assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_that_cannot_be_written_has_no_config(tmp_path, monkeypatch):
+    """A later --merge into the same folder would take it for a checkpoint."""
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(tiny("bert"), tmp_path)
+    assert not (tmp_path / CONFIG).exists()
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in GOLDEN.glob("*/config.json")), ids=lambda p: p.name)
@@ -179,7 +191,7 @@ def test_a_file_cut_short(checkpoint):
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: attention_lstm, bert"),
-        ({"hidden_act": "swish"}, "unknown activation 'swish'"),
+        ({"hidden_act": "laplace"}, "unknown activation 'laplace'"),
         ({"hidden_size": 15}, "misshaped"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key' is not supported"),
         ({"num_hidden_layers": 3}, "missing bert.encoder.layer.2"),

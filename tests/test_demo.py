@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from data import demo
 from data.demo import ORDERED, PLAIN, SIZES, SLOT, kind_of, reviews
 from data.demo_words import GRAMMAR, NEUTRAL, Words
-from eval import accuracy_by_kind
+from data.mistakes import accuracy_by_kind
 
 Rows = list[tuple[str, str, int]]
 

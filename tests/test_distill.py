@@ -14,6 +14,7 @@ import train
 from data.batches import Batch, Corpus, step_batches
 from data.errors import clean_exit
 from data.imdb import as_frame
+from data.options import read_splits
 from data.teacher import class_order, kept_logits
 from eval import Scorer
 from losses.cross_entropy import cross_entropy
@@ -189,7 +190,7 @@ def test_the_logits_are_those_of_the_teacher_for_the_training_reviews(student, t
     """Scores the run's training reviews by the teacher alone; the teacher tokenizes differently."""
     train.main([*student, "--epochs", "1"])
     settings, run = train.resolve(["--resume", "runs/small"], train.TABLES)
-    splits = train.read_splits(settings.options, run.cache)
+    splits = read_splits(settings.options, run.cache)
     machine = train.choose_machine("cpu", "fp32")
     reviews = splits.train["review"].tolist()
     expected = Scorer.of("", machine).score_frame(as_frame([("x", text, -1) for text in reviews]))

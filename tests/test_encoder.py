@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import reference
 import torch
@@ -6,7 +8,7 @@ from torch.nn import Linear
 
 from nn.attention import MultiHeadAttention
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, Encoder, EncoderBlock, FeedForward, Pooler, activation, checkpointed
+from nn.encoder import ACTIVATIONS, Embeddings, Encoder, EncoderBlock, FeedForward, Pooler, activation, checkpointed
 
 B, T, D, H, F = 2, 5, 6, 2, 13
 
@@ -132,9 +134,37 @@ def test_pooler_drops_before_the_dense_layer():
     torch.testing.assert_close(ours, expected)
 
 
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def gelu_tanh(x: float) -> float:
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+FORMULAS = {
+    "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+    "silu": lambda x: x * sigmoid(x),
+    "swish": lambda x: x * sigmoid(x),
+    "mish": lambda x: x * math.tanh(math.log(1 + math.exp(x))),
+    "relu": lambda x: max(x, 0.0),
+    "tanh": math.tanh,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_its_formula(name):
+    x = torch.linspace(-6, 6, 121, dtype=torch.float64)
+    expected = torch.tensor([FORMULAS[name](value) for value in x.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(activation(name)(x), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_an_unknown_activation_raises_with_the_known_names():
-    with pytest.raises(ValueError, match=r"unknown activation 'swish'; known: gelu, gelu_new, relu, tanh"):
-        activation("swish")
+    with pytest.raises(ValueError, match=r"unknown activation 'laplace'; known: gelu, gelu_new, .*, relu, tanh"):
+        activation("laplace")
 
 
 def test_checkpointing_reproduces_dropout():

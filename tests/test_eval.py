@@ -14,9 +14,9 @@ from data.hub import WEIGHTS
 from data.metrics import auc, metrics, print_metrics, softmax
 from data.tokenization import train_tokenizer
 from eval import main as evaluate
-from eval import score
 from nn.checkpoint import save_pretrained
 from nn.runtime import CACHED_TOKENS, Machine, tokens_per_pass
+from peft.scoring import score
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 

@@ -1,7 +1,5 @@
 """The terminal, the HTML page, and the words of tokens."""
 
-import shutil
-import subprocess
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -163,17 +161,3 @@ def test_the_worst_mistakes_of_a_file_on_a_page(tmp_path: Path, capsys):
     (tmp_path / "right.csv").write_text("review,label\nA wonderful little film.,1\n")
     evaluate(["--data", str(tmp_path / "right.csv"), "--explain"])
     assert capsys.readouterr().out.endswith("no mistake to explain\n")
-
-
-@pytest.mark.slow
-def test_chromium_shows_the_page(tmp_path: Path):
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        pytest.skip("no chromium")
-    page, picture = tmp_path / "why.html", tmp_path / "why.png"
-    page.write_text(as_page([made(NASTY)], "run"), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
-    subprocess.run([found, *flags, f"--screenshot={picture}", page.as_uri()], check=True, capture_output=True)
-    shown = subprocess.run([found, *flags, "--dump-dom", page.as_uri()], check=True, capture_output=True, text=True)
-    assert picture.stat().st_size > 10_000
-    assert "rgb(213 94 0" in shown.stdout

@@ -15,7 +15,6 @@ from data.checked import read_json
 from losses.margin import MarginOptions
 from losses.margin import objective as margin_objective
 from losses.mixed import AdversarialOptions
-from losses.supcon import RDropSupConOptions, rdrop_objective
 from nn import runtime
 from nn.attention import weighted_sum
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -176,14 +175,6 @@ def test_the_file_of_p_tuning_names_its_two_layers(tmp_path):
 
 def test_a_small_radius_is_allowed():
     assert AdversarialOptions(radius=0.5).radius == 0.5
-
-
-def test_equal_passes_warn_in_the_combined_objective():
-    ids, mask = token_batch([5, 4])
-    batch = Batch(ids, mask, torch.tensor([0, 1]), torch.arange(2))
-    model = tiny("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
-    with pytest.warns(UserWarning, match="both passes are equal"):
-        rdrop_objective(model, batch, RDropSupConOptions())
 
 
 def test_more_than_twenty_problems_are_cut(tmp_path):

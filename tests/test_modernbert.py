@@ -331,8 +331,8 @@ def test_a_pattern_of_layers_without_a_period_is_kept():
         ({"layer_types": 3.0}, r"layer_types = 3\.0 is not supported"),
         ({"layer_types": [GLOBAL] * 4}, "layer_types has 4 entries for 5 layers"),
         ({"global_attn_every_n_layers": 0}, "global_attn_every_n_layers = 0 is less than 1"),
-        ({"hidden_activation": "silu"}, "unknown activation 'silu'"),
-        ({"classifier_activation": "silu"}, "unknown activation 'silu'"),
+        ({"hidden_activation": "laplace"}, "unknown activation 'laplace'"),
+        ({"classifier_activation": "laplace"}, "unknown activation 'laplace'"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(changes, message):

@@ -13,8 +13,10 @@ from eval import main as evaluate
 from nn import MODELS, Model, quant
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta
+from nn.nf4 import NF4Linear, quantize_nf4
 from nn.quant import (
     OUTLIER,
+    PATHS,
     Int8Embedding,
     Int8Linear,
     Int8Matmul,
@@ -32,6 +34,8 @@ from nn.vectors import read_vectors
 from peft import METHODS
 
 IN, OUT, B, T = 24, 11, 3, 7
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = 0.1  # of logits in half precision, relative error as one vector
 V3_BASE = {
     "vocab_size": 128100,
     "hidden_size": 768,
@@ -79,6 +83,20 @@ def test_each_path_equals_the_dequantized_product(path):
     g = torch.randn_like(plain)
     ours, expected = torch.autograd.grad(y, x, g.to(y.dtype))[0], torch.autograd.grad(plain, x, g)[0]
     torch.testing.assert_close(ours, expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("mixed", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES.values()])
+@pytest.mark.parametrize("path", [*PATHS, "nf4"])
+def test_the_output_has_the_dtype_of_torchs_linear(path, dtype, mixed):
+    layer, small = pair("auto" if path == "nf4" else path)
+    if path == "nf4":
+        small = NF4Linear(quantize_nf4(layer.weight.detach()), OUT, IN, layer.bias)
+    x, layer = torch.randn(B, T, IN, dtype=dtype), layer if mixed else layer.to(dtype)
+    with torch.autocast("cpu", mixed or torch.bfloat16, enabled=mixed is not None):
+        y, plain = small(x), layer(x)
+    assert y.dtype == plain.dtype
+    assert (y.float() - plain.float()).norm() < 0.15 * plain.float().norm()  # the rounding of 4 bits
 
 
 @pytest.mark.parametrize("sizes", [(3, 5, 11), (16, 8, 16), (17, 24, 8)])
@@ -228,6 +246,35 @@ def test_loading_into_8_bits_equals_quantizing_and_survives_saving(name, tmp_pat
     layers = [plain.get_submodule(key).weight for key in quantizable(plain)]
     saved = sum(3 * w.numel() - 4 * len(w) for w in layers)  # bytes: int8 instead of fp32, plus a scale per row
     assert resident_bytes(stored) == resident_bytes(small) == resident_bytes(plain) - saved
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("half", HALVES)
+def test_a_quantized_model_computes_in_half_precision(name, form, half, tmp_path):
+    """Without autocast, in the precision of load_pretrained: embeddings, norms and classifier have one dtype."""
+    save_pretrained(tiny(name), tmp_path)
+    ids, mask = token_batch([9, 4])
+    expected = load_pretrained(tmp_path, quantize=form).eval()(ids, mask)
+    model = load_pretrained(tmp_path, dtype=HALVES[half], quantize=form).eval()
+    logits = model(ids, mask)
+    assert logits.dtype == model.embeddings.word(ids).dtype == HALVES[half]
+    assert (logits - expected).norm() < HALF * expected.norm()
+    if form == "int8":
+        save_pretrained(model, tmp_path / "again")
+        again = load_pretrained(tmp_path / "again", dtype=HALVES[half]).eval()
+        assert torch.equal(again(ids, mask), logits)
+
+
+@pytest.mark.parametrize("form", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_over_a_model_in_bf16(method, form, tmp_path):
+    save_pretrained(tiny("bert"), tmp_path)
+    model = adapt(load_pretrained(tmp_path, dtype=torch.bfloat16, quantize=form), method)
+    logits = model.train()(*token_batch([9, 4]))
+    logits.float().square().sum().backward()
+    assert logits.dtype == torch.bfloat16
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_deberta_v3_base_in_8_bits_takes_less_than_190_mib_instead_of_705():

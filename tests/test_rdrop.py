@@ -8,7 +8,9 @@ from torch import Tensor
 
 from data.batches import Batch
 from losses.cross_entropy import cross_entropy
-from losses.rdrop import RDropOptions, objective, rdrop_loss, symmetric_kl
+from losses.rdrop import RDropOptions, objective, print_warning, rdrop_loss, symmetric_kl
+from losses.supcon import RDropSupConOptions, rdrop_objective
+from nn.dropout import set_dropout
 
 B, C = 5, 3
 
@@ -78,13 +80,22 @@ def test_the_objective_runs_two_passes_in_one_batch():
     torch.testing.assert_close(loss, expected)
 
 
-def test_a_training_model_without_dropout_gives_a_warning():
-    (ids, mask), rates = token_batch([7, 4]), dict.fromkeys(("word_dropout", "embedding_dropout", "dropout"), 0.0)
-    batch = Batch(ids, mask, torch.tensor([0, 1]), torch.arange(2))
-    model = tiny("lstm", **rates)
-    with pytest.warns(UserWarning, match="both passes are equal"):
-        objective(model.train(), batch, RDropOptions())
-    objective(model.eval(), batch, RDropOptions())  # no warning
+@pytest.mark.parametrize("one", [objective, rdrop_objective])
+def test_a_training_model_without_dropout_gives_one_warning(one, capsys):
+    (ids, mask), none = token_batch([7, 4]), dict.fromkeys(("word_dropout", "embedding_dropout", "dropout"), 0.0)
+    batch, options = Batch(ids, mask, torch.tensor([0, 1]), torch.arange(2)), RDropSupConOptions()
+    still = tiny("lstm", **none)
+    print_warning.cache_clear()
+    one(still.eval(), batch, options)
+    for name in none:
+        one(tiny("lstm", **none | {name: 0.5}).train(), batch, options)
+    assert capsys.readouterr().out == ""
+    for _ in range(2):
+        one(still.train(), batch, options)
+    message = "without dropout both passes of R-Drop are equal, and it has no effect; --dropout 0.1 adds dropout"
+    assert capsys.readouterr().out == f"warning: {message}\n"
+    set_dropout(still, 0.1)
+    assert not torch.equal(*one(still, batch, options)[1].chunk(2))
 
 
 def test_a_negative_alpha_raises():

@@ -160,7 +160,6 @@ def test_no_dead_operation(name, method, objective):
             assert parameter.grad is None, key
 
 
-@pytest.mark.filterwarnings("ignore:R-Drop")  # without dropout its passes are equal
 @pytest.mark.parametrize(
     ("name", "objective"),
     [(n, o) for n in MODELS for o in CLASSIFYING if o in ("ce", "margin") or n in ("lstm", "bert")],

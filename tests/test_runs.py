@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from data.files import new_folder, write_tensors
+import train
+from data.files import new_folder, write_json, write_tensors
 from data.meter import Meter
 from data.runs import Run
+from eval import main as evaluate
 
 
 def test_loading_a_state_truncates_the_log(tmp_path: Path):
@@ -108,6 +111,46 @@ def test_a_run_has_one_owner(tmp_path: Path):
     with pytest.raises(ValueError, match="exists; go on with --resume"):
         Run.create(tmp_path / "r", {})
     assert not temporary.exists()
+
+
+def test_only_what_a_failed_start_created_is_discarded(tmp_path: Path):
+    run = Run.create(tmp_path / "new", {})
+    run.tokenizer.mkdir()
+    assert run.discard()
+    assert not run.folder.exists()
+
+    logged = Run.create(tmp_path / "logged", {})
+    logged.log("step", step=50)
+    saved = Run.create(tmp_path / "saved", {})
+    saved.save_state({"x": torch.zeros(1)}, {})
+    taught = Run.create(tmp_path / "taught", {})
+    (taught.folder / "teacher.npy").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    mine = Run.create(tmp_path / "mine", {})
+    Run.create(tmp_path / "other", {}).release()
+    for kept in (logged, saved, taught, mine, Run.open(tmp_path / "other")):
+        before = sorted(kept.folder.rglob("*"))
+        assert not kept.discard()
+        assert sorted(kept.folder.rglob("*")) == before
+
+
+def test_a_folder_inside_a_run_and_a_checkpoint_are_told_from_a_run(tmp_path: Path):
+    run, checkpoint = Run.create(tmp_path / "r", {"options": {}}).folder, tmp_path / "checkpoint"
+    for part in ("best", "state", "tokenizer", "best/base"):
+        write_json(run / part / "config.json", {"model_type": "bert"})  # as best/ has one
+        way_out = re.escape(f"{run / part} is inside the run {run}; give ")
+        with pytest.raises(FileNotFoundError, match=f"^{way_out}--run {run}$"):
+            evaluate(["--run", str(run / part)])
+        with pytest.raises(FileNotFoundError, match=f"^{way_out}--compare {run}$"):
+            evaluate(["--compare", str(run), str(run / part)])
+        with pytest.raises(FileNotFoundError, match=f"^{way_out}--resume {run}$"):
+            train.main(["--resume", str(run / part)])
+    write_json(checkpoint / "config.json", {"model_type": "bert"})
+    with pytest.raises(ValueError, match=f"^{checkpoint} is a checkpoint, not a run folder; --weights {checkpoint}"):
+        Run.open(checkpoint)
+    nested = Run.create(run / "nested", {})  # of --runs r
+    assert Run.open(nested.folder).folder == nested.folder
 
 
 def test_default_names_do_not_collide(tmp_path: Path):

@@ -93,7 +93,8 @@ def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_pictures_are_complete_and_show_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     saved: set[str] = set()
-    monkeypatch.setattr("data.row_pictures.save_picture", lambda figure, path: saved.add(path.name))
+    for module in ("row_pictures", "sentence_picture"):
+        monkeypatch.setattr(f"data.{module}.save_picture", lambda figure, path: saved.add(path.name))
     write_pictures(tmp_path)
     committed = {path.name for path in (RESULTS / "pictures").iterdir()}
     assert committed == {f"{name}.{kind}" for name in saved for kind in ("svg", "png")}

@@ -3,10 +3,11 @@ import json
 
 import pytest
 import torch
-from conftest import final_weights, same, tiny_weights
+from conftest import fail_at, final_weights, same, tiny_weights
 from safetensors.torch import load_file
 
 import train
+from data import runs
 from data.checked import read_json
 from data.errors import clean_exit
 from data.flags import field_names
@@ -244,7 +245,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_user_errors_are_one_line_with_exit_code_2(small_run, message, capsys):
+def test_user_errors_are_one_line_with_exit_code_2_and_leave_no_run(small_run, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop, clean_exit():
         train.main([*small_run, *WRONG[message]])
     assert stop.value.code == 2
@@ -252,6 +253,36 @@ def test_user_errors_are_one_line_with_exit_code_2(small_run, message, capsys):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+    assert not (tmp_path / "runs/small").exists()  # the corrected command has the same --name
+
+
+def test_a_run_that_fails_by_a_defect_can_be_resumed(small_run, tmp_path, monkeypatch):
+    fail_at(2, monkeypatch, RuntimeError)
+    with pytest.raises(RuntimeError):
+        train.main(small_run)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", "runs/small"])
+    assert (tmp_path / "runs/small/result.json").exists()
+
+
+def test_a_start_that_fails_leaves_its_name_free(small_run, tmp_path, monkeypatch, capsys):
+    """Unless the folder holds more than a minute's work."""
+    folder = tmp_path / "runs/small"
+    with pytest.raises(ValueError, match="LoRA rank 99"):  # after the tokenizer was saved
+        train.main([*small_run, "--rank", "99"])
+    assert not folder.exists()
+    monkeypatch.setattr(runs, "LONG", 0.0)
+    with pytest.raises(ValueError, match="LoRA rank 99"):
+        train.main([*small_run, "--rank", "99"])
+    assert f"{folder} keeps what was done; --resume {folder} goes on, another --name" in capsys.readouterr().out
+    assert (folder / "tokenizer/tokenizer.json").exists()
+    with pytest.raises(ValueError, match="LoRA rank 99"):  # a run that is resumed is never removed
+        train.main(["--resume", str(folder)])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="LoRA rank 99"):
+        train.main(["--resume", str(folder)])
+    assert (folder / "config.json").exists()
 
 
 def test_unknown_flags_and_values(capsys):

@@ -2,7 +2,7 @@
 
 The reviews are blocks of the first POOL reviews, sorted by length, at even distances. Sorting or bucketing them thus
 leaves as little padding as in a large corpus, and every length of IMDB occurs. Ours is measured through the public
-paths only: eval.score, and train.py's prepare_training and attempt_step.
+paths only: peft.scoring.score, and train.py's prepare_training and attempt_step.
 """
 
 import atexit
@@ -25,21 +25,22 @@ from data.batches import Corpus, build_corpus, shuffled_order, sorted_order, spl
 from data.errors import Interrupt
 from data.imdb import load_reviews
 from data.options import resolve
+from data.preparation import prepare_tokenizer
 from data.tokenization import Tokenizer, train_tokenizer
-from eval import score
+from nn import MODELS
 from nn.bert import Bert, BertConfig
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta, DebertaConfig
 from nn.encoder import Encoder, init_weights
 from nn.runtime import choose_machine
+from nn.training import Training
+from peft.scoring import score
 from train import (
     TABLES,
-    Training,
     attempt_step,
     epoch_orders,
     gradient,
     prepare_run,
-    prepare_tokenizer,
     prepare_training,
 )
 
@@ -143,7 +144,7 @@ def prepare(imdb: str, shape: str, length: int, choose: Callable[[np.ndarray], n
 
 
 def scoring(work: Workload, precision: str, int8: bool = False) -> Callable[[], np.ndarray]:
-    """Returns a function that computes the logits of all reviews, float32 [N, C], by eval.score."""
+    """Returns a function that computes the logits of all reviews, float32 [N, C], by peft.scoring.score."""
     model, machine = (
         load_pretrained(work.checkpoint, quantize="int8" if int8 else "none").eval(),
         choose_machine("cpu", precision),
@@ -161,7 +162,9 @@ def training(flags: list[str], frame: pd.DataFrame, tokenizer: Tokenizer | None,
     splits = Splits(train=frame, validation=frame[:2], test=frame[:0], unlabelled=frame[:0])
     with contextlib.redirect_stdout(io.StringIO()):
         run = prepare_run(settings, machine)
-        tokenizer = tokenizer or prepare_tokenizer(settings.options, run, splits)
+        tokenizer = tokenizer or prepare_tokenizer(
+            settings.options, run, splits, MODELS[settings.options.model].tokenizer
+        )
         return prepare_training(settings, run, splits, tokenizer, machine, Interrupt())
 
 
@@ -183,7 +186,7 @@ def optimizer_step(t: Training, micro_batches: list[np.ndarray], number: int = 0
 
 def unsplit_step(t: Training, rows: np.ndarray) -> None:
     """Runs one step of train.py's loop with the whole batch in one pass."""
-    gradient(t, [t.corpus.batch(rows)])
+    gradient(t, [t.corpus.batch(rows)], len(rows))
     update(t)
 
 

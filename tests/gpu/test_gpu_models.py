@@ -27,9 +27,6 @@ INT8 = 0.03  # of an 8-bit product against another of its paths, relative error 
 CPU = torch.device("cpu")
 PRECISIONS = [torch.float32, torch.bfloat16, torch.float16]
 RANDOM = ("mixed", "mlm", "rtd")  # losses with random draws: a GPU has other random numbers than a CPU
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:R-Drop"),  # without dropout its passes are equal
-]
 
 
 def still(model: Module) -> Module:

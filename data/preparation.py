@@ -1,0 +1,74 @@
+"""Prepares a run before its model is built: the folder, the reviews, the tokenizer; prints what was found."""
+
+import time
+from pathlib import Path
+
+from data import Splits, overlap, ranks
+from data.batches import Stream, examples_of
+from data.checksums import check_checksums, write_checksums
+from data.errors import interruptible
+from data.files import new_folder
+from data.labels import SENTIMENT
+from data.options import Options, Settings, read_splits, truncation_of
+from data.runs import Run
+from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
+
+SPLIT_NAMES = ("train", "validation", "test", "unlabelled")
+
+
+def start_run(settings: Settings, machine: str) -> Run:
+    """Creates the run folder with its config.json. machine: its description. Raises ValueError if the folder exists."""
+    options = settings.options
+    source = Path(options.data).name.split(".")[0] or "data"
+    config = {"options": settings.values(), "origins": settings.origins, "machine": machine}
+    if options.name:
+        return Run.create(Path(options.runs) / options.name, config)
+    name = f"{options.model}-{options.peft}-{source}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Run.create(new_folder(Path(options.runs) / name), config)
+
+
+def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -> Splits:
+    """Reads the reviews, records their classes and files in the run, and prints their numbers and the duplicates.
+
+    pretraining, unlabelled: whether the objective needs texts without labels, or unlabelled reviews as well.
+    """
+    splits = read_splits(options, run.cache, pretraining, unlabelled or options.word_vectors == "train")
+    run.record_data(splits.labels, splits.files)
+    frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
+    if splits.shards is None:
+        print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
+    if splits.labels != SENTIMENT and not pretraining:
+        print(f"labels: {', '.join(splits.labels)}")
+    if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
+        print(f"duplicates: {duplicates}")
+    return splits
+
+
+def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> Tokenizer:
+    """Returns the tokenizer of the weights; for random weights a new one of this kind, trained on the training split.
+
+    It is saved in the run, from which a resumed run reads it.
+    """
+    if (run.tokenizer / "tokenizer_config.json").is_file():  # the last file that Tokenizer.save writes
+        check_checksums(run.tokenizer)
+        return load_tokenizer(run.tokenizer)
+    if options.weights == "none":
+        texts = splits.train["review"] if splits.shards is None else splits.shards.sample()
+        tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
+    else:
+        tokenizer = load_tokenizer(options.weights, options.tokenizer)
+    limit = tokenizer.model_max_length or options.max_length
+    if options.max_length > limit:
+        print(f"warning: --max-length {options.max_length} is above {limit}, the tokenizer's model_max_length")
+    tokenizer.save(run.tokenizer)
+    write_checksums(run.tokenizer)
+    return tokenizer
+
+
+def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
+    """Returns endless batches of unlabelled reviews. Raises ValueError if there are none."""
+    options = settings.options
+    if not len(splits.unlabelled):
+        raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
+    corpus = ranks.in_turn(lambda: examples_of(tokenizer, splits.unlabelled, truncation_of(options), run.cache))
+    return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)

@@ -1,0 +1,140 @@
+"""The state of a training run: saved, restored, and kept when a step fails.
+
+A step fails if the loss is not finite, if memory runs out, or if a signal stops the run. All ranks then do the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.nn import Parameter
+
+from data import Splits, ranks
+from data.batches import Batch, Corpus, Stream
+from data.errors import Interrupt, NotFinite, Stopped, out_of_memory
+from data.meter import Meter, Progress
+from data.options import Settings
+from data.runs import Run
+from data.seeds import random_state, set_random_state
+from data.tokenization import Tokenizer
+from nn import Model
+from nn.checkpoint import restore_training_state, training_state
+from nn.distributed import GradientSum
+from nn.optim import Average
+from nn.runtime import Machine
+from nn.sharding import is_sharded, whole_tensors
+
+Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, correct predictions by name
+
+
+@dataclass
+class Training:
+    """Everything that the loop reads and changes."""
+
+    settings: Settings
+    entry: Any  # of the objective, in the table OBJECTIVES
+    run: Run
+    machine: Machine
+    interrupt: Interrupt
+    splits: Splits
+    tokenizer: Tokenizer
+    corpus: Corpus
+    held_out: Corpus
+    stream: Stream | None
+    model: Model
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    average: Average
+    trainable: list[Parameter]
+    gradient_sum: GradientSum
+    progress: Progress = field(default_factory=Progress)
+    meter: Meter = field(default_factory=lambda: Meter(None, 0.0, 0.0))
+
+    def save(self) -> None:
+        """Saves the state to resume from."""
+        state = {
+            "sums": self.meter.of_all_ranks().sums,
+            "seconds": self.meter.total(),
+            "scaler": self.scaler.state_dict(),
+        }
+        tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
+        tensors = whole_tensors(tensors) | ranks.random_states(self.machine.device)
+        if ranks.is_first():
+            self.run.save_state(tensors, asdict(self.progress) | state)
+        ranks.agree(0)  # no rank goes on, or ends, before the state is written
+
+    def load(self) -> None:
+        """Restores the saved state, if there is one."""
+        sums, seconds = None, 0.0
+        if (saved := ranks.in_turn(self.run.load_state)) is not None:
+            tensors, state = saved
+            restore_training_state(tensors, self.model, self.optimizer, self.machine.device)
+            ranks.restore_random_state(tensors, self.machine.device)
+            self.average.restore(tensors)
+            self.scaler.load_state_dict(state["scaler"])
+            self.progress, seconds = Progress.load(state), state["seconds"]
+            sums = state.get("sums") if ranks.is_first() else None  # each rank adds its own
+        self.meter = Meter(sums, seconds, self.settings.options.save_minutes)
+
+
+def epoch_name(t: Training) -> str:
+    """Returns the number of the epoch, as it is printed."""
+    return f"epoch {t.progress.epoch + 1}/{t.settings.options.epochs}"
+
+
+def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -> list[Pass] | None:
+    """Returns work(), the forward passes of one optimizer step over `batches`, or None if memory ran out.
+
+    After that, every later micro-batch is split into twice as many passes. Raises ValueError for a loss that is not
+    finite, after saving the state.
+    """
+    options, progress = t.settings.options, t.progress
+    before = random_state(t.machine.device)
+    message = None
+
+    def agreed(own: int) -> int:
+        """Returns how the step went on all ranks."""
+        if t.entry.additive:  # no exchange in the forward pass: the sums may begin in the backward pass
+            t.gradient_sum.finish()
+        return ranks.agree(own)[0]
+
+    try:
+        passes = work()
+        status = agreed(ranks.FINE)
+    except ranks.Elsewhere as other:
+        status = other.status
+    except Stopped:  # between two passes of a long step, which is done again after --resume
+        set_random_state(before, t.machine.device)
+        t.save()
+        raise
+    except NotFinite as error:
+        status = agreed(ranks.NOT_FINITE)
+        reviews = np.unique(t.corpus.reviews_of(np.array(error.rows)))
+        ids = f"{error.rows}" if t.entry.pretraining else ", ".join(t.splits.train["id"].iloc[reviews])
+        where = f"{epoch_name(t)}, step {progress.step + 1}"
+        message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
+    except (RuntimeError, MemoryError) as error:
+        if is_sharded(t.model):  # the others wait for a layer of this rank, and end when it does
+            raise
+        single = max((len(batch.labels) for batch in batches), default=2) == 1
+        halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
+        status = agreed(ranks.HALVE if halve else ranks.END)
+        if not halve:
+            raise
+    if status == ranks.FINE:
+        if not t.entry.additive:
+            t.gradient_sum.finish()
+        return passes
+    if status == ranks.NOT_FINITE:
+        t.save()
+        raise ValueError(ranks.first_message(message))
+    if status == ranks.END:
+        ranks.end()
+    progress.num_splits *= 2
+    t.optimizer.zero_grad(set_to_none=True)
+    print(f"warning: out of memory; from here on each forward pass is split into {progress.num_splits}")
+    return None

@@ -1,0 +1,98 @@
+"""Scores examples: their logits, with LoRA merged into copies of the weights, or the loss of held-out texts.
+
+The examples are computed in batches of similar length, in eval() mode and without gradients. With several ranks each
+computes its share, and all get the result.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.batches import Corpus, batches, sorted_order
+from data.meter import Meter
+from data.ranks import add_rows, alone, is_first, own_share, rank, size
+from data.seeds import random_state, set_random_state
+from nn import Model
+from nn.runtime import Machine, cast_once, tokens_per_pass
+from nn.sharding import compute, is_sharded
+from peft.lora import merged_copies
+
+SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
+
+
+def no_check() -> None:
+    """Does nothing between batches."""
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Model,
+    corpus: Corpus,
+    objective: Callable,
+    options: Any,
+    machine: Machine,
+    seed: int,
+    check: Callable[[], None] = no_check,
+) -> dict[str, float]:
+    """Computes the loss and accuracies of a pretraining objective on held-out texts, in eval() mode.
+
+    options: of the objective.  seed: of the masks, which are then the same every time.  check: called between batches.
+    Returns {"loss", "acc", …}, means over the texts. Restores the random state; the model is in train() mode after it.
+    """
+    meter, state = Meter(None, 0.0, 0.0), random_state(machine.device)
+    model.eval()
+    torch.manual_seed(seed)
+    for rows in sorted_order(corpus.lengths, SCORING_TOKENS):
+        whole = corpus.batch(rows)
+        batch = (whole if alone() else own_share(whole)).to(machine.device)
+        with machine.autocast():
+            loss, correct = compute(objective, model, batch, options)
+        meter.add(batch, loss, correct if batch.counted else {})
+        check()
+    set_random_state(state, machine.device)
+    model.train()
+    return meter.of_all_ranks().means()
+
+
+@contextlib.contextmanager
+def ready_to_score(model: Model, machine: Machine) -> Iterator[None]:
+    """Computes no gradients in the block. LoRA is merged into copies of the weights, unless the model is sharded."""
+    if is_sharded(model):
+        with torch.no_grad():
+            yield
+    else:
+        with torch.inference_mode(), merged_copies(model, machine.dtype), cast_once(model, machine):
+            yield
+
+
+def score(
+    model: Model, corpus: Corpus, machine: Machine, check: Callable[[], None] = no_check, bar: bool = True
+) -> np.ndarray:
+    """Computes the logits of all reviews in eval() mode, and restores the model's mode.
+
+    LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
+    between batches.  bar: whether to show a progress bar. Returns float32 [R, C] in the order of the
+    reviews; those of a review in windows are pooled.
+    """
+    training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
+    model.eval()
+    order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
+    hide = None if bar and is_first() else True  # None: hidden unless the output is a terminal
+    bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" examples", leave=False, disable=hide)
+    own = order[rank() :: size()]  # the batches of one rank: equal logits
+    spare = order[: math.ceil(len(order) / size()) - len(own)] if is_sharded(model) else []  # as many on all ranks
+    with bar_shown as progress, ready_to_score(model, machine):
+        for number, batch in enumerate(batches(corpus, own + spare, machine.device)):
+            with machine.autocast():
+                found = model(batch.input_ids, batch.mask).float().cpu()
+            if number < len(own):
+                logits[batch.rows.cpu()] = found
+                progress.update(len(batch.labels))
+            check()
+    model.train(training)
+    return corpus.pool(add_rows(logits))

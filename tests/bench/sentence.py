@@ -1,0 +1,84 @@
+"""Explains one sentence by the classifier in the box and by networks that weigh their words.
+
+    python train.py --model attention_lstm --data demo --name attention_lstm
+    python train.py --model capsule_lstm --data demo --name capsule_lstm
+    python tests/bench/sentence.py runs/attention_lstm runs/capsule_lstm
+
+It writes data/results/sentence.json, which data/sentence_picture.py draws: for each model the words, their tokens, the
+effect of each word on the log-odds of "positive" by integrated gradients and by leaving it out, and the attention or
+routing weights, each summed over the tokens of a word. The sentence was fixed before any model had read it.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+
+from data.alignment import align
+from data.checked import read_json
+from data.files import write_json
+from data.rows import RESULTS
+from data.runs import Run, git, versions
+from eval import Scorer
+from nn.runtime import choose_machine, describe_device
+
+SENTENCE = "The plot is thin, but the acting is wonderful and I was never bored."
+OUTPUT = RESULTS / "sentence.json"
+
+
+def rounded(values: np.ndarray, sign: int = 1) -> list[float]:
+    """Returns values with four digits, so that rounding errors of another machine rarely change the file."""
+    return [round(sign * float(value), 4) + 0.0 for value in values]
+
+
+def tokens_by_word(scorer: Scorer, text: str) -> list[str]:
+    """Returns the tokens of each word, with spaces between them."""
+    words, ids, word_of = align(scorer.tokenizer, text, *scorer.truncation[:2])
+    tokens = np.array([scorer.tokenizer.tokens[number] for number in ids])
+    return [" ".join(tokens[word_of == word]) for word in range(len(words))]
+
+
+def measure(scorer: Scorer, text: str = SENTENCE) -> dict[str, Any]:
+    """Explains a text. For two classes the effect on "positive" is minus the effect on "negative"."""
+    found = scorer.explain(text)
+    sign = 1 if found.label == "positive" else -1
+    return {
+        "model": scorer.model.model_type,
+        "words": found.words,
+        "tokens": tokens_by_word(scorer, text),
+        "probabilities": {name: round(p, 4) for name, p in found.probabilities.items()},
+        "integrated gradients": rounded(found.gradients, sign),
+        "leaving out": rounded(found.without, sign),
+        "difference to the baseline": round(sign * found.difference, 4),
+        "baseline": found.baseline,
+        "weights": {title: rounded(values) for title, values in found.weights},
+    }
+
+
+def origin(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns how a run was trained and its test accuracy, from its result.json."""
+    test = {name: result["test"][name] for name in ("accuracy", "count")}
+    kept = {name: result[name] for name in ("command", "commit", "dirty", "versions", "machine")}
+    return {**kept, "seed": result["options"]["seed"], "test": test}
+
+
+def main(folders: list[str]) -> None:
+    """Explains the sentence by each model and writes the file."""
+    machine = choose_machine("cpu", precision="fp32")
+    models = [{"trained by": origin(read_json(RESULTS / "nb_linear-box.json")), **measure(Scorer.of("", machine))}]
+    for folder in folders:
+        models.append({"trained by": origin(Run.open(folder).result or {}), **measure(Scorer.of(folder, machine))})
+    about = {
+        "command": " ".join(["python tests/bench/sentence.py", *folders]),
+        "commit": git("rev-parse", "HEAD"),
+        "versions": versions(),
+        "machine": describe_device(machine.device),
+    }
+    write_json(OUTPUT, {**about, "sentence": SENTENCE, "models": models})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
