@@ -49,7 +49,16 @@ LANGUAGE_MODEL = PRETRAINING | {
     "batch_size": 64,
     "learning_rate": 1e-3,
 }
-REGIONS = LANGUAGE_MODEL | {"adam_epsilon": 1e-8, "shape": "region_width=200", "vocab_size": 40_000, "min_count": 5, "epochs": 4, "learning_rate": 5e-3}
+# a mean over 10⁵ pairs has small gradients, which the ε of the CNN's defaults would hide
+REGIONS = LANGUAGE_MODEL | {
+    "shape": "region_width=200",
+    "vocab_size": 40_000,
+    "min_count": 5,
+    "batch_size": 32,
+    "learning_rate": 5e-3,
+    "adam_epsilon": 1e-8,
+    "epochs": 4,
+}
 CAPSULES = {"shape": "head=capsules"}
 
 # fmt: off

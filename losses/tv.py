@@ -38,11 +38,15 @@ class TVOptions:
     negatives: int = option(256, "objective", "tv: n, words drawn for each batch", "N")
     negative_weight: float = option(5.0, "objective", "tv: k, weight of the words drawn", "X")
 
+    def __post_init__(self) -> None:
+        if self.negatives < 1 or self.negative_weight <= 0:
+            raise ValueError("--negatives and --negative-weight must be above 0")
+
 
 class TwoViews(Module):
-    """Scores words by the embedding of a region. word.weight -> O [V, D], initially uniform in (-0.1, 0.1);  bias.weight -> c [V, 1]
+    """Scores words by the embedding of a region. word.weight -> O [V, D];  bias.weight -> c [V, 1]
 
-    Initially c is -log k, which fits regions that tell nothing.
+    Initially O is uniform in (-0.1, 0.1), and c is -log k, which fits regions that tell nothing.
     """
 
     def __init__(self, vocab_size: int, width: int, negative_weight: float) -> None:
@@ -74,22 +78,26 @@ def neighbour_scores(model: CNN, u: Tensor, ids: Tensor, mask: Tensor, first: in
 
     first: the lowest id that is predicted.
     """
-    size = 2 * model.regions.radius + 1
     o, c = model.pretraining.word(ids), model.pretraining.bias(ids)[..., 0]  # [B, T, D], [B, T]
-    predicted, scores = mask & (ids >= first), []
-    for distance in range(model.regions.radius + 1, model.regions.radius + size + 1):
-        for here, there in ((slice(None, -distance), slice(distance, None)), (slice(distance, None), slice(None, -distance))):
+    predicted, radius, scores = mask & (ids >= first), model.regions.radius, []
+    for distance in range(radius + 1, 3 * radius + 2):
+        early, late = slice(None, -distance), slice(distance, None)
+        for here, there in ((early, late), (late, early)):
             pairs = (u[:, here] * o[:, there]).sum(-1) + c[:, there]
             scores.append(pairs[mask[:, here] & predicted[:, there]])
     return torch.cat(scores)
 
 
 def objective(model: CNN, batch: Batch, options: TVOptions) -> tuple[Tensor, dict[str, Tensor]]:
-    """Computes L. Returns (loss, {"acc": bool [pairs], whether s > 0, "negative_acc": bool [n], s < 0 of the others})."""
+    """Computes L. Returns (loss, {"acc", "negative_acc"}).
+
+    acc: bool [pairs], whether s > 0 for a word next to a region;  negative_acc: bool [regions · n], whether s < 0 for a
+    word that was drawn. With k > 1 and little to predict, most s are below 0.
+    """
     ids, mask, first = batch.input_ids, batch.mask, options.skipped_words
     u = model.regions(model.regions.word(ids))  # [B, T, D]
     near = neighbour_scores(model, u, ids, mask, first)
     drawn = draw_words(options.negatives, first, model.config.vocab_size, ids.device)
-    far = (u[mask] @ model.pretraining.word(drawn).T).float() + model.pretraining.bias(drawn)[:, 0]  # [regions, n]
+    far = u[mask] @ model.pretraining.word(drawn).T + model.pretraining.bias(drawn)[:, 0]  # [regions, n]
     loss = -logsigmoid(near).sum() / max(1, len(near)) - options.negative_weight * logsigmoid(-far).mean()
     return loss, {"acc": near > 0, "negative_acc": (far < 0).flatten()}

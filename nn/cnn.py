@@ -121,7 +121,8 @@ class CNN(WordClassifier):
         else:
             super().__init__(config)
             layers = [Conv1d(input_size=c.embedding_size, filters=c.filters, width=width) for width in widths]
-        self.widest, self.regions = max(widths), None
+        self.widest = max(widths)
+        self.regions: Any = None  # a RegionEmbedding
         self.convolutions: Any = ModuleList(layers)  # of Conv1d or OneHotConv1d
         if c.region_width:
             self.regions = RegionEmbedding(c.vocab_size, c.region_width, c.region_radius, c.pad_token_id)
@@ -143,7 +144,7 @@ class CNN(WordClassifier):
         return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
 
     def add_regions(self, windows: list[Tensor], rows: Tensor) -> list[Tensor]:
-        """Adds V·u to the windows of each width. windows: [B, T + K - 1, F];  rows: [B, T + 2K - 2, D] of the regions"""
+        """Adds V·u to the windows of each width. windows: [B, T + K - 1, F];  rows: [B, T + 2K - 2, D], of E"""
         u, count = self.regions(rows), windows[0].size(1)
         return [
             window + view(u[:, middle : middle + count])

@@ -19,8 +19,8 @@ from losses.mlm import MLMOptions, Vocabulary, choose, corrupt
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.vectors import put_vectors
 
-# of encoders; language models are in tests/test_lm.py
-PRETRAINING = [name for name, entry in OBJECTIVES.items() if entry.pretraining and name != "lm"]
+# of encoders; those of networks over words are in tests/test_lm.py and tests/test_tv.py
+PRETRAINING = [name for name, entry in OBJECTIVES.items() if entry.pretraining and name not in ("lm", "tv")]
 V, MASK = 61, 4
 ORDINARY = torch.arange(V) > 4  # the first five ids are special tokens
 STARTS = (torch.arange(V) % 3 > 0) & ORDINARY  # every third ordinary token continues a word
