@@ -19,7 +19,7 @@ and stay as they are, a window also reads the region u around its middle word (n
 Each review is padded with K - 1 zeros at both ends, where K is the largest width, so that the shortest review has
 windows too.
 
-Differs from the papers: no limit on the norm of the classifier's weights; one channel; other poolings than max. Mean
+Differs from the papers: no limit on the norm of the classifier's weights; one channel of vectors; other poolings. Mean
 pooling also measures how often the pattern of a window occurs. Johnson & Zhang use one width, a square loss and SGD.
 """
 

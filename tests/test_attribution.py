@@ -46,7 +46,10 @@ def test_attributions_sum_to_the_difference_of_log_odds(name: str):
     completeness(tiny(name, labels=("a", "b", "c")), labels=3)
 
 
-@pytest.mark.parametrize("changes", [{"pooling": "max+mean"}, {"one_hot": True}, {"pooling": "attention"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"pooling": "max+mean"}, {"one_hot": True}, {"one_hot": True, "region_width": 5}, {"pooling": "attention"}],
+)
 def test_completeness_of_other_convolutions(changes: dict):
     completeness(tiny("cnn", **changes))
 

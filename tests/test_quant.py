@@ -179,7 +179,9 @@ def test_head_and_norms_keep_their_precision(name):
     assert any(isinstance(module, LayerNorm) for module in model.modules()) == (name != "lstm")
 
 
-@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in MODELS), ("cnn", {"one_hot": True})])
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in MODELS), ("cnn", {"one_hot": True}), ("cnn", {"region_width": 5})]
+)
 def test_each_model_computes_with_8_bit_weights(name, changes):
     plain, small = (tiny(name, **changes).eval() for _ in range(2))
     ids, mask = token_batch([7, 4])
