@@ -14,7 +14,9 @@ A word has a separate vector for each position in each window, and the embedding
 With region embeddings (Johnson & Zhang 2015b, arXiv 1504.01255, Eq. (3)), which are learned from texts without labels
 and stay as they are, a window also reads the region u around its middle word (nn/regions.py, losses/tv.py):
 
-    c_t = ReLU(W·[x_t; …; x_{t+k-1}] + V·u_{t+⌊k/2⌋} + b)
+    c_t = ReLU(W·[x_t; …; x_{t+k-1}] + V·u_{t+⌊k/2⌋}/√D + b)
+
+√D, which is not in the paper, makes u about as long as a one-hot vector, and steps of V as small as those of W.
 
 Each review is padded with K - 1 zeros at both ends, where K is the largest width, so that the shortest review has
 windows too.
@@ -144,8 +146,8 @@ class CNN(WordClassifier):
         return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
 
     def add_regions(self, windows: list[Tensor], rows: Tensor) -> list[Tensor]:
-        """Adds V·u to the windows of each width. windows: [B, T + K - 1, F];  rows: [B, T + 2K - 2, D], of E"""
-        u, count = self.regions(rows), windows[0].size(1)
+        """Adds V·u/√D to the windows of each width. windows: [B, T + K - 1, F];  rows: [B, T + 2K - 2, D], of E"""
+        u, count = self.regions(rows) * self.config.region_width**-0.5, windows[0].size(1)
         return [
             window + view(u[:, middle : middle + count])
             for window, view, layer in zip(windows, self.views, self.convolutions, strict=True)
