@@ -33,7 +33,7 @@ class Series(NamedTuple):
 
 SERIES = {
     "linear": Series("D", COLORS["black"], "linear model over n-grams"),
-    "words": Series("o", COLORS["orange"], "networks over words, from random numbers or GloVe"),
+    "words": Series("o", COLORS["orange"], "networks over words, from random numbers, GloVe or regions"),
     "continued": Series("P", COLORS["purple"], "networks over words that continue another run"),
     "random": Series("X", COLORS["grey"], "DeBERTa, 3 layers, from random weights"),
     "builtin": Series("s", COLORS["blue"], "DeBERTa, 4 layers, from the built-in weights"),
@@ -49,7 +49,7 @@ def series_of(row: Row) -> Series:
     if model == LINEAR:
         return SERIES["linear"]
     if model not in ENCODERS:
-        return SERIES["words" if weights == "none" else "continued"]
+        return SERIES["continued" if row.continues else "words"]
     return SERIES.get("random" if weights == "none" else weights, SERIES["published"])
 
 

@@ -31,7 +31,7 @@ def publish(folder: str, row: str) -> Path:
         raise ValueError(f"{folder} is not finished: it has no result.json")
     if "accuracy" not in run.result.get("validation", ()):
         raise ValueError(f"{folder} is a pretraining run; publish its numbers in the card of the weights")
-    write_json(RESULTS / f"{row}.json", {"row": row, **run.result})
+    write_json(RESULTS / f"{row}.json", {"row": row, **pretraining_of(run), **run.result})
     write_text(RESULTS / f"{row}.log.jsonl", run.log_file.read_text(encoding="utf-8"))
     for split in ("validation", "test"):
         if (kept := run.predictions(split)) is not None:
@@ -39,6 +39,15 @@ def publish(folder: str, row: str) -> Path:
             tensors = {name: torch.from_numpy(values.astype(np.uint8)) for name, values in whole.items()}
             write_tensors(RESULTS / f"{row}.{split}.safetensors", tensors)
     return RESULTS / f"{row}.json"
+
+
+def pretraining_of(run: Run) -> dict[str, Any]:
+    """Returns {"pretraining": {"loss", "command", …}} if a run starts from a pretraining run, else {}."""
+    before = Run(Path(run.config["options"].get("weights", "none")).parent).result
+    if before is None or "accuracy" in before.get("validation", ()):
+        return {}
+    facts = {name: before[name] for name in ("command", "commit", "dirty", "machine", "seconds")}
+    return {"pretraining": {"loss": before["options"]["loss"], "validation": before["validation"], **facts}}
 
 
 class PublishedRun(Run):
@@ -107,13 +116,27 @@ class Row(NamedTuple):
         return self.results[0]["parameters"]["trained"]
 
     @property
-    def command(self) -> str:
-        return self.results[0]["command"]
+    def commands(self) -> list[str]:
+        """Returns the command that pretrains, if there is one, and the one that trains."""
+        before = [self.pretraining["command"]] if self.pretraining else []
+        return [*before, self.results[0]["command"]]
+
+    @property
+    def pretraining(self) -> dict[str, Any]:
+        """Returns loss, command and time of the run without labels from which this one starts; {} if there is none."""
+        return self.results[0].get("pretraining", {})
+
+    @property
+    def continues(self) -> bool:
+        """Returns whether it starts from another run that was trained with labels."""
+        return self.options["weights"].startswith("runs/") and not self.pretraining
 
     @property
     def minutes(self) -> float:
-        """Returns the mean time of all seeds."""
-        return statistics.mean(result["seconds"] for result in self.results) / 60
+        """Returns the mean time of all seeds, with that of pretraining."""
+        return (
+            statistics.mean(result["seconds"] for result in self.results) / 60 + self.pretraining.get("seconds", 0) / 60
+        )
 
     def accuracies(self, split: str) -> list[float]:
         """Returns the accuracy of each seed on `validation` or `test`."""
@@ -141,11 +164,11 @@ def published_rows(folder: Path = RESULTS) -> list[Row]:
 def best_by_model(folder: Path = RESULTS) -> dict[str, Row]:
     """Returns the row with the highest validation accuracy of each model, the best test accuracy first.
 
-    Only rows that are one command and that scored all test reviews take part: no row that starts from another run.
+    Only rows that scored all test reviews take part, and none that continues another run with labels.
     """
     best: dict[str, Row] = {}
     for row in published_rows(folder):
-        if row.full_test and not row.options["weights"].startswith("runs/"):
+        if row.full_test and not row.continues:
             model = row.options["model"]
             best[model] = max(best.get(model, row), row, key=lambda row: row.mean("validation"))
     return dict(sorted(best.items(), key=lambda item: -item[1].mean("test")))

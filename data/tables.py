@@ -114,7 +114,7 @@ def millions(count: int) -> str:
 
 
 def results_table(groups: Sequence[str], folder: Path = RESULTS) -> str:
-    """Returns a Markdown table of the published rows of some groups, with the command of the first seed."""
+    """Returns a Markdown table of the published rows of some groups, with the commands of the first seed."""
     header = ("row", "trained", "validation", "test", "seed", "minutes", "commit", "command")
     return markdown(header, [results_row(row) for row in published_rows(folder) if row.group in groups])
 
@@ -132,7 +132,7 @@ def results_row(row: Row) -> tuple[str, ...]:
         " ".join(str(result["options"]["seed"]) for result in row.results),
         f"{row.minutes:.0f}",
         first["commit"][:7],
-        f"`{row.command}`",
+        ", then ".join(f"`{command}`" for command in row.commands),
     )
 
 
@@ -154,7 +154,7 @@ def models_row(model: str, row: Row) -> tuple[str, ...]:
     options = row.options
     return (
         f"`{model}`",
-        start_of(options),
+        f"`--loss {row.pretraining['loss']}`" if row.pretraining else start_of(options),
         options["peft"],
         options["loss"],
         millions(row.trained),

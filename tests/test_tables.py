@@ -91,6 +91,26 @@ def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.Monke
     assert json.loads((tmp_path / "results/row.log.jsonl").read_text())["epoch"] == 1
 
 
+def test_a_row_after_pretraining_names_both_commands_and_adds_their_minutes(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("data.rows.RESULTS", tmp_path / "results")
+    (tmp_path / "runs").mkdir()
+    facts = {"commit": "0123456", "dirty": False, "machine": "m", "parameters": {"trained": 1, "total": 1}}
+    before = Run.create(tmp_path / "runs/pre", {"options": {"loss": "tv", "weights": "none"}})
+    result = {"command": "pretrain", "seconds": 120.0, "validation": {"loss": 1.0}, "options": {"loss": "tv"}}
+    write_json(before.folder / "result.json", facts | result)
+    options = {"model": "cnn", "peft": "none", "loss": "ce", "weights": str(before.best), "word_vectors": "none"}
+    after = Run.create(tmp_path / "runs/after", {"options": options})
+    scores = {"validation": {"accuracy": 0.9}, "test": {"accuracy": 0.8}}
+    result = {"command": "train", "seconds": 60.0, "options": options | {"seed": 42}} | scores
+    write_json(after.folder / "result.json", facts | result)
+    publish(str(after.folder), "cnn-tv")
+    (row,) = published_rows(tmp_path / "results")
+    assert row.pretraining["validation"] == {"loss": 1.0}
+    assert row.minutes == 3
+    assert "| 3 | 0123456 | `pretrain`, then `train` |" in results_table(["cnn"], tmp_path / "results")
+    assert "| `cnn` | `--loss tv` | none | ce |" in models_table(tmp_path / "results")
+
+
 def test_pictures_are_complete_and_show_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     saved: set[str] = set()
     for module in ("row_pictures", "sentence_picture"):
