@@ -260,7 +260,7 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     objective = check_choice("objective", given.get("loss", Options.loss), tables.objectives)
     weights = given.get("weights", objective.training.get("weights", model.weights))
     layers = [("model", model.training | {"weights": model.weights}), ("method", method.training)]
-    layers += [("objective", objective.training)]
+    layers += [("objective", objective_defaults(given, tables, weights))]
     if weights == "none" and model.weights != "none" and not objective.pretraining:
         layers += [("random weights", FROM_RANDOM)]
     if weights == "builtin":
@@ -271,6 +271,22 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     check_owners(given, settings.options, tables)
     check_values(settings.options, model, objective)
     return settings, None
+
+
+def objective_defaults(given: Mapping[str, Any], tables: Tables, weights: str) -> dict[str, Any]:
+    """Returns the training defaults of the objective; with weights, which have a config, without a shape.
+
+    Raises ValueError for a model whose config lacks a field of the shape.
+    """
+    objective, model = given.get("loss", Options.loss), given.get("model", Options.model)
+    defaults = dict(tables.objectives[objective].training)
+    if weights != "none":
+        defaults.pop("shape", None)
+    needed = {part.partition("=")[0] for part in defaults.get("shape", "").split()}
+    fitting = [name for name, entry in tables.models.items() if needed <= field_names(entry.build.Config)]
+    if model not in fitting:
+        raise ValueError(f"--loss {objective} is for --model {' or '.join(fitting)}, not {model}")
+    return defaults
 
 
 def adapter_folder(weights: str) -> Path | None:

@@ -41,6 +41,8 @@ class TVOptions:
     def __post_init__(self) -> None:
         if self.negatives < 1 or self.negative_weight <= 0:
             raise ValueError("--negatives and --negative-weight must be above 0")
+        if self.skipped_words < 0:
+            raise ValueError(f"--skipped-words {self.skipped_words} is negative")
 
 
 class TwoViews(Module):
@@ -59,7 +61,9 @@ class TwoViews(Module):
 def prepare(model: Model, options: TVOptions, tokenizer: Tokenizer | None) -> None:
     """Adds O and c to `model`, and freezes all but them and the region embeddings."""
     if not isinstance(model, CNN) or model.regions is None:
-        raise ValueError("--loss tv pretrains the regions of a CNN: --model cnn --shape region_width=200")
+        raise ValueError(
+            "--loss tv pretrains the regions of a CNN; this model has none: --shape region_width=200 adds them"
+        )
     if options.skipped_words >= model.config.vocab_size:
         raise ValueError(f"--skipped-words {options.skipped_words} leaves no word of {model.config.vocab_size}")
     model.requires_grad_(False)

@@ -11,10 +11,12 @@ from torch.nn.functional import logsigmoid, pad
 
 import train
 from data.batches import Batch
+from data.options import resolve
 from losses import tv
 from losses.tv import TVOptions, draw_words
 from nn.cnn import CNN, CNNConfig
 from nn.regions import RegionEmbedding
+from train import TABLES
 
 LENGTHS = [17, 13, 4, 1]
 V, D, RADIUS, FIRST = 61, 5, 1, 7
@@ -129,7 +131,7 @@ def test_convolution_of_ids_equals_the_plain_form():
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
-    [("lstm", {}, "--shape region_width=200"), ("cnn", {}, "regions of a CNN"), ("bert", {}, "--model cnn")],
+    [("lstm", {}, "regions of a CNN"), ("cnn", {}, "--shape region_width=200 adds them"), ("bert", {}, "has none")],
 )
 def test_models_without_regions_are_refused(name, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -145,6 +147,27 @@ def test_a_vocabulary_without_predicted_words_is_refused():
 def test_options_without_drawn_words_are_refused(negatives, weight):
     with pytest.raises(ValueError, match="must be above 0"):
         TVOptions(negatives=negatives, negative_weight=weight)
+
+
+def test_a_negative_number_of_skipped_words_is_refused():
+    with pytest.raises(ValueError, match="--skipped-words -1 is negative"):
+        TVOptions(skipped_words=-1)
+
+
+def test_a_model_without_the_fields_of_an_objective_is_refused_by_name():
+    with pytest.raises(ValueError, match="--loss tv is for --model cnn, not lstm"):
+        resolve(["--model", "lstm", "--loss", "tv"], TABLES)
+    with pytest.raises(ValueError, match="--loss margin is for --model capsule_lstm, not gru"):
+        resolve(["--model", "gru", "--loss", "margin"], TABLES)
+
+
+def test_weights_keep_their_own_shape(tmp_path):
+    """The shape that an objective requires is for new models; weights bring their config."""
+    for name, objective in (("cnn", "tv"), ("capsule_lstm", "margin")):
+        settings, _ = resolve(["--model", name, "--loss", objective, "--weights", str(tmp_path)], TABLES)
+        assert settings.options.shape == ""
+        settings, _ = resolve(["--model", name, "--loss", objective], TABLES)
+        assert settings.options.shape != ""
 
 
 def test_the_loss_falls_and_a_classifier_starts_from_regions_that_stay(tmp_path, capsys):
