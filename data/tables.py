@@ -5,7 +5,8 @@ python -m data.tables                          rewrites all generated tables and
 
 In a README, the comment `<!-- results GROUP … -->` opens a table of the published rows of these groups (a group is the
 part of a row's name before the first dash), `<!-- models -->` opens the table with one row per model, and
-`<!-- bench NAME -->` opens a table of speeds. `<!-- baselines -->` opens the table beside another project's rows.
+`<!-- bench NAME -->` opens a table of speeds. `<!-- baselines -->` opens the table beside another project's rows, and
+`<!-- calibration -->` the one of the rows that keep their predictions.
 """
 
 import re
@@ -14,14 +15,23 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.baselines import BASELINES
+from data.calibration import (
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    log_probabilities,
+    scaled,
+)
 from data.checked import as_object, has_type, listed, parse_json, read_json, reading
 from data.errors import clean_exit
 from data.files import write_text
 from data.metrics import mean_and_deviation
 from data.pictures import new_figure
 from data.row_pictures import write_pictures
-from data.rows import RESULTS, Row, best_by_model, publish, published_rows
+from data.rows import RESULTS, PublishedRun, Row, best_by_model, publish, published_rows
 from data.runs import ROOT, Run
 
 BENCH = ROOT / "tests" / "bench"
@@ -191,6 +201,25 @@ def baselines_table(folder: Path = RESULTS) -> str:
     return markdown(header, cells)
 
 
+def calibration_table(folder: Path = RESULTS) -> str:
+    """Returns a Markdown table of the calibration of the test reviews, first seed of each row that keeps predictions.
+
+    The temperature is fitted on the validation reviews.
+    """
+    header = ("row", "temperature", "ECE", "ECE, scaled", "Brier score", "Brier score, scaled")
+    cells = []
+    for row in published_rows(folder):
+        run = PublishedRun(folder / f"{row.results[0]['row']}.json")
+        chosen, test = run.predictions("validation"), run.predictions("test")
+        if row.full_test and chosen is not None and test is not None:
+            temperature = fit_temperature(log_probabilities(chosen.probabilities), chosen.labels)
+            after = np.exp(scaled(log_probabilities(test.probabilities), temperature))
+            measures = (expected_calibration_error, brier_score)
+            found = [measure(p, test.labels) for measure in measures for p in (test.probabilities, after)]
+            cells.append((run.folder.name, f"{temperature:.3f}", *(f"{value:.4f}" for value in found)))
+    return markdown(header, cells)
+
+
 def with_tables(text: str) -> str:
     """Returns the text of a README with its generated tables made anew."""
     tables: dict[str, Callable[[str], str]] = {
@@ -198,13 +227,16 @@ def with_tables(text: str) -> str:
         "models": lambda _: models_table(),
         "bench": lambda name: bench_table(name.strip()),
         "baselines": lambda _: baselines_table(),
+        "calibration": lambda _: calibration_table(),
     }
 
     def generated(match: re.Match[str]) -> str:
         opening, kind, argument, closing = match.groups()
         return f"{opening}{tables[kind](argument)}\n{closing}"
 
-    marked = re.compile(r"(<!-- (results|models|bench|baselines)([\w -]*) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+    marked = re.compile(
+        r"(<!-- (results|models|bench|baselines|calibration)([\w -]*) -->\n).*?(<!-- /\2 -->)", re.DOTALL
+    )
     return marked.sub(generated, text)
 
 

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data.checked import read_json
 from data.files import write_json
@@ -12,7 +14,7 @@ from data.pictures import Point, label_points, new_figure
 from data.row_pictures import draw_labels, panels, training_data, write_pictures
 from data.rows import OTHER_RESULTS, RESULTS, publish, published_rows
 from data.runs import Run
-from data.tables import best_by_model, main, mean_and_deviation, models_table, results_table
+from data.tables import best_by_model, calibration_table, main, mean_and_deviation, models_table, results_table
 
 
 def write_result(
@@ -109,6 +111,17 @@ def test_a_row_after_pretraining_names_both_commands_and_adds_their_minutes(tmp_
     assert row.minutes == 3
     assert "| 3 | 0123456 | `pretrain`, then `train` |" in results_table(["cnn"], tmp_path / "results")
     assert "| `cnn` | `--loss tv` | none | ce |" in models_table(tmp_path / "results")
+
+
+def test_a_temperature_that_is_fitted_on_validation_reviews_scales_the_test_reviews(tmp_path: Path):
+    """Of four reviews with probability 0.9, three are labelled correctly: log(9)/T = log(3), so T = 2."""
+    write_result(tmp_path, "gru", validation=0.75, test=0.75)
+    write_result(tmp_path, "lstm", validation=0.75, test=0.75)  # keeps no predictions
+    p = torch.tensor([[9, 1], [9, 1], [9, 1], [9, 1]], dtype=torch.uint8)
+    for split in ("validation", "test"):
+        save_file({"probabilities": p, "labels": torch.tensor([0, 0, 0, 1])}, tmp_path / f"gru.{split}.safetensors")
+    # ECE |0.75 - 0.9| and 0;  Brier score 2 (3 · 0.1² + 0.9²) / 4 and 2 (3 · 0.25² + 0.75²) / 4
+    assert calibration_table(tmp_path).splitlines()[2:] == ["| gru | 2.000 | 0.1500 | 0.0000 | 0.4200 | 0.3750 |"]
 
 
 def test_pictures_are_complete_and_show_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
