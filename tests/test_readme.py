@@ -165,6 +165,7 @@ def shortened(arguments: list[str]) -> list[str]:
     """Returns the flags that make a run of `arguments` short: one epoch of a few reviews."""
     short = ["--epochs", "1", "--train-reviews", "8", "--batch-size", "4", "--accumulation", "1"]
     short += ["--rank", "8"] if "--rank" in arguments else []  # at most the width of the tiny model
+    short += ["--skipped-words", "0"] if "tv" in arguments else []  # their vocabulary has a few words
     for flag in ("--validation-reviews", "--test-reviews"):
         short += [flag, "4"] if flag in arguments else []
     return short

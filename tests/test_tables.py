@@ -38,6 +38,7 @@ def write_result(
 
 def test_every_published_row_has_command_seed_versions_and_log():
     readme = (RESULTS / "README.md").read_text(encoding="utf-8")
+    readme = re.sub(r"(?s)<!-- calibration.*<!-- /calibration", "", readme)  # lists rows once more
     for path in (path for path in RESULTS.glob("*.json") if path.stem not in OTHER_RESULTS):
         row = read_json(path)
         assert row["command"].startswith("python train.py ")
