@@ -102,6 +102,8 @@ def test_every_console_can_show_a_run_and_the_help(folder: Path, encoding: str, 
     done = python(folder, script, "--help", **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: python {script} [--FLAG VALUE ...]\n")
+    if encoding != "ascii":  # it has the fewest characters
+        return
     done = python(folder, "train.py", *run_arguments(folder), "--name", encoding, **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert (folder / "runs" / encoding / "result.json").is_file()
