@@ -16,7 +16,8 @@ and stay as they are, a window also reads the region u around its middle word (n
 
     c_t = ReLU(W·[x_t; …; x_{t+k-1}] + V·u_{t+⌊k/2⌋}/√D + b)
 
-√D, which is not in the paper, makes u about as long as a one-hot vector, and steps of V as small as those of W.
+The division by √D is not in the paper. It makes u shorter than a one-hot vector (data/results/SEARCH.md, "Two-view
+embeddings").
 
 Each review is padded with K - 1 zeros at both ends, where K is the largest width, so that the shortest review has
 windows too.
