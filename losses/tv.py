@@ -8,8 +8,8 @@ A region of words is one view of a text, the words next to it are the other. The
       + k · mean over t and over n words w' of  -log σ(-s(u_t, w'))
 
 The words w' are drawn anew for each batch, log-uniformly by their rank: p(w') ∝ log(1 + 1/w') for ranks from 1, about
-the frequency of words (Zipf's law). Regions of the same batch share them, so that their scores are one matrix product. The most frequent
-words tell little about a text and are not predicted.
+the frequency of words (Zipf's law). Regions of the same batch share them, so that their scores are one matrix product.
+The most frequent words tell little about a text and are not predicted.
 
 O and c exist during training only. The CNN reads u_t, which stays as it is, beside the words of a window (nn/cnn.py).
 
