@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nn.autocast import product_dtype
 from nn.dropout import LEVELS, Dropout, keep_mask
 
 BLOCK = 2**20  # scores in a block, unless one head of one review has more
@@ -222,7 +223,7 @@ def block_attention(
     """
     threshold = dropout.threshold if dropout.active else 0
     training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_r, q_r))
-    dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
+    dtype = product_dtype(q)
     bias = None if mask.all() else mask_bias(mask, dtype)
     tensors = (None if x is None else x.to(dtype) for x in (q, k, v, k_r, q_r))
     with torch.autocast(q.device.type, enabled=False):

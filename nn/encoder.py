@@ -27,6 +27,7 @@ from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, Parameter
 from torch.utils.checkpoint import checkpoint
 
 from nn.attention import Prefix, Queries, select_queries
+from nn.autocast import product_dtype
 from nn.dropout import Dropout
 
 GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), ibid.
@@ -69,9 +70,7 @@ def in_product_dtype(x: Tensor) -> Tensor:
     Residuals, norms and activations of the layers then have the dtype of the products, and nothing is cast between
     them. Norms and softmax compute in fp32 inside their kernels.
     """
-    device = x.device.type
-    bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-    return x.bfloat16() if bf16 else x
+    return x.bfloat16() if product_dtype(x) == torch.bfloat16 else x
 
 
 def checkpointed(layer: Module, enabled: bool) -> Callable[..., Tensor]:

@@ -47,8 +47,7 @@ class GRULayer(Module):
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
         a = project_inputs(x, weight=self.weight, bias=self.bias)  # [N, T·B, 3D]
         ways = stack_directions(padding, len(a))  # [N, T, B]
-        with torch.autocast(x.device.type, enabled=False):
-            h = fast_gru(a, u=self.recurrent, d=self.recurrent_bias, padding=ways)  # [N, T, B, D]
+        h = fast_gru(a, u=self.recurrent, d=self.recurrent_bias, padding=ways)  # [N, T, B, D]
         return join_directions(h, padding)  # [B, T, N·D]
 
 

@@ -45,8 +45,7 @@ class LSTMLayer(Module):
         """x: [B, T, in];  mask: bool [B, T], padding on the right -> h [B, T, N·D], 0 at padding."""
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
         a = project_inputs(x, weight=self.weight, bias=self.bias)  # [N, T·B, 4D]
-        with torch.autocast(x.device.type, enabled=False):
-            h = fast_lstm(a, u=self.recurrent, padding=stack_directions(padding, len(a)))  # [N, T, B, D]
+        h = fast_lstm(a, u=self.recurrent, padding=stack_directions(padding, len(a)))  # [N, T, B, D]
         return join_directions(h, padding)  # [B, T, N·D]
 
 

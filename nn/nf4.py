@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from nn.quantized_linear import QuantizedLinear, output_dtype
+from nn.autocast import product_dtype
+from nn.quantized_linear import QuantizedLinear
 
 BLOCK, CONSTANTS = 64, 256  # weights with one c;  c's with one s
 TINY = 1e-38  # in place of the maximum of a block of zeros
@@ -114,7 +115,7 @@ class NF4Linear(QuantizedLinear):
 
     def product(self, x: Tensor) -> Tensor:
         """Computes x Wᵀ in the dtype of autocast, or else of x: [M, in] -> [M, out]"""
-        return NF4Matmul.apply(x, self, output_dtype(x))
+        return NF4Matmul.apply(x, self, product_dtype(x))
 
 
 class NF4Matmul(torch.autograd.Function):

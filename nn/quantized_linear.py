@@ -1,14 +1,9 @@
 """The base class of frozen linear layers with weights in few bits (nn/quant.py: 8 bits, nn/nf4.py: 4 bits)."""
 
-import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-
-def output_dtype(x: Tensor) -> torch.dtype:
-    """Returns the dtype of a torch Linear's output for the input x: that of autocast, or else of x."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+from nn.autocast import product_dtype
 
 
 class QuantizedLinear(Module):
@@ -36,4 +31,4 @@ class QuantizedLinear(Module):
         """[..., in] -> [..., out] in the dtype of torch's Linear"""
         y = self.product(x.flatten(0, -2))
         y = y if self.bias is None else y.add_(self.bias.to(y.dtype))
-        return y.to(output_dtype(x)).unflatten(0, x.shape[:-1])
+        return y.to(product_dtype(x)).unflatten(0, x.shape[:-1])

@@ -31,6 +31,9 @@ GRU (nn/gru.py), gates in the order r, z, n, with p = U h₋:
     δa_r = δa_n ⊙ m ⊙ r ⊙ (1 - r)             δa_z = δh ⊙ (h₋ - n) ⊙ z ⊙ (1 - z)
     δp = [δa_r, δa_z, δa_n ⊙ r]               δU = Σ_t δp h₋ᵀ        δd_n = Σ_t δa_n ⊙ r
 
+Under autocast, the products of the loop are in its dtype: U, h₋ and δa₊ are rounded for them. States, gates and sums
+stay in fp32, since the rounding errors of a long sequence would add up in them.
+
 Padding is on the right, so the first direction reads it after all real steps. The second direction starts on padding;
 its state stays 0 there, because the LSTM's input gate i is forced to 0 and the GRU's update gate z to 1.
 """
@@ -42,6 +45,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import pad
+
+from nn.autocast import product_dtype
 
 SATURATED = 1e4  # σ(-SATURATED) = 0 and σ(SATURATED) = 1 exactly
 MINUS_ONE, TWO, FOUR = torch.tensor([-1.0, 2.0, 4.0])  # tensors: faster in each step than Python numbers
@@ -70,8 +75,8 @@ def project_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Computes a = W x + b of all steps in one product. x: [T, B, in];  weight: [N, G, in];  bias: [N, G] ->
     [N, T·B, G] in weight's dtype.
 
-    The result is fp32 under autocast too, since the state of a long sequence needs full precision. Inputs are
-    zero-padded to a multiple of 8 columns: with 300 columns, CPU products are up to 1.5 × slower.
+    The result is fp32 under autocast too, as the sums of the loop. Inputs are zero-padded to a multiple of 8 columns:
+    with 300 columns, CPU products are up to 1.5 × slower.
     """
     columns = (0, -x.size(-1) % 8)
     x = stack_directions(pad(x, columns), len(weight)).flatten(1, 2)  # [N, T·B, in]
@@ -88,16 +93,42 @@ def time_steps(buffers: Buffers, reverse: bool = False) -> Iterator[Buffers]:
     return map(kind._make, reversed(views) if reverse else views)
 
 
+class StepProduct:
+    """Computes y W of each step. W: [N, in, out], in the dtype of the product;  y: [N, B, in], is rounded to it."""
+
+    def __init__(self, w: Tensor, batch: int) -> None:
+        self.w = w.contiguous()
+        self.rounded = w.new_empty(len(w), batch, w.size(1))
+        self.product = w.new_empty(len(w), batch, w.size(2))
+
+    def of(self, y: Tensor) -> Tensor:
+        """Returns y W, overwritten by the next step."""
+        return torch.bmm(y if y.dtype == self.w.dtype else self.rounded.copy_(y), self.w, out=self.product)
+
+    def plus(self, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
+        """Computes x + y W in the dtype of x."""
+        if y.dtype == self.w.dtype:
+            return torch.baddbmm(x, y, self.w, out=out)
+        return torch.add(x, self.of(y), out=out)
+
+
+def gradient_of_u(da: Tensor, h_before: Tensor, dtype: torch.dtype) -> Tensor:
+    """Computes δU = Σ_t δa h₋ᵀ in one product of `dtype`. da: [N, T·B, G];  h_before: [N, T, B, D] -> [N, G, D]"""
+    return torch.bmm(da.to(dtype).transpose(1, 2), h_before.to(dtype).flatten(1, 2)).to(da.dtype)
+
+
 # ------------------------------------------------------------------------------------------------------------ LSTM
 
 
-def plain_lstm(a: Tensor, u: Tensor, padding: Tensor) -> Tensor:
+def plain_lstm(a: Tensor, u: Tensor, padding: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Computes the LSTM step by step. a: [N, T·B, 4D];  u: [N, 4D, D];  padding: bool [N, T, B], in each direction's
-    reading order -> h of every step, [N, T, B, D]. States at padding are not specified."""
+    reading order;  dtype: of the products, by default that of u -> h of every step, [N, T, B, D]. States at padding are
+    not specified."""
+    dtype = dtype or u.dtype
     h = c = a.new_zeros(*padding.shape[::2], u.size(-1))
     out = []
     for a_t, padded in zip(a.unflatten(1, padding.shape[1:]).unbind(1), padding[..., None].unbind(1), strict=True):
-        i, f, g, o = (a_t + h @ u.transpose(1, 2)).chunk(4, -1)  # [N, B, D] each
+        i, f, g, o = (a_t + h.to(dtype) @ u.to(dtype).transpose(1, 2)).chunk(4, -1)  # [N, B, D] each
         c = f.sigmoid() * c + i.sigmoid().masked_fill(padded, 0) * g.tanh()
         h = o.sigmoid() * c.tanh()
         out.append(h)
@@ -105,8 +136,11 @@ def plain_lstm(a: Tensor, u: Tensor, padding: Tensor) -> Tensor:
 
 
 def fast_lstm(a: Tensor, u: Tensor, padding: Tensor) -> Tensor:
-    """Computes `plain_lstm` and its gradients with the fast form; overwrites `a`."""
-    return LSTMFunction.apply(a, u, padding)[0]
+    """Computes `plain_lstm` and its gradients with the fast form; overwrites `a`. The dtype of the products is that of
+    autocast, or else of u."""
+    dtype = product_dtype(u)
+    with torch.autocast(u.device.type, enabled=False):
+        return LSTMFunction.apply(a, u, padding, dtype)[0]
 
 
 class LSTMStep(NamedTuple):
@@ -150,7 +184,7 @@ class LSTMFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, u: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, a: Tensor, u: Tensor, padding: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Returns h and the overwritten `a`, which autograd requires as an output."""
         (directions, length, batch), width = padding.shape, u.size(-1)
         y = a.view(directions, length, batch, 4 * width)
@@ -158,32 +192,34 @@ class LSTMFunction(Function):
         h = a.new_empty(directions, length + 1, batch, width)
         h_before, c_before = h[:, 0].zero_(), factors[:, 0, :, 1].zero_()  # [N, B, D] each
         y[1:, ..., :width].masked_fill_(padding[1:, ..., None], -SATURATED)  # i = 0
-        u_t, sums = u.transpose(1, 2).contiguous(), a.new_empty(directions, batch, 4 * width)
+        recurrent, sums = StepProduct(u.to(dtype).transpose(1, 2), batch), a.new_empty(directions, batch, 4 * width)
         sums_g = sums[..., 2 * width : 3 * width]
         for step in time_steps(lstm_buffers(y=y, h=h, factors=factors)):
-            torch.baddbmm(step.y, h_before, u_t, out=sums)  # a + U h₋
+            recurrent.plus(step.y, h_before, out=sums)  # a + U h₋
             sums_g.mul_(TWO)
             lstm_step(step, sums=sums, c_before=c_before)
             h_before, c_before = step.h, step.c
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(a, factors, h, u)
+        ctx.dtype = dtype
         return h[:, 1:], a
 
     @staticmethod
-    def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
         """dh: [N, T, B, D] -> δa, δU"""
         a, factors, h, u = ctx.saved_tensors
         da, dh_total, da_after = torch.empty_like(a), torch.empty_like(h[:, 0]), None
+        recurrent = StepProduct(u.to(ctx.dtype), batch=h.size(2))
         dc = torch.zeros_like(dh_total)
         for step in time_steps(lstm_backward_buffers(dh=dh, a=a, factors=factors, da=da), reverse=True):
             if da_after is None:
                 dh_total.copy_(step.dh)
             else:
-                torch.baddbmm(step.dh, da_after.flatten(2), u, out=dh_total)  # δh + Uᵀ δa₊
+                recurrent.plus(step.dh, da_after.flatten(2), out=dh_total)  # δh + Uᵀ δa₊
             lstm_backward_step(step, dh=dh_total, dc=dc)
             da_after = step.da
-        return da, torch.bmm(da.transpose(1, 2), h[:, :-1].flatten(1, 2)), None  # the sum runs over T·B
+        return da, gradient_of_u(da, h_before=h[:, :-1], dtype=ctx.dtype), None, None
 
 
 def lstm_buffers(y: Tensor, h: Tensor, factors: Tensor) -> LSTMStep:
@@ -228,14 +264,16 @@ def lstm_backward_step(step: LSTMBackwardStep, dh: Tensor, dc: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------------------- GRU
 
 
-def plain_gru(a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> Tensor:
+def plain_gru(a: Tensor, u: Tensor, d: Tensor, padding: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Computes the GRU step by step. a: [N, T·B, 3D];  u: [N, 3D, D];  d: d_n, [N, D];  padding: bool [N, T, B], in
-    each direction's reading order -> h of every step, [N, T, B, D]. States at padding are not specified."""
+    each direction's reading order;  dtype: of the products, by default that of u -> h of every step, [N, T, B, D].
+    States at padding are not specified."""
+    dtype = dtype or u.dtype
     h = a.new_zeros(*padding.shape[::2], u.size(-1))
     out = []
     for a_t, padded in zip(a.unflatten(1, padding.shape[1:]).unbind(1), padding[..., None].unbind(1), strict=True):
         a_r, a_z, a_n = a_t.chunk(3, -1)  # [N, B, D] each
-        p_r, p_z, p_n = (h @ u.transpose(1, 2)).chunk(3, -1)
+        p_r, p_z, p_n = (h.to(dtype) @ u.to(dtype).transpose(1, 2)).chunk(3, -1)
         r, z = (a_r + p_r).sigmoid(), (a_z + p_z).sigmoid().masked_fill(padded, 1)
         n = (a_n + r * (p_n + d[:, None])).tanh()
         h = (1 - z) * n + z * h
@@ -244,8 +282,11 @@ def plain_gru(a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> Tensor:
 
 
 def fast_gru(a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> Tensor:
-    """Computes `plain_gru` and its gradients with the fast form; overwrites `a`."""
-    return GRUFunction.apply(a, u, d, padding)[0]
+    """Computes `plain_gru` and its gradients with the fast form; overwrites `a`. The dtype of the products is that of
+    autocast, or else of u."""
+    dtype = product_dtype(u)
+    with torch.autocast(u.device.type, enabled=False):
+        return GRUFunction.apply(a, u, d, padding, dtype)[0]
 
 
 class GRUStep(NamedTuple):
@@ -291,7 +332,9 @@ class GRUFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, a: Tensor, u: Tensor, d: Tensor, padding: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Returns h and the overwritten `a`, which autograd requires as an output."""
         (directions, length, batch), width = padding.shape, u.size(-1)
         gates = a.view(directions, length, batch, 3 * width)
@@ -299,33 +342,34 @@ class GRUFunction(Function):
         m = a.new_empty(directions, length, batch, width)
         h = a.new_empty(directions, length + 1, batch, width)
         h_before = h[:, 0].zero_()  # [N, B, D]
-        u_t, p = u.transpose(1, 2).contiguous(), a.new_empty(directions, batch, 3 * width)
-        p_r_z, p_n, d = p[..., : 2 * width], p[..., 2 * width :], d[:, None]  # [N, B, 2D], [N, B, D], [N, 1, D]
+        recurrent, d = StepProduct(u.to(dtype).transpose(1, 2), batch), d[:, None]  # d: [N, 1, D]
+        p_r_z, p_n = recurrent.product.split([2 * width, width], -1)  # views of p = U h₋, [N, B, 2D] and [N, B, D]
         for step in time_steps(gru_buffers(gates=gates, m=m, h=h)):
-            torch.bmm(h_before, u_t, out=p)  # p = U h₋
+            recurrent.of(h_before)
             gru_step(step, p_r_z=p_r_z, m=torch.add(p_n, d, out=step.m), h_before=h_before)
             h_before = step.h
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(a, m, h, u)
+        ctx.dtype = dtype
         return h[:, 1:], a
 
     @staticmethod
-    def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """dh: [N, T, B, D] -> δa, δU, δd_n"""
         a, m, h, u = ctx.saved_tensors
         da, dp = torch.empty_like(a), torch.empty_like(a)
         dh_total, dh_z, scratch = (torch.empty_like(h[:, 0]) for _ in range(3))
-        dp_after = None
+        recurrent, dp_after = StepProduct(u.to(ctx.dtype), batch=h.size(2)), None
         for step in time_steps(gru_backward_buffers(dh=dh, a=a, m=m, h=h, da=da, dp=dp), reverse=True):
             if dp_after is None:
                 dh_total.copy_(step.dh)
             else:
-                torch.baddbmm(step.dh, dp_after, u, out=dh_total).add_(dh_z)  # δh + Uᵀ δp₊ + δh₊ ⊙ z₊
+                recurrent.plus(step.dh, dp_after, out=dh_total).add_(dh_z)  # δh + Uᵀ δp₊ + δh₊ ⊙ z₊
             gru_backward_step(step, dh=dh_total, dh_z=dh_z, scratch=scratch)
             dp_after = step.dp
-        du = torch.bmm(dp.transpose(1, 2), h[:, :-1].flatten(1, 2))  # the sum runs over T·B
-        return da, du, dp[..., 2 * u.size(-1) :].sum(1), None
+        du = gradient_of_u(dp, h_before=h[:, :-1], dtype=ctx.dtype)
+        return da, du, dp[..., 2 * u.size(-1) :].sum(1), None, None
 
 
 def gru_buffers(gates: Tensor, m: Tensor, h: Tensor) -> GRUStep:

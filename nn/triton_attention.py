@@ -37,6 +37,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nn.autocast import product_dtype
+
 try:
     import triton  # type: ignore[import-not-found, unused-ignore]
     import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
@@ -554,8 +556,7 @@ def disentangled_attention(
     if q.dtype not in DTYPES:
         raise ValueError(f"dtype {q.dtype} is not supported; supported: {', '.join(map(str, DTYPES))}")
 
-    kind = q.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+    dtype = product_dtype(q)
 
     def token_major(x: Tensor) -> Tensor:
         """[B, H, T, K] -> [B, T, H, K], contiguous: no copy of what `split_heads` returns. Casts as autocast does."""

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
 from data.flags import option
+from nn.autocast import product_dtype
 from nn.dropout import Dropout
 from nn.encoder import Encoder
 from nn.quantized_linear import QuantizedLinear
@@ -83,8 +84,7 @@ class LoRALinear(Wrapped):
 
     def update(self, x: Tensor) -> Tensor:
         """Computes s·B(A dropout(x)): [..., in] -> [..., out]"""
-        mixed = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if mixed else x.dtype
+        dtype = product_dtype(x)
         keep, p = self.dropout.mask(x) if self.dropout.active else (None, 0.0)
         with torch.autocast(x.device.type, enabled=False):
             return LowRank.apply(x, self.A, self.B, self.scale, keep, p, dtype)

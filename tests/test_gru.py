@@ -69,6 +69,21 @@ def test_fast_form_equals_the_plain_form_with_gradients():
     torch.testing.assert_close(*(torch.autograd.grad(h, (a, u, d), upstream) for h in (fast, plain)))
 
 
+def test_products_under_autocast_are_rounded_as_in_the_plain_form():
+    padding = stack_directions(~MASK.T, 2)
+    a, u, d = (x.detach().float().requires_grad_() for x in scan_inputs())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fast = fast_gru(a.clone(), u=u, d=d, padding=padding)
+    plain = plain_gru(a, u=u, d=d, padding=padding, dtype=torch.bfloat16)
+    assert fast.dtype == torch.float32
+    fast, plain, exact = (join_directions(h, ~MASK.T) for h in (fast, plain, plain_gru(a, u=u, d=d, padding=padding)))
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
+    assert not torch.allclose(fast, exact, rtol=0, atol=1e-4)  # without rounding it would be equal
+    upstream = torch.randn_like(fast)
+    gradients = (torch.autograd.grad(h, (a, u, d), upstream) for h in (fast, plain))
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
+
+
 def test_equals_torch_with_copied_weights():
     torch.manual_seed(0)
     ours = randomize(GRU(input_size=IN, hidden_size=D, num_layers=2))
