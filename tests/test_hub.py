@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny, tiny_weights
+from conftest import tiny, tiny_weights
+from hub_client import answers
 from safetensors.torch import load_file, save_file
 
 import peft
@@ -42,17 +41,6 @@ from data.hub import (
 from nn.checkpoint import load_pretrained
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
-PROGRAM = """
-import sys
-from nn.checkpoint import load_pretrained
-from data.tokenization import load_tokenizer
-for name in sys.argv[1:]:
-    try:
-        model, tokenizer = load_pretrained(name), load_tokenizer(name)
-        print("sum", sum(p.double().sum().item() for p in model.parameters()), tokenizer.vocab_size)
-    except (ValueError, OSError) as error:
-        print("error", error)
-"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -190,23 +178,18 @@ def hub(tmp_path: Path) -> Iterator[type[Hub]]:
     server.server_close()
 
 
-def run(hub: type[Hub], program: str, *names: str, **settings: str) -> list[str]:
-    """Runs a program in a new process, since huggingface_hub reads its settings at import. Returns a line a name.
+def run(hub: type[Hub], function: str, *names: str, **settings: str) -> list[str]:
+    """Calls a function with each hub id in a new process. Returns a line for each.
 
     settings: environment variables that replace those of the fixture.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | hub.settings | settings
-    command = [sys.executable, "-c", program, *names]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(names)
-    return lines
+    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    return answers(function, *names, settings=environment | hub.settings | settings)
 
 
 def load(hub: type[Hub], *names: str, **settings: str) -> list[str]:
     """Loads each hub id. Returns a line for each."""
-    return run(hub, PROGRAM, *names, **settings)
+    return run(hub, "load", *names, **settings)
 
 
 def fetched(hub: type[Hub]) -> set[str]:
@@ -263,15 +246,7 @@ def test_without_a_network_the_error_names_the_remedy(hub: type[Hub]):
 
 def call(hub: type[Hub], function: str, name: str, **settings: str) -> str:
     """Calls a function of data/hub.py with a hub id. Returns its value or error as text."""
-    program = f"""
-import sys
-from data.hub import {function}
-try:
-    print({function}(sys.argv[1]))
-except (ValueError, OSError) as error:
-    print("error", error)
-"""
-    (line,) = run(hub, program, name, **settings)
+    (line,) = run(hub, function, name, **settings)
     return line
 
 
