@@ -40,7 +40,7 @@ PROMPT = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
 P_TUNING = {"learning_rate": 3e-4, "head_learning_rate": 1e-3}
 HEAD = {"learning_rate": 1e-3}
 BITFIT = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
-HOULSBY = {"learning_rate": 3e-3, "head_learning_rate": 1e-3}
+HOULSBY = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
 IA3 = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
 # found on the built-in reviews and on IMDB: data/results/SEARCH.md
 BUILTIN = {"learning_rate": 4e-4}
