@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -27,6 +28,10 @@ ROOT = Path(__file__).parent.parent
 TINY = {"vocab_size": 61, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "feed_forward_size": 17}
 TINY_WORDS = {"embedding_size": 10, "filters": 7, "num_capsules": 5, "capsule_size": 4, "attention_size": 11}
 ENCODERS = [name for name, entry in MODELS.items() if entry.tokenizer != "wordlevel"]
+ADAPTERS = [name for name, entry in METHODS.items() if entry.apply is not None]
+VIRTUAL = ["prefix", "prompt", "p_tuning", "p_tuning_v2"]
+PAIRS = [(n, m) for n, m in product(ENCODERS, ADAPTERS) if (n, m) != ("modernbert", "bitfit")]  # it has no biases
+both = pytest.mark.parametrize(("name", "method"), PAIRS)
 
 
 def tiny(name: str, seed: int = 0, **changes) -> torch.nn.Module:
@@ -75,6 +80,27 @@ def adapt(model: torch.nn.Module, method: str, **options) -> torch.nn.Module:
         if name.endswith((".B", ".magnitude", ".l", ".up")) or name.startswith("virtual."):
             parameter.data += 0.3 * torch.randn_like(parameter)
     return model
+
+
+def train_steps(model: torch.nn.Module, steps: int = 3) -> None:
+    """Trains `model` for a few steps, each on another batch."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(steps):
+        ids, mask = token_batch([7, 5, 3], seed=step)
+        torch.nn.functional.cross_entropy(model.train()(ids, mask), torch.tensor([0, 1, 1])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns copies of all parameters."""
+    return {key: p.detach().clone() for key, p in model.named_parameters()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key, tensor in a.items():
+        assert torch.equal(tensor, b[key]), key
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny, tiny_weights
+from conftest import assert_same, tiny, tiny_weights, weights
 from hub_client import answers
 from safetensors.torch import load_file, save_file
 
@@ -291,17 +291,6 @@ def legacy(folder: Path, name: str = BIN) -> Path:
     torch.save(load_file(folder / WEIGHTS), folder / name, _use_new_zipfile_serialization=False)
     (folder / WEIGHTS).unlink()
     return folder / name
-
-
-def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Returns copies of all parameters."""
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name, tensor in a.items():
-        assert torch.equal(tensor, b[name]), name
 
 
 @pytest.fixture
