@@ -105,11 +105,9 @@ class StepProduct:
         """Returns y W, overwritten by the next step."""
         return torch.bmm(y if y.dtype == self.w.dtype else self.rounded.copy_(y), self.w, out=self.product)
 
-    def plus(self, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-        """Computes x + y W in the dtype of x."""
-        if y.dtype == self.w.dtype:
-            return torch.baddbmm(x, y, self.w, out=out)
-        return torch.add(x, self.of(y), out=out)
+    def add_to(self, x: Tensor, y: Tensor) -> Tensor:
+        """Adds y W to x in place, in the dtype of x."""
+        return x.baddbmm_(y, self.w) if y.dtype == self.w.dtype else x.add_(self.of(y))
 
 
 def gradient_of_u(da: Tensor, h_before: Tensor, dtype: torch.dtype) -> Tensor:
@@ -149,7 +147,7 @@ class LSTMStep(NamedTuple):
     y has width 4D, the others D.
     """
 
-    y: Tensor  # a, then the gates [i, f, s, o]
+    y: Tensor  # a, then a + U h₋, then the gates [i, f, s, o]
     i: Tensor
     f: Tensor
     s: Tensor
@@ -192,12 +190,10 @@ class LSTMFunction(Function):
         h = a.new_empty(directions, length + 1, batch, width)
         h_before, c_before = h[:, 0].zero_(), factors[:, 0, :, 1].zero_()  # [N, B, D] each
         y[1:, ..., :width].masked_fill_(padding[1:, ..., None], -SATURATED)  # i = 0
-        recurrent, sums = StepProduct(u.to(dtype).transpose(1, 2), batch), a.new_empty(directions, batch, 4 * width)
-        sums_g = sums[..., 2 * width : 3 * width]
+        recurrent = StepProduct(u.to(dtype).transpose(1, 2), batch)
         for step in time_steps(lstm_buffers(y=y, h=h, factors=factors)):
-            recurrent.plus(step.y, h_before, out=sums)  # a + U h₋
-            sums_g.mul_(TWO)
-            lstm_step(step, sums=sums, c_before=c_before)
+            recurrent.add_to(step.y, h_before)  # a + U h₋
+            lstm_step(step, c_before=c_before)
             h_before, c_before = step.h, step.c
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
@@ -213,10 +209,9 @@ class LSTMFunction(Function):
         recurrent = StepProduct(u.to(ctx.dtype), batch=h.size(2))
         dc = torch.zeros_like(dh_total)
         for step in time_steps(lstm_backward_buffers(dh=dh, a=a, factors=factors, da=da), reverse=True):
-            if da_after is None:
-                dh_total.copy_(step.dh)
-            else:
-                recurrent.plus(step.dh, da_after.flatten(2), out=dh_total)  # δh + Uᵀ δa₊
+            dh_total.copy_(step.dh)
+            if da_after is not None:
+                recurrent.add_to(dh_total, da_after.flatten(2))  # δh + Uᵀ δa₊
             lstm_backward_step(step, dh=dh_total, dc=dc)
             da_after = step.da
         return da, gradient_of_u(da, h_before=h[:, :-1], dtype=ctx.dtype), None, None
@@ -230,9 +225,10 @@ def lstm_buffers(y: Tensor, h: Tensor, factors: Tensor) -> LSTMStep:
     return LSTMStep(y=y, i=i, f=f, s=s, o=o, g=g, four_i=four_i, tanh_c=tanh_c, c=c, h=h[:, 1:])
 
 
-def lstm_step(step: LSTMStep, sums: Tensor, c_before: Tensor) -> None:
-    """Computes the gates, c and h of one step in place. sums: a + U h₋, doubled for g, [N, B, 4D];  c_before: c₋"""
-    torch.sigmoid(sums, out=step.y)  # i, f, s, o
+def lstm_step(step: LSTMStep, c_before: Tensor) -> None:
+    """Computes the gates, c and h of one step in place. step.y: a + U h₋, [N, B, 4D];  c_before: c₋"""
+    step.s.mul_(TWO)
+    step.y.sigmoid_()  # i, f, s, o
     torch.add(MINUS_ONE, step.s, alpha=2, out=step.g)  # g = 2s - 1
     torch.mul(step.i, FOUR, out=step.four_i)
     torch.mul(step.i, step.g, out=step.c).addcmul_(step.f, c_before)  # c = i ⊙ g + f ⊙ c₋
@@ -362,10 +358,9 @@ class GRUFunction(Function):
         dh_total, dh_z, scratch = (torch.empty_like(h[:, 0]) for _ in range(3))
         recurrent, dp_after = StepProduct(u.to(ctx.dtype), batch=h.size(2)), None
         for step in time_steps(gru_backward_buffers(dh=dh, a=a, m=m, h=h, da=da, dp=dp), reverse=True):
-            if dp_after is None:
-                dh_total.copy_(step.dh)
-            else:
-                recurrent.plus(step.dh, dp_after, out=dh_total).add_(dh_z)  # δh + Uᵀ δp₊ + δh₊ ⊙ z₊
+            dh_total.copy_(step.dh)
+            if dp_after is not None:
+                recurrent.add_to(dh_total, dp_after).add_(dh_z)  # δh + Uᵀ δp₊ + δh₊ ⊙ z₊
             gru_backward_step(step, dh=dh_total, dh_z=dh_z, scratch=scratch)
             dp_after = step.dp
         du = gradient_of_u(dp, h_before=h[:, :-1], dtype=ctx.dtype)

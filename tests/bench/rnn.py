@@ -5,11 +5,14 @@ with inputs 300 wide.
 
 The first comparison has 64 × 256 tokens without padding. With a directory, the second one has BATCHES batches of 64
 reviews with their real lengths, truncated to 400 words. Ours are bucketed by length as in train.py; torch's are random
-and padded to their longest review, bucketed, or bucketed and packed (pack_padded_sequence). The implementations
-alternate in one process. A row has the medians in seconds and the ratio of torch's fastest to ours: above 1, ours is
-faster.
+and padded to their longest review, bucketed, or bucketed and packed (pack_padded_sequence). Each runs in fp32 and under
+autocast to bf16, torch's also with weights and inputs in bf16. The implementations alternate in one process.
+
+A row has the medians in seconds and two ratios, above 1 where ours is faster: torch's fastest in fp32 to ours in fp32,
+and torch's fastest of all to ours in bf16.
 """
 
+import copy
 import json
 import statistics
 import sys
@@ -52,9 +55,11 @@ def compare(name: str, steps: dict[str, Callable[[], None]], repeats: int) -> No
         for key, step in steps.items():
             times[key].append(seconds(step))
     medians = {key: statistics.median(values[1:]) for key, values in times.items()}
+    theirs = {key: value for key, value in medians.items() if not key.startswith("ours")}
+    fp32 = min(value for key, value in theirs.items() if "bf16" not in key) / medians["ours"]
+    bf16 = min(theirs.values()) / medians["ours, bf16"]
     row = {"work": name, **{key: round(value, 3) for key, value in medians.items()}}
-    fastest = min(value for key, value in medians.items() if key != "ours")
-    print(json.dumps(row | {"ratio": round(fastest / medians["ours"], 2)}), flush=True)
+    print(json.dumps(row | {"ratio fp32": round(fp32, 2), "ratio bf16": round(bf16, 2)}), flush=True)
 
 
 def real_lengths(directory: str) -> np.ndarray:
@@ -83,20 +88,30 @@ def real_batches(directory: str) -> PairedBatches:
 
 
 def training_steps(ours: Module, theirs: Module, batches: PairedBatches) -> dict[str, Callable[[], None]]:
-    """Returns a function for each implementation that runs forward and backward of all its batches."""
+    """Returns a function for each implementation and precision that runs forward and backward of all its batches."""
+    theirs_bf16 = copy.deepcopy(theirs).bfloat16()
 
-    def run_ours() -> None:
+    def run_ours(mixed: bool) -> None:
         for x, mask in batches["ours"]:
-            ours(x, mask).sum().backward()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                h = ours(x, mask)
+            h.sum().backward()
 
-    def run_torch(key: str) -> None:
+    def run_torch(key: str, module: Module, mixed: bool) -> None:
         for x, mask in batches[key]:
+            x = x.to(next(module.parameters()).dtype)
             if "packed" in key:
                 x = pack_padded_sequence(x, mask.sum(1), batch_first=True, enforce_sorted=False)
-            output = theirs(x)[0]
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                output = module(x)[0]
             (output.data if "packed" in key else output).sum().backward()
 
-    return {key: run_ours if key == "ours" else partial(run_torch, key) for key in batches}
+    steps: dict[str, Callable[[], None]] = {"ours": partial(run_ours, False), "ours, bf16": partial(run_ours, True)}
+    for key in (key for key in batches if key != "ours"):
+        steps[key] = partial(run_torch, key, theirs, False)
+        steps[f"{key}, bf16 autocast"] = partial(run_torch, key, theirs, True)
+        steps[f"{key}, bf16 weights"] = partial(run_torch, key, theirs_bf16, False)
+    return steps
 
 
 def main(repeats: int, directory: str | None) -> None:
