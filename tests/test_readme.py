@@ -238,9 +238,9 @@ QUESTIONS = {
 def test_the_first_command_teaches_plain_english(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """One epoch of the three; half of the training reviews and 500 of the 4,000 validation reviews."""
+    """One epoch of the three; 5,000 of the 16,000 training reviews and 500 of the 4,000 validation reviews."""
     monkeypatch.delenv("IMDB_DIR", raising=False)
-    command = "--model deberta --peft lora --data demo --epochs 1 --train-reviews 8000 --validation-reviews 500"
+    command = "--model deberta --peft lora --data demo --epochs 1 --train-reviews 5000 --validation-reviews 500"
     train.main([*command.split(), "--name", "first", "--runs", str(tmp_path)])
     questions = tmp_path / "questions.txt"
     questions.write_text("\n".join(QUESTIONS))
