@@ -73,8 +73,8 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
     "adversarial":  ObjectiveEntry(mixed.objective, mixed.AdversarialOptions, prepare=mixed.prepare, ranks=True),
     "mixed":        ObjectiveEntry(mixed.objective, mixed.MixedOptions, prepare=mixed.prepare, unlabelled=True, ranks=True),
     "mlm":          ObjectiveEntry(mlm.objective, mlm.MLMOptions, PRETRAINING, mlm.prepare, pretraining=True, ranks=True),
-    "lm":           ObjectiveEntry(lm.objective, lm.LMOptions, LANGUAGE_MODEL, lm.prepare, pretraining=True),
-    "tv":           ObjectiveEntry(tv.objective, tv.TVOptions, REGIONS, tv.prepare, pretraining=True),
+    "lm":           ObjectiveEntry(lm.objective, lm.LMOptions, LANGUAGE_MODEL, lm.prepare, pretraining=True, ranks=True),
+    "tv":           ObjectiveEntry(tv.objective, tv.TVOptions, REGIONS, tv.prepare, pretraining=True, ranks=True),
     "rtd":          ObjectiveEntry(rtd.objective, rtd.RTDOptions, PRETRAINING, rtd.prepare, pretraining=True, ranks=True),
 }
 # fmt: on

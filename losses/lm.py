@@ -67,36 +67,48 @@ def prepare(model: Model, options: LMOptions, tokenizer: Tokenizer | None) -> No
     model.pretraining = LM(c.hidden_size, vocab_size=c.vocab_size, cutoffs=cutoffs, directions=directions)
 
 
+def predictions(mask: Tensor, reading: Reading) -> list[tuple[Tensor, Tensor]]:
+    """Returns for each direction the position that each step predicts, and whether both are in the text.
+
+    mask: bool [B, T] -> int64 [S], bool [B, S]
+    """
+    length = mask.size(1)
+    first = torch.arange(0, length, reading.stride, device=mask.device)  # [S], the first word of each step
+    offsets = (first + reading.ahead + 1, first - reading.behind - 1)  # [S], the predicted word, forward and backward
+    found = []
+    for position in offsets[: reading.directions]:
+        inside, position = (position >= 0) & (position < length), position.clamp(0, length - 1)
+        found.append((position, mask[:, first] & mask[:, position] & inside))
+    return found
+
+
 def predicted_words(h: Tensor, input_ids: Tensor, mask: Tensor, reading: Reading) -> list[tuple[Tensor, Tensor]]:
     """Pairs the states of each direction with the words that they predict.
 
     h: [B, S, N·D];  input_ids: int64 [B, T];  mask: bool [B, T] -> for each direction ([n, D], int64 [n])
     """
-    first = torch.arange(h.size(1), device=h.device) * reading.stride  # [S], the first word of each step
-    offsets = (first + reading.ahead + 1, first - reading.behind - 1)  # [S], the predicted word, forward and backward
-    pairs = []
-    for states, position in zip(h.chunk(reading.directions, -1), offsets, strict=False):
-        inside = (position >= 0) & (position < input_ids.size(1))
-        position = position.clamp(0, input_ids.size(1) - 1)
-        real = mask[:, first] & mask[:, position] & inside  # [B, S]
-        pairs.append((states[real], input_ids[:, position][real]))
-    return pairs
+    directions = zip(h.chunk(reading.directions, -1), predictions(mask, reading), strict=True)
+    return [(states[real], input_ids[:, position][real]) for states, (position, real) in directions]
 
 
 def objective(model: WordClassifier, batch: Batch, options: LMOptions) -> tuple[Tensor, dict[str, Tensor]]:
-    """Computes L. Returns (loss, {"acc", "nats", of two directions also "back_acc", "back_nats"}).
+    """Computes L, with several ranks this rank's part. Returns (loss, {"acc", "nats"}), of two directions also
+    "back_acc" and "back_nats".
 
     acc: bool [n], whether the word has the highest probability among frequent words. nats: fp32 [n], -log p of each
     word; the perplexity is exp of their mean.
     """
-    ids, mask = batch.input_ids, batch.mask
+    ids, reading, whole = batch.input_ids, model.reading, batch.whole.mask
+    assert reading is not None  # `prepare` has checked it
     x = model.embeddings.drop_columns(model.embeddings.word(ids))  # [B, T, E]
-    h = model.dropout(model.encode(x, mask))  # [B, S, N·D]
+    h = model.dropout(model.encode(x, batch.mask))  # [B, S, N·D]
+    pairs = predicted_words(h, ids, batch.own(whole), reading)
+    counts = [int(real.sum()) for _, real in predictions(whole, reading)]  # of the words of all ranks
     losses: list[Tensor] = []
     found: dict[str, Tensor] = {}
-    pairs = predicted_words(h, ids, mask, model.reading)  # type: ignore[arg-type]  # prepare has checked it
-    for prefix, softmax, (states, targets) in zip(("", "back_"), model.pretraining.directions, pairs, strict=False):
+    directions = zip(("", "back_"), model.pretraining.directions, pairs, counts, strict=False)
+    for prefix, softmax, (states, targets), count in directions:
         nats, correct = softmax(states, targets)
-        losses.append(nats.sum() / max(1, len(nats)))
+        losses.append(nats.sum() / max(1, count))
         found |= {f"{prefix}acc": correct, f"{prefix}nats": nats.detach()}
     return torch.stack(losses).mean(), found

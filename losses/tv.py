@@ -18,6 +18,7 @@ square loss; words by rank instead of a list of function words.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -71,37 +72,51 @@ def prepare(model: Model, options: TVOptions, tokenizer: Tokenizer | None) -> No
     model.pretraining = TwoViews(model.config.vocab_size, model.config.region_width, options.negative_weight)
 
 
-def draw_words(count: int, first: int, vocab_size: int, device: torch.device) -> Tensor:
+def draw_words(
+    count: int, first: int, vocab_size: int, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
     """Draws word ids from first … vocab_size - 1, log-uniformly. Returns int64 [count]."""
     low, high = math.log(first + 1), math.log(vocab_size + 1)
-    return (torch.rand(count, device=device) * (high - low) + low).exp().long().sub_(1).clamp_(first, vocab_size - 1)
+    uniform = torch.rand(count, generator=generator, device=device)
+    return (uniform * (high - low) + low).exp().long().sub_(1).clamp_(first, vocab_size - 1)
 
 
-def neighbour_scores(model: CNN, u: Tensor, ids: Tensor, mask: Tensor, first: int) -> Tensor:
-    """Computes s(u_t, w) of all pairs of a region and a word next to it. u: [B, T, D];  ids, mask: [B, T] -> [pairs]
+def neighbours(ids: Tensor, mask: Tensor, radius: int, first: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yields, for each distance, the positions of regions and of words next to them, and which pairs are in a text.
 
-    first: the lowest id that is predicted.
+    ids, mask: [B, T];  first: the lowest id that is predicted -> slices of T, bool [B, ·]
     """
-    o, c = model.pretraining.word(ids), model.pretraining.bias(ids)[..., 0]  # [B, T, D], [B, T]
-    predicted, radius, scores = mask & (ids >= first), model.regions.radius, []
+    predicted = mask & (ids >= first)
     for distance in range(radius + 1, 3 * radius + 2):
         early, late = slice(None, -distance), slice(distance, None)
         for here, there in ((early, late), (late, early)):
-            pairs = (u[:, here] * o[:, there]).sum(-1) + c[:, there]
-            scores.append(pairs[mask[:, here] & predicted[:, there]])
-    return torch.cat(scores)
+            yield here, there, mask[:, here] & predicted[:, there]
+
+
+def neighbour_scores(model: CNN, u: Tensor, ids: Tensor, mask: Tensor, first: int) -> Tensor:
+    """Computes s(u_t, w) of all pairs of `neighbours`. u: [B, T, D];  ids, mask: [B, T] -> [pairs]"""
+    o, c = model.pretraining.word(ids), model.pretraining.bias(ids)[..., 0]  # [B, T, D], [B, T]
+    return torch.cat(
+        [
+            ((u[:, here] * o[:, there]).sum(-1) + c[:, there])[real]
+            for here, there, real in neighbours(ids, mask, model.regions.radius, first)
+        ]
+    )
 
 
 def objective(model: CNN, batch: Batch, options: TVOptions) -> tuple[Tensor, dict[str, Tensor]]:
-    """Computes L. Returns (loss, {"acc", "negative_acc"}).
+    """Computes L, with several ranks this rank's part. Returns (loss, {"acc", "negative_acc"}).
 
     acc: bool [pairs], whether s > 0 for a word next to a region;  negative_acc: bool [regions · n], whether s < 0 for a
     word that was drawn. With k > 1 and little to predict, most s are below 0.
     """
-    ids, mask, first = batch.input_ids, batch.mask, options.skipped_words
+    ids, whole, first, n = batch.input_ids, batch.whole, options.skipped_words, options.negatives
+    mask = batch.own(whole.mask)
     u = model.regions(model.regions.word(ids))  # [B, T, D]
     near = neighbour_scores(model, u, ids, mask, first)
-    drawn = draw_words(options.negatives, first, model.config.vocab_size, ids.device)
+    drawn = draw_words(n, first, model.config.vocab_size, ids.device, batch.generator())
     far = u[mask] @ model.pretraining.word(drawn).T + model.pretraining.bias(drawn)[:, 0]  # [regions, n]
-    loss = -logsigmoid(near).sum() / max(1, len(near)) - options.negative_weight * logsigmoid(-far).mean()
-    return loss, {"acc": near > 0, "negative_acc": (far < 0).flatten()}
+    pairs = sum(int(real.sum()) for *_, real in neighbours(whole.input_ids, whole.mask, model.regions.radius, first))
+    positive = -logsigmoid(near).sum() / max(1, pairs)
+    negative = -logsigmoid(-far).sum() / (n * whole.mask.sum())
+    return positive + options.negative_weight * negative, {"acc": near > 0, "negative_acc": (far < 0).flatten()}

@@ -40,8 +40,11 @@ from nn.sharding import compute, release, shard, whole
 from peft import scoring
 
 OPTIONS = {"mixed": {"vat_weight": 0.0}, "adversarial": {"vat_weight": 1.0}, "mlm": {"bag_weight": 0.5}}
+OPTIONS |= {"lm": {"cutoffs": "11,29"}, "tv": {"skipped_words": 7}}
 CASES = dict.fromkeys(("supcon", "rdrop_supcon", "adversarial", "mixed", "mlm", "rtd"), ("bert", "none"))
 CASES |= {"supcon lora": ("bert", "lora"), "supcon prefix": ("bert", "prefix")}
+CASES |= {"lm": ("lstm", "none"), "lm cnn_lstm": ("cnn_lstm", "none"), "tv": ("cnn", "none")}
+CHANGES = {"lm": {"num_layers": 1}, "tv": {"region_width": 5}}  # of the tiny model
 SHARDED = {"ce": ("deberta", "none"), "mixed": ("bert", "none")}
 SHARDED |= {"rdrop int8": ("bert", "lora"), "supcon modernbert": ("modernbert", "prefix")}
 LENGTHS = {"even": [5, 7, 11, 13, 17, 19, 23], "one row": [13]}
@@ -57,7 +60,9 @@ def example(lengths: list[int], seed: int) -> Batch:
 def gradients(case: str, lengths: list[int], sharded: bool = False) -> dict[str, torch.Tensor]:
     """Returns the loss and all gradients of one batch, summed over the ranks; of a sharded model, gathered."""
     name, (model_name, method) = case.split()[0], (CASES | SHARDED)[case]
-    entry, model = OBJECTIVES[name], tiny(model_name)
+    entry, model = OBJECTIVES[name], tiny(model_name, **CHANGES.get(name, {}))
+    if name == "tv":
+        model.regions.word.weight.data[0] = 0  # padding, whose number of columns differs by rank
     model = quantize_int8(model) if case.endswith("int8") else model
     model = model if method == "none" else adapt(model, method)
     options = entry.options(**OPTIONS.get(name, {}))

@@ -27,8 +27,10 @@ REVIEWS = "--data demo --train-reviews 64 --validation-reviews 50 --test-reviews
 TUNE = f"{BOTH} {REVIEWS} --weights {{weights}} --classifier-dropout 0 --batch-size 13 --epochs 4"  # 20 steps
 LORA = f"{TUNE} --peft lora"
 PRETRAIN = f"{BOTH} --data {{text}} --max-length 24 --vocab-size 200 --epochs 1 --batch-size 15"  # 20 steps
+WORDS = "--precision fp32 --dropout 0 --runs {folder} --data {text} --max-length 24 --epochs 1 --batch-size 15"
 FAST = {"lora": f"{LORA} --average 0.9"}
 DRAWN = {"mlm": f"{PRETRAIN} --loss mlm", "rtd": f"{PRETRAIN} --loss rtd"}
+DRAWN |= {"tv": f"{WORDS} --model cnn --loss tv --skipped-words 2"}
 SLOW = {
     "accumulated": f"{LORA} --accumulation 2 --average 0.9",
     "supcon": f"{LORA} --loss supcon",
@@ -39,6 +41,7 @@ SLOW = {
     "int8": f"{LORA} --quantize int8",
     "prefix": f"{TUNE} --peft prefix",
     "distill": f"{LORA} --loss distill",
+    "lm": f"{WORDS} --model lstm --loss lm",
     "gradual": f"{TUNE} --unfreeze gradual --adam-epsilon 1e-4",
     "weighted accumulated": f"{LORA} --class-weights balanced --accumulation 3",
 }
