@@ -397,9 +397,11 @@ def taught(
 def finish(t: Training) -> None:
     """Scores the test reviews once with the best model, and writes result.json. Pretraining has no test score."""
     options, run, progress = t.settings.options, t.run, t.progress
+    if options.unfreeze == "gradual":
+        unfreeze(t.model, t.trainable, progress.epoch)  # what the last epoch trained, also if a resumed run trains none
     result: dict[str, Any] = {
         "parameters": {
-            "trained": sum(p.numel() for p in t.trainable),
+            "trained": sum(p.numel() for p in t.trainable if p.requires_grad),
             "total": num_parameters(t.model),
         },
         "seconds": t.meter.total(),

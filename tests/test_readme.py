@@ -164,7 +164,8 @@ def test_command_has_valid_flags_and_values(command: str):
 def shortened(arguments: list[str]) -> list[str]:
     """Returns the flags that make a run of `arguments` short: one epoch of a few reviews."""
     short = ["--epochs", "1", "--train-reviews", "8", "--batch-size", "4", "--accumulation", "1"]
-    short += ["--rank", "8"] if "--rank" in arguments else []  # at most the width of the tiny model
+    short += ["--rank", "8"] if "--rank" in arguments else []  # at most the width of the tiny model, which is 12
+    short += ["--adapter-size", "8"] if "houlsby" in arguments else []
     short += ["--skipped-words", "0"] if "tv" in arguments else []  # their vocabulary has a few words
     for flag in ("--validation-reviews", "--test-reviews"):
         short += [flag, "4"] if flag in arguments else []

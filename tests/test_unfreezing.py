@@ -5,8 +5,10 @@ import torch
 from conftest import fail_at, same, tiny, token_batch
 
 import train
+from data.checked import read_json
 from data.errors import clean_exit
 from nn import MODELS
+from nn.checkpoint import load_pretrained
 from nn.optim import depth
 from nn.unfreezing import describe_epoch, unfreeze
 
@@ -121,6 +123,14 @@ def test_frozen_parameters_do_not_move_in_a_run(gradual, monkeypatch, capsys):
         "epoch 3/4: trained: layers 1 … 2, head",
         "epoch 4/4: trained: embeddings, layers 1 … 2, head",
     ]
+
+
+def test_the_result_counts_what_was_trained(gradual, tmp_path):
+    train.main([*gradual, "--epochs", "2", "--name", "two"])
+    run = tmp_path / "runs/two"
+    model = load_pretrained(run / "best")
+    counts = {name: p.numel() for name, p in model.named_parameters() if depth(model, name) >= L}
+    assert read_json(run / "result.json")["parameters"]["trained"] == sum(counts.values())
 
 
 @pytest.mark.parametrize("step", [3, 11, 13])
