@@ -305,7 +305,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, min_count:
     """Trains a tokenizer with a vocabulary of about `vocab_size` tokens. The same texts give the same tokenizer.
 
     kind: wordpiece, unigram, bpe or wordlevel. min_count: the least number of occurrences of a word, for wordlevel.
-    Raises ValueError for an unknown kind.
+    Raises ValueError for an unknown kind, and if no word is left.
 
     The WordPiece and Unigram trainers of the package iterate over randomly seeded hash maps, so their vocabulary
     changes with every call. Its BPE trainer is deterministic. Therefore BPE merges select the subwords of all kinds,
@@ -325,12 +325,17 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, min_count:
 
 def train_wordlevel(texts: list[str], vocab_size: int, min_count: int) -> Tokenizer:
     """Collects <pad>, <unk>, and at most vocab_size - 2 words that occur at least min_count times, the most frequent
-    first."""
+    first. Raises ValueError if there is no word."""
     backend, special = wordlevel(), list(SPECIAL_WORDS.values())
     trainer = trainers.WordLevelTrainer(
         vocab_size=vocab_size, min_frequency=min_count, special_tokens=special, show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() == len(special):
+        raise ValueError(
+            f"no word of the training reviews is in the vocabulary; lower --min-count {min_count} or raise "
+            f"--vocab-size {vocab_size}, which counts {' and '.join(special)}"
+        )
     return Tokenizer(backend, "wordlevel")
 
 

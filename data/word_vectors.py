@@ -303,6 +303,10 @@ def trained_vectors(
         print(f"GloVe: counting co-occurrences in {len(texts):,} reviews")
         pairs = count_pairs(tokenizer.subword_ids(texts), tokenizer.vocab_size)
         print(f"GloVe: {len(pairs.counts):,} pairs after {time.perf_counter() - begin:.0f} s")
+        if not len(pairs.counts):
+            raise ValueError(
+                "GloVe finds no two words of the vocabulary near each other; lower --min-count, or --word-vectors none"
+            )
 
         def report(epoch: int, loss: float) -> None:
             print(f"GloVe: epoch {epoch}, loss {loss:.5f}, {time.perf_counter() - begin:.0f} s", flush=True)

@@ -143,10 +143,12 @@ class NBLinear(WordClassifier):
         self.classifier = Bias(len(config.labels))
 
     def fit(self, corpus: Corpus) -> None:
-        """Makes the table of the training reviews' n-grams and counts their ratios."""
+        """Makes the table of the training reviews' n-grams and counts their ratios. Raises ValueError without any."""
         keys, counts = count_ngrams(
             corpus, self.config.vocab_size, num_classes=len(self.config.labels), min_reviews=self.config.min_reviews
         )
+        if not len(keys):
+            raise ValueError(f"no n-gram is in {self.config.min_reviews} training reviews; lower --shape min_reviews=…")
         self.config = replace(self.config, num_ngrams=len(keys))
         self.embeddings = NGramEmbedding(self.config)
         self.embeddings.keys.data = keys

@@ -92,6 +92,11 @@ def test_first_occurrences():
     assert torch.equal(first_occurrences(keys), expected)
 
 
+def test_a_table_without_ngrams_is_refused():
+    with pytest.raises(ValueError, match="no n-gram is in 99 training reviews; lower --shape min_reviews"):
+        fitted(min_reviews=99)
+
+
 @pytest.mark.parametrize("min_reviews", [1, 2])
 def test_counts_and_ratios_equal_the_loop(min_reviews):
     keys, counts = count_ngrams(corpus(), V, C, min_reviews)

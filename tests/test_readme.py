@@ -167,6 +167,7 @@ def shortened(arguments: list[str]) -> list[str]:
     short += ["--rank", "8"] if "--rank" in arguments else []  # at most the width of the tiny model, which is 12
     short += ["--adapter-size", "8"] if "houlsby" in arguments else []
     short += ["--skipped-words", "0"] if "tv" in arguments else []  # their vocabulary has a few words
+    short += ["--min-count", "1"] if "--min-count" in arguments else []
     for flag in ("--validation-reviews", "--test-reviews"):
         short += [flag, "4"] if flag in arguments else []
     return short

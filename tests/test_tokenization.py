@@ -352,6 +352,9 @@ def test_the_vocabulary_of_words_is_sorted_by_count(tmp_path: Path):
     tokenizer = train_tokenizer("wordlevel", texts, vocab_size=5, min_count=1)
     assert tokenizer.tokens == ["<pad>", "<unk>", "a", "b", "c"]  # ties are in alphabetical order
     assert train_tokenizer("wordlevel", texts, vocab_size=9, min_count=2).tokens == ["<pad>", "<unk>", "a", "b"]
+    for size, count in ((9, 50), (2, 1)):
+        with pytest.raises(ValueError, match=f"no word .* --min-count {count} or raise --vocab-size {size}, "):
+            train_tokenizer("wordlevel", texts, vocab_size=size, min_count=count)
     assert (tokenizer.pad_id, tokenizer.unk_id) == (0, 1)
     assert list(tokenizer.encode(["a d b", "", "# %"], 400)) == [[2, 1, 3], [1], [1]]
     assert list(tokenizer.encode(["a b c a b c"], max_length=4, truncate="head+tail")) == [[2, 2, 3, 4]]

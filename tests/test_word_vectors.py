@@ -298,6 +298,12 @@ def test_words_with_the_same_contexts_get_similar_vectors(monkeypatch: pytest.Mo
     assert cosine[2:12, 2:12].mean() > cosine[2:12, 12:22].mean() + 0.3
 
 
+def test_a_vocabulary_without_pairs_is_refused(tmp_path: Path):
+    tokenizer = train_tokenizer("wordlevel", ["one", "one", "two"], 10, 2)
+    with pytest.raises(ValueError, match="no two words of the vocabulary near each other; lower --min-count"):
+        trained_vectors(tokenizer, ["one two"], 4, tmp_path)
+
+
 def test_trained_vectors_are_cached_and_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     texts = ["a fine film , a fine day", "a bad film", "bad day"] * 5
     tokenizer = train_tokenizer("wordlevel", texts, vocab_size=100)
