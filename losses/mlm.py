@@ -16,7 +16,8 @@ only, so that there is no tensor [B, T, V]. With whole words, all subwords of a 
 exist during training only.
 
 Differs from the paper: positions are drawn independently, so that 15 % is an expectation. DeBERTa's enhanced mask
-decoder (absolute positions before the softmax; He et al. 2021, §3.2) is omitted, as in v3's discriminator.
+decoder (absolute positions before the softmax; He et al. 2021, §3.2) is omitted, as in v3's discriminator. A checkpoint
+that contains such a head continues with it (losses/published_head.py).
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from torch.nn import LayerNorm, Linear, Module, Parameter
 from data.batches import Batch
 from data.flags import option
 from data.tokenization import Tokenizer
+from losses.published_head import load_head
 from nn import Model
 from nn.encoder import Encoder, activation, init_weights
 
@@ -169,8 +171,13 @@ def check(model: Model) -> Encoder:
 
 
 def prepare(model: Model, options: MLMOptions, tokenizer: Tokenizer) -> None:
-    """Adds the heads to `model`. Raises ValueError for a model or a tokenizer that cannot be pretrained."""
+    """Adds the heads to `model`: the one of its checkpoint, or else a new one.
+
+    Raises ValueError for a model or a tokenizer that cannot be pretrained.
+    """
     model.pretraining = MLM(check(model), Vocabulary.of(tokenizer), with_bag=options.bag_weight > 0)
+    if model.source is not None:
+        print(f"MLM head: {load_head(model.pretraining.head, model.embeddings.word.weight, model.source)}")
 
 
 def states(model: Encoder, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def load_pretrained(
     model.class_order = head.order
     for file in files:
         file.keep_converted()
-    model.newly_initialized = frozenset(missing)
+    model.newly_initialized, model.source = frozenset(missing), directory
     return model
 
 

@@ -18,6 +18,7 @@ are the masked positions.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -262,6 +263,7 @@ class Encoder(Module):
         self.checkpointing: bool = False  # whether training recomputes activations instead of storing them
         self.newly_initialized: frozenset[str] = frozenset()  # parameters that the checkpoint does not contain
         self.class_order: tuple[int, ...] = ()  # row of the checkpoint's head for each class
+        self.source: Path | None = None  # folder of the checkpoint
         self.adapter: Any = None  # method and options of an attached adapter, a dict
         self.virtual: Any = None  # module (model, input_ids, mask) -> features, of prompt and prefix methods
         self.merged: Any = None  # the adapter that was merged into the weights

@@ -13,6 +13,7 @@ trained this way.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -177,6 +178,7 @@ class WordClassifier(Module):
         self.checkpointing: bool = False  # whether training recomputes activations instead of storing them
         self.newly_initialized: frozenset[str] = frozenset()  # parameters that the checkpoint does not contain
         self.class_order: tuple[int, ...] = ()  # row of the checkpoint's head for each class
+        self.source: Path | None = None  # folder of the checkpoint
         self.adapter: Any = None  # always None, like virtual and merged: adapters are for encoders
         self.virtual: Any = None
         self.merged: Any = None

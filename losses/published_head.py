@@ -1,0 +1,81 @@
+"""The head of masked language modelling that a checkpoint was published with, for further pretraining on texts of
+another domain (Gururangan et al. 2020, arXiv 2004.10964, §3).
+
+    u = LN(act(W h + b)),   logits = E u + c        losses/mlm.py
+
+E is the table of word embeddings. A file whose decoder has weights of its own is not used. ModernBERT's head, which
+has no b, is not read.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from data.hub import WeightFile, find_pretrained, weight_files
+
+
+class HeadNames(NamedTuple):
+    """Published names of the tensors of a head."""
+
+    dense: str  # W and b
+    norm: str
+    bias: str  # c
+    decoder: str  # E, a copy
+
+    def of_parameters(self) -> dict[str, str]:
+        """Returns the published name of each parameter of an MLMHead."""
+        layers = {"dense": self.dense, "norm": self.norm}
+        names = {f"{part}.{leaf}": f"{name}.{leaf}" for part, name in layers.items() for leaf in ("weight", "bias")}
+        return names | {"bias": self.bias}
+
+
+HEADS = (
+    HeadNames(  # BERT, and DeBERTa-v2 as transformers saves it
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.bias",
+        "cls.predictions.decoder.weight",
+    ),
+    HeadNames(  # DeBERTa-v2 and v3 as they were published
+        "lm_predictions.lm_head.dense",
+        "lm_predictions.lm_head.LayerNorm",
+        "lm_predictions.lm_head.bias",
+        "lm_predictions.lm_head.decoder.weight",
+    ),
+    HeadNames("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector.weight"),  # DistilBERT
+    HeadNames("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.weight"),  # RoBERTa, XLM-RoBERTa
+    HeadNames(  # ELECTRA's generator
+        "generator_predictions.dense",
+        "generator_predictions.LayerNorm",
+        "generator_lm_head.bias",
+        "generator_lm_head.weight",
+    ),
+)
+
+
+def load_head(head: Module, table: Tensor, source: str | Path) -> str:
+    """Copies the published head of a checkpoint folder or hub id into `head`, an MLMHead. Returns what was done.
+
+    table: E, [V, E]. Without a complete head of these shapes `head` stays as it is.
+    """
+    files = [WeightFile(path) for path in weight_files(find_pretrained(source))]
+    tensors = {name: file for file in files for name in file.shapes}
+
+    def read(name: str) -> Tensor:
+        """Reads a tensor in the dtype of the model."""
+        return tensors[name].read(name).to(table.dtype)
+
+    names = next((names for names in HEADS if tensors.keys() >= set(names.of_parameters().values())), None)
+    if names is None:
+        return f"newly initialized: {source} has none"
+    if names.decoder in tensors and not torch.equal(read(names.decoder), table):
+        return f"newly initialized: {names.decoder} of {source} is not the table of word embeddings"
+    parts, own = names.of_parameters(), dict(head.named_parameters())
+    state = {part: read(name) for part, name in parts.items()}
+    if other := [parts[part] for part, tensor in state.items() if tensor.shape != own[part].shape]:
+        return f"newly initialized: {', '.join(other)} of {source} have other shapes"
+    head.load_state_dict(state)
+    return f"that of {source}"
