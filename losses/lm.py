@@ -103,12 +103,12 @@ def objective(model: WordClassifier, batch: Batch, options: LMOptions) -> tuple[
     x = model.embeddings.drop_columns(model.embeddings.word(ids))  # [B, T, E]
     h = model.dropout(model.encode(x, batch.mask))  # [B, S, N·D]
     pairs = predicted_words(h, ids, batch.own(whole), reading)
-    counts = [int(real.sum()) for _, real in predictions(whole, reading)]  # of the words of all ranks
+    counts = [real.sum().clamp(min=1) for _, real in predictions(whole, reading)]  # of the words of all ranks
     losses: list[Tensor] = []
     found: dict[str, Tensor] = {}
     directions = zip(("", "back_"), model.pretraining.directions, pairs, counts, strict=False)
     for prefix, softmax, (states, targets), count in directions:
         nats, correct = softmax(states, targets)
-        losses.append(nats.sum() / max(1, count))
+        losses.append(nats.sum() / count)
         found |= {f"{prefix}acc": correct, f"{prefix}nats": nats.detach()}
     return torch.stack(losses).mean(), found

@@ -116,7 +116,7 @@ def objective(model: CNN, batch: Batch, options: TVOptions) -> tuple[Tensor, dic
     near = neighbour_scores(model, u, ids, mask, first)
     drawn = draw_words(n, first, model.config.vocab_size, ids.device, batch.generator())
     far = u[mask] @ model.pretraining.word(drawn).T + model.pretraining.bias(drawn)[:, 0]  # [regions, n]
-    pairs = sum(int(real.sum()) for *_, real in neighbours(whole.input_ids, whole.mask, model.regions.radius, first))
-    positive = -logsigmoid(near).sum() / max(1, pairs)
+    found = [real.sum() for *_, real in neighbours(whole.input_ids, whole.mask, model.regions.radius, first)]
+    positive = -logsigmoid(near).sum() / torch.stack(found).sum().clamp(min=1)  # over the pairs of all ranks
     negative = -logsigmoid(-far).sum() / (n * whole.mask.sum())
     return positive + options.negative_weight * negative, {"acc": near > 0, "negative_acc": (far < 0).flatten()}

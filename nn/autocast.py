@@ -1,4 +1,4 @@
-"""What torch.autocast asks of an operation that autocast does not know, like an autograd.Function."""
+"""The dtype of matrix products under torch.autocast, for an autograd.Function, whose inputs autocast does not cast."""
 
 import torch
 from torch import Tensor
