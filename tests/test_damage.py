@@ -1,11 +1,13 @@
 """Damaged files of every format end in success or in one line; tests/reliability.py reads fifty times as many."""
 
 import mmap
+import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from damage import SECONDS, read_in_child, run_format
+from damage import SECONDS, read_in_child, read_in_one_child, run_format
 from damage_run import FORMATS
 
 SIZES = Counter(name.split()[0] for name in FORMATS)  # forms of one format share its inputs
@@ -68,3 +70,17 @@ def test_how_a_reader_ends_is_judged(use, kind: str, tmp_path, forking: None):
     outcome = read_in_child(use, folder)
     assert outcome.kind == kind
     assert outcome.seconds < SECONDS
+
+
+def end_by_name(folder: Path) -> None:
+    {"read": str, "refused": refuse, "traceback": explode, "died": lambda _: os._exit(3)}[folder.suffix[1:]](folder)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_inputs_read_together_are_judged_as_alone(tmp_path: Path, forking: None):
+    """Neither a traceback nor the death of the child hides how the other inputs end."""
+    kinds = ["read", "refused", "traceback", "read", "died", "refused", "traceback", "read"]
+    folders = [tmp_path / f"{number}.{kind}" for number, kind in enumerate(kinds)]
+    for folder in folders:
+        folder.mkdir()
+    assert [outcome.kind for outcome in read_in_one_child(end_by_name, folders)] == kinds
