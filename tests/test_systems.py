@@ -7,12 +7,15 @@ module. Consoles have several encodings, and pipes are closed early.
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import ROOT, tiny_weights
+from starts import starts
 
 UNIX_MODULES = ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "readline", "curses")
 # names of os and signal that Windows lacks
@@ -43,37 +46,94 @@ for name in {sorted(UNIX_NAMES["signal"])!r}:
 """
 
 
+# A program that runs several commands one after another in one process, as long as importing torch takes seconds
+SERIES = """
+import json, runpy, sys
+for script, *arguments in json.loads(sys.argv[1]):
+    sys.argv = [script, *arguments]
+    try:
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    for stream in (sys.stdout, sys.stderr):
+        print(f"--- {code}", file=stream, flush=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with a tiny checkpoint, a sitecustomize.py that hides what only Unix has, and a run `first`."""
+    """Returns a folder with a tiny checkpoint, and a sitecustomize.py that hides what only Unix has."""
     path = tmp_path_factory.mktemp("systems")
     tiny_weights(path / "weights")
     (path / "hide").mkdir()
     (path / "hide" / "sitecustomize.py").write_text(HIDE)
-    done = python(path, "train.py", *run_arguments(path), "--name", "first")
-    assert (done.returncode, done.stderr) == (0, "")
+    (path / "series.py").write_text(SERIES)
     return path
 
 
-def run_arguments(folder: Path) -> list[str]:
-    """Returns the arguments of a run of a few seconds."""
-    sizes = "--train-reviews 32 --validation-reviews 16 --test-reviews 16 --max-length 32 --epochs 1"
-    weights = ["--weights", str(folder / "weights"), "--runs", str(folder / "runs")]
-    return ["--model", "bert", "--peft", "lora", *weights, "--data", "demo", *sizes.split()]
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
 
 
-def python(folder: Path, script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
-    """Runs a script in a process where Unix's modules are hidden. settings: environment variables."""
-    hide = {"PYTHONPATH": str(folder / "hide"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    encoding = settings.get("PYTHONIOENCODING", "utf-8")
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
+def settings_of(folder: Path, **settings: str) -> dict[str, str]:
+    """Returns the environment of a process in which Unix's modules are hidden. settings: further variables"""
+    hide = {
+        "PYTHONPATH": os.pathsep.join((str(folder / "hide"), str(ROOT))),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return os.environ | hide | settings
+
+
+def series(folder: Path, *commands: list[str], **settings: str) -> list[Ended]:
+    """Runs commands, each a script and its arguments, one after another in one process. settings: as settings_of"""
+    named = [[str(ROOT / script), *arguments] for script, *arguments in commands]
+    done = subprocess.run(
+        [sys.executable, "series.py", json.dumps(named)],
         cwd=folder,
-        env=os.environ | hide | settings,
+        env=settings_of(folder, **settings),
         capture_output=True,
-        encoding=encoding,
+        encoding=settings.get("PYTHONIOENCODING", "utf-8"),
         timeout=300,
     )
+    assert done.returncode == 0, done.stderr
+    out, err = (re.split(r"^--- (\d+)\n", text, flags=re.MULTILINE) for text in (done.stdout, done.stderr))
+    return [Ended(int(code), *texts) for code, *texts in zip(out[1::2], out[::2], err[::2], strict=False)]
+
+
+def a_run(folder: Path, name: str) -> list[str]:
+    """Returns the command of a run of a few seconds."""
+    sizes = "--train-reviews 32 --validation-reviews 16 --test-reviews 16 --max-length 32 --epochs 1"
+    weights = ["--weights", str(folder / "weights"), "--runs", str(folder / "runs"), "--name", name]
+    return ["train.py", "--model", "bert", "--peft", "lora", *weights, "--data", "demo", *sizes.split()]
+
+
+ANSWER = ["eval.py", "--run", "runs/first", "--text"]
+COMMANDS = {
+    "help of train.py": ["train.py", "--help"],
+    "help of eval.py": ["eval.py", "--help"],
+    "answer": [*ANSWER, "A “fine” café – naïve… α", "--explain"],
+    "dash": [*ANSWER, "-bad"],
+    "error": ["eval.py", "--run", "runs/ä"],
+}
+
+
+@pytest.fixture(scope="module")
+def ended(folder: Path) -> dict[str, Ended]:
+    """Returns how a run and COMMANDS ended on a console that has ASCII only, with warnings of missing encodings."""
+    warn = {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "always::EncodingWarning"}
+    found = series(folder, a_run(folder, "first"), *COMMANDS.values(), PYTHONIOENCODING="ascii", **warn)
+    return dict(zip(["run", *COMMANDS], found, strict=True))
+
+
+def without_warnings(err: str) -> str:
+    """Returns standard error without the warnings of encodings, which are two lines each."""
+    return re.sub(r"^.*EncodingWarning.*\n  .*\n", "", err, flags=re.MULTILINE)
 
 
 def test_the_modules_are_hidden(folder: Path):
@@ -84,71 +144,63 @@ try:
 except ImportError:
     print(hasattr(signal, "SIGKILL"))
 """
-    (folder / "probe.py").write_text(program)
-    assert python(folder, str(folder / "probe.py")).stdout == "False\n"
+    command = [sys.executable, "-c", program]
+    assert subprocess.check_output(command, env=settings_of(folder), text=True) == "False\n"
 
 
-def test_a_run_needs_nothing_that_only_unix_has(folder: Path):
-    """The run of the fixture finished without a warning; its result has no peak memory, which is unknown there."""
+def test_a_run_needs_nothing_that_only_unix_has(folder: Path, ended: dict[str, Ended]):
+    """The run has no warning of its own; its result has no peak memory, which is unknown there."""
+    assert (ended["run"].code, without_warnings(ended["run"].err)) == (0, "")
     result = (folder / "runs/first/result.json").read_text(encoding="utf-8")
     assert '"peak_memory_bytes": null' in result
 
 
-@pytest.mark.parametrize(
-    ("encoding", "script"), [("cp1252", "train.py"), ("latin-1", "eval.py"), ("ascii", "train.py")]
-)
-def test_every_console_can_show_the_help(folder: Path, encoding: str, script: str):
-    done = python(folder, script, "--help", PYTHONIOENCODING=encoding)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"usage: python {script} [--FLAG VALUE ...]\n")
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_every_console_can_show_the_help(ended: dict[str, Ended], script: str):
+    done = ended[f"help of {script}"]
+    assert (done.code, without_warnings(done.err)) == (0, "")
+    assert done.out.startswith(f"usage: python {script} [--FLAG VALUE ...]\n")
 
 
-def test_a_console_with_the_fewest_characters_can_show_a_run(folder: Path):
-    done = python(folder, "train.py", *run_arguments(folder), "--name", "ascii", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (folder / "runs/ascii/result.json").is_file()
+def test_every_console_can_show_an_answer(ended: dict[str, Ended]):
+    assert (ended["answer"].code, without_warnings(ended["answer"].err)) == (0, "")
+    assert "because of: " in ended["answer"].out
 
 
-def test_every_console_can_show_an_answer(folder: Path):
-    text = ["--text", "A “fine” café – naïve… α", "--explain"]
-    done = python(folder, "eval.py", "--run", "runs/first", *text, PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "because of: " in done.stdout
+def test_a_text_may_begin_with_a_dash(ended: dict[str, Ended]):
+    assert (ended["dash"].code, without_warnings(ended["dash"].err)) == (0, "")
+    assert "negative" in ended["dash"].out
 
 
-def test_a_text_may_begin_with_a_dash(folder: Path):
-    done = python(folder, "eval.py", "--run", "runs/first", "--text", "-bad")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "negative" in done.stdout
+def test_an_error_is_one_line_everywhere(ended: dict[str, Ended]):
+    assert (ended["error"].code, ended["error"].out) == (2, "")
+    assert without_warnings(ended["error"].err) == "error: runs/\\xe4 is not a run folder: it has no config.json\n"
 
 
-def test_an_error_is_one_line_everywhere(folder: Path):
-    done = python(folder, "eval.py", "--run", "runs/ä", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: runs/\\xe4 is not a run folder: it has no config.json\n"
+def test_no_file_is_read_in_the_encoding_of_the_system(ended: dict[str, Ended]):
+    """Windows reads files in cp1252 unless their encoding is given."""
+    lines = "".join(found.err for found in ended.values()).splitlines()
+    warnings = [line for line in lines if "EncodingWarning" in line]
+    assert [line for line in warnings if str(ROOT) in line and "site-packages" not in line] == []
+
+
+def test_a_console_of_windows_can_show_an_answer(folder: Path, ended: dict[str, Ended]):
+    (done,) = series(folder, COMMANDS["answer"], PYTHONIOENCODING="cp1252")
+    assert (done.code, done.err) == (0, "")
+    assert "because of: " in done.out
 
 
 @pytest.mark.parametrize("arguments", [["train.py", "--help"], ["eval.py", "--run", "runs/first"]])
-def test_a_reader_may_close_the_pipe(folder: Path, arguments: list[str]):
+def test_a_reader_may_close_the_pipe(folder: Path, ended: dict[str, Ended], arguments: list[str]):
     """`| head -1` ends the program without a traceback."""
     script, *rest = arguments
-    environment = os.environ | {"PYTHONPATH": str(folder / "hide"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / script), *rest]
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=settings_of(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=300) in (0, 141)
-
-
-def test_no_file_is_read_in_the_encoding_of_the_system(folder: Path):
-    """Windows reads files in cp1252 unless their encoding is given."""
-    settings = {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "always::EncodingWarning"}
-    done = python(folder, "train.py", *run_arguments(folder), "--name", "encodings", **settings)
-    assert done.returncode == 0
-    lines = [line for line in done.stderr.splitlines() if "EncodingWarning" in line and str(ROOT) in line]
-    assert [line for line in lines if "site-packages" not in line] == []
 
 
 def top_level(tree: ast.Module) -> list[ast.stmt]:
@@ -196,11 +248,8 @@ def test_every_text_file_is_opened_with_its_encoding(path: Path):
 
 
 def test_no_random_number_depends_on_pythons_hashes():
-    """Python orders sets of strings by hashes that differ from process to process."""
+    """Python orders sets of strings by hashes that differ from process to process: in this one and another."""
     command = [sys.executable, str(ROOT / "tests" / "starts.py")]
-    settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    found = [
-        json.loads(subprocess.check_output(command, env=settings | {"PYTHONHASHSEED": seed}, text=True))
-        for seed in ("0", "1")
-    ]
-    assert found[0] == found[1]
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    settings["PYTHONHASHSEED"] = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
+    assert json.loads(subprocess.check_output(command, env=os.environ | settings, text=True)) == starts()
