@@ -31,13 +31,23 @@ from data.calibration import best_threshold, calibration, describe_threshold, dr
 from data.checked import listed
 from data.checksums import check_checksums
 from data.compare import flips, significance
-from data.ensemble import Ensemble, Member, check_splits, print_ensemble, shared_labels
+from data.ensemble import (
+    MEMBERS,
+    Blend,
+    Ensemble,
+    Member,
+    Part,
+    check_splits,
+    print_ensemble,
+    read_members,
+    shared_labels,
+)
 from data.errors import clean_exit
 from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import is_stdout, user_path, write_output
 from data.flags import check_choice, parse_flags, split_folders
-from data.hub import ADAPTER_CONFIG, CLASSIFIER, find_adapter
+from data.hub import ADAPTER_CONFIG, CLASSIFIER, LINEAR, find_adapter
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.metrics import metrics, print_metrics, softmax
@@ -106,6 +116,7 @@ class Scorer:
         self.model, self.tokenizer, self.machine = model, tokenizer, machine
         self.truncation = truncation
         self.labels: tuple[str, ...] = model.config.labels
+        self.kind = model.model_type
 
     @classmethod
     def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "", **other: Any) -> "Scorer":
@@ -124,7 +135,7 @@ class Scorer:
             model = load_pretrained(options.weights, quantize=quantize)
         tokenizer = load_tokenizer(options.weights)
         lacks = sorted(model.newly_initialized)
-        if any(name.startswith("classifier.") for name in lacks) or (lacks and model.adapter is None):
+        if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
             shown = f"{options.weights} has no classifier (its files lack {listed(lacks)})"
             raise ValueError(f"{shown}; train.py --weights {options.weights} trains one")
         trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
@@ -135,9 +146,9 @@ class Scorer:
 
     @classmethod
     def of(cls, source: str, machine: Machine) -> "Scorer":
-        """Loads a run folder, a checkpoint folder or hub id; "": the classifier in the box. Raises as the two above."""
+        """Loads a run or checkpoint folder, or a hub id; "": the linear model in the box. Raises as the two above."""
         if not source or not (user_path(source) / "log.jsonl").is_file():
-            return cls.of_checkpoint(Options(weights=source or str(CLASSIFIER)), machine)
+            return cls.of_checkpoint(Options(weights=source or str(LINEAR)), machine)
         run = Run.open(user_path(source))
         if is_pretraining(run):
             raise ValueError(f"{source} was pretrained and has no classifier; train.py --weights {run.best} adds one")
@@ -159,9 +170,21 @@ class Scorer:
         """Computes the logits of cleaned texts: float32 [N, C]"""
         return self.logits(self.corpus(as_frame([("text", text, UNKNOWN) for text in texts])), bar=bar)
 
-    def explain(self, text: str, key: str = "", truth: str = "") -> Explanation:
-        """Explains the label of a cleaned text. key, truth: its id and label in a file"""
-        return explain(self.model, self.tokenizer, text, self.truncation, score=self.score_texts, key=key, truth=truth)
+    def explain(self, text: str, key: str = "", truth: str = "", label: int | None = None) -> Explanation:
+        """Explains a label of a cleaned text, None: its own. key, truth: id and label of the text in a file"""
+        return explain(self.model, self.tokenizer, text, self.truncation, self.score_texts, key, truth, label)
+
+
+def load_checkpoint(options: Options, machine: Machine) -> Scorer | Blend:
+    """Loads the checkpoint --weights, or the members that its members.json lists. Raises ValueError as `Scorer`."""
+    folder = user_path(options.weights)
+    if not (folder / MEMBERS).is_file():
+        return Scorer.of_checkpoint(options, machine)
+    parts = []
+    for weights, factor in read_members(folder):
+        member = Scorer.of_checkpoint(replace(options, weights=str(weights)), machine)
+        parts.append(Part(weights.name, factor, member))
+    return Blend(parts)
 
 
 def source_for(options: Options, trained: TrainOptions) -> Source:
@@ -212,7 +235,7 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
 
 
 def list_mistakes(
-    options: Options, scorer: Scorer, name: str, frame: pd.DataFrame, corpus: Corpus, logits: np.ndarray
+    options: Options, scorer: Scorer | Blend, name: str, frame: pd.DataFrame, corpus: Corpus, logits: np.ndarray
 ) -> None:
     """Prints the most confident mistakes and the accuracy on groups of reviews if --errors is given.
 
@@ -229,7 +252,7 @@ def list_mistakes(
         write_output(options.out, mistakes_csv(rows))
 
 
-def evaluate_file(options: Options, source: Source, scorer: Scorer | Ensemble) -> None:
+def evaluate_file(options: Options, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
     """Prints the metrics of all rows of the file --data."""
     frame, _ = load_table(options.data, source, scorer.labels, keep_empty=True)
     frame = frame[frame["sentiment"] != UNKNOWN]
@@ -239,15 +262,15 @@ def evaluate_file(options: Options, source: Source, scorer: Scorer | Ensemble) -
     if isinstance(scorer, Ensemble):
         print_metrics(name, metrics(scorer.score_frame(frame), frame["sentiment"].to_numpy()), scorer.labels)
         return
-    corpus = scorer.corpus(frame)
-    logits = scorer.logits(corpus)
-    print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
-    list_mistakes(options, scorer, name, frame, corpus, logits)
+    logits = scorer.score_frame(frame)
+    print_metrics(name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
+    if options.errors:
+        list_mistakes(options, scorer, name, frame, scorer.corpus(frame), logits)
     if options.explain:
         explain_mistakes(options, scorer, frame, logits)
 
 
-def predict(options: Options, source: Source, scorer: Scorer | Ensemble) -> None:
+def predict(options: Options, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
     """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
     if options.predict == "-":
         frame = read_lines(sys.stdin.buffer, source.encoding)
@@ -269,7 +292,7 @@ def review_of(options: Options) -> str:
     return text
 
 
-def answer(options: Options, scorer: Scorer) -> None:
+def answer(options: Options, scorer: Scorer | Blend) -> None:
     """Prints the label of one review with the probability of each class; with --explain also why."""
     text = review_of(options)
     if options.explain:
@@ -277,18 +300,18 @@ def answer(options: Options, scorer: Scorer) -> None:
     print_answer(scorer.labels, scorer.score_texts([text], bar=False))
 
 
-def show_explanations(options: Options, scorer: Scorer, explanations: list[Explanation]) -> None:
+def show_explanations(options: Options, scorer: Scorer | Blend, explanations: list[Explanation]) -> None:
     """Prints explanations, or writes them as an HTML page to the file --explain."""
     if is_stdout(options.explain):
         print("\n\n".join(as_text(explanation, has_colours()) for explanation in explanations))
         return
     named = "the classifier in the box" if options.weights == str(CLASSIFIER) else options.weights
     model = options.run[0] if options.run else named
-    write_output(options.explain, as_page(explanations, f"{model} ({scorer.model.model_type})"))
+    write_output(options.explain, as_page(explanations, f"{model} ({scorer.kind})"))
     print(f"{options.explain}: {len(explanations)} explained")
 
 
-def explain_mistakes(options: Options, scorer: Scorer, frame: pd.DataFrame, logits: np.ndarray) -> None:
+def explain_mistakes(options: Options, scorer: Scorer | Blend, frame: pd.DataFrame, logits: np.ndarray) -> None:
     """Explains the most confident mistakes among the reviews of a frame. logits: [N, C]"""
     worst = most_confident_mistakes(frame["sentiment"].to_numpy(), softmax(logits), MISTAKES)
     if not worst:
@@ -352,7 +375,7 @@ def ids_of_test(run: Run) -> list[str]:
 
 def use_checkpoint(options: Options, given: dict[str, Any]) -> None:
     """Scores or labels reviews with the checkpoint --weights."""
-    scorer = Scorer.of_checkpoint(options, choose_machine(options.device, options.precision or "auto"))
+    scorer = load_checkpoint(options, choose_machine(options.device, options.precision or "auto"))
     source = source_for(options, TrainOptions())
     if "text" in given:
         answer(options, scorer)

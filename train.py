@@ -374,7 +374,7 @@ def taught(
     corpus: Corpus, settings: Settings, splits: Splits, run: Run, machine: Machine, interrupt: Interrupt
 ) -> Corpus:
     """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder."""
-    name = settings.objective.teacher or "the classifier in the box"
+    name = settings.objective.teacher or "the linear model in the box"
 
     def load_teacher() -> tuple[Scorer, list[int], Corpus]:
         """Returns the teacher, the order of its classes, and the training reviews in its tokens."""

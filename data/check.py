@@ -14,6 +14,7 @@ import peft
 from data import Source, load_splits
 from data.checked import show
 from data.checksums import check_checksums, read_sealed_tensors
+from data.ensemble import MEMBERS, read_members
 from data.errors import clean_exit
 from data.files import open_tensors
 from data.hub import ADAPTER_CONFIG, CONFIG, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
@@ -41,6 +42,8 @@ def check(path: Path) -> str:
         return check_adapter(path)
     if (path / CONFIG).is_file() and any(next(path.glob(pattern), None) for pattern in (*SAFE_FILES, "*.bin")):
         return check_checkpoint(path)
+    if (path / MEMBERS).is_file():
+        return "; ".join(f"{factor} × {weights.name}: {check(weights)}" for weights, factor in read_members(path))
     if has_any(path, TOKENIZERS):
         return check_tokenizer(path)
     return check_reviews(path)

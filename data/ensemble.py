@@ -1,12 +1,17 @@
-"""Averages the calibrated probabilities of several classifiers, the members of an ensemble.
+"""Combines several classifiers, the members: runs by their mean probability, a checkpoint by its sum of logits.
 
     p(c | x) = 1/M Σₘ softmax(zₘ(x) / Tₘ)_c          Lakshminarayanan et al. 2017 (arXiv 1612.01474), §2.4
+    z(x) = Σₘ fₘ zₘ(x)                               stacked logits, Wolpert 1992 (doi 10.1016/S0893-6080(05)80023-1)
 
 Tₘ is the temperature of member m, fitted on its validation reviews (data/calibration.py). Differs from the paper: the
 members may be different models, and they are calibrated, so that an overconfident one does not decide alone.
+
+A checkpoint with several members is a folder with members.json: [{"weights": FOLDER, "factor": f}, …]. Its log-odds of
+two classes are linear in those of the members, so the effects of words (nn/attribution.py) are sums too.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +19,14 @@ import pandas as pd
 
 from data import Splits
 from data.calibration import calibration, log_probabilities, scaled
+from data.checked import check_types, listed, read_json, show
+from data.explanation import Explanation, weighted_sum
+from data.hub import HUB_ID
 from data.labels import SENTIMENT
-from data.metrics import metrics, print_metrics
+from data.metrics import metrics, print_metrics, softmax
 from data.runs import Predictions, Run
+
+MEMBERS = "members.json"
 
 
 def mean_log_probabilities(logits: Sequence[np.ndarray], temperatures: Sequence[float]) -> np.ndarray:
@@ -31,6 +41,67 @@ class Member(NamedTuple):
     name: str
     temperature: float
     score: Callable[[pd.DataFrame], np.ndarray]
+
+
+class Part(NamedTuple):
+    """One member of a checkpoint: its name, its factor f, and the `Scorer` of eval.py that scores and explains."""
+
+    name: str
+    factor: float
+    scorer: Any
+
+
+class Blend:
+    """Scores and explains with the sum of the members' logits, each times its factor.
+
+    Raises ValueError unless all have the same two classes. Groups of reviews are made from the first member's tokens.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts, self.labels = parts, parts[0].scorer.labels
+        for part in parts:
+            if part.scorer.labels != self.labels or len(self.labels) != 2:
+                found = f"{parts[0].name} has {', '.join(self.labels)}, {part.name} {', '.join(part.scorer.labels)}"
+                raise ValueError(f"the members of a checkpoint have the same two classes; {found}")
+        self.kind = " + ".join(part.scorer.kind for part in parts)
+        self.tokenizer, self.corpus = parts[0].scorer.tokenizer, parts[0].scorer.corpus
+
+    def score_frame(self, frame: pd.DataFrame) -> np.ndarray:
+        """Computes the logits of the reviews of a frame: float32 [N, C]"""
+        return self.total([part.scorer.score_frame(frame) for part in self.parts])
+
+    def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
+        """Computes the logits of cleaned texts: float32 [N, C]"""
+        return self.total([part.scorer.score_texts(texts, bar) for part in self.parts])
+
+    def total(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Computes Σₘ fₘ zₘ: M × [N, C] -> float32 [N, C]"""
+        return np.sum([part.factor * z for part, z in zip(self.parts, logits, strict=True)], axis=0)
+
+    def explain(self, text: str, key: str = "", truth: str = "") -> Explanation:
+        """Explains the label of a cleaned text. key, truth: its id and label in a file"""
+        logits = self.score_texts([text], bar=False)
+        number = int(logits[0].argmax())
+        explained = [part.scorer.explain(text, key, truth, number) for part in self.parts]
+        probabilities = dict(zip(self.labels, softmax(logits)[0].tolist(), strict=True))
+        return weighted_sum(explained, [part.factor for part in self.parts], probabilities)
+
+
+def read_members(folder: Path) -> list[tuple[Path, float]]:
+    """Reads members.json: each member's checkpoint, a folder beside this one, and its factor. Raises ValueError."""
+    path = folder / MEMBERS
+    members = read_json(path)
+    if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):
+        raise ValueError(f"{path} must be a list of members, each with weights and factor")
+    for member in members:
+        check_types(member, {"weights": str, "factor": float})
+        if unknown := listed({"weights", "factor"} ^ member.keys()):
+            raise ValueError(f"{path}: a member has weights and factor, and nothing else; here it differs in {unknown}")
+        if not HUB_ID.fullmatch(member["weights"]) or "/" in member["weights"]:
+            raise ValueError(f"{path}: weights {show(member['weights'])} must be the name of a folder beside {folder}")
+        if member["factor"] <= 0:
+            raise ValueError(f"{path}: factor {member['factor']} must be above 0")
+    return [(folder.parent / member["weights"], float(member["factor"])) for member in members]
 
 
 class Ensemble:

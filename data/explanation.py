@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,30 @@ class Explanation:
         text = f"{self.key}: " if self.key else ""
         text += f"{self.label} ({self.probabilities[self.label]:.4f})"
         return text + (f", labelled {self.truth}" if self.truth else "")
+
+
+def weighted_sum(
+    explanations: Sequence[Explanation], factors: Sequence[float], probabilities: dict[str, float]
+) -> Explanation:
+    """Adds explanations of one label of one text by several models, each times a factor.
+
+    That explains the sum of their logits, each times its factor, if there are two classes: its log-odds are the sum of
+    theirs. probabilities: of this sum. The phrases are words.
+    """
+    first, *_ = explanations
+    pairs = list(zip(explanations, factors, strict=True))
+    without = sum((factor * e.without for e, factor in pairs), np.zeros(len(first.words)))
+    return replace(
+        first,
+        read=np.any([e.read for e in explanations], axis=0),
+        probabilities=probabilities,
+        gradients=sum((factor * e.gradients for e, factor in pairs), np.zeros(len(first.words))),
+        without=without,
+        difference=sum(factor * e.difference for e, factor in pairs),
+        phrases=list(zip(first.words, without.tolist(), strict=True)),
+        weights=[found for e in explanations for found in e.weights],
+        baseline=" and ".join(dict.fromkeys(e.baseline for e in explanations)),
+    )
 
 
 def agreement_text(explanation: Explanation) -> str:

@@ -17,7 +17,7 @@ from data.runs import ROOT, Predictions, Run, read_predictions
 
 RESULTS = ROOT / "data" / "results"
 LEVELS = 255  # of a published probability
-OTHER_RESULTS = ("mutation", "reliability", "ranks", "sentence")  # measurements that are no runs
+OTHER_RESULTS = ("box", "mutation", "reliability", "ranks", "sentence")  # measurements that are no runs
 
 
 def publish(folder: str, row: str) -> Path:

@@ -10,7 +10,7 @@ the logits. Without the factor T² the soft term would vanish as 1/T².
 The teacher reads a review with its own tokenizer and truncation, so that a network over words can learn from a BERT.
 Its logits are computed once before the training, in eval() mode (train.py), and every batch carries those of its
 reviews. A window of a review has the logits of the whole review. A teacher that was trained on the validation reviews
-makes the student's validation accuracy too high; the classifier in the box was trained on the built-in ones.
+makes the student's validation accuracy too high; the linear model in the box was trained on the built-in ones.
 
 Differs from the paper: KL in place of the cross-entropy with p, whose gradient is the same. The paper computes the
 teacher's logits on a transfer set, which may be unlabelled; here it is the training reviews.
@@ -34,7 +34,7 @@ class DistillOptions(CrossEntropyOptions):
     teacher: str = option(
         "",
         "objective",
-        "distill: run folder, checkpoint folder or hub id; default: the classifier in the box",
+        "distill: run folder, checkpoint folder or hub id; default: the linear model in the box",
         "RUN_OR_WEIGHTS",
     )
     distill_temperature: float = option(2.0, "objective", "distill: T, above 0")

@@ -67,12 +67,11 @@ def log_odds(logits: Tensor, label: int) -> Tensor:
     return logits[:, label] - others.logsumexp(1)
 
 
-def erasure(logits: Tensor, without: Tensor) -> Tensor:
-    """Computes the effect of each word on the label of a text: its log-odds minus those without the word, [N]
+def erasure(logits: Tensor, without: Tensor, label: int) -> Tensor:
+    """Computes the effect of each word on a label of a text: its log-odds minus those without the word, [N]
 
     logits: of the whole text, [1, C];  without: of the text without its first word, second word, …, [N, C]
     """
-    label = int(logits[0].argmax())
     return log_odds(logits, label) - log_odds(without, label)
 
 

@@ -67,11 +67,13 @@ def explain(
     score: Callable[[list[str]], np.ndarray],
     key: str = "",
     truth: str = "",
+    label: int | None = None,
 ) -> Explanation:
-    """Explains the label of a cleaned text.
+    """Explains a label of a cleaned text.
 
-    score: computes the logits of texts, [N, C];  key, truth: id and label in the text's file. Leaving out takes one
-    pass a word; integrated gradients took 16 to 72 gradients of real encoders on 12 reviews of 200 to 256 tokens.
+    score: computes the logits of texts, [N, C];  key, truth: id and label in the text's file;  label: None: the one
+    that the model gives. Leaving out takes one pass a word; integrated gradients took 16 to 72 gradients of real
+    encoders on 12 reviews of 200 to 256 tokens.
 
     Effects in several windows are averaged, which is exact if the log-odds are linear in the logits: ValueError for
     more than two classes, and for the maximum. A network's own weights are those of a single window.
@@ -82,7 +84,7 @@ def explain(
         raise ValueError("--explain of several windows is for two classes and --window-pooling mean; --truncate head")
     without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
     logits = torch.from_numpy(score([text, *without]))  # [1 + N, C]
-    label = int(logits[0].argmax())
+    label = int(logits[0].argmax()) if label is None else label
     gradients, difference, phrases, weights = np.zeros(count), 0.0, [], []
     for encoded, word_of in examples:
         ids = torch.tensor(encoded, device=next(model.parameters()).device)
@@ -93,7 +95,7 @@ def explain(
         weights = [
             (title, sum_by_word(x.double().numpy(), word_of, count)) for title, x in own_weights(model, ids, label)
         ]
-    removed = erasure(logits[:1], logits[1:]).double().numpy()
+    removed = erasure(logits[:1], logits[1:], label).double().numpy()
     blank = "no n-gram" if isinstance(model, NBLinear) else tokenizer.tokens[baseline_id(tokenizer)]
     return Explanation(
         words=words,

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import peft
 from data.checked import read_json
 from data.demo import reviews
+from data.ensemble import MEMBERS
 from data.files import write_json, write_tensors
 from data.hub import ADAPTER, ADAPTER_CONFIG, BIN, CONFIG, ENCODER, INDEX, WEIGHTS, adapter_options
 from data.options import Tables, resolve
@@ -26,11 +27,12 @@ from data.runs import Run
 from data.tables import comparison
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
-from eval import Options, use_run
+from eval import Options, load_checkpoint, use_run
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.quant import quantize_int8
+from nn.runtime import choose_machine
 from nn.vectors import put_vectors, read_vectors
 from peft import METHODS
 
@@ -367,6 +369,21 @@ def other_options(folder: Path, stream: random.Random) -> bool:
     return True
 
 
+def make_members(folder: Path) -> None:
+    """Writes a checkpoint of two members, linear models."""
+    tokenizer = train_tokenizer("wordlevel", [text for _, text, _ in reviews("train")[:100]], 60, 1)
+    for name in ("one", "two"):
+        save_pretrained(tiny("nb_linear", vocab_size=tokenizer.vocab_size), folder / name)
+        tokenizer.save(folder / name)
+    write_json(folder / "both" / MEMBERS, [{"weights": name, "factor": 0.5} for name in ("one", "two")])
+
+
+def use_members(folder: Path) -> None:
+    """Loads a checkpoint of two members, and scores a text."""
+    scorer = load_checkpoint(Options(weights=str(folder / "both")), choose_machine("cpu", "fp32"))
+    print(scorer.score_texts(["a wonderful film"], bar=False), scorer.labels)
+
+
 # ----------------------------------------------------------------------------------------------------------- formats
 
 VECTOR_FILES = ("v.txt", "v.vec", "v.txt.gz", "v.bin", "v.safetensors")
@@ -387,5 +404,6 @@ FORMATS: dict[str, Format] = {
     "virtual prompt": Format(make_adapter("prompt"), ADAPTER_FILES, use_adapter, other_patterns),
     "pickle3": Format(make_pickle3, ("v.pickle3",), use_vectors, other_pickle),
     **{f"vectors {name}": Format(make_vectors(name), (name,), use_vectors, other_vectors) for name in VECTOR_FILES},
+    "members": Format(make_members, (f"both/{MEMBERS}",), use_members),
     "run": Format(make_run, RUN_FILES, use_a_run, other_options),
 }

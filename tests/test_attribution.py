@@ -147,8 +147,8 @@ def test_erasure_of_a_linear_model_equals_its_weights():
     weights = torch.tensor([1.5, -0.5, 0.0, 2.0])
     whole = torch.stack([torch.zeros(1), weights.sum()[None]], 1)
     without = torch.stack([torch.zeros(4), weights.sum() - weights], 1)
-    torch.testing.assert_close(erasure(whole, without), weights)
-    torch.testing.assert_close(erasure(whole.flip(1), without.flip(1)), weights)  # also for the other label
+    torch.testing.assert_close(erasure(whole, without, 1), weights)
+    torch.testing.assert_close(erasure(whole.flip(1), without.flip(1), 0), weights)  # also for the other label
 
 
 def test_log_odds_of_three_labels_are_those_of_their_probabilities():

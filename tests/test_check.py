@@ -27,7 +27,9 @@ def paths(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "reviews.csv").write_text("review,label\ngood,up\nbad,down\n")
     (tmp_path / "glove.txt").write_text("film 1 2 3\nplay 1 2 3\n")
     save_vectors(tmp_path / "vectors.safetensors", WordVectors(["film"], torch.ones(1, 4)))
-    names = ("checkpoint", "tokenizer", "reviews.csv", "glove.txt", "vectors.safetensors")
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both/members.json").write_text('[{"weights": "checkpoint", "factor": 0.5}]')
+    names = ("checkpoint", "tokenizer", "reviews.csv", "glove.txt", "vectors.safetensors", "both")
     return {name: tmp_path / name for name in names}
 
 
@@ -37,6 +39,7 @@ DESCRIPTIONS = {
     "reviews.csv": "2 reviews, column label: down, up",
     "glove.txt": "word vectors of 3 numbers",
     "vectors.safetensors": "word vectors of 1 words",
+    "both": "0.5 × checkpoint: a bert checkpoint with",
 }
 
 

@@ -1,11 +1,10 @@
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ENCODERS, GOLDEN, ROOT, tiny, token_batch
+from conftest import ENCODERS, GOLDEN, tiny, token_batch
+from hub_client import answers
 from safetensors.torch import load_file, save_file
 
 from data.checked import read_json
@@ -237,16 +236,10 @@ def test_sources_of_weights(tmp_path, checkpoint):
 
 
 def test_offline_and_not_cached_is_one_line(tmp_path):
-    program = (
-        "from data.hub import find_pretrained\n"
-        "try: find_pretrained('some/model')\n"
-        "except FileNotFoundError as error: print(error)"
-    )
     settings = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("'some/model' is neither a directory here nor complete in the hub cache")
-    assert done.stdout.count("\n") == 1
+    (line,) = answers("find_pretrained", "some/model", settings=settings)
+    assert line.startswith("error 'some/model' is neither a directory here nor complete in the hub cache")
+    assert "\n" not in line
 
 
 def test_the_saved_config_has_the_published_fields(checkpoint):

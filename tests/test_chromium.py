@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
+from data.hub import LINEAR
 from eval import main as evaluate
 
 SENTENCE = "The plot is thin, but the acting is wonderful and I was never bored."
@@ -77,8 +78,8 @@ def check_colours(html: str, picture: Path) -> None:
 
 
 def explained(folder: Path) -> Path:
-    """Writes the page of the classifier in the box."""
-    evaluate(["--text", SENTENCE, "--explain", str(folder / "words.html")])
+    """Writes the page of the linear model in the box."""
+    evaluate(["--weights", str(LINEAR), "--text", SENTENCE, "--explain", str(folder / "words.html")])
     return folder / "words.html"
 
 

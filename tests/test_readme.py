@@ -186,7 +186,7 @@ def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "reviews.csv").write_text("review,label\ngood film,1\nbad film,0\n")
     replaced |= {"runs/OTHER": "runs/made"}
     arguments = [replaced.get(argument, argument) for argument in arguments]
-    if "--teacher" in arguments:  # in place of a run, the classifier in the box
+    if "--teacher" in arguments:  # in place of a run, the linear model in the box
         del arguments[(place := arguments.index("--teacher")) : place + 2]
     (tmp_path / "glove.txt").write_text("the " + "0.1 " * 299 + "0.2\n")
     (tmp_path / "testData.tsv").write_text('id\treview\n"1_9"\t"good"\n')

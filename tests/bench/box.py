@@ -1,28 +1,64 @@
-"""Writes the reviews that the classifier in the box is trained and chosen on.
+"""Makes the classifier in the box: its reviews, and the checkpoint of its two members.
 
-    python tests/bench/box.py IMDB_FOLDER OUT_FOLDER
+    python tests/bench/box.py reviews IMDB_FOLDER OUT_FOLDER
+    python tests/bench/box.py members RUN OUT_FOLDER
+    python tests/bench/box.py score RUN REVIEWS_FOLDER
 
-train.tsv: the 20,000 training reviews of the usual split and the 20,000 built-in reviews for training and validation;
-validation.tsv and test.tsv: IMDB's alone. data/weights/nb-linear-imdb/README.md has the commands that follow.
+`reviews` writes train.tsv: the 20,000 training reviews of the usual split and the 20,000 built-in reviews for training
+and validation; sentences.tsv, for a second run of the encoder: these built-in reviews, the last sentence of 3 to 40
+words of each training review with the review's label, and 2,000 whole ones; validation.tsv and test.tsv: IMDB's alone.
+
+`members` writes OUT_FOLDER/deberta-mini-imdb, the adapter of a run in fp16, and OUT_FOLDER/imdb/members.json with the
+factors of nb-linear-imdb and of the adapter: those of the largest likelihood of the run's validation reviews (logistic
+regression on the two log-odds, without intercept).
+
+`score` writes data/results/box.json: the metrics of the classifier and of each member on validation.tsv and test.tsv,
+the members, and the results of both runs of the adapter; the log of the second is box.log.jsonl.
+data/weights/imdb/README.md has the commands in their order.
 """
 
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+import numpy as np
 import pandas as pd
+from safetensors.torch import load_file
 
-from data import Source, load_splits
+from data import Source, load_splits, load_table
+from data.calibration import log_probabilities, validation_of
+from data.checked import read_json
 from data.demo import reviews
+from data.ensemble import MEMBERS
+from data.explanation import sentences
+from data.files import write_json, write_tensors, write_text
+from data.hub import ADAPTER, ADAPTER_CONFIG, CLASSIFIER, LINEAR
+from data.metrics import metrics
+from data.options import read_splits
+from data.rows import RESULTS
+from data.runs import Run
+from eval import Options, Scorer, load_checkpoint, settings_of
+from nn.runtime import choose_machine
 
-if __name__ == "__main__":
-    source, out = sys.argv[1], Path(sys.argv[2])
+
+def last_sentences(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the last sentence of each review, if it has 3 to 40 words."""
+    last = [text.split()[sentences(text.split())[-1].start :] for text in frame["review"]]
+    kept = [3 <= len(words) <= 40 for words in last]
+    return frame.assign(id=frame["id"] + "-last", review=[" ".join(words) for words in last])[kept]
+
+
+def write_reviews(source: str, out: Path) -> None:
+    """Writes the three files of reviews."""
     out.mkdir(parents=True, exist_ok=True)
     splits = load_splits(Source(data=source))
     built_in = pd.DataFrame(reviews("train"), columns=["id", "review", "sentiment"])
+    sample = splits.train.sample(2000, random_state=1)
     frames = {
         "train": pd.concat([splits.train, built_in]),
+        "sentences": pd.concat([built_in, last_sentences(splits.train), sample]),
         "validation": splits.validation,
         "test": splits.test,
     }
@@ -30,3 +66,64 @@ if __name__ == "__main__":
         labelled = frame.assign(sentiment=[splits.labels[label] for label in frame["sentiment"]])
         labelled.to_csv(out / f"{name}.tsv", sep="\t", index=False)
         print(f"{out / name}.tsv: {len(frame):,} reviews")
+
+
+def fit_factors(odds: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the f with the largest likelihood of σ(odds · f), by Newton's method. [N, M], [N] -> [M]"""
+    factors = np.zeros(odds.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-odds @ factors))
+        gradient, curvature = odds.T @ (labels - p), (odds * (p * (1 - p))[:, None]).T @ odds
+        factors += np.linalg.solve(curvature, gradient)
+    return factors
+
+
+def write_members(run: Run, out: Path) -> None:
+    """Writes the adapter and members.json."""
+    probabilities, labels = validation_of(run)
+    frame = read_splits(settings_of(run).options, run.cache).validation
+    linear = Scorer.of(str(LINEAR), choose_machine("cpu", "fp32")).score_frame(frame)
+    assert np.array_equal(frame["sentiment"].to_numpy(), labels)
+    logits = [linear, log_probabilities(probabilities)]
+    odds = np.stack([z[:, 1] - z[:, 0] for z in logits], axis=1)
+    factors = fit_factors(odds, labels)
+    print(f"factors {factors}, validation accuracy {np.mean((odds @ factors > 0) == labels):.4f}")
+    adapter = out / "deberta-mini-imdb"
+    adapter.mkdir(parents=True, exist_ok=True)
+    write_tensors(adapter / ADAPTER, {name: t.half() for name, t in load_file(run.best / ADAPTER).items()})
+    write_text(adapter / ADAPTER_CONFIG, (run.best / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    names = (LINEAR.name, adapter.name)
+    members = [{"weights": name, "factor": round(float(f), 3)} for name, f in zip(names, factors, strict=True)]
+    write_json(out / "imdb" / MEMBERS, members)
+
+
+def write_scores(run: Run, folder: Path) -> None:
+    """Scores validation and test reviews with the classifier in the box, and writes the results."""
+    machine, begin = choose_machine("cpu", "fp32"), time.perf_counter()
+    blend, scores = load_checkpoint(Options(weights=str(CLASSIFIER)), machine), {}
+    for split in ("validation", "test"):
+        frame, _ = load_table(folder / f"{split}.tsv", Source(), blend.labels)
+        labels = frame["sentiment"].to_numpy()
+        logits = {part.name: part.scorer.score_frame(frame) for part in blend.parts}
+        logits["both"] = blend.total(list(logits.values()))
+        scores[split] = {name: metrics(z, labels) for name, z in logits.items()}
+        print(split, {name: found["accuracy"] for name, found in scores[split].items()})
+    about = {
+        "command": f"python tests/bench/box.py score runs/{run.folder.name} box",
+        "machine": str(machine),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "members": read_json(CLASSIFIER / MEMBERS),
+    }
+    first = Run.open(Path(settings_of(run).options.weights).parent)
+    write_json(RESULTS / "box.json", {**about, **scores, "adapter": [first.result, run.result]})
+    write_text(RESULTS / "box.log.jsonl", run.log_file.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    task, source, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    if task == "reviews":
+        write_reviews(source, out)
+    elif task == "members":
+        write_members(Run.open(source), out)
+    else:
+        write_scores(Run.open(source), out)

@@ -1,6 +1,7 @@
 """Measures a run on two sets of plain English sentences about films, which no training review was made from.
 
     python tests/bench/plain.py runs/NAME
+    python tests/bench/plain.py data/weights/imdb
 
 plain_sentences.tsv: 226, written by hand before the grammar of the built-in reviews (data/demo_words.py); the scores of
 its versions were known to those who made it.  plain_sentences_2.tsv: 240, written by someone who saw neither; they were
@@ -14,15 +15,16 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.runs import Run  # noqa: E402
-from eval import Scorer  # noqa: E402
+from eval import Options, Scorer, load_checkpoint  # noqa: E402
 from nn.runtime import choose_machine  # noqa: E402
 
 FILES = [ROOT / "tests" / "golden" / name for name in ("plain_sentences.tsv", "plain_sentences_2.tsv")]
 
 
 def main(folder: str) -> None:
-    """Scores the sentences with the best model of a run."""
-    scorer = Scorer.of_run(Run.open(folder), choose_machine("auto", "fp32"))
+    """Scores the sentences with the best model of a run, or with a checkpoint."""
+    machine, is_run = choose_machine("auto", "fp32"), (Path(folder) / "log.jsonl").is_file()
+    scorer = Scorer.of_run(Run.open(folder), machine) if is_run else load_checkpoint(Options(weights=folder), machine)
     for path in FILES:
         _, *lines = path.read_text(encoding="utf-8").splitlines()
         labels, texts = zip(*(line.split("\t") for line in lines), strict=True)
