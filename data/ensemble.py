@@ -21,7 +21,6 @@ from data import Splits
 from data.calibration import calibration, log_probabilities, scaled
 from data.checked import check_types, listed, read_json, show
 from data.explanation import Explanation, weighted_sum
-from data.hub import HUB_ID
 from data.labels import SENTIMENT
 from data.metrics import metrics, print_metrics, softmax
 from data.runs import Predictions, Run
@@ -97,7 +96,7 @@ def read_members(folder: Path) -> list[tuple[Path, float]]:
         check_types(member, {"weights": str, "factor": float})
         if unknown := listed({"weights", "factor"} ^ member.keys()):
             raise ValueError(f"{path}: a member has weights and factor, and nothing else; here it differs in {unknown}")
-        if not HUB_ID.fullmatch(member["weights"]) or "/" in member["weights"]:
+        if member["weights"] in ("", "..") or Path(member["weights"]).name != member["weights"]:
             raise ValueError(f"{path}: weights {show(member['weights'])} must be the name of a folder beside {folder}")
         if member["factor"] <= 0:
             raise ValueError(f"{path}: factor {member['factor']} must be above 0")

@@ -18,7 +18,6 @@ data/weights/imdb/README.md has the commands in their order.
 """
 
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
@@ -99,7 +98,7 @@ def write_members(run: Run, out: Path) -> None:
 
 def write_scores(run: Run, folder: Path) -> None:
     """Scores validation and test reviews with the classifier in the box, and writes the results."""
-    machine, begin = choose_machine("cpu", "fp32"), time.perf_counter()
+    machine = choose_machine("cpu", "fp32")
     blend, scores = load_checkpoint(Options(weights=str(CLASSIFIER)), machine), {}
     for split in ("validation", "test"):
         frame, _ = load_table(folder / f"{split}.tsv", Source(), blend.labels)
@@ -111,7 +110,6 @@ def write_scores(run: Run, folder: Path) -> None:
     about = {
         "command": f"python tests/bench/box.py score runs/{run.folder.name} box",
         "machine": str(machine),
-        "seconds": round(time.perf_counter() - begin, 1),
         "members": read_json(CLASSIFIER / MEMBERS),
     }
     first = Run.open(Path(settings_of(run).options.weights).parent)
