@@ -46,7 +46,7 @@ for name in {sorted(UNIX_NAMES["signal"])!r}:
 """
 
 
-# A program that runs several commands one after another in one process, as long as importing torch takes seconds
+# A program that runs several commands one after another in one process, since importing torch takes seconds
 SERIES = """
 import json, runpy, sys
 for script, *arguments in json.loads(sys.argv[1]):

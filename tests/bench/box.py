@@ -50,7 +50,7 @@ def last_sentences(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_reviews(source: str, out: Path) -> None:
-    """Writes the three files of reviews."""
+    """Writes the four files of reviews."""
     out.mkdir(parents=True, exist_ok=True)
     splits = load_splits(Source(data=source))
     built_in = pd.DataFrame(reviews("train"), columns=["id", "review", "sentiment"])
