@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch reads it: waiting threads soon release their cores
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
@@ -48,7 +49,7 @@ from data.options import (
     resolve,
     truncation_of,
 )
-from data.preparation import prepare_tokenizer, read_data, start_run, unlabelled_stream
+from data.preparation import prepare_tokenizer, read_data, start_run, unlabelled_corpus, unlabelled_stream
 from data.runs import Run, command_line
 from data.seeds import derive_seed
 from data.teacher import class_order, kept_logits
@@ -153,15 +154,16 @@ def prepare_training(
     corpus, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, truncation_of(options), run.cache))
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
+    labelled = corpus
     if entry.teacher:
-        corpus = taught(corpus, settings, splits, run, machine, interrupt)
+        corpus = taught(corpus, settings, splits, tokenizer, run, machine, interrupt)
     model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     if isinstance(model, WordClassifier) and options.weights == "none":
-        model.fit(corpus)
+        model.fit(labelled)
     if options.word_vectors != "none" and options.weights == "none":
         start = partial(start_from_vectors, model, source=options.word_vectors, whiten=options.whiten_vectors)
         ranks.in_turn(
-            lambda: start(splits=splits, corpus=corpus, tokenizer=tokenizer, cache=run.cache, check=interrupt.check)
+            lambda: start(splits=splits, corpus=labelled, tokenizer=tokenizer, cache=run.cache, check=interrupt.check)
         )
     if not options.train_vectors:
         model.embeddings.word.weight.requires_grad_(False)
@@ -289,7 +291,8 @@ def correct_predictions(output: Tensor | dict[str, Tensor], batch: Batch) -> dic
         return {}
     if isinstance(output, dict):
         return output
-    return {"acc": output[: len(batch.labels)].argmax(-1) == batch.labels}
+    labelled = batch.labels >= 0
+    return {"acc": (output[: len(batch.labels)].argmax(-1) == batch.labels)[labelled]}
 
 
 def finish_step(t: Training, passes: list[Pass], rate_factor: float, last: bool) -> None:
@@ -371,23 +374,38 @@ def save_best(t: Training) -> None:
 
 
 def taught(
-    corpus: Corpus, settings: Settings, splits: Splits, run: Run, machine: Machine, interrupt: Interrupt
+    corpus: Corpus,
+    settings: Settings,
+    splits: Splits,
+    tokenizer: Tokenizer,
+    run: Run,
+    machine: Machine,
+    interrupt: Interrupt,
 ) -> Corpus:
-    """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder."""
-    name = settings.objective.teacher or "the linear model in the box"
+    """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder.
+
+    With --distill-unlabelled, the corpus contains the unlabelled reviews as well.
+    """
+    name, frame = settings.objective.teacher or "the linear model in the box", splits.train
+    if settings.objective.distill_unlabelled:
+        corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
+        frame = pd.concat([frame, splits.unlabelled], ignore_index=True)
 
     def load_teacher() -> tuple[Scorer, list[int], Corpus]:
-        """Returns the teacher, the order of its classes, and the training reviews in its tokens."""
+        """Returns the teacher, the order of its classes, and the reviews in its tokens."""
         scorer = Scorer.of(settings.objective.teacher, machine)
-        return scorer, class_order(scorer.labels, splits.labels, name), scorer.corpus(splits.train, run.cache)
+        return scorer, class_order(scorer.labels, splits.labels, name), scorer.corpus(frame, run.cache)
 
     def score_reviews() -> np.ndarray:
-        """Scores the training reviews in eval() mode."""
+        """Scores the reviews in eval() mode."""
         scorer, order, reviews = ranks.in_turn(load_teacher)
         return scorer.logits(reviews, interrupt.check)[:, order]
 
     logits = kept_logits(run.folder / "teacher.npy", score_reviews)
-    print(f"teacher: {name}, accuracy {np.mean(logits.argmax(1) == corpus.labels):.4f} on the training reviews")
+    known = corpus.labels >= 0
+    accuracy = np.mean((logits.argmax(1) == corpus.labels)[known])
+    more = "" if known.all() else f"; {np.sum(~known):,} reviews have its logits alone"
+    print(f"teacher: {name}, accuracy {accuracy:.4f} on the training reviews{more}")
     return replace(corpus, teacher=logits)
 
 
@@ -464,12 +482,13 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
 def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     """Runs one experiment in its folder, from the start or from its saved state."""
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
+    unlabelled = entry.unlabelled or getattr(settings.objective, "distill_unlabelled", False)
     given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
     print(f"run: {run.folder} on {machine}" + ("" if ranks.alone() else f", {ranks.size()} ranks"))
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in given.items()))
     with Interrupt() as interrupt:
         try:
-            splits = ranks.in_turn(lambda: read_data(options, run, entry.pretraining, entry.unlabelled))
+            splits = ranks.in_turn(lambda: read_data(options, run, entry.pretraining, unlabelled))
             tokenizer = ranks.in_turn(lambda: prepare_tokenizer(options, run, splits, MODELS[options.model].tokenizer))
             training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
             train(training)

@@ -214,6 +214,19 @@ class Corpus:
             teacher=None if self.teacher is None else torch.from_numpy(self.teacher[self.reviews_of(rows)]),
         )
 
+    def joined(self, other: "Corpus") -> "Corpus":
+        """Returns the examples of both, those of `other` last; the settings are those of this corpus."""
+        review = None
+        if self.review is not None and other.review is not None:
+            review = np.concatenate([self.review, len(self.labels) + other.review])
+        return replace(
+            self,
+            ids=np.concatenate([self.ids, other.ids]),
+            offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            labels=np.concatenate([self.labels, other.labels]),
+            review=review,
+        )
+
     def balanced(self, num_classes: int) -> "Corpus":
         """Returns the same examples with the class weights N / (C·N_c), so that every class has the same total weight.
 

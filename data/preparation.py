@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from data import Splits, overlap, ranks
-from data.batches import Stream, examples_of
+from data.batches import Corpus, Stream, examples_of
 from data.checksums import check_checksums, write_checksums
 from data.errors import interruptible
 from data.files import new_folder
@@ -68,7 +68,13 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> 
 def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
     """Returns endless batches of unlabelled reviews. Raises ValueError if there are none."""
     options = settings.options
-    if not len(splits.unlabelled):
-        raise ValueError(f"--loss {options.loss} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
-    corpus = ranks.in_turn(lambda: examples_of(tokenizer, splits.unlabelled, truncation_of(options), run.cache))
+    corpus = ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run))
     return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)
+
+
+def unlabelled_corpus(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Corpus:
+    """Tokenizes the unlabelled reviews. Raises ValueError if there are none."""
+    if not len(splits.unlabelled):
+        flag = "--distill-unlabelled" if settings.options.loss == "distill" else f"--loss {settings.options.loss}"
+        raise ValueError(f"{flag} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
+    return examples_of(tokenizer, splits.unlabelled, truncation_of(settings.options), run.cache)

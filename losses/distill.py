@@ -1,9 +1,10 @@
 """Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, §2): a trained teacher teaches a student.
 
     p = softmax(v / T),   q = softmax(z / T)                        Eq. (1)
-    L = α T² mean_i KL(p_i ‖ q_i) + (1 - α) CE(z, y)
+    L = mean_i α_i T² KL(p_i ‖ q_i) + (1 - α_i) CE(z_i, y_i)
 
-v: logits of the teacher, constants;  z: logits of the student;  T: temperature;  y: labels. The gradient of T² KL is
+v: logits of the teacher, constants;  z: logits of the student;  T: temperature;  y: labels;  α_i: α for a review with
+a label, 1 for a review of the transfer set (--distill-unlabelled), which has none. The gradient of T² KL is
 T (q - p), Eq. (2) times T². For large T it approaches [(z - z̄) - (v - v̄)] / C, Eq. (4) times T²: the student matches
 the logits. Without the factor T² the soft term would vanish as 1/T².
 
@@ -12,14 +13,14 @@ Its logits are computed once before the training, in eval() mode (train.py), and
 reviews. A window of a review has the logits of the whole review. A teacher that was trained on the validation reviews
 makes the student's validation accuracy too high; the linear model in the box was trained on the built-in ones.
 
-Differs from the paper: KL in place of the cross-entropy with p, whose gradient is the same. The paper computes the
-teacher's logits on a transfer set, which may be unlabelled; here it is the training reviews.
+Differs from the paper: KL in place of the cross-entropy with p, whose gradient is the same.
 Differs from DistilBERT (Sanh et al. 2019, arXiv 1910.01108, §2–3): that distils the pretraining, with a cosine loss of
 hidden states and student layers that start as the teacher's.
 """
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class DistillOptions(CrossEntropyOptions):
     )
     distill_temperature: float = option(2.0, "objective", "distill: T, above 0")
     distill_alpha: float = option(0.5, "objective", "distill: α in α·T²·KL + (1 - α)·CE, in [0, 1]")
+    distill_unlabelled: bool = option(False, "objective", "distill: unlabelled reviews too, with α = 1")
 
     def __post_init__(self) -> None:
         check_weights(self.distill_temperature, self.distill_alpha)
@@ -52,11 +54,11 @@ def check_weights(temperature: float, alpha: float) -> None:
         raise ValueError(f"distill_alpha {alpha} is outside [0, 1]")
 
 
-def soft_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Computes T² KL(p ‖ q), the mean over examples. logits, teacher: [B, C] -> scalar, fp32 or wider, at least 0"""
+def soft_losses(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Computes T² KL(p ‖ q) of each example. logits, teacher: [B, C] -> [B], fp32 or wider, at least 0"""
     z, v = (x if x.dtype.itemsize >= 4 else x.float() for x in (logits, teacher))
     log_q, log_p = (F.log_softmax(x / temperature, -1) for x in (z, v))
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def distill_loss(
@@ -68,13 +70,19 @@ def distill_loss(
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Computes L, the mean over examples. logits, teacher: [B, C];  labels: int64 [B];  class_weights: of CE, [C]
+    """Computes L, the mean over examples.
 
-    Raises ValueError for T <= 0 and for α outside [0, 1].
+    logits, teacher: [B, C];  labels: int64 [B], -1 for a review without one;  class_weights: of CE, [C]. Raises
+    ValueError for T <= 0 and for α outside [0, 1].
     """
     check_weights(temperature, alpha)
-    ce = cross_entropy(logits, labels, smoothing, class_weights)
-    return alpha * soft_loss(logits, teacher, temperature) + (1 - alpha) * ce
+    labelled = labels >= 0  # [B]
+    soft = soft_losses(logits, teacher, temperature)  # [B]
+    soft = torch.where(labelled, alpha * soft, soft)
+    if not labelled.any():
+        return soft.mean()
+    ce = cross_entropy(logits[labelled], labels[labelled], smoothing, class_weights)
+    return soft.mean() + (1 - alpha) * labelled.to(ce.dtype).mean() * ce
 
 
 def objective(model: Model, batch: Batch, options: DistillOptions) -> tuple[Tensor, Tensor]:

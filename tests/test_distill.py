@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import reference
 import torch
@@ -18,7 +19,7 @@ from data.options import read_splits
 from data.teacher import class_order, kept_logits
 from eval import Scorer
 from losses.cross_entropy import cross_entropy
-from losses.distill import DistillOptions, distill_loss, objective, soft_loss
+from losses.distill import DistillOptions, distill_loss, objective, soft_losses
 
 B, C = 5, 3
 
@@ -43,7 +44,7 @@ def test_equals_the_loop_with_gradients(temperature: float, weights: list[float]
 
 def test_the_gradient_is_equation_2_times_the_squared_temperature():
     student, teacher, _ = random_pair()
-    (gradient,) = torch.autograd.grad(soft_loss(student, teacher, 2.5), student)
+    (gradient,) = torch.autograd.grad(soft_losses(student, teacher, 2.5).mean(), student)
     torch.testing.assert_close(gradient, 2.5 * ((student / 2.5).softmax(-1) - (teacher / 2.5).softmax(-1)) / B)
 
 
@@ -54,7 +55,7 @@ def test_at_a_high_temperature_the_gradient_matches_the_centred_logits():
     limit = (difference - difference.mean(-1, keepdim=True)) / (C * B)
     errors = []
     for temperature in (1e2, 1e3, 1e4):
-        (gradient,) = torch.autograd.grad(soft_loss(student, teacher, temperature), student)
+        (gradient,) = torch.autograd.grad(soft_losses(student, teacher, temperature).mean(), student)
         errors.append((gradient - limit).abs().max().item() * temperature)
     assert errors[-1] < 1e-3 * 1e4 * limit.abs().max()
     assert errors[0] == pytest.approx(errors[-1], rel=0.1)
@@ -67,17 +68,36 @@ def test_alpha_0_is_cross_entropy_and_an_equal_teacher_leaves_the_rest():
     )
     equal = distill_loss(student, student.detach(), labels, 2.0, alpha=0.25)
     torch.testing.assert_close(equal, 0.75 * cross_entropy(student, labels))
-    assert soft_loss(student, teacher, 2.0) > 0
+    assert (soft_losses(student, teacher, 2.0) > 0).all()
 
 
 def test_the_soft_term_is_computed_in_fp32_and_finite_for_extreme_logits():
     student, teacher, labels = random_pair()
     assert distill_loss(student.bfloat16(), teacher.bfloat16(), labels, 2.0, 0.5).dtype == torch.float32
     far = torch.tensor([[1e4, -1e4]], requires_grad=True)
-    loss = soft_loss(far, -far.detach(), 1.0)
+    loss = soft_losses(far, -far.detach(), 1.0).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(far.grad).all()
+
+
+@pytest.mark.parametrize("known", [[0, 3], [2], []])
+def test_reviews_without_a_label_have_the_soft_term_alone(known: list[int]):
+    """Checks values and gradients against the sum over examples, each with its own α."""
+    student, teacher, labels = random_pair()
+    masked = torch.full_like(labels, -1)
+    masked[known] = labels[known]
+    weights = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+    ours = distill_loss(student, teacher, masked, 2.0, alpha=0.3, class_weights=weights)
+    rows = [slice(i, i + 1) for i in range(B)]
+    plain = sum(
+        reference.distillation(
+            student[row], teacher[row], labels[row], 2.0, alpha=0.3 if i in known else 1.0, weights=weights.tolist()
+        )
+        for i, row in enumerate(rows)
+    )
+    torch.testing.assert_close(ours, plain / B)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (ours, plain / B)))
 
 
 @pytest.mark.parametrize(
@@ -128,6 +148,21 @@ def test_a_window_has_the_logits_of_its_review():
         teacher=np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32),
     )
     assert corpus.batch(np.array([2, 0, 1])).teacher.tolist() == [[3.0, 4.0], [1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_joined_corpora_are_their_reviews_one_after_the_other(windows: bool):
+    parts = [Corpus.from_rows([[1], [2, 3], [4]], [0, 1, 0], 0), Corpus.from_rows([[5, 6], [7]], [-1, -1], 0)]
+    if windows:  # the first review has two windows, and so has the last
+        reviews = [np.array([0, 0, 1]), np.array([0, 1])]
+        parts = [dataclasses.replace(part, review=review) for part, review in zip(parts, reviews, strict=True)]
+        parts[0] = dataclasses.replace(parts[0], labels=np.array([0, 1]))
+    joined = parts[0].joined(parts[1])
+    batch = joined.batch(np.arange(5))
+    assert [ids[mask].tolist() for ids, mask in zip(batch.input_ids, batch.mask, strict=True)] == [
+        [1], [2, 3], [4], [5, 6], [7]
+    ]  # fmt: skip
+    assert batch.labels.tolist() == ([0, 0, 1, -1, -1] if windows else [0, 1, 0, -1, -1])
 
 
 def test_classes_are_ordered_by_name():
@@ -196,6 +231,28 @@ def test_the_logits_are_those_of_the_teacher_for_the_training_reviews(student, t
     expected = Scorer.of("", machine).score_frame(as_frame([("x", text, -1) for text in reviews]))
     tolerance = {"rtol": 1e-4, "atol": 1e-4}  # batches of other lengths sum in another order
     np.testing.assert_allclose(np.load(run.folder / "teacher.npy"), expected, **tolerance)
+
+
+def test_unlabelled_reviews_are_learned_from_the_teacher_alone(student, tmp_path, capsys):
+    """Checks the number of steps and logits, and the counted predictions; without such reviews the run is refused."""
+    arguments = [*student, "--epochs", "1", "--distill-unlabelled", "--class-weights", "balanced"]
+    with pytest.raises(ValueError, match="--distill-unlabelled needs unlabelled reviews"):
+        train.main(arguments)
+    (tmp_path / "data").mkdir()
+    columns = {"train": ["label"], "valid": ["label"], "unsupervised": []}
+    for number, (name, more) in enumerate(columns.items()):
+        texts = [f"a {('bad', 'good')[i % 2]} film with the number {number} {i}" for i in range(26)]
+        frame = pd.DataFrame({"review": texts, "label": [i % 2 for i in range(26)]})
+        frame[["review", *more]].to_csv(tmp_path / "data" / f"{name}.csv", index=False)
+    numbers = {"demo": "data", "64": "26", "50": "26", "--test-reviews": "--validation-reviews"}
+    arguments = [numbers.get(argument, argument) for argument in arguments]
+    capsys.readouterr()
+    train.main([*arguments, "--name", "more"])
+    assert "26 reviews have its logits alone" in capsys.readouterr().out
+    folder = tmp_path / "runs/more"
+    assert np.load(folder / "teacher.npy").shape == (52, 2)
+    right = 26 * json.loads((folder / "result.json").read_text())["history"][0]["train_acc"]
+    assert right == pytest.approx(round(right))  # of 26 predictions
 
 
 def test_a_run_and_a_checkpoint_are_teachers(small_run, student, tmp_path, capsys):

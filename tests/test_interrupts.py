@@ -53,10 +53,10 @@ def test_ctrl_c_saves_and_prints_the_command_to_resume(small_run: list[str], tmp
 
 
 def test_a_run_that_is_killed_at_any_moment_can_be_resumed(small_run: list[str], tmp_path: Path, one_thread: None):
-    """Kills one run twelve times (tests/crash.py), at moments of every kind, saving included."""
+    """Kills one run eight times (tests/crash.py), at moments of every kind, saving included."""
     small_run += ["--save-minutes", "0"]
     train.main([*small_run, "--name", "whole"])
-    process = program("1,2,3,5,8,4,9,6,11,7,10,12", "runs/small", *small_run, script="tests/crash.py", cwd=tmp_path)
+    process = program("1,2,5,8,4,11,7,12", "runs/small", *small_run, script="tests/crash.py", cwd=tmp_path)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err
     train.main(["--resume", "runs/small"])
