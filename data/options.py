@@ -274,13 +274,14 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
 
 
 def objective_defaults(given: Mapping[str, Any], tables: Tables, weights: str) -> dict[str, Any]:
-    """Returns the training defaults of the objective; with weights, which have a config, without a shape.
+    """Returns the training defaults of the objective; with trained weights those to continue from them, and no shape.
 
     Raises ValueError for a model whose config lacks a field of the shape.
     """
     objective, model = given.get("loss", Options.loss), given.get("model", Options.model)
     defaults = dict(tables.objectives[objective].training)
     if weights != "none":
+        defaults |= tables.objectives[objective].continued
         defaults.pop("shape", None)
     needed = {part.partition("=")[0] for part in defaults.get("shape", "").split()}
     fitting = [name for name, entry in tables.models.items() if needed <= field_names(entry.build.Config)]

@@ -26,6 +26,7 @@ class ObjectiveEntry(NamedTuple):
     additive: bool = False  # whether a batch can be split into several passes with the same result
     teacher: bool = False  # whether batches carry the logits of a teacher, the option `teacher`
     ranks: bool = False  # whether it returns its rank's part of the loss (data/ranks.py); additive ones need not
+    continued: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ for trained weights
 
 
 # for small models from random weights
@@ -49,6 +50,7 @@ LANGUAGE_MODEL = PRETRAINING | {
     "batch_size": 64,
     "learning_rate": 1e-3,
 }
+CONTINUED = {"learning_rate": 1e-4}  # a fifth of the rate of random weights, so that trained ones are kept
 # a mean over 10⁵ pairs has small gradients, which the ε of the CNN's defaults would hide
 REGIONS = LANGUAGE_MODEL | {
     "shape": "region_width=200",
@@ -72,9 +74,9 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
     "rdrop_supcon": ObjectiveEntry(supcon.rdrop_objective, supcon.RDropSupConOptions, prepare=supcon.prepare, ranks=True),
     "adversarial":  ObjectiveEntry(mixed.objective, mixed.AdversarialOptions, prepare=mixed.prepare, ranks=True),
     "mixed":        ObjectiveEntry(mixed.objective, mixed.MixedOptions, prepare=mixed.prepare, unlabelled=True, ranks=True),
-    "mlm":          ObjectiveEntry(mlm.objective, mlm.MLMOptions, PRETRAINING, mlm.prepare, pretraining=True, ranks=True),
+    "mlm":          ObjectiveEntry(mlm.objective, mlm.MLMOptions, PRETRAINING, mlm.prepare, pretraining=True, ranks=True, continued=CONTINUED),
     "lm":           ObjectiveEntry(lm.objective, lm.LMOptions, LANGUAGE_MODEL, lm.prepare, pretraining=True, ranks=True),
     "tv":           ObjectiveEntry(tv.objective, tv.TVOptions, REGIONS, tv.prepare, pretraining=True, ranks=True),
-    "rtd":          ObjectiveEntry(rtd.objective, rtd.RTDOptions, PRETRAINING, rtd.prepare, pretraining=True, ranks=True),
+    "rtd":          ObjectiveEntry(rtd.objective, rtd.RTDOptions, PRETRAINING, rtd.prepare, pretraining=True, ranks=True, continued=CONTINUED),
 }
 # fmt: on

@@ -48,7 +48,12 @@ def defaults() -> dict[str, Any]:
         for name, entry in METHODS.items()
     }
     objectives = {
-        name: {"training": entry.training, "options": fields(entry.options), "flags": list(entry[4:])}
+        name: {
+            "training": entry.training,
+            "options": fields(entry.options),
+            "flags": list(entry[4:-1]),
+            "continued": entry.continued,
+        }
         for name, entry in OBJECTIVES.items()
     }
     return json.loads(json.dumps({"models": models, "methods": methods, "objectives": objectives}))

@@ -194,6 +194,15 @@ def test_word_networks_have_defaults_for_the_built_in_reviews(monkeypatch, tmp_p
         assert settings.origins["min_count"] == "model"
 
 
+@pytest.mark.parametrize("objective", ["mlm", "rtd"])
+def test_pretraining_continues_with_a_smaller_rate_than_it_starts_with(objective: str, tmp_path):
+    given = ["--model", "bert", "--loss", objective]
+    rates = [resolved([*given, *more]).options.learning_rate for more in ([], ["--weights", str(tmp_path)])]
+    assert rates == [5e-4, 1e-4]
+    own = [*given, "--weights", str(tmp_path), "--learning-rate", "2e-4"]
+    assert resolved(own).options.learning_rate == 2e-4
+
+
 def test_no_decay_on_biases_and_norms(small_run):
     settings = resolved([*small_run, "--peft", "none"])
     options, model = settings.options, train.build_model(settings, load_tokenizer(settings.options.weights))
