@@ -11,9 +11,10 @@ python eval.py --data FILE.csv --explain mistakes.html             why the worst
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import pandas as pd
 import torch
 
 import peft
-from data import Source, find_source, load_table
+from data import Source, Splits, find_source, load_splits, load_table
 from data.batches import Corpus, examples_of
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.checked import listed
@@ -43,9 +44,9 @@ from data.ensemble import (
     shared_labels,
 )
 from data.errors import clean_exit
-from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
+from data.eval_options import COLUMNS, DEFAULT_OUT, DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
 from data.explanation import Explanation, as_page, as_text, has_colours
-from data.files import is_stdout, user_path, write_output
+from data.files import in_shell, is_stdout, user_path, write_output
 from data.flags import check_choice, parse_flags, split_folders
 from data.hub import ADAPTER_CONFIG, CLASSIFIER, LINEAR, find_adapter
 from data.imdb import as_frame, clean
@@ -64,7 +65,7 @@ from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits, recorded_settings, truncation_of
 from data.predictions import predictions_csv, print_answer, read_lines
 from data.rows import open_runs
-from data.runs import Run
+from data.runs import Run, check_digests
 from data.tables import comparison, draw_curves
 from data.tokenization import Tokenizer, load_tokenizer
 from data.windows import Truncation
@@ -77,8 +78,26 @@ from nn.quant import FORMS
 from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory
 from peft.scoring import no_check, score
 
-COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 MISTAKES = 20  # that --explain explains
+
+
+# -------------------------------------------------------------------------------------------------------- the output
+
+Emit = Callable[[str], None]  # writes the file --out
+
+
+@contextlib.contextmanager
+def reserved_output(out: str) -> Iterator[Emit]:
+    """Yields what writes the file `out`. If it is standard output, everything else is printed to standard error."""
+    stdout = sys.stdout
+
+    def emit(text: str) -> None:
+        """Writes the text."""
+        with contextlib.redirect_stdout(stdout):
+            write_output(out, text)
+
+    with contextlib.redirect_stdout(sys.stderr) if out and is_stdout(out) else contextlib.nullcontext():
+        yield emit
 
 
 # -------------------------------------------------------------------------------------- a finished run, a checkpoint
@@ -137,7 +156,7 @@ class Scorer:
         lacks = sorted(model.newly_initialized)
         if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
             shown = f"{options.weights} has no classifier (its files lack {listed(lacks)})"
-            raise ValueError(f"{shown}; train.py --weights {options.weights} trains one")
+            raise ValueError(f"{shown}; train.py --weights {in_shell(options.weights)} trains one")
         trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
         limit = trained.get("max_length", 512)
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
@@ -150,8 +169,7 @@ class Scorer:
         if not source or not (user_path(source) / "log.jsonl").is_file():
             return cls.of_checkpoint(Options(weights=source or str(LINEAR)), machine)
         run = Run.open(user_path(source))
-        if is_pretraining(run):
-            raise ValueError(f"{source} was pretrained and has no classifier; train.py --weights {run.best} adds one")
+        check_classifier(run)
         return cls.of_run(run, machine)
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
@@ -193,29 +211,54 @@ def source_for(options: Options, trained: TrainOptions) -> Source:
     return Source(**columns, skip_bad_rows=options.skip_bad_rows or trained.skip_bad_rows)
 
 
-def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
+def names_folder(data: str) -> bool:
+    """Returns whether --data names a folder of reviews, or the built-in ones; anything else is a file."""
+    return data == "demo" or (data == "imdb" and not Path(data).exists()) or Path(data).is_dir()
+
+
+def read_folder(options: Options, trained: TrainOptions, labels: tuple[str, ...], cache: Path | None) -> Splits:
+    """Reads all reviews of the folder --data. labels: the classes of the scorer."""
+    source, why = find_source(options.data)
+    print(f"data: {source} ({why})")
+    return load_splits(replace(source_for(options, trained), data=source), cache, labels=labels)
+
+
+def evaluate_folder(options: Options, emit: Emit, scorer: Scorer | Blend | Ensemble) -> None:
+    """Prints the metrics of the validation and test reviews of the folder --data."""
+    last: tuple[str, pd.DataFrame, np.ndarray] | None = None
+    splits = read_folder(options, TrainOptions(), scorer.labels, None)
+    for name, frame in (("validation", splits.validation), ("test", splits.test)):
+        frame = frame[frame["sentiment"] != UNKNOWN]
+        if len(frame):
+            last = (name, frame, scorer.score_frame(frame))
+            print_metrics(name, metrics(last[2], frame["sentiment"].to_numpy()), scorer.labels)
+        else:
+            print(f"{name}: no labelled reviews")
+    if last is not None and not isinstance(scorer, Ensemble):
+        list_mistakes(options, emit, scorer, last[0], last[1], last[2])
+
+
+def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     """Prints the metrics of the run's own validation and test reviews, or of the reviews of --data."""
     trained = settings_of(run).options
-    if options.data and options.data != "demo" and Path(options.data).is_file():
-        evaluate_file(options, source_for(options, trained), scorer)
+    if options.data and not names_folder(options.data):
+        evaluate_file(options, emit, source_for(options, trained), scorer)
         return
     if options.data:
-        source, why = find_source(options.data)
-        trained = replace(trained, data=source, train="", validation="", test="")
-        print(f"data: {source} ({why})")
-    splits = read_splits(trained, run.cache)
-    if not options.data:
+        splits = read_folder(options, trained, scorer.labels, run.cache)
+    else:
+        splits = read_splits(trained, run.cache)
         run.record_data(splits.labels, splits.files)
     temperature = None if run.predictions("validation") is None and not options.plot else calibration(run)
     threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
-    last: tuple[str, pd.DataFrame, Corpus, np.ndarray] | None = None
+    last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
             corpus = scorer.corpus(frame, run.cache)
             logits = scorer.logits(corpus)
             print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
-            if trained.data == "demo":
+            if "demo" in (options.data, trained.data if not options.data else ""):
                 print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
             if temperature is not None:
                 print(summary(name, softmax(logits), corpus.labels, temperature))
@@ -223,64 +266,74 @@ def evaluate(options: Options, run: Run, scorer: Scorer) -> None:
                 if name == "validation":  # as it is scored here, perhaps with another --truncate
                     threshold = best_threshold(softmax(logits), corpus.labels)
                 print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
-            last = (name, frame, corpus, logits)
+            last = (name, frame, logits, corpus)
         else:
             print(f"{name}: no labelled reviews")
     if last is None:
         return
     if options.plot and temperature is not None:
-        draw_reliability(softmax(last[3]), last[2].labels, temperature, Path(options.plot))
+        draw_reliability(softmax(last[2]), last[3].labels, temperature, Path(options.plot))
         print(f"{options.plot}: reliability on the {last[0]} reviews")
-    list_mistakes(options, scorer, *last)
+    list_mistakes(options, emit, scorer, *last)
 
 
 def list_mistakes(
-    options: Options, scorer: Scorer | Blend, name: str, frame: pd.DataFrame, corpus: Corpus, logits: np.ndarray
+    options: Options,
+    emit: Emit,
+    scorer: Scorer | Blend,
+    name: str,
+    frame: pd.DataFrame,
+    logits: np.ndarray,
+    corpus: Corpus | None = None,
 ) -> None:
     """Prints the most confident mistakes and the accuracy on groups of reviews if --errors is given.
 
-    --out writes the mistakes to a file.
+    --out writes the mistakes to a file. corpus: the reviews in tokens; None: they are tokenized.
     """
     if not options.errors:
         return
+    corpus = corpus or scorer.corpus(frame)
     rows = mistakes(frame, softmax(logits), scorer.labels, options.errors)
     for line in mistake_lines(name, rows):
         print(line)
     unk = scorer.tokenizer.role_id("unk")
     print(accuracy_table(logits.argmax(1) == corpus.labels, groups(frame, corpus, unk)))
     if options.out:
-        write_output(options.out, mistakes_csv(rows))
+        emit(mistakes_csv(rows))
 
 
-def evaluate_file(options: Options, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
-    """Prints the metrics of all rows of the file --data."""
-    frame, _ = load_table(options.data, source, scorer.labels, keep_empty=True)
-    frame = frame[frame["sentiment"] != UNKNOWN]
+def evaluate_file(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
+    """Prints the metrics of the rows of the file --data that have a label, or of a folder's reviews."""
+    if names_folder(options.data):
+        evaluate_folder(options, emit, scorer)
+        return
+    every, _ = load_table(options.data, source, scorer.labels)
+    frame = every[every["sentiment"] != UNKNOWN]
     if not len(frame):
         raise ValueError(f"{options.data} has no labels; name their column with --label-column, or use --predict")
+    if rest := len(every) - len(frame):
+        print(f"{options.data}: {rest:,} of {len(every):,} reviews have no label and are not scored")
     name = Path(options.data).name
     if isinstance(scorer, Ensemble):
         print_metrics(name, metrics(scorer.score_frame(frame), frame["sentiment"].to_numpy()), scorer.labels)
         return
     logits = scorer.score_frame(frame)
     print_metrics(name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
-    if options.errors:
-        list_mistakes(options, scorer, name, frame, scorer.corpus(frame), logits)
+    list_mistakes(options, emit, scorer, name, frame, logits)
     if options.explain:
         explain_mistakes(options, scorer, frame, logits)
 
 
-def predict(options: Options, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
+def predict(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
     """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
     if options.predict == "-":
         frame = read_lines(sys.stdin.buffer, source.encoding)
     else:
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
     logits = scorer.score_frame(frame)
-    out = options.out or ("-" if options.predict == "-" else "submission.csv")
-    write_output(out, predictions_csv(frame["id"], logits, scorer.labels, options.submission))
-    if not is_stdout(out):
-        print(f"{out}: {len(frame):,} predictions")
+    emit(predictions_csv(frame["id"], logits, scorer.labels, options.submission))
+    if not is_stdout(options.out):
+        print(f"{options.out}: {len(frame):,} predictions")
         if len(frame) and (frame["sentiment"] != UNKNOWN).all():
             print_metrics(Path(options.predict).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
 
@@ -327,6 +380,13 @@ def is_pretraining(run: Run) -> bool:
     return OBJECTIVES[settings_of(run).options.loss].pretraining
 
 
+def check_classifier(run: Run) -> None:
+    """Raises ValueError for a run that was pretraining."""
+    if is_pretraining(run):
+        way_out = f"train.py --weights {in_shell(run.best)} adds one"
+        raise ValueError(f"{run.folder} was pretrained and has no classifier; {way_out}")
+
+
 def export(options: Options, run: Run, machine: Machine) -> None:
     """Writes a folder that transformers loads: config.json, model.safetensors, the tokenizer.
 
@@ -344,7 +404,7 @@ def export(options: Options, run: Run, machine: Machine) -> None:
     print(f"{folder}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
-def compare(options: Options) -> None:
+def compare(options: Options, emit: Emit) -> None:
     """Prints a table of runs and published rows, and how sure their differences are.
 
     --plot draws their learning curves, --out lists the test reviews on which they do not agree.
@@ -358,7 +418,7 @@ def compare(options: Options) -> None:
         print(f"{options.plot}: learning curves of {len(runs)} runs")
     if options.out:
         text, count = flips(runs, ids_of_test(runs[0]), runs[0].labels or SENTIMENT)
-        write_output(options.out, text)
+        emit(text)
         if not is_stdout(options.out):
             print(f"{options.out}: {count:,} test reviews on which the runs do not agree")
 
@@ -366,45 +426,46 @@ def compare(options: Options) -> None:
 def ids_of_test(run: Run) -> list[str]:
     """Returns the ids of the test reviews with a label; [] with a note if the run's data cannot be read."""
     try:
-        test = read_splits(settings_of(run).options, None).test
+        splits = read_splits(settings_of(run).options, None)
+        check_digests(run.config.get("files", {}), splits.files)
+        test = splits.test
     except (OSError, ValueError) as error:
         print(f"note: --out has no ids: {error}")
         return []
     return test["id"][test["sentiment"] != UNKNOWN].tolist()
 
 
-def use_checkpoint(options: Options, given: dict[str, Any]) -> None:
+def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     """Scores or labels reviews with the checkpoint --weights."""
     scorer = load_checkpoint(options, choose_machine(options.device, options.precision or "auto"))
     source = source_for(options, TrainOptions())
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
-        predict(options, source, scorer)
+        predict(options, emit, source, scorer)
     else:
-        evaluate_file(options, source, scorer)
+        evaluate_file(options, emit, source, scorer)
 
 
-def use_run(options: Options, given: dict[str, Any]) -> None:
+def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     """Scores, labels or exports with the run --run, in its own precision."""
     run = Run.open(options.run[0])
     trained = settings_of(run).options
     machine = choose_machine(options.device, options.precision or trained.precision)
-    if is_pretraining(run) and not options.merge:
-        raise ValueError(f"{run.folder} was pretrained and has no classifier; train.py --weights {run.best} adds one")
     if options.merge:
         export(options, run, machine)
         return
+    check_classifier(run)
     scorer = Scorer.of_run(run, machine, options.quantize, options.base, **with_windows(options))
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
-        predict(options, source_for(options, trained), scorer)
+        predict(options, emit, source_for(options, trained), scorer)
     else:
-        evaluate(options, run, scorer)
+        evaluate(options, emit, run, scorer)
 
 
-def use_runs(options: Options, given: dict[str, Any]) -> None:
+def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     """Scores or labels with the mean of the calibrated probabilities of several runs."""
     runs = [Run.open(folder) for folder in options.run]
     trained, labels = [settings_of(run).options for run in runs], shared_labels(runs)
@@ -417,9 +478,9 @@ def use_runs(options: Options, given: dict[str, Any]) -> None:
         frame = as_frame([("text", review_of(options), UNKNOWN)])
         print_answer(ensemble.labels, ensemble.score_frame(frame))
     elif options.predict:
-        predict(options, source_for(options, trained[0]), ensemble)
+        predict(options, emit, source_for(options, trained[0]), ensemble)
     else:
-        evaluate_file(options, source_for(options, trained[0]), ensemble)
+        evaluate_file(options, emit, source_for(options, trained[0]), ensemble)
 
 
 def member(options: Options, run: Run) -> Member:
@@ -439,16 +500,24 @@ def main(argv: list[str] | None = None) -> None:
     options = Options(**given)
     options = replace(options, run=tuple(split_folders(options.run)))
     check_flags(options, given)
+    if options.predict and not options.out:
+        options = replace(options, out="-" if options.predict == "-" else DEFAULT_OUT)
+    with reserved_output(options.out) as emit:
+        start(options, emit, given)
+
+
+def start(options: Options, emit: Emit, given: dict[str, Any]) -> None:
+    """Does what the flags say."""
     if options.compare:
-        compare(options)
+        compare(options, emit)
     elif options.weights:
-        use_checkpoint(options, given)
+        use_checkpoint(options, emit, given)
     elif len(options.run) > 1:
-        use_runs(options, given)
+        use_runs(options, emit, given)
     elif options.run:
-        use_run(options, given)
+        use_run(options, emit, given)
     elif options.data or options.predict or "text" in given:
-        use_checkpoint(replace(options, weights=str(CLASSIFIER)), given)
+        use_checkpoint(replace(options, weights=str(CLASSIFIER)), emit, given)
     else:
         raise ValueError(
             "nothing to score: --text REVIEW, --predict FILE or --data FILE uses the classifier in the box, --run "

@@ -33,7 +33,7 @@ from data.batches import Batch, Corpus, examples_of, shuffled_order
 from data.checked import read_json
 from data.checksums import write_checksums
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, explain, is_closed_pipe
-from data.files import write_json
+from data.files import in_shell, write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Progress, step_loss
@@ -435,9 +435,9 @@ def finish(t: Training) -> None:
     if ranks.is_first():
         write_json(run.folder / "result.json", run.config | result)
     if pretraining:
-        print(f"finished: python train.py --model {options.model} --weights {run.best} starts from it")
+        print(f"finished: python train.py --model {options.model} --weights {in_shell(run.best)} starts from it")
     else:
-        print(f'finished: python eval.py --run {run.folder} --text "…" uses it')
+        print(f'finished: python eval.py --run {in_shell(run.folder)} --text "…" uses it')
 
 
 def print_result(run: Run) -> None:
@@ -447,7 +447,7 @@ def print_result(run: Run) -> None:
     for split in ("validation", "test"):
         if "accuracy" in (result.get(split) or ()):
             print_metrics(split, result[split], labels)
-    print(f"{run.folder} is finished; python eval.py --run {run.folder} scores it again")
+    print(f"{run.folder} is finished; python eval.py --run {in_shell(run.folder)} scores it again")
 
 
 def test_scores(t: Training) -> dict[str, Any]:
@@ -494,13 +494,15 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
             train(training)
             finish(training)
         except Stopped as stopped:
-            print(f"\nstopped and saved; go on with: python train.py --resume {run.folder}")
+            print(f"\nstopped and saved; go on with: python train.py --resume {in_shell(run.folder)}")
             sys.exit(stopped.exit_code)
         except Exception as error:
             if is_closed_pipe(error):
-                print(f"the output was closed; go on with: python train.py --resume {run.folder}", file=sys.stderr)
+                command = f"python train.py --resume {in_shell(run.folder)}"
+                print(f"the output was closed; go on with: {command}", file=sys.stderr)
             elif explain(error) and not run.discard() and run.created is not None:
-                print(f"{run.folder} keeps what was done; --resume {run.folder} goes on, another --name starts again")
+                again = f"--resume {in_shell(run.folder)} goes on, another --name starts again"
+                print(f"{run.folder} keeps what was done; {again}")
             raise
 
 

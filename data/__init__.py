@@ -18,12 +18,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from data import demo
+from data.checked import reading
 from data.columns import ABSENT
 from data.download import fetch_imdb
 from data.files import check_inside
 from data.imdb import (
     Reviews,
     as_frame,
+    clean,
     hash_rank,
     is_text_lines,
     label_reviews,
@@ -32,7 +34,7 @@ from data.imdb import (
     read_reviews,
     split_train,
 )
-from data.labels import SENTIMENT, UNKNOWN, quoted
+from data.labels import SENTIMENT, UNKNOWN, canonical, quoted
 from data.readers import LABELED, SPLIT_NAMES, TABLES, TEST, UNLABELED, Source
 from data.shards import Shards
 from data.unpacking import COMPRESSED
@@ -51,6 +53,7 @@ __all__ = [
     "overlap",
 ]
 HERE = Path(__file__).parent
+NUMBERED = re.compile(r"-\d{5}-of-(?!00001)\d{5}\b")  # one of several files of a split, as Hugging Face names them
 HELD_OUT_TEXTS = 0.05  # fraction of a file of texts that pretraining validates on
 
 
@@ -121,7 +124,9 @@ def existing(path: str | Path, flag: str = "") -> Path:
     """Returns the absolute path of a file. Raises FileNotFoundError that names the flag, if there is one."""
     found = Path(path).expanduser().absolute()
     if not found.exists() or found.is_dir():
-        raise FileNotFoundError(f"{flag and flag + ' '}{path} {'is a folder' if found.is_dir() else 'does not exist'}")
+        raise FileNotFoundError(
+            f"{flag and flag + ' '}{path} {'is a folder; name a file in it' if found.is_dir() else 'does not exist'}"
+        )
     return found
 
 
@@ -155,9 +160,11 @@ def find_in_folder(root: Path) -> Parts:
     found = {part: find_part(root, names) for part, names in SPLIT_NAMES.items()}
     if found["train"] is None:
         tables = sorted(path.name for path in root.iterdir() if part_of(path.name, r"[\w.-]+"))
+        divided = any(NUMBERED.search(name) for name in tables)
+        way_out = "join those of a split into one file" if divided else "name one with --data or --train"
         raise FileNotFoundError(
             f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
-            + (f"it holds {quoted(tables)}: name one with --data or --train" if tables else "it holds no table")
+            + (f"it holds {quoted(tables)}: {way_out}" if tables else "it holds no table")
         )
     return Parts(**found)  # type: ignore[arg-type]  # train is not None
 
@@ -203,17 +210,22 @@ class Loader:
         self.files[str(path)] = digest
 
 
-def load_splits(source: Source, cache: Path | None = None, with_unlabelled: bool = False) -> Splits:
+def load_splits(
+    source: Source, cache: Path | None = None, with_unlabelled: bool = False, labels: tuple[str, ...] | None = None
+) -> Splits:
     """Loads a source and splits its labelled reviews 80/20 by the hash of seed 42 and id, the same for every model.
 
-    A source with validation reviews of its own is not split. The classes are those of the training reviews; reviews
-    without a label are unlabelled ones. Files of unlabelled reviews are read only if with_unlabelled is set: cleaning
-    50,000 reviews is slow. Raises FileNotFoundError or ValueError; the message names the file and the defect.
+    A source with validation reviews of its own is not split. labels: the classes, to which labels are mapped by name;
+    None: those of the training reviews. Reviews without a label are unlabelled ones. Files of unlabelled reviews are
+    read only if with_unlabelled is set: cleaning 50,000 reviews is slow. Raises FileNotFoundError or ValueError; the
+    message names the file and the defect.
     """
     loader = Loader(source, cache)
     if source.data == "demo" and not source.train:
         labelled, test = as_frame(demo.reviews("train")), as_frame(demo.reviews("test"))
-        labels: tuple[str, ...] = SENTIMENT
+        if labels is not None and tuple(map(canonical, labels)) != SENTIMENT:
+            raise ValueError(f"the built-in reviews have the classes negative and positive, not {quoted(labels)}")
+        classes: tuple[str, ...] = SENTIMENT
         parts, unlabelled = Parts(Path("demo")), as_frame([])
         given = {
             name: existing(path, f"--{name}") for name in ("validation", "test") if (path := getattr(source, name))
@@ -221,18 +233,19 @@ def load_splits(source: Source, cache: Path | None = None, with_unlabelled: bool
         parts = parts._replace(**given)
     else:
         parts, test = find_parts(source), as_frame([])
-        labelled, unlabelled, labels = read_labelled(loader, parts.train)
+        labelled, unlabelled, classes = read_labelled(loader, parts.train, labels)
     if parts.test is not None:
-        test = label_test(loader, parts.test, labels)
+        test = label_test(loader, parts.test, classes)
     if parts.validation is not None:
-        train, validation = labelled, read_labelled(loader, parts.validation, labels)[0]
+        train, validation = labelled, read_labelled(loader, parts.validation, classes)[0]
     else:
-        train, validation = split_train(labelled, labels=labels)
+        train, validation = split_train(labelled, labels=classes)
     if with_unlabelled and parts.unlabelled is not None:
-        further = label_reviews(loader.read(parts.unlabelled, texts_only=True), labels)[0]
+        further = label_reviews(loader.read(parts.unlabelled, texts_only=True), classes)[0]
         unlabelled = pd.concat([unlabelled, further], ignore_index=True) if len(unlabelled) else further
-    check_classes(train, labels, parts.train)
-    return Splits(train, validation, test, unlabelled, labels, loader.files)
+    if labels is None:
+        check_classes(train, classes, parts.train)
+    return Splits(train, validation, test, unlabelled, classes, loader.files)
 
 
 def read_labelled(
@@ -281,12 +294,15 @@ def load_table(
 
     labels: the classes, to which labels are mapped by name; None: those of the file, () if it has no labels.
     keep_empty: empty reviews are rows. A missing label column is noted, not an error. A .txt file holds one text a
-    line, unless its first line is the header of a table. Raises FileNotFoundError, or ValueError for a label that is
-    none of `labels` and for a file that cannot be read.
+    line, and the ids are line numbers, unless its first line is the header of a table. Raises FileNotFoundError, or
+    ValueError for a label that is none of `labels` and for a file that cannot be read.
     """
     path = existing(path)
     if is_text_lines(path, source):
-        reviews = read_lines(path, source, keep_empty)
+        reviews = read_lines(path, source, keep_empty=True)
+        with reading(path, "a text", "correct it"):
+            records = [(str(number), clean(text), "") for number, (_, text, _) in enumerate(reviews.records, 1)]
+        reviews = reviews._replace(records=[record for record in records if keep_empty or record[1]])
     else:
         reviews = read_reviews(path, source, keep_empty=keep_empty, optional_label=True)
     note_similar(reviews)

@@ -86,6 +86,8 @@ def find_columns(table: Table, source: Source, optional_label: bool = False) -> 
             f"{table.path}: no column has a usual name for text; name it with --text-column, or add a header line if "
             f"there is none; {describe(table)}"
         )
+    if named["text"] == named["label"]:
+        raise ValueError(f"{table.path}: column {table.header[named['text']]!r} cannot be both the text and the label")
     return Columns(text=named["text"], label=named["label"], id=named["id"])
 
 

@@ -16,7 +16,7 @@ from data.checked import reading
 from data.ensemble import ensemble_metrics, shared_labels
 from data.files import csv_text
 from data.labels import SENTIMENT
-from data.metrics import mean_and_deviation
+from data.metrics import mean_and_deviation, shown
 from data.options import Options
 from data.runs import Run
 from data.significance import bootstrap_interval, mcnemar
@@ -130,10 +130,11 @@ def describe_ensemble(runs: Sequence[Run]) -> str:
         found = {split: ensemble_metrics(runs, split, temperatures) for split in ("validation", "test")}
     except ValueError as error:
         return f"no ensemble of all {len(runs)}: {error}"
-    shown = ", ".join(
-        f"{split} {m['accuracy']:.4f}" + (f" (AUC {m['auc']:.4f})" if "auc" in m else "") for split, m in found.items()
-    )
-    return f"ensemble of all {len(runs)}, mean of calibrated probabilities: {shown}"
+    parts = []
+    for split, values in found.items():
+        area = f" (AUC {shown(values['auc'])})" if "auc" in values else ""
+        parts.append(f"{split} {values['accuracy']:.4f}{area}")
+    return f"ensemble of all {len(runs)}, mean of calibrated probabilities: {', '.join(parts)}"
 
 
 def significance(runs: Sequence[Run]) -> list[str]:

@@ -17,6 +17,9 @@ EXAMPLES = {  # of each group in --help
 
 
 TASKS = ("compare", "merge", "predict", "text", "data")  # a command has one of them, or scores a run's own reviews
+DEFAULT_OUT = "submission.csv"  # of --predict FILE
+COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
+READING = (*COLUMNS, "skip_bad_rows")
 PICTURES = (".png", ".svg", ".pdf")  # endings
 KEPT = ("truncate", "quantize", "precision", "base")  # options that the kept predictions of several runs do not have
 
@@ -115,9 +118,32 @@ def check_task(options: Options, given: dict[str, Any]) -> None:
         raise ValueError(f"--plot {options.plot} is not a picture: its name ends in {', '.join(PICTURES)}")
 
 
+def check_output(options: Options) -> None:
+    """Raises ValueError for an output that is the file of the reviews, and for a default one that exists."""
+    reviews = [Path(path) for path in (options.data, options.predict) if path and Path(path).exists()]
+    for name in ("out", "explain", "plot"):
+        path = getattr(options, name)
+        if path and not is_stdout(path) and Path(path).exists() and any(map(Path(path).samefile, reviews)):
+            raise ValueError(f"{flag(name)} {path} is the file of the reviews; name another one")
+    if options.predict not in ("", "-") and not options.out and Path(DEFAULT_OUT).exists():
+        raise ValueError(f"{DEFAULT_OUT} exists; --out {DEFAULT_OUT} replaces it, --out FILE writes another one")
+
+
+def check_reading(options: Options, given: dict[str, Any]) -> None:
+    """Raises ValueError for flags of how files are read where none is read in this way."""
+    found = [name for name in READING if name in given]
+    if found and not (options.data or options.predict):
+        raise ValueError(f"{flag(found[0])} is for --data and --predict; a run's own reviews are read as in training")
+    lines = [name for name in found if name != "encoding"]
+    if lines and options.predict == "-":
+        raise ValueError(f"{flag(lines[0])} is for files; standard input has one review a line")
+
+
 def check_flags(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for flags that need another one."""
     check_task(options, given)
+    check_reading(options, given)
+    check_output(options)
     if options.plot and not (options.compare or is_own_score(options, given)):
         raise ValueError("--plot needs runs: --compare runs/ONE runs/TWO --plot FILE, or --run runs/ONE --plot FILE")
     if options.threshold and not is_own_score(options, given):
@@ -136,7 +162,7 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
         )
     if options.out and not (options.predict or options.compare or options.errors):
         raise ValueError("--out needs something to write: --predict FILE, --compare RUNS or --errors N")
-    if options.explain and "text" not in given and (options.predict or not Path(options.data or ".").is_file()):
+    if options.explain and "text" not in given and (options.predict or Path(options.data or ".").is_dir()):
         raise ValueError(
             "--explain needs a review or a file of them: --text REVIEW --explain, or --data FILE --explain"
         )

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import stat
 import sys
@@ -26,6 +27,11 @@ def user_path(text: str | Path) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{text}: no home directory is known for ~; write the whole path") from error
+
+
+def in_shell(path: str | Path) -> str:
+    """Returns a path as one word of a shell command, quoted if necessary."""
+    return shlex.quote(str(path))
 
 
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of standard output

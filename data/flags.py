@@ -10,8 +10,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
+from data.files import user_path
+
 Value = TypeVar("Value")
 
+# of fields whose value is a path, or may be one
+PATHS = ("DIR", "FILE", "DIR_OR_FILE", "DIR_OR_ID", "WEIGHTS", "RUN_OR_WEIGHTS", "VECTORS", "[FILE.html]")
 METAVARS: dict[Any, str] = {int: "N", float: "NUMBER"}  # of fields that name no other; text: TEXT
 
 
@@ -223,7 +227,15 @@ def parse_flags(
             groups[group] = parser.add_argument_group(group, (examples or {}).get(group))
         add_flag(groups[group], name, fields, (lists or {}).get(name, ()))
     given = parser.parse(sys.argv[1:] if argv is None else argv)
+    paths = {name for name, fields in owners.items() if next(iter(fields.values())).metadata["metavar"] in PATHS}
+    for name in paths & given.keys():  # a shell does not expand ~ in --flag=~/x
+        given[name] = [*map(expanded, given[name])] if isinstance(given[name], list) else expanded(given[name])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def expanded(path: str) -> str:
+    """Returns the path of a flag with `~` expanded."""
+    return str(user_path(path)) if path.startswith("~") else path
 
 
 def split_folders(values: Iterable[str]) -> list[str]:

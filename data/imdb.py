@@ -40,6 +40,11 @@ from data.unpacking import base_name, read_content, unpack
 BREAKS = re.compile(r"</?(?:br|p|div|li|tr|td|hr|h[1-6]|ul|ol|blockquote)\b[^<>]*>", re.IGNORECASE)
 NO_TAG = re.compile(r"<(?!/?[a-zA-Z][^<>]*>)")  # a "<" that does not open a tag: `a < b`, `<3`, `<!--`
 NO_ENTITY = re.compile(r"&(?!#?\w{1,40};)")  # an "&" that does not open an entity: `AT&T`
+# tags whose text is not shown; one that is not closed is a word: `I loved the <style> of this film`
+RAW = [
+    (re.compile(f"<(?={name}\\b)", re.IGNORECASE), re.compile(f"</{name}\\b", re.IGNORECASE))
+    for name in ("script", "style", "template")
+]
 MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
 SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -78,6 +83,9 @@ def clean(text: str) -> str:
 def without_tags(text: str) -> str:
     """Removes HTML tags and decodes entities. Raises ValueError for a text with very many tags."""
     text = NO_TAG.sub("&lt;", NO_ENTITY.sub("&amp;", text))
+    for opening, closing in RAW:
+        end = max((match.end() for match in closing.finditer(text)), default=0)
+        text = text[:end] + opening.sub("&lt;", text[end:])
     if (tags := text.count("<")) > MOST_TAGS:
         raise ValueError(f"a review with {tags:,} HTML tags; {MOST_TAGS:,} are allowed")
     with warnings.catch_warnings():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.labels import SENTIMENT
+from data.labels import SENTIMENT, canonical
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -32,7 +32,8 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Computes accuracy, cross-entropy, macro-F1, F1 and recall of each class, and the confusion matrix.
 
     logits: [N, C];  labels: [N]. confusion[true][predicted] counts examples. Recall is None for a class without
-    examples. Two classes also have AUC, and F1 of the second class as "f1".
+    examples, F1 for one that is not predicted either; macro-F1 is the mean over the others. Two classes also have AUC,
+    None if one has no examples, and F1 of the second class as "f1".
     """
     wide, classes = logits.astype(np.float64), logits.shape[1]
     log_p = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
@@ -40,6 +41,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     matrix = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
     hits, true, chosen = matrix.diagonal(), matrix.sum(1), matrix.sum(0)  # [C] each
     f1 = 2 * hits / np.maximum(true + chosen, 1)
+    occurs = true + chosen > 0
     recall = [float(h / n) if n else None for h, n in zip(hits, true, strict=True)]
     values: dict[str, Any] = {
         "accuracy": float((predicted == labels).mean()),
@@ -47,9 +49,16 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "count": len(labels),
     }
     if classes == 2:
-        values |= {"auc": auc(wide[:, 1] - wide[:, 0], labels), "f1": float(f1[1])}
-    shared = {"macro_f1": float(f1.mean()), "f1_by_class": f1.tolist(), "recall_by_class": recall}
+        area = auc(wide[:, 1] - wide[:, 0], labels) if true.all() else None
+        values |= {"auc": area, "f1": float(f1[1])}
+    f1_by_class = [float(value) if there else None for value, there in zip(f1, occurs, strict=True)]
+    shared = {"macro_f1": float(f1[occurs].mean()), "f1_by_class": f1_by_class, "recall_by_class": recall}
     return values | shared | {"confusion": matrix.tolist()}
+
+
+def shown(value: float | None) -> str:
+    """Formats a metric with four digits; `–` for one that is not defined."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -61,15 +70,21 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def print_metrics(name: str, values: dict[str, Any], labels: tuple[str, ...] = SENTIMENT) -> None:
-    """Prints metrics: one line, and for more than two classes one line a class."""
+    """Prints metrics: one line, and for more than two classes one line a class.
+
+    Of negative and positive, in any order, F1 is that of the positive class, and the confusion begins with negative.
+    """
     line = f"{name}: accuracy {values['accuracy']:.4f} on {values['count']:,} reviews, loss {values['loss']:.4f}"
     if "auc" in values:
         (tn, fp), (fn, tp) = values["confusion"]
-        print(f"{line}, AUC {values['auc']:.4f}, F1 {values['f1']:.4f}, confusion [[{tn}, {fp}], [{fn}, {tp}]]")
+        f1 = values["f1"]
+        if tuple(map(canonical, labels)) == SENTIMENT[::-1]:  # a checkpoint whose first class is the positive one
+            (tp, fn), (fp, tn) = values["confusion"]
+            f1 = values["f1_by_class"][0] or 0.0
+        print(f"{line}, AUC {shown(values['auc'])}, F1 {f1:.4f}, confusion [[{tn}, {fp}], [{fn}, {tp}]]")
         return
     print(f"{line}, macro-F1 {values['macro_f1']:.4f}")
     for label, f1, recall, row in zip(
         labels, values["f1_by_class"], values["recall_by_class"], values["confusion"], strict=True
     ):
-        shown = "–" if recall is None else f"{recall:.4f}"
-        print(f"  {label}: F1 {f1:.4f}, recall {shown}, predicted as {dict(zip(labels, row, strict=True))}")
+        print(f"  {label}: F1 {shown(f1)}, recall {shown(recall)}, predicted as {dict(zip(labels, row, strict=True))}")

@@ -371,14 +371,19 @@ def truncation_of(options: Options) -> Truncation:
 
 
 def read_splits(
-    options: Options, cache: Path | None, pretraining: bool = False, with_unlabelled: bool = False
+    options: Options,
+    cache: Path | None,
+    pretraining: bool = False,
+    with_unlabelled: bool = False,
+    labels: tuple[str, ...] | None = None,
 ) -> Splits:
     """Reads the data of a run and takes the subsets that its options select.
 
-    pretraining: texts without labels.  with_unlabelled: reads unlabelled reviews as well.
+    pretraining: texts without labels.  with_unlabelled: reads unlabelled reviews as well.  labels: the classes; None:
+    those of the data.
     """
     source = source_of(options)
-    splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled)
+    splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled, labels)
     if splits.shards is not None and (options.train_reviews or options.validation_reviews):
         raise ValueError("--train-reviews and --validation-reviews are for reviews in memory; name fewer shards")
     seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews
@@ -428,6 +433,6 @@ def repeats_batches(options: Options) -> bool:
     (data/results/SEARCH.md: "The same seed twice").
     """
     run = Run(Path(options.weights).parent)
-    before = run.config.get("options", {}) if (run.folder / "config.json").is_file() else {}
+    before = run.config.get("options", {}) if run.log_file.is_file() else {}
     same = ("seed", "data", "train_reviews", "truncate", "batch_size")
     return all(before.get(name) == getattr(options, name) for name in same)

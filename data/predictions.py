@@ -12,8 +12,9 @@ from data.checked import reading
 from data.delimited import FIELD_LIMIT
 from data.files import csv_text
 from data.imdb import as_frame, clean
-from data.labels import SENTIMENT, UNKNOWN
+from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import softmax
+from data.readers import check_encoding
 
 
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
@@ -25,8 +26,9 @@ def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
 
 
 def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
-    """Reads one review a line from standard input; ids are line numbers. encoding: default UTF-8"""
-    lines = io.TextIOWrapper(file, encoding=encoding or "utf-8")
+    """Reads one review a line from standard input; ids are line numbers from 1. encoding: default UTF-8"""
+    check_encoding("standard input", encoding or "utf-8-sig", "")
+    lines = io.TextIOWrapper(file, encoding=encoding or "utf-8-sig")
     with reading("standard input", "text", "name its encoding with --encoding"):
         return as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(bounded_lines(lines), 1)])
 
@@ -34,10 +36,12 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
 def predictions_csv(ids: Iterable[str], logits: np.ndarray, labels: tuple[str, ...], submission: bool = False) -> str:
     """Returns a table of id, label and the probability of each class. logits: [N, C]
 
-    submission: Kaggle's columns id and sentiment, 0 or 1.
+    submission: Kaggle's columns id and sentiment: 0 for the class that means negative and 1 for positive; other classes
+    have their names.
     """
     if submission:
-        names = ("0", "1") if labels == SENTIMENT else labels
+        meanings = [canonical(label) for label in labels]
+        names = [str(SENTIMENT.index(m)) for m in meanings] if sorted(meanings) == sorted(SENTIMENT) else labels
         return csv_text([("id", "sentiment"), *zip(ids, (names[c] for c in logits.argmax(1)), strict=True)])
     header = ("id", "label", *(f"p_{label}" for label in labels))
     rows = zip(ids, logits.argmax(1), softmax(logits), strict=True)

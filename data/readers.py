@@ -101,7 +101,7 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
 # ---------------------------------------------------------------------------------------------------- encodings
 
 
-def check_encoding(path: Path, encoding: str, marked: str) -> None:
+def check_encoding(path: Path | str, encoding: str, marked: str) -> None:
     """Raises ValueError for an unknown encoding, and for one that the byte order mark of the file excludes."""
     try:
         name = codecs.lookup(encoding).name
@@ -276,7 +276,8 @@ def read_parquet(path: Path, content: bytes) -> Table:
     """
     check_parquet(content)
     try:
-        frame = pd.read_parquet(io.BytesIO(content))
+        # the default turns a column of integers with a missing one into floats
+        frame = pd.read_parquet(io.BytesIO(content), dtype_backend="numpy_nullable")
     except ImportError:
         raise ValueError(f"{path} is a Parquet file; to read it: pip install pyarrow") from None
     except (ValueError, OSError, NotImplementedError) as error:
@@ -287,7 +288,11 @@ def read_parquet(path: Path, content: bytes) -> Table:
     columns = [[as_text(value) for value in frame.iloc[:, i].tolist()] for i in range(len(header))]
     for title, column in zip(header, columns, strict=True):
         if title in names:
-            table = {str(number): name for number, name in enumerate(names[title])} | {"-1": ""}  # -1: withheld
-            column[:] = [table.get(value or "", value) for value in column]
+            table = {str(number): name for number, name in enumerate(names[title])} | {"-1": "", "": ""}  # -1: withheld
+            if unnamed := [value for value in column if value is not None and value not in table]:
+                raise ValueError(
+                    f"{path}: column {title!r} has the class {show(unnamed[0])}, which the file does not name"
+                )
+            column[:] = [None if value is None else table[value] for value in column]
     records = [Record(number, list(fields)) for number, fields in enumerate(zip(*columns, strict=True), 1)]
     return Table(path, header, records)

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from data.checked import read_json, read_object, reading
 from data.checksums import read_sealed_tensors, seal, unseal, write_sealed_tensors
-from data.files import open_tensors, write_json, write_tensors, write_text
+from data.files import in_shell, open_tensors, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
 
@@ -68,13 +68,25 @@ def versions() -> dict[str, str]:
 
 
 def check_files(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
-    """Raises ValueError if a data file of a run changed since the run started. Both: path -> SHA-256."""
+    """Raises ValueError if a data file of a run changed, vanished or was added since the run started.
+
+    before, now: path -> SHA-256. Test reviews may be added: they do not change the training.
+    """
     for path, digest in before.items():
         if path in now and now[path] != digest:
             way_out = "restore it, start a new run, or score the new file with eval.py --data"
             raise ValueError(f"{path} changed since {folder} was started; {way_out}")
     if missing := [path for path in before.keys() - now.keys() if not Path(path).exists()]:
-        raise FileNotFoundError(f"{min(missing)}, a data file of {folder}, does not exist any more")
+        way_out = "restore it, or score other reviews with eval.py --data"
+        raise FileNotFoundError(f"{min(missing)}, a data file of {folder}, does not exist; {way_out}")
+    if added := [path for path in now.keys() - before.keys() if "test" not in Path(path).name.lower()]:
+        raise ValueError(f"{min(added)} was added since {folder} was started; move it away, or start a new run")
+
+
+def check_digests(before: dict[str, str], now: dict[str, str]) -> None:
+    """Raises ValueError if a file that is read has other content than each file of before. Both: path -> SHA-256."""
+    if changed := [path for path, digest in now.items() if before and digest not in before.values()]:
+        raise ValueError(f"{min(changed)} changed since the run was started")
 
 
 class Predictions(NamedTuple):
@@ -122,7 +134,7 @@ class Run:
         run.lock()
         if (run.folder / "config.json").exists():
             run.release()
-            raise ValueError(f"{folder} exists; go on with --resume {folder}, or choose another --name")
+            raise ValueError(f"{folder} exists; go on with --resume {in_shell(folder)}, or choose another --name")
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         origin = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
         head = {"format": FORMAT, "command": command_line(), "started": now, **origin, "versions": versions()}
@@ -175,11 +187,11 @@ class Run:
         if not run.log_file.is_file():
             for parent in run.folder.parents[:2]:
                 if (parent / "config.json").is_file() and (parent / "log.jsonl").is_file():
-                    raise FileNotFoundError(f"{folder} is inside the run {parent}; give {flag} {parent}")
+                    raise FileNotFoundError(f"{folder} is inside the run {parent}; give {flag} {in_shell(parent)}")
         if not (run.folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json")
         if "model_type" in read_object(run.folder / "config.json"):
-            raise ValueError(f"{folder} is a checkpoint, not a run folder; --weights {folder} uses it")
+            raise ValueError(f"{folder} is a checkpoint, not a run folder; --weights {in_shell(folder)} uses it")
         return run
 
     def record_data(self, labels: tuple[str, ...], files: dict[str, str]) -> None:
@@ -263,6 +275,8 @@ class Run:
                 print(f"warning: {error}; trying the state before it")
                 continue
             progress = json.loads(metadata["progress"])
+            if problem:  # so that the next state does not push the readable one out
+                self.state_file.unlink(missing_ok=True)
             self.restore_log(progress)
             return tensors, progress
         if problem:

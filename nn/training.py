@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
@@ -114,7 +115,8 @@ def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -
     except NotFinite as error:
         status = agreed(ranks.NOT_FINITE)
         reviews = np.unique(t.corpus.reviews_of(np.array(error.rows)))
-        ids = f"{error.rows}" if t.entry.pretraining else ", ".join(t.splits.train["id"].iloc[reviews])
+        known = pd.concat([t.splits.train["id"], t.splits.unlabelled["id"]])  # as the corpus has them
+        ids = f"{error.rows}" if t.entry.pretraining else ", ".join(known.iloc[reviews])
         where = f"{epoch_name(t)}, step {progress.step + 1}"
         message = f"the loss is {error.loss} at {where}; the state before it is saved; batch: {ids}"
     except (RuntimeError, MemoryError) as error:
@@ -130,6 +132,7 @@ def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -
             t.gradient_sum.finish()
         return passes
     if status == ranks.NOT_FINITE:
+        set_random_state(before, t.machine.device)
         t.save()
         raise ValueError(ranks.first_message(message))
     if status == ranks.END:

@@ -28,8 +28,8 @@ def test_a_table_keeps_empty_reviews_and_the_order(tmp_path: Path):
 def test_a_text_file_is_lines_or_a_table(tmp_path: Path):
     lines = write(tmp_path / "a.txt", "good film\n\nthe review, said\u2028twice\n")
     assert load_table(lines, Source())[0].values.tolist() == [
-        ["0", "good film", -1],
-        ["1", "the review, said\u2028twice", -1],
+        ["1", "good film", -1],
+        ["3", "the review, said\u2028twice", -1],
     ]
     assert load_table(lines, Source(), keep_empty=True)[0]["review"].tolist() == [
         "good film",

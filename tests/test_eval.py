@@ -55,17 +55,17 @@ def test_metrics_of_three_classes(capsys):
     labels = np.array([0, 1, 1, 0, 0])
     found = metrics(logits, labels)
     assert found["confusion"] == [[2, 1, 0], [0, 2, 0], [0, 0, 0]]
-    assert found["f1_by_class"] == pytest.approx([4 / 5, 4 / 5, 0])
-    assert found["macro_f1"] == pytest.approx(8 / 15)
+    assert found["f1_by_class"] == pytest.approx([4 / 5, 4 / 5, None])
+    assert found["macro_f1"] == pytest.approx(4 / 5)
     assert found["recall_by_class"] == pytest.approx([2 / 3, 1, None])
     assert not {"auc", "f1"} & found.keys()
     print_metrics("test", found, ("bad", "good", "mixed"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "test: accuracy 0.8000 on 5 reviews, loss 0.5970, macro-F1 0.5333".replace(
+    assert lines[0] == "test: accuracy 0.8000 on 5 reviews, loss 0.5970, macro-F1 0.8000".replace(
         "0.5970", f"{found['loss']:.4f}"
     )
     assert lines[1] == "  bad: F1 0.8000, recall 0.6667, predicted as {'bad': 2, 'good': 1, 'mixed': 0}"
-    assert lines[3] == "  mixed: F1 0.0000, recall –, predicted as {'bad': 0, 'good': 0, 'mixed': 0}"
+    assert lines[3] == "  mixed: F1 –, recall –, predicted as {'bad': 0, 'good': 0, 'mixed': 0}"
 
 
 def test_softmax_is_stable():

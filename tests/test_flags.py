@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data.eval_options import Options as EvalOptions
 from data.flags import (
     check_choice,
     flag,
@@ -55,6 +56,12 @@ def test_flags_are_the_fields_of_all_classes():
         with pytest.raises(SystemExit) as stop:
             parse_flags(CLASSES, wrong, "")
         assert stop.value.code == 2
+
+
+def test_a_tilde_is_expanded_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = parse_flags({"eval.py": EvalOptions}, ["--data=~/f.csv", "--out=~/o", "--text=~/x", "--run=~/a"], "")
+    assert found == {"data": f"{tmp_path}/f.csv", "out": f"{tmp_path}/o", "text": "~/x", "run": (f"{tmp_path}/a",)}
 
 
 def test_help_shows_groups_defaults_and_lists(capsys):

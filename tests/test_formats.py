@@ -85,7 +85,7 @@ def test_other_json_is_refused(tmp_path: Path, text: str, message: str):
 
 
 def test_parquet_without_pyarrow_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def missing(*_: object) -> None:
+    def missing(*_: object, **__: object) -> None:
         raise ImportError("pyarrow")
 
     monkeypatch.setattr(pd, "read_parquet", missing)
@@ -95,7 +95,7 @@ def test_parquet_without_pyarrow_names_the_package(tmp_path: Path, monkeypatch: 
 
 def test_the_values_of_a_parquet_file_become_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     frame = pd.DataFrame({"text": ["a", None, "c"], "label": [2.0, None, 10.0]}, index=pd.Index([7, 8, 9], name="id"))
-    monkeypatch.setattr(pd, "read_parquet", lambda _: frame)
+    monkeypatch.setattr(pd, "read_parquet", lambda _, **__: frame)
     table = read(write(tmp_path / "x.parquet", b""))
     assert table.header == ["id", "text", "label"]
     assert [r.fields for r in table.records] == [["7", "a", "2.0"], ["8", "", ""], ["9", "c", "10.0"]]
@@ -109,7 +109,7 @@ def test_the_values_of_a_parquet_file_become_strings(tmp_path: Path, monkeypatch
 
 def test_class_names_of_a_parquet_file_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In the footer, `datasets` calls class 0 `pos`: read as numbers, all labels would be inverted."""
-    monkeypatch.setattr(pd, "read_parquet", lambda _: pd.DataFrame({"text": [*"abc"], "label": [0, 1, -1]}))
+    monkeypatch.setattr(pd, "read_parquet", lambda _, **__: pd.DataFrame({"text": [*"abc"], "label": [0, 1, -1]}))
     features = {
         "info": {"features": {"label": {"names": ["pos", "neg"], "_type": "ClassLabel"}, "text": {"_type": "Value"}}}
     }
@@ -126,6 +126,25 @@ def test_a_real_parquet_file(tmp_path: Path):
     }  # fmt: skip
     with pytest.raises(ValueError, match="is not a Parquet file, or is damaged"):
         load_reviews(write(tmp_path / "y.parquet", b"PAR1" * 9))
+
+
+def test_a_missing_label_leaves_the_class_names_of_a_parquet_file(tmp_path: Path):
+    """Integers with a missing one stay integers, ids too."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    features = {"label": {"names": ["positive", "negative"], "_type": "ClassLabel"}, "text": {"_type": "Value"}}
+    ids = [1234567890123456789, 2, None]
+    for labels, found in (([0, 1, None], [1, 0, UNKNOWN]), ([0, 7, None], None)):
+        table = pyarrow.table({"id": ids, "text": [*"abc"], "label": labels})
+        footer = {"huggingface": json.dumps({"info": {"features": features}})}
+        parquet.write_table(table.replace_schema_metadata(footer), tmp_path / "x.parquet")
+        if found is None:
+            with pytest.raises(ValueError, match="column 'label' has the class 7, which the file does not name"):
+                load_reviews(tmp_path / "x.parquet")
+        else:
+            frame = load_reviews(tmp_path / "x.parquet")
+            assert frame["sentiment"].tolist() == found
+            assert frame["id"].tolist()[:2] == ["1234567890123456789", "2"]
 
 
 # --------------------------------------------------------------------------------------------------- compression

@@ -48,6 +48,35 @@ def test_a_damaged_state_is_replaced_by_the_one_before_it(tmp_path: Path, capsys
     assert "state.safetensors is cut short or damaged" in capsys.readouterr().out
 
 
+def test_a_damaged_state_does_not_replace_the_one_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The next state cannot be written; the readable one is still there."""
+    run = Run.create(tmp_path / "r", {})
+    for step in (1, 2):
+        run.save_state({"x": torch.full((100,), float(step))}, {"step": step})
+    run.state_file.write_bytes(run.state_file.read_bytes()[:50])
+    assert run.load_state()[1]["step"] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("data.runs.write_sealed_tensors", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            run.save_state({"x": torch.zeros(1)}, {"step": 3})
+    assert run.load_state()[1]["step"] == 1
+
+
+def test_a_data_file_that_was_added_is_refused_unless_it_has_test_reviews(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    run.record_data(("a", "b"), {"/d/train.csv": "1"})
+    run.record_data(("a", "b"), {"/d/train.csv": "1", "/d/test.csv": "2"})
+    with pytest.raises(ValueError, match=r"/d/validation\.csv was added since .* was started; move it away, or start"):
+        run.record_data(("a", "b"), {"/d/train.csv": "1", "/d/validation.csv": "2"})
+
+
+def test_a_printed_command_quotes_its_path(tmp_path: Path):
+    run = Run.create(tmp_path / "my run", {})
+    run.release()
+    with pytest.raises(ValueError, match=f"go on with --resume '{run.folder}', or choose another --name"):
+        Run.create(run.folder, {})
+
+
 def test_two_damaged_states_are_one_error_with_the_way_out(tmp_path: Path):
     run = Run.create(tmp_path / "r", {})
     run.save_state({"x": torch.zeros(100)}, {})

@@ -11,7 +11,7 @@ from data import runs
 from data.checked import read_json
 from data.errors import clean_exit
 from data.flags import field_names
-from data.options import Settings, find_data, resolve
+from data.options import Settings, find_data, repeats_batches, resolve
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import load_run
@@ -194,6 +194,15 @@ def test_word_networks_have_defaults_for_the_built_in_reviews(monkeypatch, tmp_p
         assert settings.origins["min_count"] == "model"
 
 
+@pytest.mark.parametrize("content", ["[]", '{"options": []}'])
+def test_a_config_in_the_working_directory_is_no_run(content: str, tmp_path, monkeypatch):
+    """`none` and `builtin` name no folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    for weights in ("none", "builtin"):
+        assert not repeats_batches(resolved(["--weights", weights]).options)
+
+
 @pytest.mark.parametrize("objective", ["mlm", "rtd"])
 def test_pretraining_continues_with_a_smaller_rate_than_it_starts_with(objective: str, tmp_path):
     given = ["--model", "bert", "--loss", objective]
@@ -218,11 +227,16 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(small_run, tmp_path
         value, logits = loss(model, batch, options)
         return value * (float("nan") if next(calls) == 3 else 1), logits
 
+    states, attempt = [], train.attempt_step
+    monkeypatch.setattr(
+        train, "attempt_step", lambda *a, **k: (states.append(torch.get_rng_state()), attempt(*a, **k))[1]
+    )
     monkeypatch.setitem(train.OBJECTIVES, "ce", train.OBJECTIVES["ce"]._replace(objective=poisoned))
     message = r"the loss is nan at epoch 1/2, step 4; the state before it is saved; batch: [a-z]+_train_\d{4}"
     with pytest.raises(ValueError, match=message):
         train.main(small_run)
-    assert (tmp_path / "runs/small/state/state.safetensors").exists()
+    saved = load_file(tmp_path / "runs/small/state/state.safetensors")
+    assert torch.equal(saved["random.cpu"], states[-1])  # that before the step
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     train.main(["--resume", "runs/small"])

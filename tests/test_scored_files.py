@@ -1,0 +1,188 @@
+"""eval.py on files and folders of others: classes by name, flags honoured or refused, no output over an input."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import train
+from data.hub import LINEAR
+from data.metrics import metrics, print_metrics
+from data.predictions import predictions_csv
+from data.runs import check_digests
+from eval import main as evaluate
+
+WORDS = {"a": "awful boring dull", "b": "fine decent watchable", "c": "superb moving brilliant"}
+
+
+def write_reviews(path: Path, labels: str, count: int = 12, names: dict[str, str] | None = None) -> Path:
+    """Writes a CSV file with `count` reviews of each class. labels: the classes; names: how they are spelled."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [(f"{WORDS[label]} film {n}", (names or {}).get(label, label)) for n in range(count) for label in labels]
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder of a linear model of the classes a, b and c, trained on a subset of its file."""
+    folder = tmp_path_factory.mktemp("three")
+    write_reviews(folder / "train.csv", "abc", 40)
+    text = f"--model nb_linear --train {folder}/train.csv --train-reviews 90 --min-count 1 --epochs 2 --name r"
+    train.main([*text.split(), "--shape", "min_reviews=1", "--runs", str(folder)])
+    return folder / "r"
+
+
+def outcome(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Returns what eval.py prints."""
+    capsys.readouterr()
+    evaluate(arguments)
+    return capsys.readouterr().out
+
+
+def test_the_classes_of_a_folder_are_those_of_the_run_by_name(three, tmp_path, capsys):
+    for name in ("train", "test"):
+        write_reviews(tmp_path / f"bc/{name}.csv", "bc")
+    out = outcome(["--run", str(three), "--data", str(tmp_path / "bc")], capsys)
+    assert "test: accuracy 1.0000 on 24 reviews" in out
+    assert "  a: F1 –, recall –" in out
+    write_reviews(tmp_path / "other/train.csv", "bc", names={"b": "amazing", "c": "rubbish"})
+    with pytest.raises(ValueError, match="'amazing'"):
+        evaluate(["--run", str(three), "--data", str(tmp_path / "other")])
+
+
+def test_the_flags_of_reading_count_for_a_folder_and_are_refused_for_the_runs_own_reviews(three, tmp_path, capsys):
+    for name in ("train", "test"):
+        path = write_reviews(tmp_path / f"named/{name}.csv", "abc")
+        frame = pd.read_csv(path)
+        frame.assign(human=frame["label"], label=frame["label"].map({"a": "b", "b": "c", "c": "a"})).to_csv(path)
+    folder = ["--run", str(three), "--data", str(tmp_path / "named")]
+    assert "test: accuracy 0.0000" in outcome(folder, capsys)
+    assert "test: accuracy 1.0000" in outcome([*folder, "--label-column", "human"], capsys)
+    for flags in (["--label-column", "human"], ["--skip-bad-rows"], ["--encoding", "latin-1"]):
+        with pytest.raises(ValueError, match=f"{flags[0]} is for --data and --predict; a run's own reviews"):
+            evaluate(["--run", str(three), *flags])
+    with pytest.raises(ValueError, match="--text-column is for files; standard input has one review a line"):
+        evaluate(["--run", str(three), "--predict", "-", "--text-column", "x"])
+
+
+def test_a_checkpoint_scores_a_folder(three, tmp_path, capsys):
+    write_reviews(tmp_path / "d/train.csv", "abc")
+    write_reviews(tmp_path / "d/test.csv", "abc", 2)
+    out = outcome(["--weights", str(three / "best"), "--data", str(tmp_path / "d"), "--errors", "3"], capsys)
+    assert "test: accuracy 1.0000 on 6 reviews" in out
+    assert "0 % unknown tokens" in out  # of the groups of --errors
+
+
+def test_a_pipe_is_a_file(three, tmp_path, capsys, monkeypatch):
+    """All of its rows are scored; they are not split."""
+    path = write_reviews(tmp_path / "f.csv", "abc", 4)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "f.csv: accuracy 1.0000 on 12 reviews" in outcome(["--run", str(three), "--data=~/f.csv"], capsys)
+    assert "accuracy 1.0000 on 12 reviews" in outcome(["--run", str(three), "--data", str(path)], capsys)
+
+
+def test_rows_without_a_review_or_a_label_are_named(three, tmp_path, capsys):
+    path = tmp_path / "f.csv"
+    path.write_text("text,label\nsuperb moving brilliant,c\nawful boring dull,\n")
+    out = outcome(["--run", str(three), "--data", str(path)], capsys)
+    assert "f.csv: 1 of 2 reviews have no label and are not scored" in out
+    assert "accuracy 1.0000 on 1 reviews" in out
+    path.write_text('text,label\nsuperb moving brilliant,c\n"",a\n')
+    with pytest.raises(ValueError, match="1 broken row"):
+        evaluate(["--run", str(three), "--data", str(path)])
+    assert "on 1 reviews" in outcome(["--run", str(three), "--data", str(path), "--skip-bad-rows"], capsys)
+
+
+def test_no_output_replaces_the_reviews(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = "review,label\na wonderful film,1\nbad film,0\n"
+    for name in ("mine.csv", "submission.csv"):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "link.csv").symlink_to("mine.csv")
+    linear = ["--weights", str(LINEAR)]
+    for flags in (["--predict", "mine.csv", "--out", "link.csv"], ["--data", "mine.csv", "--errors", "2", "--out"]):
+        with pytest.raises(ValueError, match=r"--out (link|mine)\.csv is the file of the reviews; name another one"):
+            evaluate([*linear, *flags, *(["mine.csv"] if flags[-1] == "--out" else [])])
+    with pytest.raises(ValueError, match=r"submission\.csv exists; --out submission\.csv replaces it"):
+        evaluate([*linear, "--predict", "mine.csv"])
+    assert (tmp_path / "mine.csv").read_text() == (tmp_path / "submission.csv").read_text() == content
+    evaluate([*linear, "--predict", "mine.csv", "--out", "submission.csv"])
+    assert (tmp_path / "submission.csv").read_text() != content
+
+
+def test_standard_output_has_the_table_alone(tmp_path, capsys):
+    path = tmp_path / "n.csv"
+    path.write_text("id;review;label\n1;good film;1\n1;bad film;1\n")
+    for flags in (["--predict", str(path)], ["--data", str(path), "--errors", "5"]):
+        out = outcome(["--weights", str(LINEAR), *flags, "--out", "-"], capsys)
+        rows = list(csv.reader(io.StringIO(out)))
+        assert rows[0][0] == "id"
+        assert {len(row) for row in rows} == {len(rows[0])}
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (("negative", "positive"), ["0", "1"]),
+        (("POSITIVE", "NEGATIVE"), ["1", "0"]),
+        (("neg", "pos"), ["0", "1"]),
+        (("bad", "good"), ["bad", "good"]),
+    ],
+)
+def test_a_submission_has_kaggles_numbers_for_the_names_of_a_checkpoint(labels: tuple[str, ...], found: list[str]):
+    text = predictions_csv(["x", "y"], np.array([[2.0, 0.0], [0.0, 2.0]]), labels, submission=True)
+    assert [line.split(",")[1] for line in text.splitlines()[1:]] == found
+
+
+def test_f1_is_that_of_the_positive_class_in_any_order(capsys):
+    logits, labels = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0]]), np.array([0, 0, 1, 0, 0])
+    lines = []
+    for order, names in ((slice(None), ("negative", "positive")), (slice(None, None, -1), ("POSITIVE", "NEGATIVE"))):
+        print_metrics("x", metrics(logits[:, order], labels if names[0] == "negative" else 1 - labels), names)
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1]
+    assert "F1 0.6667, confusion [[3, 1], [0, 1]]" in lines[0]
+
+
+def test_metrics_without_a_class_are_json(capsys):
+    found = metrics(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 0]))
+    assert json.loads(json.dumps(found, allow_nan=False))["auc"] is None
+    print_metrics("x", found)
+    assert "AUC –, F1 0.0000" in capsys.readouterr().out
+
+
+def test_reordered_or_changed_files_have_other_digests():
+    check_digests({"/elsewhere/test.csv": "1"}, {"/here/test.csv": "1"})
+    check_digests({}, {"/here/test.csv": "1"})
+    with pytest.raises(ValueError, match=r"/here/test\.csv changed since the run was started"):
+        check_digests({"/here/test.csv": "1"}, {"/here/test.csv": "2"})
+
+
+@pytest.mark.parametrize(("content", "flags"), [(b"\xef\xbb\xbfBoring\n", []), ("B\xf6ring\n".encode("latin-1"), 1)])
+def test_standard_input_is_read_as_a_file(content: bytes, flags, tmp_path, monkeypatch, capsys):
+    (tmp_path / "b.txt").write_bytes(content)
+    encoding = ["--encoding", "latin-1"] if flags else []
+    found = []
+    for source in ("-", str(tmp_path / "b.txt")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        found.append(outcome(["--weights", str(LINEAR), "--predict", source, "--out", "-", *encoding], capsys))
+    assert found[0] == found[1]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(ValueError, match="standard input: --encoding 'nosuch' is not an encoding"):
+        evaluate(["--predict", "-", "--encoding", "nosuch"])
+
+
+def test_a_text_file_is_cleaned_and_numbered_like_standard_input(tmp_path, monkeypatch, capsys):
+    content = b"A &quot;great&quot; film<br /><br />Not bad\n\nboring &amp; dull\n"
+    (tmp_path / "b.txt").write_bytes(content)
+    found = []
+    for source in ("-", str(tmp_path / "b.txt")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        found.append(outcome(["--weights", str(LINEAR), "--predict", source, "--out", "-"], capsys))
+    assert found[0] == found[1]
+    assert [line.split(",")[0] for line in found[0].splitlines()] == ["id", "1", "2", "3"]
