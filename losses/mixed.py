@@ -101,9 +101,11 @@ def scale_to_length(direction: Tensor, mask: Tensor, length: Tensor | float) -> 
 
     direction: [B, T, E];  mask: bool [B, T] -> fp32 [B, T, E], 0 at padding; a direction of 0 stays 0
     """
-    direction = direction.float().masked_fill(~mask[..., None], 0)
+    direction, tiny = direction.float().masked_fill(~mask[..., None], 0), torch.finfo(torch.float32).tiny
+    # the squares of a small gradient underflow: its largest number becomes 1 first
+    direction = direction / direction.abs().amax((1, 2), keepdim=True).clamp(min=tiny)
     norm = direction.flatten(1).norm(dim=1)[:, None, None]  # [B, 1, 1]
-    return direction / norm.clamp(min=torch.finfo(norm.dtype).tiny) * length
+    return direction / norm.clamp(min=tiny) * length
 
 
 def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Embedding, Module
+from torch.nn import Embedding, Module, Parameter
 from torch.nn.functional import logsigmoid
 
 from data.batches import Batch
@@ -47,16 +47,16 @@ class TVOptions:
 
 
 class TwoViews(Module):
-    """Scores words by the embedding of a region. word.weight -> O [V, D];  bias.weight -> c [V, 1]
+    """Scores words by the embedding of a region. word.weight -> O [V, D];  bias -> c [V]
 
     Initially O is uniform in (-0.1, 0.1), and c is -log k, which fits regions that tell nothing.
     """
 
     def __init__(self, vocab_size: int, width: int, negative_weight: float) -> None:
         super().__init__()
-        self.word, self.bias = Embedding(vocab_size, width), Embedding(vocab_size, 1)
+        self.word = Embedding(vocab_size, width)
         self.word.weight.data.uniform_(-0.1, 0.1)
-        self.bias.weight.data.fill_(-math.log(negative_weight))
+        self.bias = Parameter(torch.full((vocab_size,), -math.log(negative_weight)))
 
 
 def prepare(model: Model, options: TVOptions, tokenizer: Tokenizer | None) -> None:
@@ -95,7 +95,7 @@ def neighbours(ids: Tensor, mask: Tensor, radius: int, first: int) -> Iterator[t
 
 def neighbour_scores(model: CNN, u: Tensor, ids: Tensor, mask: Tensor, first: int) -> Tensor:
     """Computes s(u_t, w) of all pairs of `neighbours`. u: [B, T, D];  ids, mask: [B, T] -> [pairs]"""
-    o, c = model.pretraining.word(ids), model.pretraining.bias(ids)[..., 0]  # [B, T, D], [B, T]
+    o, c = model.pretraining.word(ids), model.pretraining.bias[ids]  # [B, T, D], [B, T]
     return torch.cat(
         [
             ((u[:, here] * o[:, there]).sum(-1) + c[:, there])[real]
@@ -115,7 +115,7 @@ def objective(model: CNN, batch: Batch, options: TVOptions) -> tuple[Tensor, dic
     u = model.regions(model.regions.word(ids))  # [B, T, D]
     near = neighbour_scores(model, u, ids, mask, first)
     drawn = draw_words(n, first, model.config.vocab_size, ids.device, batch.generator())
-    far = u[mask] @ model.pretraining.word(drawn).T + model.pretraining.bias(drawn)[:, 0]  # [regions, n]
+    far = u[mask] @ model.pretraining.word(drawn).T + model.pretraining.bias[drawn]  # [regions, n]
     found = [real.sum() for *_, real in neighbours(whole.input_ids, whole.mask, model.regions.radius, first)]
     positive = -logsigmoid(near).sum() / torch.stack(found).sum().clamp(min=1)  # over the pairs of all ranks
     negative = -logsigmoid(-far).sum() / (n * whole.mask.sum())

@@ -46,8 +46,11 @@ class Part(NamedTuple):
 
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns 0 where `mask` is True and the lowest finite number of `dtype` elsewhere, to be added to scores."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    """Returns 0 where `mask` is True and half of the lowest number of `dtype` elsewhere, to be added to scores.
+
+    With the lowest number itself, a negative score would give -inf in fp16, and a row without a key NaN.
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min / 2)
 
 
 def parts(batch: int, heads: int, scores: int) -> Iterator[Part]:

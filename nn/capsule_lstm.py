@@ -70,7 +70,8 @@ class CapsuleLayer(Module):
         """Computes v [B, J, K] and c [B, T, J]. h: [B, T, D];  mask: bool [B, T]"""
         u = torch.nn.functional.linear(h, self.weight.flatten(0, 1))  # [B, T, J·K]
         u = u.unflatten(-1, self.weight.shape[:2]).to(self.weight.dtype)  # [B, T, J, K]
-        return route(u, mask=mask, iterations=self.iterations)
+        with torch.autocast(u.device.type, enabled=False):
+            return route(u, mask=mask, iterations=self.iterations)
 
 
 class CapsuleLengths(Module):

@@ -124,6 +124,8 @@ class CNN(WordClassifier):
         else:
             super().__init__(config)
             layers = [Conv1d(input_size=c.embedding_size, filters=c.filters, width=width) for width in widths]
+        if "last" in c.pooling.split("+"):
+            raise ValueError("pooling last is for recurrent networks; the windows of a CNN have no last state")
         self.widest = max(widths)
         self.regions: Any = None  # a RegionEmbedding
         self.convolutions: Any = ModuleList(layers)  # of Conv1d or OneHotConv1d
@@ -179,8 +181,11 @@ class CNN(WordClassifier):
         return torch.cat(windows, -1).relu()
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """Pools over all windows that cover a word. h: [B, T + K - 1, n·F];  mask: bool [B, T] -> [B, n·F] of each
-        pooling, concatenated"""
+        """Pools over the windows of each width: the T + K - 1 of the widest that cover a word, for every width.
+
+        The last K - k windows of a narrower width k cover no word; they are ReLU(b). h: [B, T + K - 1, n·F];
+        mask: bool [B, T] -> [B, n·F] of each pooling, concatenated
+        """
         return super().pool(h, pad(mask, (self.widest - 1, 0), value=True))
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:

@@ -160,6 +160,12 @@ class DebertaConfig:
         if self.position_buckets == 1 or (self.position_buckets > 0 and self.max_relative_positions < 2):
             given = f"position_buckets {self.position_buckets}, max_relative_positions {self.max_relative_positions}"
             raise ValueError(f"{given}: both must be at least 2")
+        least = self.position_buckets // 2 + 2  # for buckets that ascend with the distance
+        if self.position_buckets > 0 and self.max_relative_positions < least:
+            raise ValueError(
+                f"position_buckets {self.position_buckets} need max_relative_positions of at least {least}, not "
+                f"{self.max_relative_positions}; 0 buckets give each distance a row of its own"
+            )
         if self.conv_kernel_size > 0 and (self.conv_kernel_size % 2 == 0 or self.hidden_size % self.conv_groups):
             raise ValueError(
                 f"conv_kernel_size {self.conv_kernel_size} must be odd, and conv_groups {self.conv_groups} must divide "

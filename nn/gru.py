@@ -7,8 +7,7 @@
 h₋ is the state of the step before, 0 at the start. W x + b of all steps is one product; the loop over time and its
 backward pass are in nn/recurrence.py. Padding never affects the states of real steps.
 
-Differs from the paper: r is applied after U_n, not before it; z weights the old state, where the paper's z weights the
-new one. Both follow torch.nn.GRU and cuDNN.
+Differs from the paper: r is applied after U_n, not before it, and there are biases, as in torch.nn.GRU and cuDNN.
 """
 
 from dataclasses import dataclass

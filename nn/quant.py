@@ -143,8 +143,9 @@ class Int8Linear(QuantizedLinear):
 
     def product(self, x: Tensor) -> Tensor:
         """Computes x diag(s) Qᵀ by the chosen path: [M, in] -> [M, out]"""
+        path = self.chosen_path(x)  # which depends on autocast
         with torch.autocast(x.device.type, enabled=False):
-            return Int8Matmul.apply(x, self.weight, self.scale, self.chosen_path(x))
+            return Int8Matmul.apply(x, self.weight, self.scale, path)
 
 
 class Int8Embedding(Module):

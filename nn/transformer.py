@@ -60,7 +60,7 @@ class TransformerConfig(WordConfig):
     num_heads: int = 4
     feed_forward_size: int = 256
     pre_norm: bool = True
-    pooling: str = "mean"  # mean, max, attention, or several: max+mean
+    pooling: str = "mean"  # mean, max, attention, last, or several: max+mean
     layer_dropout: float = 0.1  # on attention weights and the output of sublayers
 
 
@@ -85,7 +85,7 @@ class Transformer(WordClassifier):
             for _ in range(c.num_layers)
         )
         self.norm = LayerNorm(c.hidden_size) if c.pre_norm else None
-        self.pooling = Pooling(c.pooling, c.hidden_size)
+        self.pooling = Pooling(c.pooling, c.hidden_size, bidirectional=False)
         self.dropout = Dropout(c.dropout)
         self.classifier = Linear(self.pooling.width, len(c.labels))
         self.init_weights()

@@ -1,8 +1,8 @@
 """Layers that the networks over words share, and `WordClassifier` and `WordConfig`, their base classes.
 
-    w_t ← <unk> with probability p                              word dropout (Iyyer et al. 2015, P15-1162, §4)
+    w_t ← <unk> with probability p                              word dropout (Iyyer et al. 2015, P15-1162, §3.1)
     x_t = s ⊙ E[w_t], s the same for all t of a review          variational dropout (Gal & Ghahramani 2016,
-                                                                arXiv 1512.05287, §4.2)
+                                                                arXiv 1512.05287, Eq. (7))
     mean: Σ_t m_t h_t / Σ_t m_t      max: max over t with m_t = 1      attention: nn/attention.py, AdditiveAttention
     last: the state of each direction after its last real step
 

@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import Linear, Module, Parameter
 
 from data.flags import option
@@ -135,7 +136,8 @@ class DoRALinear(LoRALinear):
 
     def row_scale(self) -> Tensor:
         """Computes m / ‖W'‖: [out]. ‖W'‖ gets no gradient (§4.3)."""
-        return self.magnitude / (self.frozen_weight() + self.scale * (self.B @ self.A)).detach().norm(dim=1)
+        norm = (self.frozen_weight() + self.scale * (self.B @ self.A)).detach().norm(dim=1)  # [out]
+        return self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny)  # a row of zeros stays one
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
@@ -179,6 +181,7 @@ class LowRank(torch.autograd.Function):
         return x.to(dtype) if keep is None else (x.to(dtype) * keep).mul_(1 / (1 - p))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, A, B, keep, u = ctx.saved_tensors
         s_Bt_g = (g @ B.to(g.dtype)) * ctx.s  # [..., R]

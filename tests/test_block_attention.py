@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from nn import block_attention as blocks
-from nn.attention import attention, weighted_sum
+from nn.attention import attention, masked_softmax, weighted_sum
 from nn.block_attention import BlockAttention, block_attention, parts, shifted_products, skew
 from nn.dropout import LEVELS, Dropout
 
@@ -155,3 +155,11 @@ def test_the_scale_is_that_of_the_rounded_rate():
     out = block_attention(q, k, v, mask=mask, dropout=Dropout(0.1).train())
     kept = out.mean().item() * (LEVELS - round(0.1 * LEVELS)) / LEVELS  # share of kept weights
     assert abs(kept - (1 - round(0.1 * LEVELS) / LEVELS)) < 0.002  # 6 standard deviations: √(p (1 - p) / 10⁶) · 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_without_keys_is_finite(dtype: torch.dtype):
+    scores = torch.tensor([[1.0, -20.0, 5.0, -40.0]], dtype=dtype)
+    weights = masked_softmax(scores, torch.zeros(1, 4, dtype=torch.bool))
+    assert torch.isfinite(weights).all()
+    assert weights.float().sum().item() == pytest.approx(1, abs=1e-2)

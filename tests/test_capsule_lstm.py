@@ -3,7 +3,7 @@ import reference
 import torch
 from conftest import tiny, token_batch
 
-from nn.capsule_lstm import CapsuleLSTM, CapsuleLSTMConfig, route, squash
+from nn.capsule_lstm import CapsuleLayer, CapsuleLSTM, CapsuleLSTMConfig, route, squash
 
 B, T, J, K = 2, 5, 3, 4
 MASK = torch.tensor([[True] * 5, [True, True, False, False, False]])
@@ -57,3 +57,15 @@ def test_invalid_settings_are_refused():
         CapsuleLSTM(CapsuleLSTMConfig(head="sum"))
     with pytest.raises(ValueError, match="0 routing iterations"):
         CapsuleLSTM(CapsuleLSTMConfig(iterations=0))
+
+
+def test_routing_is_in_fp32_under_autocast():
+    """Only û is computed in half precision."""
+    torch.manual_seed(0)
+    layer = CapsuleLayer(input_size=7, num_capsules=5, capsule_size=3, iterations=3)
+    h, mask = torch.randn(2, 11, 7), torch.ones(2, 11, dtype=torch.bool)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        v, c = layer.routing(h, mask)
+        u = torch.nn.functional.linear(h, layer.weight.flatten(0, 1)).float().unflatten(-1, (5, 3))
+    assert v.dtype == c.dtype == torch.float32
+    torch.testing.assert_close((v, c), route(u, mask=mask, iterations=3), rtol=0, atol=0)

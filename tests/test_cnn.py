@@ -2,7 +2,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from conftest import token_batch
+from conftest import tiny, token_batch
 
 from nn.cnn import CNN, CNNConfig, Conv1d, parse_widths
 from nn.cnn_lstm import CNNLSTM, CNNLSTMConfig
@@ -115,3 +115,8 @@ def test_the_lstm_runs_over_time():
 def test_an_even_width_is_refused():
     with pytest.raises(ValueError, match="width 4 must be odd"):
         CNNLSTM(CNNLSTMConfig(width=4))
+
+
+def test_a_cnn_has_no_last_state():
+    with pytest.raises(ValueError, match="pooling last is for recurrent networks"):
+        tiny("cnn", pooling="max+last")

@@ -205,3 +205,15 @@ def test_pos_att_type_is_a_string_or_a_list():
     assert parsed("p2c|c2p") == parsed(["p2c", "c2p"]) == ("p2c", "c2p")
     with pytest.raises(ValueError, match="p2p is not supported"):
         parsed("c2p|p2p")
+
+
+@pytest.mark.parametrize(("positions", "supported"), [(128, False), (129, False), (130, True), (512, True)])
+def test_distances_that_the_buckets_cannot_separate_are_refused(positions: int, supported: bool):
+    """Above s/2 the buckets are logarithmic up to M - 1, which must be larger."""
+    if supported:
+        assert (
+            DebertaConfig(relative_attention=True, position_buckets=256, max_position_embeddings=positions).span == 256
+        )
+        return
+    with pytest.raises(ValueError, match="position_buckets 256 need max_relative_positions of at least 130, not 12"):
+        DebertaConfig(relative_attention=True, position_buckets=256, max_position_embeddings=positions)

@@ -336,3 +336,13 @@ def test_the_objective_normalizes_on_request():
         losses.append(objective(model, labelled_and_unlabelled(), options))
     assert torch.equal(losses[0][1], losses[1][1])
     assert losses[0][0] != losses[1][0]
+
+
+@pytest.mark.parametrize("size", [1e10, 1.0, 1e-10, 1e-24, 1e-30])
+def test_a_direction_of_any_size_gets_its_length(size: float):
+    """The squares of 1e-24 are 0 in fp32. A direction of 0 stays 0."""
+    torch.manual_seed(0)
+    direction, mask = torch.randn(3, 7, 5) * size, torch.arange(7) < torch.tensor([[7], [3], [1]])
+    direction[1] = 0
+    lengths = scale_to_length(direction, mask, 5.0).flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.tensor([5.0, 0.0, 5.0]))

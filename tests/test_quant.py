@@ -332,3 +332,17 @@ def test_word_vectors_of_an_8_bit_checkpoint_are_those_of_its_table(tmp_path):
     load_tokenizer(tmp_path / "plain").save(tmp_path / "small")
     expected, found = (read_vectors(tmp_path / name, ["good", "film"]).vectors for name in ("plain", "small"))
     torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.abs().max()) / 100)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_path_follows_autocast_for_fp32_inputs(half: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """`auto` is resolved before autocast is disabled for the product."""
+    layer = Int8Linear.from_linear(torch.nn.Linear(16, 8))
+    paths, apply = [], Int8Matmul.apply
+    monkeypatch.setattr(Int8Matmul, "apply", lambda *a: (paths.append(a[3]), apply(*a))[1])
+    x = torch.randn(4, 16)
+    with torch.autocast("cpu", dtype=half):
+        expected = layer.chosen_path(x)
+        layer(x)
+    assert paths == [expected]
+    assert expected in ("bf16", "int8")

@@ -61,3 +61,10 @@ def test_features_are_the_masked_mean_of_the_normalized_states():
     torch.testing.assert_close(model.features(ids, mask)[1], h[1, :4].mean(0), rtol=1e-5, atol=1e-6)
     assert model.norm is not None
     assert tiny("transformer", pre_norm=False).norm is None
+
+
+def test_the_last_state_is_that_of_the_last_word():
+    model = tiny("transformer", pooling="last").eval()
+    ids, mask = token_batch([5, 3])
+    h = model.encode(model.embed(ids, mask), mask)
+    torch.testing.assert_close(model.pool(h, mask), torch.stack([h[0, 4], h[1, 2]]))

@@ -11,10 +11,11 @@ from torch.nn.functional import logsigmoid, pad
 
 import train
 from data.batches import Batch
-from data.options import resolve
+from data.options import Options, resolve
 from losses import tv
-from losses.tv import TVOptions, draw_words
+from losses.tv import TVOptions, draw_words, prepare
 from nn.cnn import CNN, CNNConfig
+from nn.optim import parameter_groups
 from nn.regions import RegionEmbedding
 from train import TABLES
 
@@ -60,7 +61,7 @@ def test_the_loss_equals_the_loop_over_pairs_with_gradients(monkeypatch):
     monkeypatch.setattr(tv, "draw_words", lambda *_: drawn)
     loss, found = tv.objective(model, batch, OPTIONS)
 
-    o, c, near, far = model.pretraining.word.weight, model.pretraining.bias.weight[:, 0], [], []
+    o, c, near, far = model.pretraining.word.weight, model.pretraining.bias, [], []
     for ids, length in zip(batch.input_ids, LENGTHS, strict=True):
         for t in range(length):
             u = loop_region(ids[:length], model.regions.word.weight, model.regions.bias, t, RADIUS)
@@ -187,3 +188,11 @@ def test_the_loss_falls_and_a_classifier_starts_from_regions_that_stay(tmp_path,
         assert before[key].abs().sum() > 0
     assert not torch.equal(before["views.0.weight"], after["views.0.weight"])
     assert not any(key.startswith("pretraining") for key in before)
+
+
+def test_the_bias_of_a_word_is_not_decayed():
+    model = tiny("cnn", region_width=6)
+    prepare(model, TVOptions(skipped_words=0), None)
+    decayed = [p for g in parameter_groups(model, Options()) if g["weight_decay"] for p in g["params"]]
+    assert not any(p is model.pretraining.bias for p in decayed)
+    assert any(p is model.pretraining.word.weight for p in decayed)
