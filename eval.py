@@ -78,7 +78,7 @@ from nn.quant import FORMS
 from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory
 from peft.scoring import no_check, score
 
-MISTAKES = 20  # that --explain explains
+MISTAKES = 20  # number of mistakes that --explain shows
 
 
 # -------------------------------------------------------------------------------------------------------- the output
@@ -139,7 +139,7 @@ class Scorer:
 
     @classmethod
     def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "", **other: Any) -> "Scorer":
-        """Loads the best model of a run. other: fields of its truncation that are not the run's"""
+        """Loads the best model of a run. other: fields that replace those of the run's truncation."""
         truncation = truncation_of(settings_of(run).options)._replace(**other)
         return cls(*load_run(run, machine.device, quantize, base), machine, truncation)
 
@@ -189,7 +189,10 @@ class Scorer:
         return self.logits(self.corpus(as_frame([("text", text, UNKNOWN) for text in texts])), bar=bar)
 
     def explain(self, text: str, key: str = "", truth: str = "", label: int | None = None) -> Explanation:
-        """Explains a label of a cleaned text, None: its own. key, truth: id and label of the text in a file"""
+        """Explains a label of a cleaned text.
+
+        label: index; None: the predicted one.  key, truth: id and label in a file.
+        """
         return explain(self.model, self.tokenizer, text, self.truncation, self.score_texts, key, truth, label)
 
 

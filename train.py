@@ -5,8 +5,8 @@
     python train.py --resume runs/NAME
 
 Reading this file from here to the end is the run. The math is one table line away: nn/ (MODELS), peft/ (METHODS),
-losses/ (OBJECTIVES). data/preparation.py reads the reviews and the tokenizer; nn/training.py saves the state, and says
-what a failed step does.
+losses/ (OBJECTIVES). data/preparation.py reads the reviews and the tokenizer; nn/training.py saves the state and
+handles failed steps.
 """
 
 import math
@@ -467,13 +467,13 @@ def test_scores(t: Training) -> dict[str, Any]:
 
 
 def prepare_run(settings: Settings, machine: Machine) -> Run:
-    """Judges the config of the weights and creates the run folder."""
+    """Checks the config of the weights and the teacher, and creates the run folder."""
     options = settings.options
     if options.weights != "none" and adapter_folder(options.weights) is None:
-        config_file = fetch_config(options.weights)  # judged before a run folder is created
+        config_file = fetch_config(options.weights)  # checked before a run folder is created
         model_class(read_json(config_file), config_file)
     if OBJECTIVES[options.loss].teacher:
-        Scorer.of(settings.objective.teacher, machine)  # judged before a run folder is created
+        Scorer.of(settings.objective.teacher, machine)  # checked before a run folder is created
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
     return start_run(settings, str(machine))

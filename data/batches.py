@@ -315,7 +315,7 @@ def examples_of(tokenizer: Tokenizer, frame: pd.DataFrame, truncation: Truncatio
     """Tokenizes reviews as `build_corpus` does, or into windows. The cache holds the ids of the whole reviews then."""
     if truncation.truncate != "windows":
         return build_corpus(tokenizer, frame, truncation.max_length, truncation.truncate, cache)
-    tokenizer.text_limit(truncation.max_length)  # judged before the reviews are read
+    tokenizer.text_limit(truncation.max_length)  # checked before the reviews are read
     return cut_into_windows(build_corpus(tokenizer, frame, WHOLE, "head", cache), tokenizer, truncation)
 
 

@@ -142,7 +142,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal."""
+        """Records the first signal and raises Stopped unless deferred; the second raises KeyboardInterrupt."""
         if self.asked:
             raise KeyboardInterrupt
         self.asked = number
@@ -151,7 +151,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Waits with the first signal until `check`, or until the block ends."""
+        """Defers Stopped until `check`, or until the block ends."""
         self.deferring = True
         try:
             yield

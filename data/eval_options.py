@@ -21,7 +21,7 @@ DEFAULT_OUT = "submission.csv"  # of --predict FILE
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 READING = (*COLUMNS, "skip_bad_rows")
 PICTURES = (".png", ".svg", ".pdf")  # endings
-KEPT = ("truncate", "quantize", "precision", "base")  # options that the kept predictions of several runs do not have
+KEPT = ("truncate", "quantize", "precision", "base")  # options that cannot change kept predictions
 
 
 @dataclass(frozen=True)

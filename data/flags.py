@@ -23,7 +23,7 @@ def option(default: Any, group: str, text: str, metavar: str = "", choices: Sequ
     """Returns a dataclass field with its default, its group in --help, and its help text.
 
     metavar: what the value is, in --help (FILE, DIR, NAME).  choices: the values that are accepted.
-    bare: the value of the flag without a value; "": it needs one.
+    bare: the value of a flag given without one; "": a value is required.
     A field of type tuple[str, ...] is a flag that takes one or more values.
     """
     metadata = {"group": group, "help": text, "metavar": metavar, "choices": tuple(choices), "bare": bare}

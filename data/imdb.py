@@ -69,8 +69,8 @@ class Reviews(NamedTuple):
 def clean(text: str) -> str:
     """Converts HTML to plain text.
 
-    Line breaks and block tags become a space, other tags are removed, entities are decoded, and a run of whitespace
-    becomes one space. Raises ValueError for a text with very many tags.
+    Line breaks and block tags become a space, other tags are removed, entities are decoded, and a run of spaces, tabs
+    and line breaks becomes one space. Raises ValueError for a text with very many tags.
     """
     text = BREAKS.sub(" ", text)
     if "<" in text or "&" in text:
@@ -425,7 +425,7 @@ def split_train(
     if not len(train) or not len(held_out) or train["sentiment"].nunique() < 2:
         counts = {labels[number]: count for number, count in frame["sentiment"].value_counts().items()}
         raise ValueError(
-            f"cannot split {len(frame)} reviews with labels {counts}: at least five of each label are needed"
+            f"cannot split {len(frame)} reviews with labels {counts}: at least three of each label are needed"
         )
     return train.reset_index(drop=True), held_out.reset_index(drop=True)
 

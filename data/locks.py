@@ -26,7 +26,7 @@ except ImportError:  # Unix
 FILE = ".lock"  # stays in the folder; removing it would let two processes lock two files of the same name
 TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-BYTE = 2**30  # the byte that is locked on Windows, where nobody can read a locked byte
+BYTE = 2**30  # the byte that is locked on Windows, where no other process can read a locked byte
 
 
 class FolderLock:

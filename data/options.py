@@ -2,7 +2,8 @@
 
 General options are the fields of `Options`. The options of a method and of an objective are dataclasses next to their
 math (peft/, losses/); the three tables name them, and `resolve` takes the tables as arguments. A value comes from
-default < model < method < objective < random or built-in weights < command line.
+default < model < method < objective < random or built-in weights < command line; for the built-in reviews see
+find_data.
 """
 
 from collections.abc import Mapping

@@ -239,7 +239,7 @@ def share_bounds(lengths: np.ndarray, number: int, count: int) -> tuple[int, int
 def own_share(whole: Batch, seed: int | None = None) -> Batch:
     """Returns this rank's rows of a batch, and of its unlabelled batch, with the number of all rows.
 
-    A rank without rows gets the first one, since a forward pass may exchange values; its loss then counts 0 times.
+    A rank without rows gets the first one, since a forward pass may exchange values; its loss then has weight 0.
     seed: of the random numbers that all ranks draw for the whole batch; None: torch's default generator, whose state
     must then be the same on all ranks.
     """

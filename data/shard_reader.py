@@ -67,7 +67,7 @@ def find_shards(source: Source, table: Path | None) -> list[Path]:
     """
     root = Path(source.train or source.data).expanduser().absolute()
     if (source.train and source.data) or not root.exists():
-        return []  # what is wrong is said where files are read into memory
+        return []  # the in-memory readers report the error
     if not root.is_dir():
         return [root] if is_shard(root) and root.stat().st_size > STREAM_BYTES else []
     paths = [path for path in root.rglob("*") if not any(p.startswith(".") for p in path.relative_to(root).parts)]
@@ -185,7 +185,7 @@ def indexed(path: Path, cache: Path) -> dict[str, Any]:
 
 
 def index_text(path: Path) -> tuple[list[tuple[int, int, int]], str]:
-    """Reads a file once: returns (its parts, which end behind a line feed, its SHA-256).
+    """Reads a file once: returns (its parts, each but the last ending after a line feed; its SHA-256).
 
     Raises ValueError for a line of text that is too long.
     """

@@ -40,7 +40,7 @@ PRETRAINING = {
     "warmup": 0.02,
     "epochs": 10,
 }
-# dropout for the words that 10 epochs do not memorize: none; the model's config keeps the rates of classification
+# no dropout: 10 epochs do not memorize the words; the model's config keeps the rates of classification
 LANGUAGE_MODEL = PRETRAINING | {
     "max_length": 400,
     "vocab_size": 30_000,
@@ -51,7 +51,7 @@ LANGUAGE_MODEL = PRETRAINING | {
     "learning_rate": 1e-3,
 }
 CONTINUED = {"learning_rate": 1e-4}  # a fifth of the rate of random weights, so that trained ones are kept
-# a mean over 10⁵ pairs has small gradients, which the ε of the CNN's defaults would hide
+# a mean over 10⁵ pairs has gradients that are small against the CNN's default ε of Adam
 REGIONS = LANGUAGE_MODEL | {
     "shape": "region_width=200",
     "vocab_size": 40_000,

@@ -8,10 +8,11 @@ a label, 1 for a review of the transfer set (--distill-unlabelled), which has no
 T (q - p), Eq. (2) times T². For large T it approaches [(z - z̄) - (v - v̄)] / C, Eq. (4) times T²: the student matches
 the logits. Without the factor T² the soft term would vanish as 1/T².
 
-The teacher reads a review with its own tokenizer and truncation, so that a network over words can learn from a BERT.
-Its logits are computed once before the training, in eval() mode (train.py), and every batch carries those of its
-reviews. A window of a review has the logits of the whole review. A teacher that was trained on the validation reviews
-makes the student's validation accuracy too high; the linear model in the box was trained on the built-in ones.
+The teacher has its own tokenizer and truncation, so that a network over words can learn from a BERT. Its logits are
+computed once before the training, in eval() mode (train.py), and every batch carries those of its reviews. A window of
+a review has the logits of the whole review. A teacher that was trained on the validation reviews makes the student's
+validation accuracy too high; this applies to the built-in linear model on the built-in reviews, on which it was
+trained.
 
 Differs from the paper: KL in place of the cross-entropy with p, whose gradient is the same.
 Differs from DistilBERT (Sanh et al. 2019, arXiv 1910.01108, §2–3): that distils the pretraining, with a cosine loss of

@@ -9,8 +9,8 @@ The means are over all predicted words of a batch. Each direction has an adaptiv
 (nn/adaptive_softmax.py), which reads the state of that direction alone; the embeddings are shared. The softmaxes exist
 during training only.
 
-An LSTM over windows of a convolution has one state for q words. →h_s has read the words up to q·s + ahead, and predicts
-the next one; ←h_s has read the words from q·s - behind on (`nn.words.Reading`).
+An LSTM over windows of a convolution has one state for q words. →h_s depends on the words up to q·s + ahead and
+predicts the next one; ←h_s depends on the words from q·s - behind on (`nn.words.Reading`).
 
 Gradients reach the beginning of an example: a review of up to --max-length words, or a chunk of a longer one.
 Truncated backpropagation, with a state that is carried from chunk to chunk, would shorten the memory of whole reviews
@@ -54,7 +54,10 @@ class LM(Module):
 
 
 def prepare(model: Model, options: LMOptions, tokenizer: Tokenizer | None) -> None:
-    """Adds the softmaxes to `model`. Raises ValueError for a model whose states read the words that they predict."""
+    """Adds the softmaxes to `model`.
+
+    Raises ValueError for a model whose states depend on the words that they predict.
+    """
     if not isinstance(model, WordClassifier) or model.reading is None:
         raise ValueError(f"--loss lm pretrains recurrent networks over words, not {model.model_type}; see --loss mlm")
     c, directions = model.config, model.reading.directions

@@ -124,7 +124,7 @@ class MLMHead(Module):
 class BagHead(Module):
     """Computes E (A h + a) + d;  A -> dense [E, D], d -> bias [V].
 
-    The head is linear, so that a linear classifier can read from [CLS] what this head reads.
+    The head is linear, so that a linear classifier can use the same information of [CLS].
     """
 
     def __init__(self, hidden_size: int, embedding_size: int, vocab_size: int) -> None:

@@ -60,6 +60,7 @@ class Detector(Module):
         self.activation = activation(act)
 
     def forward(self, h: Tensor) -> Tensor:
+        """h: [B, T, D] -> [B, T]"""
         return self.query(self.activation(self.dense(h))).squeeze(-1)
 
 

@@ -7,9 +7,9 @@
     L     = (1 - λ)·CE + λ·L_out                                                                  Gunel et al., Eq. (1)
 
 Several views of an example are separate rows with the same label. The means run over the anchors that have a positive.
-The loss is 0 if no anchor has one. With gradient accumulation the contrast set is the micro-batch, with several ranks
-that of all ranks, whose features are gathered with their gradients. An optional
-projection head (Khosla et al., §3) computes the vectors to compare; it exists during training only.
+The loss is 0 if no anchor has one. With gradient accumulation, the contrast set is the micro-batch. With several ranks,
+it is the micro-batch of all ranks; the features are gathered with their gradients. An optional projection head (Khosla
+et al., §3) computes the vectors to compare; it exists during training only.
 
 Differs from the paper: the loss is a mean over anchors, not a sum.
 Differs from the published code: anchors without a positive are excluded from the mean (the published code counts them
@@ -84,6 +84,7 @@ class Projection(Module):
         self.first, self.second = Linear(width, width), Linear(width, size)
 
     def forward(self, features: Tensor) -> Tensor:
+        """features: [B, D] -> [B, size]"""
         return self.second(self.first(features).relu())
 
 

@@ -1,7 +1,7 @@
 """Two-view embeddings (Johnson & Zhang 2015b, arXiv 1504.01255, §2): pretraining of the CNN without labels.
 
-A region of words is one view of a text, the words next to it are the other. The embedding u_t of a region
-(nn/regions.py) learns to predict those words; what it keeps for that is what the region says about its surroundings.
+A region of words is one view of a text; the words next to it are the other. The embedding u_t of a region
+(nn/regions.py) is trained to predict those words, so that it represents what the region implies about its context.
 
     s(u, w) = O[w]·u + c[w]
     L = mean over pairs of  -log σ(s(u_t, w)),  w within 2r + 1 words before or after the region of t
@@ -9,9 +9,10 @@ A region of words is one view of a text, the words next to it are the other. The
 
 The words w' are drawn anew for each batch, log-uniformly by their rank: p(w') ∝ log(1 + 1/w') for ranks from 1, about
 the frequency of words (Zipf's law). Regions of the same batch share them, so that their scores are one matrix product.
-The most frequent words tell little about a text and are not predicted.
+The most frequent words carry little information about a text and are not predicted.
 
-O and c exist during training only. The CNN reads u_t, which stays as it is, beside the words of a window (nn/cnn.py).
+O and c exist during training only. In the CNN (nn/cnn.py), u_t is frozen and is a further input of a window, in
+addition to its words.
 
 Differs from the paper: logistic loss (Mikolov et al. 2013, arXiv 1310.4546, Eq. (4)), where Johnson & Zhang weight a
 square loss; words by rank instead of a list of function words.
@@ -49,7 +50,8 @@ class TVOptions:
 class TwoViews(Module):
     """Scores words by the embedding of a region. word.weight -> O [V, D];  bias -> c [V]
 
-    Initially O is uniform in (-0.1, 0.1), and c is -log k, which fits regions that tell nothing.
+    Initially O is uniform in (-0.1, 0.1), and c is -log k, which is optimal if regions carry no information and w' has
+    the distribution of w.
     """
 
     def __init__(self, vocab_size: int, width: int, negative_weight: float) -> None:

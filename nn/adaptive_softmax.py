@@ -1,13 +1,14 @@
 """Adaptive softmax (Grave et al. 2017, arXiv 1609.04309, §4.2–4.3): a softmax over a large vocabulary, whose cost
 follows the frequencies of the words.
 
-Words have ids by falling frequency. The head has the n_0 most frequent words and one entry for each of the J clusters
-of rarer words; cluster j has the words n_{j-1} … n_j - 1:
+Word ids are in order of decreasing frequency. The head has the n_0 most frequent words and one entry for each of the J
+clusters of rarer words; cluster j has the words n_{j-1} … n_j - 1:
 
     p(w|h) = p_0(w|h)                       w < n_0,            p_0(·|h) = softmax(W_0 h)
     p(w|h) = p_0(n_0 + j - 1|h) p_j(w|h)    w in cluster j,     p_j(·|h) = softmax(W_j P_j h)
 
-P_j maps D to D / 4^j numbers, since rare words cannot train more. Without clusters this is the dense softmax.
+P_j maps D to D / 4^j numbers, since rare words have too few examples to train more parameters. Without clusters this is
+the dense softmax.
 W_0 -> head,  [P_j, W_j] -> tails[j - 1].
 
 Differs from the paper: nothing. As in the paper's code and torch.nn.AdaptiveLogSoftmaxWithLoss, no layer has a bias.

@@ -6,7 +6,7 @@
 α_t is the weight of word t in r; `attention_weights` returns it for display.
 
 Differs from the papers: an LSTM (Yang et al. use a GRU); one attention level for the whole review; r is concatenated
-with the maximum over time, without which the attention alone has to find every opinion word.
+with the maximum over time, so that a word can affect the features without a large attention weight.
 """
 
 from dataclasses import dataclass

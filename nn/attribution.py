@@ -8,9 +8,9 @@ Integrated gradients (Sundararajan, Taly & Yan 2017, arXiv 1703.01365, §3):
 x: word embeddings of the tokens, [T, E];  x': the baseline;  F: log-odds of the label, log p/(1 - p).
 
 Baseline: the embedding of [MASK] for each token of the text; of <unk> if there is no [MASK]. [CLS], [SEP], positions
-and virtual tokens stay. Both tokens were trained to carry no word: [MASK] in pretraining, <unk> by word dropout. A zero
-vector is no word of the training data, and a norm behind the embeddings, LN(αx) = LN(x), would move all of F's change
-to α ≈ 0. The baseline of nb_linear is the review without n-grams; F is linear, and the sum is exact.
+and virtual tokens stay. Both tokens were trained to represent a missing word: [MASK] in pretraining, <unk> by word
+dropout. A zero vector does not occur in training, and a norm after the embeddings, LN(αx) = LN(x), would move all of
+F's change to α ≈ 0. The baseline of nb_linear is the review without n-grams; F is linear, and the sum is exact.
 
 Quadrature: [0, 1] is split into intervals with four Gauss-Legendre nodes each. Completeness holds on each interval, so
 its error is known, |Σ_t a_t - F(end) + F(start)|. Intervals with the largest errors are halved until the errors sum to
@@ -39,7 +39,7 @@ from nn.nb_linear import NBLinear
 from nn.quant import Int8Linear
 
 TOLERANCE = 0.005  # of |F(x) - F(x')|; half of what is promised
-SMALLEST_ERROR = 1e-4  # log-odds: fp32 resolves no less
+SMALLEST_ERROR = 1e-4  # in log-odds; smaller errors are below the precision of fp32
 START_INTERVALS, MOST_INTERVALS = 4, 512
 PASS_TOKENS = 4_096  # in one forward and backward pass
 # nodes and weights on [-1, 1]: exact for polynomials of degree 7

@@ -8,8 +8,9 @@ Backward, with g = ∂L/∂o and Δ_t = g_t·o_t = Σ_s Ã_ts (g vᵀ)_ts (Dao e
 
     ∂L/∂v = Ãᵀ g,   ∂L/∂S = Ã ∘ (g vᵀ) - A Δ,   ∂L/∂q = ∂L/∂S k + …,   ∂L/∂k = ∂L/∂Sᵀ q + …
 
-A and m ∘ A are stored for the backward pass; no other tensor of T · S elements exists outside a block. The relative
-terms of R consecutive queries need S + R - 1 columns of q k_rᵀ, from which a view selects R · S scores (`skew`).
+A and m ∘ A are stored for the backward pass. Outside a block, the only other tensor with T · S elements for each head
+is the dropout mask m, one byte an element. The relative terms of R consecutive queries need S + R - 1 columns of
+q k_rᵀ, from which a view selects R · S scores (`skew`).
 
 The plain forms are `attention` in nn/attention.py and, for the terms, `position_scores` in nn/deberta.py. Values and
 gradients are equal up to rounding (tests/test_block_attention.py).

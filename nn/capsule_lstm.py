@@ -151,12 +151,14 @@ class CapsuleLSTM(WordClassifier):
         return v.flatten(1)
 
     def routing(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the capsules of a review v, [B, J, K], and c, [B, T, J], the part of each token in each capsule."""
+        """Computes the capsules v, [B, J, K], and the routing coefficients c, [B, T, J], of each review."""
         return self.capsules.routing(self.dropout(self.encode(self.embed(input_ids, mask), mask)), mask)
 
     def capsule_scores(self, v: Tensor) -> Tensor:
-        """Computes what each capsule adds to the logit of each class, minus the mean over classes; with class capsules
-        the part of it that is routed to the class. v: [B, J, K] -> [B, J, C]"""
+        """Computes the contribution of each capsule to the logit of each class, minus its mean over classes.
+
+        With class capsules, returns the routing coefficients. v: [B, J, K] -> [B, J, C]
+        """
         if self.classes is not None:
             return self.classes.routing(v, v.new_ones(v.shape[:2], dtype=torch.bool))[1]
         weight = self.classifier.weight.unflatten(1, v.shape[1:])  # [C, J, K]

@@ -341,7 +341,7 @@ def save_pretrained(
     """Writes config.json and model.safetensors with the published names, in `dtype`.
 
     transformers loads the directory, unless the model is quantized. heads False omits the classifier's layers. Raises
-    ValueError for NF4 weights, which are quantized anew on loading.
+    ValueError for NF4 weights, which are quantized again at every load.
     """
     directory, form = Path(directory), form_of(model)
     if form == "nf4":

@@ -11,8 +11,8 @@ For one-hot x_t, W·[x_t; …] is a sum of k columns of W, one for each word w o
 
 A word has a separate vector for each position in each window, and the embedding table holds W itself.
 
-With region embeddings (Johnson & Zhang 2015b, arXiv 1504.01255, Eq. (3)), which are learned from texts without labels
-and stay as they are, a window also reads the region u around its middle word (nn/regions.py, losses/tv.py):
+Region embeddings u (Johnson & Zhang 2015b, arXiv 1504.01255, Eq. (3)) are learned from texts without labels, then
+frozen (nn/regions.py, losses/tv.py). The region around the middle word is a further input of a window:
 
     c_t = ReLU(W·[x_t; …; x_{t+k-1}] + V·u_{t+⌊k/2⌋}/√D + b)
 

@@ -46,7 +46,7 @@ def field_range(name: str) -> tuple[float, float] | None:
 def build_config(cls: type, values: Mapping[str, Any], labels: tuple[str, ...], names: Mapping[str, str]) -> Any:
     """Builds the dataclass `cls` with these values. Raises ValueError for a value of another type or out of range.
 
-    A field whose value may have another type in a file than in the dataclass says so in its metadata: `published`.
+    If the type of a field differs in a file, the field's metadata entry `published` is that type.
     names: {field: its name in the file}, where they differ.
     """
     check_types(values, {field.name: field.metadata.get("published", field.type) for field in fields(cls)}, names)

@@ -179,7 +179,8 @@ class DebertaConfig:
 
 
 def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
-    """Computes bucket(r). distance: int64, any shape -> int64, odd in r, |result| < buckets"""
+    """Computes bucket(r). distance: int64, any shape -> int64, odd in r,
+    |result| < buckets for |distance| < max_position"""
     middle = buckets // 2
     size = distance.abs().clamp(min=middle)  # below the middle the logarithm is not used
     ratio = (size.double() / middle).log() / math.log((max_position - 1) / middle)

@@ -1,4 +1,4 @@
-"""What ranks exchange of tensors: gradients, the features of a contrastive loss, and moments (data/ranks.py).
+"""The tensors that ranks exchange: gradients, the features of a contrastive loss, and moments (data/ranks.py).
 
     g = Σ_r g_r                          all-reduce of the gradients, in buckets of 25 MiB
     F = [f_1; …; f_R],  ∂L/∂f_r = rows of r in ∂L/∂F,  L = Σ_r L(F)/R         features with gradients
@@ -23,7 +23,10 @@ BUCKET_BYTES = 25 * 2**20  # as in torch's DistributedDataParallel
 
 
 def broadcast_model(model: Module) -> None:
-    """Gives all ranks the parameters and buffers of rank 0, in place: other machines may round differently."""
+    """Copies the parameters and buffers of rank 0 to all ranks, in place.
+
+    Other machines may round differently.
+    """
     if not alone():
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, src=0)

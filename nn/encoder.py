@@ -31,7 +31,7 @@ from nn.attention import Prefix, Queries, select_queries
 from nn.autocast import product_dtype
 from nn.dropout import Dropout
 
-GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), ibid.
+GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), from the paper of "gelu"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact: x · Φ(x), Hendrycks & Gimpel 2016, arXiv 1606.08415, §2
     "gelu_new": GELU_TANH,

@@ -71,9 +71,9 @@ def explain(
 ) -> Explanation:
     """Explains a label of a cleaned text.
 
-    score: computes the logits of texts, [N, C];  key, truth: id and label in the text's file;  label: None: the one
-    that the model gives. Leaving out takes one pass a word; integrated gradients took 16 to 72 gradients of real
-    encoders on 12 reviews of 200 to 256 tokens.
+    score: computes the logits of texts, [N, C];  key, truth: id and label in the text's file;  label: None: the
+    predicted one. Leaving words out takes one forward pass per word; integrated gradients took 16 to 72 gradients of
+    real encoders on 12 reviews of 200 to 256 tokens.
 
     Effects in several windows are averaged, which is exact if the log-odds are linear in the logits: ValueError for
     more than two classes, and for the maximum. A network's own weights are those of a single window.

@@ -14,8 +14,8 @@ on the distance t - s only:
     R(x, t)_i = x_i cos(tθ_i) - x_{i+K/2} sin(tθ_i),   R(x, t)_{i+K/2} = x_{i+K/2} cos(tθ_i) + x_i sin(tθ_i)
     score(t, s) = R(q, t)·R(k, s) / √K
 
-Every n-th layer, from layer 0 on, is global: all tokens see all tokens. In the other layers token t sees the tokens s
-with |t - s| <= w/2 (sliding window). n -> global_attn_every_n_layers, w -> local_attention:
+Every n-th layer, from layer 0 on, is global: every token attends to all tokens. In the other layers, token t attends to
+the tokens s with |t - s| <= w/2 (sliding window). n -> global_attn_every_n_layers, w -> local_attention:
 
     layer 0          layers 1, 2       layer 3            keys s ->
     global           local             global             queries t, one per row; w = 4
@@ -134,7 +134,7 @@ class ModernBertConfig:
             object.__setattr__(self, name, value)
 
     def is_global(self, layer: int) -> bool:
-        """Returns whether all tokens see all tokens in a layer."""
+        """Returns whether a layer has global attention."""
         if self.layer_types is not None:
             return self.layer_types[layer] == GLOBAL
         return layer % self.global_attn_every_n_layers == 0
@@ -226,8 +226,8 @@ class RotaryAttention(Module):
         return k, v
 
     def visible(self, mask: Tensor, positions: Tensor) -> Tensor:
-        """Returns which keys each query sees. mask: bool [B, S];  positions: of the queries, int64 [1 or B, 1, T]
-        -> bool [B, 1, 1 or T, S]"""
+        """Returns the keys that each query attends to. mask: bool [B, S];  positions: of the queries, int64
+        [1 or B, 1, T] -> bool [B, 1, 1 or T, S]"""
         real = mask[:, None, None, :]  # [B, 1, 1, S]
         if self.reach is None:
             return real
@@ -273,12 +273,12 @@ class ModernBertBlock(Module):
         c = config
         first = layer == 0
         self.attention_norm = Identity() if first else LayerNorm(c.hidden_size, eps=c.layer_norm_eps, bias=c.norm_bias)
-        sees_all = c.is_global(layer)
+        is_global = c.is_global(layer)
         self.attention = RotaryAttention(
             hidden_size=c.hidden_size,
             num_heads=c.num_heads,
-            base=c.global_rope_theta if sees_all else c.local_rope_theta,
-            reach=None if sees_all else c.local_attention // 2,
+            base=c.global_rope_theta if is_global else c.local_rope_theta,
+            reach=None if is_global else c.local_attention // 2,
             bias=c.attention_bias,
             dropout=c.attention_probs_dropout_prob,
         )

@@ -8,7 +8,7 @@ c̄ is the mean of all c of a layer. The values of NF4 are quantiles of the norm
 an exact zero. Normally distributed weights use them about equally often. D is the dynamic 8-bit type (Dettmers 2016,
 arXiv 1511.04561): steps are small near zero, so that relative errors are alike over seven powers of ten.
 
-A weight takes 4 + 8/64 + 32/(64·256) = 4.127 bits. W is computed anew for each product, in the forward and in the
+A weight takes 4 + 8/64 + 32/(64·256) = 4.127 bits. W is dequantized for each product, in the forward and in the
 backward pass, and rounded to the precision of the product: fp32, or the dtype of autocast.
 
 Differs from the paper: D in place of an 8-bit float type, as in bitsandbytes. All codes equal those of its portable
@@ -39,7 +39,10 @@ NF4 = torch.tensor([
 
 
 def dynamic_values() -> Tensor:
-    """Computes D: fp32 [256], ascending. 2^i values of each sign lie evenly between 10^(i-7) and 10^(i-6), i < 7."""
+    """Computes D: fp32 [256], ascending.
+
+    2^i values of each sign are evenly spaced between 10^(i-7) and 10^(i-6), i < 7.
+    """
     values = [torch.tensor([0.0, 1.0])]
     for i in range(7):
         bounds = torch.linspace(0.1, 1, 2**i + 1)
@@ -123,6 +126,7 @@ class NF4Matmul(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: NF4Linear, dtype: torch.dtype) -> Tensor:
+        """x: [M, in] -> [M, out]"""
         ctx.layer = layer
         with torch.autocast(x.device.type, enabled=False):
             return x.to(dtype) @ layer.dequantized().to(dtype).t()

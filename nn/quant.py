@@ -15,9 +15,9 @@ Three paths compute the product:
 `auto` selects, under mixed precision, bf16 on a CPU and for inputs that need a gradient, and int8 otherwise; in fp32,
 int8 on CPUs with int8 instructions (AVX-512 VNNI) and fp32 otherwise.
 
-Differs from the paper: weights are scaled by row and activations by token, as in bitsandbytes ("vector-wise").
-There the columns o have an outlier in any token of the batch; here x_o has the outliers of the token itself, so that
-the logits of a review do not depend on the others in its batch.
+Differs from the paper: weights are scaled by row and activations by token, as in bitsandbytes ("vector-wise"). There,
+x_o contains every column with an outlier in any token of the batch. Here it contains only each token's own outliers, so
+that the logits of a review do not depend on the other reviews in its batch.
 """
 
 from typing import Any

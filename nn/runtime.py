@@ -145,9 +145,10 @@ CACHED_TOKENS = 2_048  # tokens in a pass in fp32, including padding, whose acti
 
 
 def tokens_per_pass(model: Module, machine: Machine) -> int:
-    """Returns the number of tokens, including padding, that pass through an encoder fastest; 0: no limit.
+    """Returns the number of tokens per pass, including padding, at which an encoder is fastest; 0: no limit.
 
-    Half precision has the same number of bytes. On a GPU and for word networks larger passes are faster.
+    In half precision it is twice as large: the same number of bytes. On a GPU and for word networks larger passes are
+    faster.
     """
     if machine.device.type != "cpu" or not isinstance(model, Encoder):
         return 0

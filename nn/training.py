@@ -34,7 +34,7 @@ Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, lo
 
 @dataclass
 class Training:
-    """Everything that the loop reads and changes."""
+    """Holds the objects and the state of the training loop."""
 
     settings: Settings
     entry: Any  # of the objective, in the table OBJECTIVES

@@ -164,7 +164,7 @@ class WordClassifier(Module):
     EXTRAS: tuple[str, ...] = ()
     CONFIG_KEYS: dict[str, str] = {}  # noqa: RUF012
     SUPPORTED: dict[str, tuple] = {}  # noqa: RUF012
-    HEAD: tuple[str, ...] = ("classifier",)  # what a language model does not train
+    HEAD: tuple[str, ...] = ("classifier",)  # modules that language modelling does not train
 
     pooling: Pooling
     dropout: Dropout

@@ -333,7 +333,7 @@ def merge_head(model: Encoder) -> None:
 def file_labels(config: dict[str, Any], count: int, where: Path) -> tuple[str, ...] | None:
     """Returns the names of the classes in the order of an adapter's file; None if they are those of the backbone.
 
-    Adapters of this project from before its files named the classes have the order negative, positive.
+    A file of this project with two classes and without id2label has the order negative, positive.
     """
     if config.get("id2label") is None and "method" in config and count == len(SENTIMENT):
         return SENTIMENT

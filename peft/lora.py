@@ -158,6 +158,7 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def unmerge(self) -> None:
+        """Restores W₀ from m ⊙ W' / ‖W'‖, in place."""
         self.base.weight /= self.merged_row_scale[:, None]
         super().unmerge()
 
@@ -183,6 +184,7 @@ class LowRank(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """g: ∂L/∂y, [..., out] -> ∂L/∂x, ∂L/∂A, ∂L/∂B, and None for the other inputs"""
         x, A, B, keep, u = ctx.saved_tensors
         s_Bt_g = (g @ B.to(g.dtype)) * ctx.s  # [..., R]
         d_A = s_Bt_g.flatten(0, -2).t() @ LowRank.dropped(x, keep, ctx.p, ctx.dtype).flatten(0, -2)  # [R, in]

@@ -53,6 +53,7 @@ class PromptEncoder(Module):
         torch.nn.init.zeros_(self.last.bias)
 
     def forward(self) -> Tensor:
+        """Returns p: [P, E]"""
         x = self.inputs  # [P, E]
         if self.lstm is not None:
             x = self.lstm(x[None], x.new_ones(1, len(x), dtype=torch.bool))[0]  # [P, 2·hidden]

@@ -69,6 +69,7 @@ class PrefixEncoder(Module):
         torch.nn.init.zeros_(self.up.bias)
 
     def forward(self) -> Tensor:
+        """Returns rows: [P, 2·L·D]"""
         return self.start + self.up(self.down(self.inputs).tanh())
 
 

@@ -76,8 +76,8 @@ def score(
     """Computes the logits of all reviews in eval() mode, and restores the model's mode.
 
     LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
-    between batches.  bar: whether to show a progress bar. Returns float32 [R, C] in the order of the
-    reviews; those of a review in windows are pooled.
+    between batches.  bar: whether to show a progress bar. Returns fp32 [N, C] in the order of the reviews; those of a
+    review in windows are pooled.
     """
     training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
     model.eval()

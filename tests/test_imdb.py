@@ -174,7 +174,7 @@ def test_split_is_stratified_and_independent_of_the_order_of_rows():
         "123_4",
         "124_5",
     ]  # fixed: a change would invalidate all published rows
-    with pytest.raises(ValueError, match="at least five of each label"):
+    with pytest.raises(ValueError, match="at least three of each label"):
         split_train(frame[frame["sentiment"] == 1])
 
 
