@@ -18,7 +18,7 @@ from data.ensemble import MEMBERS, read_members
 from data.errors import clean_exit
 from data.files import open_tensors
 from data.hub import ADAPTER_CONFIG, CONFIG, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
-from data.imdb import label_reviews, read_reviews
+from data.imdb import is_text_lines, label_reviews, read_lines, read_reviews
 from data.options import Tables, recorded_settings
 from data.runs import OLD_STATE, Run
 from data.tokenization import load_tokenizer
@@ -94,7 +94,10 @@ def check_file(path: Path) -> str:
         return check_tensors(path)
     if {".vec", ".bin"} & set(endings) or path.name.lower().startswith("glove"):
         return f"word vectors of {read_published_vectors(path, ['film']).vectors.size(1)} numbers"
-    reviews = read_reviews(path, Source(data=str(path)))
+    source = Source(data=str(path))
+    if is_text_lines(path, source):
+        return f"{len(read_lines(path, source).records):,} texts, one a line"
+    reviews = read_reviews(path, source)
     labels = f", column {show(reviews.label_column)}" if reviews.label_column else ", without labels"
     names = label_reviews(reviews, None)[1] if reviews.label_column else ()
     return f"{len(reviews.records):,} reviews{labels}" + (f": {', '.join(map(show, names))}" if names else "")
@@ -122,9 +125,11 @@ def check_reviews(folder: Path) -> str:
 
 def main(paths: list[str]) -> None:
     """Checks each path. Exits with code 2 if one is not sound."""
-    if not paths or paths[0].startswith("-"):
+    if not paths or paths[0] in ("-h", "--help"):
         print(__doc__)
         return
+    if flags := [path for path in paths if path.startswith("--")]:
+        raise ValueError(f"{flags[0]} is no path; eval.py --data FILE takes flags for how a file is read")
     unsound = False
     for path in paths:
         try:

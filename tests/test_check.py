@@ -25,11 +25,12 @@ def paths(tmp_path: Path) -> dict[str, Path]:
     save_adapter(adapt(tiny("bert"), "lora"), tmp_path / "adapter", str(tmp_path / "checkpoint"))
     train_tokenizer("bpe", ["a film", "a play"] * 20, 300).save(tmp_path / "tokenizer")
     (tmp_path / "reviews.csv").write_text("review,label\ngood,up\nbad,down\n")
+    (tmp_path / "texts.txt").write_text("good\nbad\n")
     (tmp_path / "glove.txt").write_text("film 1 2 3\nplay 1 2 3\n")
     save_vectors(tmp_path / "vectors.safetensors", WordVectors(["film"], torch.ones(1, 4)))
     (tmp_path / "both").mkdir()
     (tmp_path / "both/members.json").write_text('[{"weights": "checkpoint", "factor": 0.5}]')
-    names = ("checkpoint", "tokenizer", "reviews.csv", "glove.txt", "vectors.safetensors", "both")
+    names = ("checkpoint", "tokenizer", "reviews.csv", "texts.txt", "glove.txt", "vectors.safetensors", "both")
     return {name: tmp_path / name for name in names}
 
 
@@ -37,6 +38,7 @@ DESCRIPTIONS = {
     "checkpoint": "a bert checkpoint with",
     "tokenizer": "a bpe tokenizer with",
     "reviews.csv": "2 reviews, column label: down, up",
+    "texts.txt": "2 texts, one a line",
     "glove.txt": "word vectors of 3 numbers",
     "vectors.safetensors": "word vectors of 1 words",
     "both": "0.5 × checkpoint: a bert checkpoint with",
@@ -63,6 +65,11 @@ def test_a_run_and_its_adapter(small_run: list[str], tmp_path: Path, capsys: pyt
     assert [line.partition(": ")[2].split(":")[0] for line in lines[:2]] == ["not sound", "not sound"]
     assert "does not have its checksum" in lines[0]
     assert lines[2].endswith(": sound")
+
+
+def test_a_flag_is_no_path():
+    with pytest.raises(ValueError, match="--encoding is no path"):
+        main(["reviews.csv", "--encoding", "latin-1"])
 
 
 def test_the_checksums_of_a_folder(tmp_path: Path):
