@@ -33,7 +33,6 @@ from data.checked import listed
 from data.checksums import check_checksums
 from data.compare import flips, significance
 from data.ensemble import (
-    MEMBERS,
     Blend,
     Ensemble,
     Member,
@@ -48,7 +47,7 @@ from data.eval_options import COLUMNS, DEFAULT_OUT, DESCRIPTION, EXAMPLES, Optio
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import in_shell, is_stdout, user_path, write_output
 from data.flags import check_choice, parse_flags, split_folders
-from data.hub import ADAPTER_CONFIG, CLASSIFIER, LINEAR, find_adapter
+from data.hub import ADAPTER_CONFIG, CLASSIFIER, LINEAR, MEMBERS, find_adapter
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.metrics import metrics, print_metrics, softmax

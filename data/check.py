@@ -14,10 +14,10 @@ import peft
 from data import Source, load_splits
 from data.checked import show
 from data.checksums import check_checksums, read_sealed_tensors
-from data.ensemble import MEMBERS, read_members
+from data.ensemble import read_members
 from data.errors import clean_exit
 from data.files import open_tensors
-from data.hub import ADAPTER_CONFIG, CONFIG, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
+from data.hub import ADAPTER_CONFIG, CONFIG, MEMBERS, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
 from data.imdb import is_text_lines, label_reviews, read_lines, read_reviews
 from data.options import Tables, recorded_settings
 from data.runs import OLD_STATE, Run

@@ -21,11 +21,10 @@ from data import Splits
 from data.calibration import calibration, log_probabilities, scaled
 from data.checked import check_types, listed, read_json, show
 from data.explanation import Explanation, weighted_sum
+from data.hub import MEMBERS
 from data.labels import SENTIMENT
 from data.metrics import metrics, print_metrics, softmax
 from data.runs import Predictions, Run
-
-MEMBERS = "members.json"
 
 
 def mean_log_probabilities(logits: Sequence[np.ndarray], temperatures: Sequence[float]) -> np.ndarray:

@@ -26,6 +26,7 @@ from data.pickles import check_pickle
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER, ADAPTER_BIN, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
+MEMBERS = "members.json"  # classifiers whose logits are added (data/ensemble.py)
 ENCODER = "prompt_encoder.safetensors"  # of virtual tokens; only this project writes it
 BUILTIN = Path(__file__).parent / "weights" / "deberta-mini"  # `--weights builtin`
 CLASSIFIER = Path(__file__).parent / "weights" / "imdb"  # of eval.py without a run: LINEAR and an adapter of BUILTIN
@@ -107,7 +108,7 @@ def find_pretrained(source: str | Path) -> Path:
 def fetch_config(source: str | Path) -> Path:
     """Returns the path of a checkpoint's config.json; of a hub id, fetches no other file of the model.
 
-    Raises FileNotFoundError that says what `source` is instead: a run folder, an adapter, a parent folder.
+    Raises FileNotFoundError that says what `source` is instead: a run folder, a sum of classifiers, an adapter, …
     """
     local = local_directory(source)
     directory = local or fetch(str(source), (CONFIG, ADAPTER_CONFIG))
@@ -115,6 +116,8 @@ def fetch_config(source: str | Path) -> Path:
         raise FileNotFoundError(f"{source} is a run folder; its model is {directory / 'best'}")
     if (directory / CONFIG).is_file():
         return directory / CONFIG
+    if (directory / MEMBERS).is_file():
+        raise FileNotFoundError(f"{source} is a sum of classifiers, which eval.py scores; name one of its {MEMBERS}")
     if (directory / ADAPTER_CONFIG).is_file():
         raise FileNotFoundError(
             f"{source} is an adapter, not a model: load its backbone {adapter_base(directory)}, then the adapter "

@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 import peft
 from data.checked import read_json
 from data.demo import reviews
-from data.ensemble import MEMBERS
 from data.files import write_json, write_tensors
-from data.hub import ADAPTER, ADAPTER_CONFIG, BIN, CONFIG, ENCODER, INDEX, WEIGHTS, adapter_options
+from data.hub import ADAPTER, ADAPTER_CONFIG, BIN, CONFIG, ENCODER, INDEX, MEMBERS, WEIGHTS, adapter_options
 from data.options import Tables, resolve
 from data.runs import Run
 from data.tables import comparison

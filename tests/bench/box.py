@@ -30,10 +30,9 @@ from data import Source, load_splits, load_table
 from data.calibration import log_probabilities, validation_of
 from data.checked import read_json
 from data.demo import reviews
-from data.ensemble import MEMBERS
 from data.explanation import sentences
 from data.files import write_json, write_tensors, write_text
-from data.hub import ADAPTER, ADAPTER_CONFIG, CLASSIFIER, LINEAR
+from data.hub import ADAPTER, ADAPTER_CONFIG, CLASSIFIER, LINEAR, MEMBERS
 from data.metrics import metrics
 from data.options import read_splits
 from data.rows import RESULTS
