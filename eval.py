@@ -151,7 +151,7 @@ class Scorer:
             model: Model = peft.load_adapted(options.weights, options.base, quantize=quantize)
         else:
             model = load_pretrained(options.weights, quantize=quantize)
-        tokenizer = load_tokenizer(options.weights)
+        tokenizer = load_tokenizer(options.weights, base=options.base)
         lacks = sorted(model.newly_initialized)
         if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
             shown = f"{options.weights} has no classifier (its files lack {listed(lacks)})"
@@ -159,7 +159,8 @@ class Scorer:
         trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
         limit = trained.get("max_length", 512)
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
-        truncation = Truncation(limit, trained.get("truncate", "head"))._replace(**with_windows(options))
+        own = "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head")
+        truncation = Truncation(limit, own)._replace(**with_windows(options))
         return cls(model.to(machine.device).eval(), tokenizer, machine, truncation)
 
     @classmethod
@@ -172,8 +173,13 @@ class Scorer:
         return cls.of_run(run, machine)
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
-        """Tokenizes the reviews of a frame."""
-        return examples_of(self.tokenizer, frame, self.truncation, cache)
+        """Tokenizes the reviews of a frame. Raises ValueError for a token that is not in the model's word table."""
+        corpus, rows = examples_of(self.tokenizer, frame, self.truncation, cache), self.model.config.vocab_size
+        largest = max(self.tokenizer.pad_id, int(corpus.ids.max(initial=0)))
+        if largest >= rows:
+            token = f"{self.tokenizer.tokens[largest]!r} has the id {largest}"
+            raise ValueError(f"{self.tokenizer.source}: {token}, the model only {rows:,} tokens; they do not fit")
+        return corpus
 
     def logits(self, corpus: Corpus, check: Callable[[], None] = no_check, bar: bool = True) -> np.ndarray:
         """Computes logits: float32 [N, C]"""

@@ -111,7 +111,8 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
         else:
             model = pretrained_model(options.model, options.weights, labels, quantize, new_head)
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
+        sizes = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.config.vocab_size:,}"
+        raise ValueError(f"{sizes}: they do not belong together; fetch the checkpoint again, or use other --weights")
     if options.dropout >= 0:
         set_dropout(model, options.dropout)
     if options.classifier_dropout >= 0:

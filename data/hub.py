@@ -128,15 +128,15 @@ def fetch_config(source: str | Path) -> Path:
     raise FileNotFoundError(f"{directory / CONFIG} does not exist{subfolder_hint(directory, (CONFIG, ADAPTER_CONFIG))}")
 
 
-def find_tokenizer(source: str | Path) -> Path:
+def find_tokenizer(source: str | Path, base: str = "") -> Path:
     """Returns the directory of a tokenizer: of a hub id, fetches no weights; of an adapter without one, its backbone's.
 
-    Raises FileNotFoundError that names a remedy.
+    base: the backbone, if it is not where the adapter's file says. Raises FileNotFoundError that names a remedy.
     """
     if (directory := local_directory(source)) is None:
         directory = fetch(str(source), (CONFIG, ADAPTER_CONFIG, *TOKENIZER_FILES))
     if (directory / ADAPTER_CONFIG).is_file() and not has_any(directory, TOKENIZERS):
-        return find_tokenizer(adapter_base(directory))
+        return find_tokenizer(adapter_base(directory, base))
     return directory
 
 

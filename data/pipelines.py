@@ -179,6 +179,8 @@ def template_tokens(post_processor: dict[str, Any]) -> tuple[list[str], list[str
         text = [i for i, part in enumerate(post_processor["single"]) if "Sequence" in part]
         if len(text) != 1:
             raise ValueError("its post_processor does not contain the text exactly once")
+        if types := {next(iter(part.values())).get("type_id", 0) for part in post_processor["single"]} - {0}:
+            raise ValueError(f"its post_processor gives tokens the type {max(types)}; only type 0 is supported")
         parts = post_processor["single"][: text[0]], post_processor["single"][text[0] + 1 :]
         before, after = ([part["SpecialToken"]["id"] for part in side] for side in parts)
         tokens = {name: value["tokens"] for name, value in post_processor["special_tokens"].items()}

@@ -56,7 +56,7 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> 
         texts = splits.train["review"] if splits.shards is None else splits.shards.sample()
         tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
     else:
-        tokenizer = load_tokenizer(options.weights, options.tokenizer)
+        tokenizer = load_tokenizer(options.weights, options.tokenizer, options.base)
     limit = tokenizer.model_max_length or options.max_length
     if options.max_length > limit:
         print(f"warning: --max-length {options.max_length} is above {limit}, the tokenizer's model_max_length")

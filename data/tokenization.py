@@ -96,7 +96,8 @@ class Tokenizer:
     lowercase: whether the text is lowercased, for wordpiece and spm. spm: the published model of SentencePiece, or
     None. With it the ids equal SentencePiece's. special: role (pad, unk, cls, sep, mask, …) -> special token.
     template: the tokens before and after each text. model_max_length: tokens of an example, special tokens included,
-    that the published model was made for, or None. source: where it was read from, for messages.
+    that the published model was made for, or None. truncation_side: the end at which the published model's texts lose
+    tokens, right or left: the default of `--truncate` is head or tail. source: where it was read from, for messages.
     """
 
     backend: Backend
@@ -106,6 +107,7 @@ class Tokenizer:
     special: dict[str, str] = field(default_factory=dict)
     template: tuple[list[str], list[str]] = ([], [])
     model_max_length: int | None = None
+    truncation_side: str = "right"
     source: str = field(default="the tokenizer", compare=False)
     segmenter: Backend = field(init=False, repr=False, compare=False)  # `backend` without tokens that match no text
     words: WordSegmenter = field(init=False, repr=False, compare=False)
@@ -255,6 +257,8 @@ class Tokenizer:
         }
         if self.spm is not None and self.spm.split_by_punct:
             config["split_by_punct"] = True
+        if self.truncation_side != "right":
+            config["truncation_side"] = self.truncation_side
         if self.model_max_length is not None:
             config["model_max_length"] = self.model_max_length
         names = {f"{role}_token": token for role, token in self.special.items()}
@@ -273,26 +277,27 @@ def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------ published files
 
 
-def load_tokenizer(source: str | Path, variant: str = "published") -> Tokenizer:
+def load_tokenizer(source: str | Path, variant: str = "published", base: str = "") -> Tokenizer:
     """Loads the tokenizer of a checkpoint directory or hub id.
 
     Reads the first of spm.model, sentencepiece.bpe.model, tokenizer.json, vocab.txt, and vocab.json with merges.txt
     that exists and that belongs to the tokenizer's class.
     variant: `published` segments text as in the pretraining of the weights. `hf5` segments with an spm.model as
     transformers 5 does, without its character map and without byte fallback, for comparisons.
+    base: the backbone of an adapter, if it is not where the adapter's file says.
     Raises FileNotFoundError if there is no tokenizer, ValueError if a file is damaged or contains a setting that is not
     supported, or if `variant` is unknown.
     """
     if variant not in ("published", "hf5"):
         raise ValueError(f"unknown tokenizer {variant!r}; known: published, hf5")
-    directory = find_tokenizer(source)
+    directory = find_tokenizer(source, base)
     read = read_tokenizer(directory, variant)
     present = {role: token for role, token in read.special.items() if read.backend.token_to_id(token) is not None}
     special = {role: present[role] for role in special_tokens(read.kind) if role in present} | present
     with reading(directory, "a tokenizer"), silent_stderr():
         tokenizer = Tokenizer(
             read.backend, read.kind, lowercase=read.lowercase, spm=read.spm, special=special, template=read.template,
-            model_max_length=read.model_max_length, source=str(directory),
+            model_max_length=read.model_max_length, truncation_side=read.truncation_side, source=str(directory),
         )  # fmt: skip
         within(PROBE_SECONDS, partial(tokenizer.segment, PROBES), f"{directory}: the tokenizer")
     return tokenizer

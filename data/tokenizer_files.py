@@ -70,7 +70,7 @@ def read_tokenizer(directory: Path, variant: str = "published") -> Published:
     with reading(directory, "a tokenizer"), silent_stderr():
         read = READERS[found[0]](directory, settings, variant)
     check_numbers(directory / found[0], read.backend)
-    return replace(read, model_max_length=settings.model_max_length)
+    return replace(read, model_max_length=settings.model_max_length, truncation_side=settings.truncation_side)
 
 
 def check_numbers(path: Path, backend: Backend) -> None:

@@ -40,6 +40,7 @@ class Published:
     lowercase: bool = False
     spm: SpmSegmenter | None = None
     model_max_length: int | None = None
+    truncation_side: str = "right"
 
 
 def main_roles(special: dict[str, str]) -> dict[str, str]:

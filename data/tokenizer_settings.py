@@ -77,7 +77,8 @@ class Settings:
     class_name: the class of transformers, "" if no file names one. family: a key of FAMILIES, "" for a class that is
     not there. options: those of OPTIONS that tokenizer_config.json has. names: role -> special token, as far as files
     contain them; "" stands for null. added: id -> token. extra: further special tokens. model_max_length:
-    tokens that the model was made for, special tokens included, or None.
+    tokens that the model was made for, special tokens included, or None. truncation_side: right or left, the end at
+    which a longer text loses tokens.
     """
 
     class_name: str = ""
@@ -87,6 +88,7 @@ class Settings:
     added: dict[int, AddedToken] = field(default_factory=dict)
     extra: list[AddedToken] = field(default_factory=list)
     model_max_length: int | None = None
+    truncation_side: str = "right"
 
     def roles(self, defaults: dict[str, str]) -> dict[str, str]:
         """Returns role -> special token, in the order in which transformers adds missing ones. null removes a token
@@ -117,7 +119,20 @@ def read_settings(directory: Path) -> Settings:
         added=read_added(directory, config, special={*names.values(), *(token.content for token in extra)}),
         extra=extra,
         model_max_length=read_limit(config, path),
+        truncation_side=read_side(directory, config, path),
     )
+
+
+def read_side(directory: Path, config: dict[str, Any], path: Path) -> str:
+    """Returns truncation_side, by default that of tokenizer.json. Raises ValueError unless it is left or right."""
+    side = config.get("truncation_side")
+    if side is None:
+        truncation = read_object(directory / "tokenizer.json").get("truncation")
+        side = truncation.get("direction") if isinstance(truncation, dict) else None
+        path, side = directory / "tokenizer.json", side.lower() if isinstance(side, str) else side
+    if side not in (None, "left", "right"):
+        raise ValueError(f"{path}: truncation_side must be left or right, not {show(repr(side))}")
+    return side or "right"
 
 
 def extra_tokens(special: dict[str, Any], path: Path) -> list[Any]:

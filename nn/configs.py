@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("attention_head_size", "pooler_hidden_size", "conv_groups"), SIZE),
     **dict.fromkeys(("attention_size", "capsule_size", "filters", "min_reviews"), SIZE),
     **dict.fromkeys(("type_vocab_size", "pad_token_id", "unk_token_id", "local_attention", "num_ngrams"), (0, LARGEST)),
+    "sliding_window": (0, LARGEST),
     "region_width": (0, LARGEST),
     "region_radius": (0, 1000),
     **dict.fromkeys(("max_relative_positions", "position_buckets"), (-LARGEST, LARGEST)),

@@ -160,12 +160,6 @@ class DebertaConfig:
         if self.position_buckets == 1 or (self.position_buckets > 0 and self.max_relative_positions < 2):
             given = f"position_buckets {self.position_buckets}, max_relative_positions {self.max_relative_positions}"
             raise ValueError(f"{given}: both must be at least 2")
-        least = self.position_buckets // 2 + 2  # for buckets that ascend with the distance
-        if self.position_buckets > 0 and self.max_relative_positions < least:
-            raise ValueError(
-                f"position_buckets {self.position_buckets} need max_relative_positions of at least {least}, not "
-                f"{self.max_relative_positions}; 0 buckets give each distance a row of its own"
-            )
         if self.conv_kernel_size > 0 and (self.conv_kernel_size % 2 == 0 or self.hidden_size % self.conv_groups):
             raise ValueError(
                 f"conv_kernel_size {self.conv_kernel_size} must be odd, and conv_groups {self.conv_groups} must divide "
@@ -179,9 +173,17 @@ class DebertaConfig:
 
 
 def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
-    """Computes bucket(r). distance: int64, any shape -> int64, odd in r,
-    |result| < buckets for |distance| < max_position"""
+    """Computes bucket(r), odd in r; |result| < buckets for |distance| < max_position.
+
+    distance: int64, any shape -> int64. Raises ValueError for distances above s/2 if max_position leaves none to divide
+    between s/2 and itself.
+    """
     middle = buckets // 2
+    if max_position - 1 <= middle < distance.abs().max():
+        raise ValueError(
+            f"max_relative_positions {max_position} are too few for {buckets} position_buckets and more than "
+            f"{middle + 1} tokens; lower --max-length to {middle + 1}"
+        )
     size = distance.abs().clamp(min=middle)  # below the middle the logarithm is not used
     ratio = (size.double() / middle).log() / math.log((max_position - 1) / middle)
     beyond = torch.ceil(ratio * (middle - 1)).long() + middle

@@ -138,9 +138,10 @@ class Embeddings(Module):
         self.norm = LayerNorm(hidden_size, eps=eps)
         self.dropout = Dropout(dropout)
 
-    def combine(self, words: Tensor, mask: Tensor, first_position: int = 0) -> Tensor:
+    def combine(self, words: Tensor, mask: Tensor, first_position: int = 0, positions: Tensor | None = None) -> Tensor:
         """Adds types and positions and applies projection, norm, mask and dropout. first_position: row of the position
-        table for the first token. Raises ValueError if T exceeds the position table.
+        table for the first token;  positions: the row of each token, if they do not follow each other, int64 [B, T].
+        Raises ValueError if T exceeds the position table.
 
         words: [B, T, E];  mask: bool [B, T] -> [B, T, D]
         """
@@ -151,14 +152,17 @@ class Embeddings(Module):
             available = self.position.num_embeddings - first_position
             if length > available:
                 raise ValueError(f"{length} tokens, but the model has {available} positions; lower --max-length")
-            x = x + self.position.weight[first_position : first_position + length]
+            rows = slice(first_position, first_position + length) if positions is None else positions
+            x = x + self.position.weight[rows]
         if self.project is not None:
             x = self.project(x)  # [B, T, D]
         return self.dropout(self.norm(x).masked_fill(~mask[..., None], 0))
 
-    def forward(self, input_ids: Tensor, mask: Tensor, first_position: int = 0) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, mask: Tensor, first_position: int = 0, positions: Tensor | None = None
+    ) -> Tensor:
         """input_ids: [B, T];  mask: bool [B, T] -> [B, T, D]"""
-        return self.combine(self.word(input_ids), mask=mask, first_position=first_position)
+        return self.combine(self.word(input_ids), mask, first_position, positions)
 
 
 class FeedForward(Module):

@@ -34,13 +34,16 @@ def published_names(published: dict[str, Any], count: int, where: Path) -> tuple
     """
     table = published.get("id2label")
     if table is None:
+        table = inverted(published.get("label2id"))
+    if table is None:
         return None
     if not isinstance(table, dict) or not all(map(is_entry, table.items())):
         shown = show(repr(table))
         raise ValueError(f"{where}: id2label {shown} does not map class numbers to names; correct it in config.json")
     names = {int(key): str(name).strip() for key, name in table.items()}
-    if all(name in (f"LABEL_{i}", str(i), "") for i, name in names.items()):
-        return None
+    if is_placeholder(names):
+        table = inverted(published.get("label2id"))
+        return None if table is None else published_names({"id2label": table}, count, where)
     if sorted(names) != list(range(count)):
         shown = listed(sorted(names), 20)
         raise ValueError(f"{where}: id2label names the classes [{shown}], but the head has {count}; {WAYS_OUT}")
@@ -48,6 +51,21 @@ def published_names(published: dict[str, Any], count: int, where: Path) -> tuple
     if len({canonical(name) for name in ordered}) < count:
         raise ValueError(f"{where}: id2label uses a name twice: {listed(ordered, 20)}; {WAYS_OUT}")
     return ordered
+
+
+def is_placeholder(names: dict[int, str]) -> bool:
+    """Returns whether the names of the classes are their numbers, LABEL_0 and so on, or empty."""
+    return all(name in (f"LABEL_{i}", str(i), "") for i, name in names.items())
+
+
+def inverted(label2id: Any) -> dict[int, str] | None:
+    """Returns the table from class numbers to names of a published label2id; None if it has placeholders or is none."""
+    if not isinstance(label2id, dict) or not label2id:
+        return None
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in label2id.values()):
+        return None
+    names = {number: name for name, number in label2id.items()}
+    return None if len(names) < len(label2id) or is_placeholder(names) else names
 
 
 def is_entry(entry: tuple[Any, Any]) -> bool:

@@ -106,6 +106,7 @@ class ModernBertConfig:
     classifier_bias: bool = False  # of the head's hidden layer; the last layer always has a bias
     global_attn_every_n_layers: int = 3
     local_attention: int = 128
+    sliding_window: int | None = None  # half of local_attention, as transformers 5 may write; None after construction
     global_rope_theta: float = 160_000.0
     local_rope_theta: float = field(default=10_000.0, metadata={"published": float | None})  # null: global_rope_theta
     # None: by global_attn_every_n_layers
@@ -125,11 +126,19 @@ class ModernBertConfig:
             )
         if self.global_attn_every_n_layers < 1:
             raise ValueError(f"config: global_attn_every_n_layers = {self.global_attn_every_n_layers} is less than 1")
+        if self.sliding_window is not None and 2 * self.sliding_window != self.local_attention:
+            given = f"sliding_window = {self.sliding_window}, local_attention = {self.local_attention}"
+            raise ValueError(f"config: {given}: the second must be twice the first")
         bases = rope_bases(self.rope_parameters)
         for_global = bases.get(GLOBAL, self.global_rope_theta)
         for_local = bases.get(LOCAL, for_global if self.local_rope_theta is None else self.local_rope_theta)
         every, types = layer_pattern(self.layer_types, self.num_layers, self.global_attn_every_n_layers)
-        values = {"global_rope_theta": for_global, "local_rope_theta": for_local, "rope_parameters": None}
+        values = {
+            "global_rope_theta": for_global,
+            "local_rope_theta": for_local,
+            "rope_parameters": None,
+            "sliding_window": None,
+        }
         for name, value in (values | {"global_attn_every_n_layers": every, "layer_types": types}).items():
             object.__setattr__(self, name, value)
 

@@ -5,7 +5,8 @@ for longer on more data.
     f = tanh(W dropout(xᴸ[<s>]) + b);   logits = W_c dropout(f) + b_c
 
 The row of the first token in the position table is pad_id + 1 = 2; row pad_id belongs to padding. A table of 514 rows
-therefore holds 512 tokens.
+therefore holds 512 tokens. As in the published code, a token inside a text that is pad_id too has the row of padding,
+and is not counted: some checkpoints pad with </s>.
 
 Differs from the published code: nothing; logits are equal up to rounding (tests/golden).
 """
@@ -13,6 +14,7 @@ Differs from the published code: nothing; logits are equal up to rounding (tests
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from torch.nn import Linear, ModuleList
 
 from nn.attention import MultiHeadAttention
@@ -109,6 +111,12 @@ def assemble(model: Encoder, config: Any) -> None:
     init_weights(model, c.initializer_range)
 
 
+def position_rows(input_ids: Tensor, pad_id: int, shift: int) -> Tensor:
+    """Returns the row of the position table for each token, [B, T]. shift: positions before the first one."""
+    counted = input_ids != pad_id
+    return (counted.cumsum(1) + shift) * counted + pad_id
+
+
 class Roberta(Encoder):
     """[B, T] token ids -> [B, C] logits."""
 
@@ -122,3 +130,8 @@ class Roberta(Encoder):
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)
         assemble(self, config)
+
+    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T];  shift: positions of a prefix -> [B, T, D]"""
+        positions = position_rows(input_ids, self.config.pad_token_id, shift)
+        return self.embeddings(input_ids, mask, self.first_position + shift, positions)

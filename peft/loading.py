@@ -5,7 +5,7 @@ backbone that a file replaces (modules_to_save) are loaded, trained and saved wi
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from nn.checkpoint import (
     translate,
 )
 from nn.encoder import Encoder, init_weights
-from nn.heads import Head, match_head, placeholder_names, published_names
+from nn.heads import Head, check_kind, check_task, match_head, placeholder_names, published_names
 from nn.quant import is_quantized
 from peft import ia3, lora
 from peft.adapters import add_method, apply, backbone_name, remember_backbone, set_labels
@@ -272,17 +272,23 @@ def fill_parameters(model: Encoder, config: dict[str, Any], file: WeightFile) ->
 
     Raises ValueError with all tensors that do not fit. Warns of a pooler that is in no file.
     """
-    expected, found, where = adapter_parameters(model), tensor_names(file), file.path.parent
+    expected, where = adapter_parameters(model), file.path.parent
+    spelled = bias_names(expected.keys(), tensor_names(file))
+    found = spelled.keys()
     required, optional = split_required(model, config)
+    biases = {name for name in expected if name.endswith(".base_layer.bias")}
+    if config.get("bias") == "lora_only" and biases and not biases & found:
+        print(f"note: {where} contains no biases, as versions of peft before 0.20 saved it; they are the backbone's")
+        required, expected = required - biases, {name: p for name, p in expected.items() if name not in biases}
     problems = [f"missing {name}" for name in sorted((expected.keys() | required) - found - optional.keys())]
     problems += [f"surplus {name}{surplus_reason(model, name)}" for name in sorted(found - expected.keys())]
     for name in sorted(found & expected.keys()):
-        shape, kind = file.shapes[name]
+        shape, kind = file.shapes[spelled[name]]
         if shape != list(expected[name].shape):
             problems.append(f"misshaped {name}: {shape}, not {list(expected[name].shape)}")
         elif kind != "float":
             problems.append(f"{name} does not hold floating point numbers")
-        elif not torch.isfinite(tensor := file.read(name).to(expected[name].dtype)).all():
+        elif not torch.isfinite(tensor := file.read(spelled[name]).to(expected[name].dtype)).all():
             problems.append(f"{name} holds NaN or infinity")
         else:
             expected[name].data.copy_(tensor)
@@ -294,6 +300,19 @@ def fill_parameters(model: Encoder, config: dict[str, Any], file: WeightFile) ->
         raise ValueError(f"neither {where} nor the weights contain a classifier")
     if random:
         print(f"warning: neither {where} nor the weights contain the pooler: it is random, and so are the answers")
+
+
+def bias_names(expected: Iterable[str], found: set[str]) -> dict[str, str]:
+    """Returns {published name: name in the file} of the tensors of a file.
+
+    peft 0.5 and earlier saved the bias of an adapted layer as X.bias, later versions save it as X.base_layer.bias.
+    """
+    names = {name: name for name in found}
+    for name in expected:
+        old = name.replace(".base_layer.bias", ".bias")
+        if name != old and name not in found and old in found:
+            names[name] = names.pop(old)
+    return names
 
 
 def split_required(model: Encoder, config: dict[str, Any]) -> tuple[set[str], dict[str, str]]:
@@ -382,6 +401,10 @@ def adapter_classes(directory: Path, backbone: str) -> tuple[int | None, tuple[s
     if len(shape) != 2 or not 1 <= shape[0] <= MOST_CLASSES:
         raise ValueError(f"{directory}: {key} {shape} has no row for each of at most {MOST_CLASSES} classes")
     count = shape[0]
+    task = config.get("auto_mapping")
+    task = task.get("base_model_class") if isinstance(task, dict) else None
+    check_task({"architectures": [task]} if task else {}, directory)
+    check_kind(base, count, directory)
     names = file_labels(config, count, directory)
     table = base.get("id2label")
     if names is None and isinstance(table, dict) and len(table) == count:

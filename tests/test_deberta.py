@@ -207,13 +207,13 @@ def test_pos_att_type_is_a_string_or_a_list():
         parsed("c2p|p2p")
 
 
-@pytest.mark.parametrize(("positions", "supported"), [(128, False), (129, False), (130, True), (512, True)])
+@pytest.mark.parametrize(("positions", "supported"), [(9, False), (17, False), (18, True), (60, True)])
 def test_distances_that_the_buckets_cannot_separate_are_refused(positions: int, supported: bool):
-    """Above s/2 the buckets are logarithmic up to M - 1, which must be larger."""
+    """Above s/2 = 16 the buckets are logarithmic up to M - 1, which must be larger."""
+    model = tiny("deberta", position_buckets=32, max_position_embeddings=positions, position_biased_input=False).eval()
+    model(*token_batch([17]))
     if supported:
-        assert (
-            DebertaConfig(relative_attention=True, position_buckets=256, max_position_embeddings=positions).span == 256
-        )
+        model(*token_batch([18]))
         return
-    with pytest.raises(ValueError, match="position_buckets 256 need max_relative_positions of at least 130, not 12"):
-        DebertaConfig(relative_attention=True, position_buckets=256, max_position_embeddings=positions)
+    with pytest.raises(ValueError, match=f"max_relative_positions {positions} are too few .* lower --max-length to 17"):
+        model(*token_batch([18]))

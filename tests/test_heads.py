@@ -1,5 +1,7 @@
 """The head of a checkpoint and the classes of the data are matched by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny, token_batch
@@ -10,6 +12,7 @@ from data.files import write_json
 from data.hub import CONFIG, WEIGHTS
 from data.labels import SENTIMENT
 from nn.checkpoint import load_pretrained, save_pretrained
+from nn.heads import published_names
 
 
 def named(folder, table, count: int = 2, name: str = "bert"):
@@ -118,3 +121,13 @@ def test_a_new_head_replaces_that_of_another_task(name, tmp_path):
     loaded = load_pretrained(tmp_path, SENTIMENT, new_head=True)
     assert {name.split(".")[0] for name in loaded.newly_initialized} == {"pooler", "classifier"}
     assert torch.equal(loaded.layers[0].feed_forward.up.weight, model.layers[0].feed_forward.up.weight)
+
+
+@pytest.mark.parametrize("table", [None, {"0": "LABEL_0", "1": "LABEL_1"}])
+def test_label2id_names_the_classes_where_id2label_does_not(table):
+    config = {"id2label": table, "label2id": {"positive": 0, "negative": 1}}
+    assert published_names(config, 2, Path("x")) == ("positive", "negative")
+    assert published_names(config | {"label2id": {"LABEL_0": 0, "LABEL_1": 1}}, 2, Path("x")) is None
+    assert published_names(config | {"label2id": {"good": 0, "fine": 0}}, 2, Path("x")) is None
+    given = {"0": "bad", "1": "good"}
+    assert published_names(config | {"id2label": given}, 2, Path("x")) == ("bad", "good")

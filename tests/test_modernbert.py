@@ -331,6 +331,7 @@ def test_a_pattern_of_layers_without_a_period_is_kept():
         ({"layer_types": 3.0}, r"layer_types = 3\.0 is not supported"),
         ({"layer_types": [GLOBAL] * 4}, "layer_types has 4 entries for 5 layers"),
         ({"global_attn_every_n_layers": 0}, "global_attn_every_n_layers = 0 is less than 1"),
+        ({"sliding_window": 5}, r"sliding_window = 5, local_attention = \d+: the second must be twice the first"),
         ({"hidden_activation": "laplace"}, "unknown activation 'laplace'"),
         ({"classifier_activation": "laplace"}, "unknown activation 'laplace'"),
     ],

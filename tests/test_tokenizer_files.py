@@ -196,6 +196,9 @@ def test_template_tokens():
     assert template_tokens({"type": "Sequence", "processors": [roberta, template]}) == (["[CLS]", "x", "<s>"], ["</s>"])
     with pytest.raises(ValueError, match="does not contain the text exactly once"):
         template_tokens(template | {"single": [cls]})
+    typed = {"Sequence": {"id": "A", "type_id": 1}}
+    with pytest.raises(ValueError, match="gives tokens the type 1; only type 0 is supported"):
+        template_tokens(template | {"single": [cls, typed]})
     with pytest.raises(ValueError, match="its post_processor Other is not supported"):
         template_tokens({"type": "Other"})
 

@@ -44,6 +44,22 @@ def test_checkpoints_keep_the_model_type_and_the_published_prefix(tmp_path: Path
 def test_the_first_position_follows_the_padding_row(pad):
     model = tiny("xlm_roberta", pad_token_id=pad).eval()
     ids, mask = token_batch([6])
+    ids = ids.clamp(min=2)
     e = model.embeddings
     expected = e.norm(e.word(ids) + e.token_type.weight[0] + e.position.weight[pad + 1 : pad + 7])
     torch.testing.assert_close(model.embed(ids, mask), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["roberta", "xlm_roberta"])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_a_token_of_padding_inside_a_text_has_its_row_and_is_not_counted(name, shift):
+    """As in the published code (create_position_ids_from_input_ids); some checkpoints pad with </s>."""
+    model = tiny(name, pad_token_id=2).eval()
+    ids, mask = torch.tensor([[7, 2, 9, 5, 2], [2, 8, 2, 0, 0]]), torch.ones(2, 5, dtype=torch.bool)
+    rows = []
+    for row in ids.tolist():
+        number = 2 + shift
+        rows.append([2 if token == 2 else (number := number + 1) for token in row])
+    e = model.embeddings
+    expected = e.norm(e.word(ids) + e.token_type.weight[0] + e.position.weight[torch.tensor(rows)])
+    torch.testing.assert_close(model.embed(ids, mask, shift), expected, rtol=1e-5, atol=1e-5)

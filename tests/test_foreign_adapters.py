@@ -1,0 +1,131 @@
+"""Adapters and checkpoints that others saved: heads of other tasks, older files of peft, moved backbones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import adapt, tiny, tiny_weights, token_batch
+from safetensors.torch import load_file, save_file
+
+from data.checked import read_json
+from data.files import write_json
+from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG
+from data.tokenization import load_tokenizer
+from eval import main as evaluate
+from nn.checkpoint import load_pretrained, save_pretrained
+from peft import load_adapted, save_adapter
+
+
+def change(path: Path, **values: object) -> None:
+    """Replaces values of a JSON file."""
+    write_json(path, read_json(path) | values)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """Returns an adapter of a tiny BERT, with a tokenizer in the backbone's folder only."""
+    base = tiny_weights(tmp_path / "base")
+    save_adapter(adapt(load_pretrained(base), "lora"), tmp_path / "adapter", str(base))
+    return tmp_path / "adapter"
+
+
+def one_output(adapter: Path) -> None:
+    tensors = load_file(adapter / ADAPTER)
+    save_file({name: t[:1].clone() if ".classifier." in name else t for name, t in tensors.items()}, adapter / ADAPTER)
+    change(adapter / ADAPTER_CONFIG, id2label=None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (one_output, "has a head with one output"),
+        (
+            lambda a: change(a.parent / "base" / CONFIG, problem_type="multi_label_classification"),
+            "has a head for multi_label_classification",
+        ),
+        (
+            lambda a: change(a / ADAPTER_CONFIG, auto_mapping={"base_model_class": "BertForTokenClassification"}),
+            "is a BertForTokenClassification, whose head does not classify texts",
+        ),
+    ],
+)
+def test_a_head_that_is_no_classifier_is_refused(adapter: Path, damage, message: str):
+    """As in a plain checkpoint."""
+    damage(adapter)
+    with pytest.raises(ValueError, match=message):
+        load_adapted(adapter)
+
+
+def test_the_base_that_is_given_has_the_tokenizer(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    evaluate(["--weights", str(adapter), "--text", "a good film"])
+    expected = capsys.readouterr().out
+    (tmp_path / "base").rename(tmp_path / "moved")
+    moved = ["--weights", str(adapter), "--base", str(tmp_path / "moved")]
+    evaluate([*moved, "--text", "a good film"])
+    assert capsys.readouterr().out == expected
+    with pytest.raises(FileNotFoundError, match="name it with --base DIR_OR_ID"):
+        load_tokenizer(adapter)
+
+
+@pytest.mark.parametrize("which", ["all", "lora_only"])
+def test_biases_have_the_names_of_older_versions_of_peft(which: str, tmp_path: Path):
+    """peft 0.5 saved X.bias, where later versions save X.base_layer.bias."""
+    save_pretrained(tiny("bert"), tmp_path / "base")
+    model = adapt(tiny("bert"), "lora", lora_bias=which)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") and parameter.requires_grad:
+            parameter.data.normal_()
+    save_adapter(model, tmp_path, str(tmp_path / "base"))
+    tensors = load_file(tmp_path / ADAPTER)
+    assert any(".base_layer.bias" in name for name in tensors)
+    old = {name.replace(".base_layer.bias", ".bias"): t for name, t in tensors.items()}
+    save_file(old, tmp_path / ADAPTER)
+    batch = token_batch([7, 4])
+    assert torch.equal(load_adapted(tmp_path).eval()(*batch), model.eval()(*batch))
+
+
+def test_a_file_without_the_biases_of_lora_only_has_the_backbones(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """peft 0.7 to 0.19 did not save them."""
+    save_pretrained(tiny("bert"), tmp_path / "base")
+    model = adapt(tiny("bert"), "lora", lora_bias="lora_only")
+    save_adapter(model, tmp_path, str(tmp_path / "base"))
+    kept = {name: t for name, t in load_file(tmp_path / ADAPTER).items() if ".base_layer.bias" not in name}
+    save_file(kept, tmp_path / ADAPTER)
+    batch = token_batch([7, 4])
+    assert torch.equal(load_adapted(tmp_path).eval()(*batch), model.eval()(*batch))
+    assert "contains no biases" in capsys.readouterr().out
+
+
+def test_a_token_without_a_row_of_the_word_table_is_one_line(tmp_path: Path):
+    folder = tiny_weights(tmp_path / "weights")
+    rows, tokenizer = load_pretrained(folder).config.vocab_size, load_tokenizer(folder)
+    tokenizer.backend.add_tokens([f"token{n}" for n in range(rows)])
+    tokenizer.save(folder)
+    last = f"token{rows - 1}"
+    for flags in ([], ["--explain"]):
+        with pytest.raises(ValueError, match=r"has the id \d+, the model only .* tokens; they do not fit"):
+            evaluate(["--weights", str(folder), "--text", f"a good {last}", *flags])
+
+
+def test_the_side_of_truncation_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tiny_weights(tmp_path / "weights")
+    text = ["--text", " ".join(f"film number {n} is good" for n in range(60))]
+
+    def answer(*flags: str) -> str:
+        """Returns what eval.py prints."""
+        evaluate(["--weights", str(folder), "--max-length", "9", *text, *flags])
+        return capsys.readouterr().out
+
+    right = answer()
+    assert right == answer("--truncate", "head") != answer("--truncate", "tail")
+    change(folder / "tokenizer_config.json", truncation_side="left")
+    assert answer() == answer("--truncate", "tail") != right
+    load_tokenizer(folder).save(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").truncation_side == "left"
+    change(folder / "tokenizer_config.json", truncation_side=None)
+    how = {"direction": "Left", "max_length": 9, "stride": 0, "strategy": "LongestFirst"}
+    change(folder / "tokenizer.json", truncation=how)
+    assert load_tokenizer(folder).truncation_side == "left"
+    change(folder / "tokenizer_config.json", truncation_side="middle")
+    with pytest.raises(ValueError, match="truncation_side must be left or right, not 'middle'"):
+        load_tokenizer(folder)
