@@ -348,7 +348,7 @@ def make_run(folder: Path) -> None:
 def use_a_run(folder: Path) -> None:
     """Labels a review with a run, and compares it, as eval.py does."""
     options = Options(run=(str(folder / "run"),), text="A good film.", device="cpu", explain="-")
-    use_run(options, {"text": options.text})
+    use_run(options, print, {"text": options.text})
     print(comparison([Run.open(folder / "run")]))
 
 
