@@ -224,59 +224,59 @@ def names_folder(data: str) -> bool:
     return data == "demo" or (data == "imdb" and not Path(data).exists()) or Path(data).is_dir()
 
 
-def read_folder(options: Options, trained: TrainOptions, labels: tuple[str, ...], cache: Path | None) -> Splits:
-    """Reads all reviews of the folder --data. labels: the classes of the scorer."""
-    source, why = find_source(options.data)
-    print(f"data: {source} ({why})")
-    return load_splits(replace(source_for(options, trained), data=source), cache, labels=labels)
+def evaluate_data(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
+    """Prints the metrics of the reviews of --data, a folder or a file. source: how it is read."""
+    if names_folder(options.data):
+        evaluate_folder(options, emit, source, scorer)
+    else:
+        evaluate_file(options, emit, source, scorer)
 
 
-def evaluate_folder(options: Options, emit: Emit, scorer: Scorer | Blend | Ensemble) -> None:
+def evaluate_folder(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
     """Prints the metrics of the validation and test reviews of the folder --data."""
-    last: tuple[str, pd.DataFrame, np.ndarray] | None = None
-    splits = read_folder(options, TrainOptions(), scorer.labels, None)
+    folder, why = find_source(options.data)
+    print(f"data: {folder} ({why})")
+    splits, last = load_splits(replace(source, data=folder), labels=scorer.labels), None
+    for name, frame in labelled_parts(splits):
+        last, truth = (name, frame, scorer.score_frame(frame)), frame["sentiment"].to_numpy()
+        print_metrics(name, metrics(last[2], truth), scorer.labels)
+        if options.data == "demo":
+            print(f"{name} by kind: " + accuracy_by_kind(frame["id"], last[2].argmax(1) == truth))
+    if last is not None and not isinstance(scorer, Ensemble):
+        list_mistakes(options, emit, scorer, *last)
+
+
+def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields the name and the labelled reviews of the validation and the test part. Prints which has none."""
     for name, frame in (("validation", splits.validation), ("test", splits.test)):
         frame = frame[frame["sentiment"] != UNKNOWN]
         if len(frame):
-            last = (name, frame, scorer.score_frame(frame))
-            print_metrics(name, metrics(last[2], frame["sentiment"].to_numpy()), scorer.labels)
+            yield name, frame
         else:
             print(f"{name}: no labelled reviews")
-    if last is not None and not isinstance(scorer, Ensemble):
-        list_mistakes(options, emit, scorer, last[0], last[1], last[2])
 
 
 def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
-    """Prints the metrics of the run's own validation and test reviews, or of the reviews of --data."""
+    """Prints the metrics of the run's own validation and test reviews."""
     trained = settings_of(run).options
-    if options.data and not names_folder(options.data):
-        evaluate_file(options, emit, source_for(options, trained), scorer)
-        return
-    if options.data:
-        splits = read_folder(options, trained, scorer.labels, run.cache)
-    else:
-        splits = read_splits(trained, run.cache)
-        run.record_data(splits.labels, splits.files)
+    splits = read_splits(trained, run.cache)
+    run.record_data(splits.labels, splits.files)
     temperature = None if run.predictions("validation") is None and not options.plot else calibration(run)
     threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
     last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
-    for name, frame in (("validation", splits.validation), ("test", splits.test)):
-        frame = frame[frame["sentiment"] != UNKNOWN]
-        if len(frame):
-            corpus = scorer.corpus(frame, run.cache)
-            logits = scorer.logits(corpus)
-            print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
-            if "demo" in (options.data, trained.data if not options.data else ""):
-                print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
-            if temperature is not None:
-                print(summary(name, softmax(logits), corpus.labels, temperature))
-            if options.threshold:
-                if name == "validation":  # as it is scored here, perhaps with another --truncate
-                    threshold = best_threshold(softmax(logits), corpus.labels)
-                print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
-            last = (name, frame, logits, corpus)
-        else:
-            print(f"{name}: no labelled reviews")
+    for name, frame in labelled_parts(splits):
+        corpus = scorer.corpus(frame, run.cache)
+        logits = scorer.logits(corpus)
+        print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
+        if trained.data == "demo":
+            print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
+        if temperature is not None:
+            print(summary(name, softmax(logits), corpus.labels, temperature))
+        if options.threshold:
+            if name == "validation":  # as it is scored here, perhaps with another --truncate
+                threshold = best_threshold(softmax(logits), corpus.labels)
+            print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
+        last = (name, frame, logits, corpus)
     if last is None:
         return
     if options.plot and temperature is not None:
@@ -311,10 +311,7 @@ def list_mistakes(
 
 
 def evaluate_file(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
-    """Prints the metrics of the rows of the file --data that have a label, or of a folder's reviews."""
-    if names_folder(options.data):
-        evaluate_folder(options, emit, scorer)
-        return
+    """Prints the metrics of the rows of the file --data that have a label."""
     every, _ = load_table(options.data, source, scorer.labels)
     frame = every[every["sentiment"] != UNKNOWN]
     if not len(frame):
@@ -452,7 +449,7 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     elif options.predict:
         predict(options, emit, source, scorer)
     else:
-        evaluate_file(options, emit, source, scorer)
+        evaluate_data(options, emit, source, scorer)
 
 
 def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
@@ -469,6 +466,8 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         answer(options, scorer)
     elif options.predict:
         predict(options, emit, source_for(options, trained), scorer)
+    elif options.data:
+        evaluate_data(options, emit, source_for(options, trained), scorer)
     else:
         evaluate(options, emit, run, scorer)
 
@@ -488,7 +487,7 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     elif options.predict:
         predict(options, emit, source_for(options, trained[0]), ensemble)
     else:
-        evaluate_file(options, emit, source_for(options, trained[0]), ensemble)
+        evaluate_data(options, emit, source_for(options, trained[0]), ensemble)
 
 
 def member(options: Options, run: Run) -> Member:

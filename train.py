@@ -483,7 +483,7 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
 def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     """Runs one experiment in its folder, from the start or from its saved state."""
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
-    unlabelled = entry.unlabelled or getattr(settings.objective, "distill_unlabelled", False)
+    unlabelled = entry.unlabelled or (entry.teacher and settings.objective.distill_unlabelled)
     given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
     print(f"run: {run.folder} on {machine}" + ("" if ranks.alone() else f", {ranks.size()} ranks"))
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in given.items()))

@@ -39,6 +39,9 @@ EXAMPLES = {  # of each group in --help
 FROM_DEMO = {"precision": "fp32", "epochs": 4}
 
 
+SIGNED = ("dropout", "classifier_dropout", "seed")  # options that may be negative: dropout -1 is the model's own
+
+
 @dataclass(frozen=True)
 class Options:
     model: str = option("deberta", "what", "architecture")
@@ -192,12 +195,21 @@ class Settings(NamedTuple):
         options = pick_fields(Options, values)
         method = pick_fields(check_choice("method", options.peft, tables.methods).options, values)
         objective = pick_fields(check_choice("objective", options.loss, tables.objectives).options, values)
+        for part in (options, method, objective):
+            check_signs(part)
         names = field_names(Options) | field_names(type(method)) | field_names(type(objective))
         return cls(options, method, objective, {name: origin for name, origin in origins.items() if name in names})
 
     def values(self) -> dict[str, Any]:
         """Returns {field: value} of all three, as a run's config.json records it."""
         return asdict(self.options) | asdict(self.method) | asdict(self.objective)
+
+
+def check_signs(options: Any) -> None:
+    """Raises ValueError for a negative number in an options dataclass: a negative rate or weight trains backwards."""
+    for name, value in vars(options).items():
+        if isinstance(value, int | float) and value < 0 and name not in SIGNED:
+            raise ValueError(f"{flag(name)} {value} is negative")
 
 
 def check_owners(given: Mapping[str, Any], options: Options, tables: Tables) -> None:
@@ -310,6 +322,8 @@ def adapter_options(given: Mapping[str, Any], tables: Tables) -> dict[str, Any]:
     method = adapter_method(directory)
     if given.get("peft", method) != method:
         raise ValueError(f"{weights} is a {method} adapter; leave out --peft {given['peft']}")
+    if given.get("reinit_layers"):
+        raise ValueError(f"--reinit-layers changes a backbone, which the adapter {weights} leaves frozen; leave it out")
     fixed = field_names(tables.methods[method].options) - {"lora_plus"}
     if clash := [flag(name) for name in given if name in fixed]:
         raise ValueError(f"{weights} is an adapter with settings of its own; leave out {', '.join(clash)}")
@@ -372,19 +386,14 @@ def truncation_of(options: Options) -> Truncation:
 
 
 def read_splits(
-    options: Options,
-    cache: Path | None,
-    pretraining: bool = False,
-    with_unlabelled: bool = False,
-    labels: tuple[str, ...] | None = None,
+    options: Options, cache: Path | None, pretraining: bool = False, with_unlabelled: bool = False
 ) -> Splits:
     """Reads the data of a run and takes the subsets that its options select.
 
-    pretraining: texts without labels.  with_unlabelled: reads unlabelled reviews as well.  labels: the classes; None:
-    those of the data.
+    pretraining: texts without labels.  with_unlabelled: reads unlabelled reviews as well.
     """
     source = source_of(options)
-    splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled, labels)
+    splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled)
     if splits.shards is not None and (options.train_reviews or options.validation_reviews):
         raise ValueError("--train-reviews and --validation-reviews are for reviews in memory; name fewer shards")
     seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews

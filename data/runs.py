@@ -8,7 +8,7 @@ runs/<name>/config.json   options, origins, command, commit, versions, device
             result.json   written when the run is finished: config.json, history and scores
             validation.probabilities.safetensors, test.probabilities.safetensors    of the best epoch
             calibration.json   the temperature fitted on the validation reviews, written by eval.py
-            teacher.npy   logits of the teacher for the training reviews, with --loss distill
+            teacher.npy   logits of the teacher for the reviews of the training, with --loss distill
             .lock         locked while a process trains the run (data/locks.py)
 
 A checksum shows a change of config.json, tokenizer/, best/, of the state, and of the log up to the state. A damaged

@@ -158,11 +158,9 @@ class Embeddings(Module):
             x = self.project(x)  # [B, T, D]
         return self.dropout(self.norm(x).masked_fill(~mask[..., None], 0))
 
-    def forward(
-        self, input_ids: Tensor, mask: Tensor, first_position: int = 0, positions: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, mask: Tensor, first_position: int = 0) -> Tensor:
         """input_ids: [B, T];  mask: bool [B, T] -> [B, T, D]"""
-        return self.combine(self.word(input_ids), mask, first_position, positions)
+        return self.combine(self.word(input_ids), mask=mask, first_position=first_position)
 
 
 class FeedForward(Module):

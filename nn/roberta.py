@@ -14,6 +14,7 @@ Differs from the published code: nothing; logits are equal up to rounding (tests
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Linear, ModuleList
 
@@ -75,6 +76,17 @@ class RobertaConfig:
     labels: tuple[str, ...] = ("negative", "positive")
 
 
+class RobertaEmbeddings(Embeddings):
+    """Computes Embeddings with positions that do not count tokens equal to pad_id."""
+
+    def forward(self, input_ids: Tensor, mask: Tensor, first_position: int = 0) -> Tensor:
+        """input_ids: [B, T];  mask: bool [B, T];  first_position: row of the first token -> [B, T, D]"""
+        pad_id = self.word.padding_idx or 0
+        counted = input_ids.ne(pad_id)  # [B, T]
+        positions = torch.where(counted, counted.cumsum(1) + first_position - 1, pad_id)  # [B, T]
+        return self.combine(self.word(input_ids), mask, first_position, positions)
+
+
 def assemble(model: Encoder, config: Any) -> None:
     """Creates the modules of `model`, in place, with random weights. XLM-RoBERTa (nn/xlm_roberta.py) has the same.
 
@@ -83,7 +95,7 @@ def assemble(model: Encoder, config: Any) -> None:
     c = config
     model.first_position = c.pad_token_id + 1
     dropout = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
-    model.embeddings = Embeddings(
+    model.embeddings = RobertaEmbeddings(
         vocab_size=c.vocab_size,
         hidden_size=c.hidden_size,
         num_positions=c.max_position_embeddings,
@@ -111,12 +123,6 @@ def assemble(model: Encoder, config: Any) -> None:
     init_weights(model, c.initializer_range)
 
 
-def position_rows(input_ids: Tensor, pad_id: int, shift: int) -> Tensor:
-    """Returns the row of the position table for each token, [B, T]. shift: positions before the first one."""
-    counted = input_ids != pad_id
-    return (counted.cumsum(1) + shift) * counted + pad_id
-
-
 class Roberta(Encoder):
     """[B, T] token ids -> [B, C] logits."""
 
@@ -130,8 +136,3 @@ class Roberta(Encoder):
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)
         assemble(self, config)
-
-    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
-        """input_ids: [B, T];  mask: bool [B, T];  shift: positions of a prefix -> [B, T, D]"""
-        positions = position_rows(input_ids, self.config.pad_token_id, shift)
-        return self.embeddings(input_ids, mask, self.first_position + shift, positions)

@@ -9,10 +9,8 @@ Differs from the published code: nothing; logits are equal up to rounding (tests
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from nn.encoder import Encoder
-from nn.roberta import CONFIG_KEYS, EXTRAS, KEYS, SUPPORTED, assemble, position_rows
+from nn.roberta import CONFIG_KEYS, EXTRAS, KEYS, SUPPORTED, assemble
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,3 @@ class XLMRoberta(Encoder):
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
         assemble(self, config)
-
-    def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
-        """input_ids: [B, T];  mask: bool [B, T];  shift: positions of a prefix -> [B, T, D]"""
-        positions = position_rows(input_ids, self.config.pad_token_id, shift)
-        return self.embeddings(input_ids, mask, self.first_position + shift, positions)

@@ -102,7 +102,8 @@ def save_base(model: Encoder, directory: str | Path) -> None:
 def replaced_modules(model: Encoder) -> set[str]:
     """Returns the published names of the backbone's modules that the adapter replaces completely."""
     replaced = set(model.adapter.get("replaced", ()))
-    kept = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in replaced}
+    named = [*model.named_parameters(), *model.named_buffers()]  # quantized weights are buffers
+    kept = {name.rpartition(".")[0] for name, _ in named if name not in replaced}
     return {module_name(model, module) for name in replaced if (module := name.rpartition(".")[0]) not in kept}
 
 

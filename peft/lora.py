@@ -135,9 +135,9 @@ class DoRALinear(LoRALinear):
         return base.dequantized() if isinstance(base, QuantizedLinear) else base.weight.detach()
 
     def row_scale(self) -> Tensor:
-        """Computes m / ‖W'‖: [out]. ‖W'‖ gets no gradient (§4.3)."""
+        """Computes m / ‖W'‖: [out], 1 for a row of zeros, which stays one. ‖W'‖ gets no gradient (§4.3)."""
         norm = (self.frozen_weight() + self.scale * (self.B @ self.A)).detach().norm(dim=1)  # [out]
-        return self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny)  # a row of zeros stays one
+        return torch.where(norm > 0, self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny), 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""

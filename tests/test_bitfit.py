@@ -1,5 +1,7 @@
 """BitFit: what is trained, how many parameters, the start, and a file without a bias."""
 
+import copy
+
 import pytest
 import torch
 from conftest import tiny, token_batch
@@ -7,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from data.checked import read_json
 from data.hub import ADAPTER, ADAPTER_CONFIG
+from nn.quant import quantize
 from peft import apply, load_adapter, save_adapter
 
 L, D, F = 2, 12, 17
@@ -48,3 +51,17 @@ def test_a_file_holds_the_biases_and_every_one_is_required(tmp_path):
     save_file(tensors, tmp_path / ADAPTER)
     with pytest.raises(ValueError, match=r"missing base_model\.model\.bert\.embeddings\.LayerNorm\.bias"):
         load_adapter(tiny("bert"), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_an_adapter_over_quantized_weights_fits_the_plain_ones(form, tmp_path):
+    """A quantized weight is not replaced: the file has the biases only."""
+    plain = tiny("bert")
+    names = {}
+    for name, model in (("plain", copy.deepcopy(plain)), ("quantized", quantize(copy.deepcopy(plain), form))):
+        save_adapter(apply(model, "bitfit"), tmp_path / name, "base")
+        names[name] = load_file(tmp_path / name / ADAPTER).keys()
+        saved = read_json(tmp_path / name / ADAPTER_CONFIG)["modules_to_save"]
+        assert not any("query" in module for module in saved)
+    assert names["plain"] == names["quantized"]
+    load_adapter(plain, tmp_path / "quantized")

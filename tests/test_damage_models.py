@@ -401,7 +401,8 @@ def run(tmp_path: Path) -> Path:
     ("changes", "message"),
     [
         ({"max_length": None}, "max_length = None must be a whole number"),
-        ({"max_length": -1}, "--max-length -1 must be at least 1"),
+        ({"max_length": 0}, "--max-length 0 must be at least 1"),
+        ({"max_length": -1}, "--max-length -1 is negative"),
         ({"quantize": 5}, "quantize = 5 must be text"),
         ({"unknown\x1b[2J": 5}, r"unknown options unknown\\x1b\[2J"),
         ({"model": "berd"}, "unknown model 'berd'"),

@@ -253,5 +253,9 @@ def test_second_derivatives_of_the_fused_update_are_refused():
 def test_a_row_of_zeros_stays_one_under_dora():
     base = torch.nn.Linear(5, 3)
     base.weight.data[1] = 0
-    expected = base(x := torch.randn(4, 5))
-    torch.testing.assert_close(DoRALinear(base, rank=2, alpha=4.0)(x), expected)
+    expected, before = base(x := torch.randn(4, 5)), base.weight.detach().clone()
+    layer = DoRALinear(base, rank=2, alpha=4.0)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer.merged()(x), expected)
+    layer.unmerge()
+    torch.testing.assert_close(base.weight.detach(), before)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,18 @@ def test_a_checkpoint_scores_a_folder(three, tmp_path, capsys):
     assert "0 % unknown tokens" in out  # of the groups of --errors
 
 
-def test_a_pipe_is_a_file(three, tmp_path, capsys, monkeypatch):
-    """All of its rows are scored; they are not split."""
+def test_a_pipe_and_a_path_with_a_tilde_are_files(three, tmp_path, capsys, monkeypatch):
+    """All of their rows are scored; they are not split."""
     path = write_reviews(tmp_path / "f.csv", "abc", 4)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "f.csv: accuracy 1.0000 on 12 reviews" in outcome(["--run", str(three), "--data=~/f.csv"], capsys)
-    assert "accuracy 1.0000 on 12 reviews" in outcome(["--run", str(three), "--data", str(path)], capsys)
+    if not Path("/dev/fd").is_dir():
+        return
+    source, sink = os.pipe()
+    os.write(sink, path.read_bytes())
+    os.close(sink)
+    assert "accuracy 1.0000 on 12 reviews" in outcome(["--run", str(three), "--data", f"/dev/fd/{source}"], capsys)
+    os.close(source)
 
 
 def test_rows_without_a_review_or_a_label_are_named(three, tmp_path, capsys):

@@ -11,6 +11,7 @@ from data import runs
 from data.checked import read_json
 from data.errors import clean_exit
 from data.flags import field_names
+from data.hub import LINEAR
 from data.options import Settings, find_data, repeats_batches, resolve
 from data.runs import Run
 from data.tokenization import load_tokenizer
@@ -192,6 +193,29 @@ def test_word_networks_have_defaults_for_the_built_in_reviews(monkeypatch, tmp_p
         settings, _ = find_data(resolved(["--model", name, "--data", str(tmp_path)]), train.TABLES)
         assert settings.options.min_count == entry.training["min_count"]
         assert settings.origins["min_count"] == "model"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--clip -1",
+        "--weight-decay -100",
+        "--patience -1",
+        "--peft lora --lora-plus -1",
+        "--loss mixed --vat-weight -1",
+        "--loss rtd --rtd-weight -1",
+    ],
+)
+def test_a_negative_number_is_refused(flags: str):
+    with pytest.raises(ValueError, match=r"^--[a-z-]+ -[0-9.]+ is negative$"):
+        resolved(flags.split())
+
+
+def test_layers_of_a_frozen_backbone_are_not_initialized_again():
+    """Only the adapter is saved: the model that is validated would not be the one in best/."""
+    adapter = str(LINEAR.parent / "deberta-mini-imdb")
+    with pytest.raises(ValueError, match=r"--reinit-layers changes a backbone, which the adapter .* leaves frozen"):
+        resolved(["--weights", adapter, "--reinit-layers", "1"])
 
 
 @pytest.mark.parametrize("content", ["[]", '{"options": []}'])
