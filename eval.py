@@ -14,7 +14,7 @@ python eval.py --compare runs/ONE runs/TWO --plot curves.png
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 
 import peft
 from data import Source, Splits, find_source, load_splits, load_table
-from data.batches import Corpus, examples_of
+from data.batches import Corpus, examples_of, no_check
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.checked import listed
 from data.checksums import check_checksums
@@ -75,7 +75,7 @@ from nn.encoder import Encoder
 from nn.explain import explain
 from nn.quant import FORMS
 from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory
-from peft.scoring import no_check, score
+from peft.scoring import score
 
 MISTAKES = 20  # number of mistakes that --explain shows
 
@@ -163,15 +163,6 @@ class Scorer:
         truncation = Truncation(limit, own)._replace(**with_windows(options))
         return cls(model.to(machine.device).eval(), tokenizer, machine, truncation)
 
-    @classmethod
-    def of(cls, source: str, machine: Machine) -> "Scorer":
-        """Loads a run or checkpoint folder, or a hub id; "": the linear model in the box. Raises as the two above."""
-        if not source or not (user_path(source) / "log.jsonl").is_file():
-            return cls.of_checkpoint(Options(weights=source or str(LINEAR)), machine)
-        run = Run.open(user_path(source))
-        check_classifier(run)
-        return cls.of_run(run, machine)
-
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame. Raises ValueError for a token that is not in the model's word table."""
         corpus, rows = examples_of(self.tokenizer, frame, self.truncation, cache), self.model.config.vocab_size
@@ -185,9 +176,9 @@ class Scorer:
         """Computes logits: float32 [N, C]"""
         return score(self.model, corpus, self.machine, check, bar)
 
-    def score_frame(self, frame: pd.DataFrame) -> np.ndarray:
-        """Computes the logits of the reviews of a frame: float32 [N, C]"""
-        return self.logits(self.corpus(frame))
+    def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
+        """Computes the logits of the reviews of a frame: float32 [N, C]. check: called between batches"""
+        return self.logits(self.corpus(frame), check)
 
     def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
         """Computes the logits of cleaned texts: float32 [N, C]"""
@@ -211,6 +202,24 @@ def load_checkpoint(options: Options, machine: Machine) -> Scorer | Blend:
         member = Scorer.of_checkpoint(replace(options, weights=str(weights)), machine)
         parts.append(Part(weights.name, factor, member))
     return Blend(parts)
+
+
+def load_classifier(sources: Sequence[str], machine: Machine) -> Scorer | Blend | Ensemble:
+    """Loads a classifier from run folders, checkpoint folders or hub ids; none: the linear model in the box.
+
+    Several are an ensemble. The temperature of a checkpoint is 1, since its validation reviews are not known. Raises
+    ValueError for a run without a classifier and for different classes, FileNotFoundError for a name that is none.
+    """
+    members: list[Member] = []
+    for source in sources or [str(LINEAR)]:
+        if not (user_path(source) / "log.jsonl").is_file():
+            members.append(Member(source, 1.0, load_checkpoint(Options(weights=source), machine)))
+            continue
+        run = Run.open(user_path(source))
+        check_classifier(run)
+        temperature = calibration(run) if len(sources) > 1 else 1.0
+        members.append(Member(source, temperature, Scorer.of_run(run, machine)))
+    return members[0].scorer if len(members) == 1 else Ensemble(members)
 
 
 def source_for(options: Options, trained: TrainOptions) -> Source:
@@ -480,7 +489,7 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         check_splits({str(run.folder): read_splits(t, run.cache) for run, t in zip(runs, trained, strict=True)})
         print_ensemble(runs, labels)
         return
-    ensemble = Ensemble([member(options, run) for run in runs], labels)
+    ensemble = Ensemble([member(options, run) for run in runs])
     if "text" in given:
         frame = as_frame([("text", review_of(options), UNKNOWN)])
         print_answer(ensemble.labels, ensemble.score_frame(frame))
@@ -496,7 +505,7 @@ def member(options: Options, run: Run) -> Member:
         raise ValueError(f"{run.folder} was pretrained and has no classifier; leave it out")
     machine = choose_machine(options.device, options.precision or settings_of(run).options.precision)
     scorer = Scorer.of_run(run, machine, options.quantize, options.base, **with_windows(options))
-    return Member(str(run.folder), calibration(run), scorer.score_frame)
+    return Member(str(run.folder), calibration(run), scorer)
 
 
 def main(argv: list[str] | None = None) -> None:

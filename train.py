@@ -55,7 +55,7 @@ from data.seeds import derive_seed
 from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer
 from data.windows import Truncation
-from eval import Scorer
+from eval import Scorer, load_classifier
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
@@ -387,20 +387,16 @@ def taught(
 
     With --distill-unlabelled, the corpus contains the unlabelled reviews as well.
     """
-    name, frame = settings.objective.teacher or "the linear model in the box", splits.train
+    name, frame = ", ".join(settings.objective.teacher) or "the linear model in the box", splits.train
     if settings.objective.distill_unlabelled:
         corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
         frame = pd.concat([frame, splits.unlabelled], ignore_index=True)
 
-    def load_teacher() -> tuple[Scorer, list[int], Corpus]:
-        """Returns the teacher, the order of its classes, and the reviews in its tokens."""
-        scorer = Scorer.of(settings.objective.teacher, machine)
-        return scorer, class_order(scorer.labels, splits.labels, name), scorer.corpus(frame, run.cache)
-
     def score_reviews() -> np.ndarray:
         """Scores the reviews in eval() mode."""
-        scorer, order, reviews = ranks.in_turn(load_teacher)
-        return scorer.logits(reviews, interrupt.check)[:, order]
+        teacher = ranks.in_turn(lambda: load_classifier(settings.objective.teacher, machine))
+        order = class_order(teacher.labels, splits.labels, name)
+        return teacher.score_frame(frame, interrupt.check)[:, order].astype(np.float32)
 
     logits = kept_logits(run.folder / "teacher.npy", score_reviews)
     known = corpus.labels >= 0
@@ -474,7 +470,7 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
         config_file = fetch_config(options.weights)  # checked before a run folder is created
         model_class(read_json(config_file), config_file)
     if OBJECTIVES[options.loss].teacher:
-        Scorer.of(settings.objective.teacher, machine)  # checked before a run folder is created
+        load_classifier(settings.objective.teacher, machine)  # checked before a run folder is created
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
     return start_run(settings, str(machine))

@@ -10,7 +10,7 @@ A checkpoint with several members is a folder with members.json: [{"weights": FO
 two classes are linear in those of the members, so the effects of words (nn/attribution.py) are sums too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from data import Splits
+from data.batches import no_check
 from data.calibration import calibration, log_probabilities, scaled
 from data.checked import check_types, listed, read_json, show
 from data.explanation import Explanation, weighted_sum
@@ -34,11 +35,11 @@ def mean_log_probabilities(logits: Sequence[np.ndarray], temperatures: Sequence[
 
 
 class Member(NamedTuple):
-    """One member: its name, its temperature, and a function from a frame of reviews to their logits [N, C]."""
+    """One member: its name, its temperature, and the `Scorer` of eval.py that scores."""
 
     name: str
     temperature: float
-    score: Callable[[pd.DataFrame], np.ndarray]
+    scorer: Any
 
 
 class Part(NamedTuple):
@@ -64,9 +65,9 @@ class Blend:
         self.kind = " + ".join(part.scorer.kind for part in parts)
         self.tokenizer, self.corpus = parts[0].scorer.tokenizer, parts[0].scorer.corpus
 
-    def score_frame(self, frame: pd.DataFrame) -> np.ndarray:
-        """Computes the logits of the reviews of a frame: float32 [N, C]"""
-        return self.total([part.scorer.score_frame(frame) for part in self.parts])
+    def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
+        """Computes the logits of the reviews of a frame: float32 [N, C]. check: called between batches"""
+        return self.total([part.scorer.score_frame(frame, check) for part in self.parts])
 
     def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
         """Computes the logits of cleaned texts: float32 [N, C]"""
@@ -103,14 +104,22 @@ def read_members(folder: Path) -> list[tuple[Path, float]]:
 
 
 class Ensemble:
-    """Scores reviews with the mean of the members' calibrated probabilities. labels: the class names, of all members"""
+    """Scores reviews with the mean of the members' calibrated probabilities.
 
-    def __init__(self, members: Sequence[Member], labels: tuple[str, ...]) -> None:
-        self.members, self.labels = members, labels
+    Raises ValueError unless all have the same classes in the same order.
+    """
 
-    def score_frame(self, frame: pd.DataFrame) -> np.ndarray:
-        """Computes log-probabilities, which are logits: [N, C]. Prints each member's metrics if there are labels."""
-        logits = [member.score(frame) for member in self.members]
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = members
+        self.labels: tuple[str, ...] = members[0].scorer.labels
+        check_same({member.name: member.scorer.labels for member in members})
+
+    def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
+        """Computes log-probabilities, which are logits: float64 [N, C]. check: called between batches
+
+        Prints each member's metrics if all reviews have labels.
+        """
+        logits = [member.scorer.score_frame(frame, check) for member in self.members]
         truth = frame["sentiment"].to_numpy()
         if len(truth) and (truth >= 0).all():
             for member, z in zip(self.members, logits, strict=True):
@@ -118,16 +127,18 @@ class Ensemble:
         return mean_log_probabilities(logits, [member.temperature for member in self.members])
 
 
+def check_same(labels: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises ValueError if the class names of the members differ. labels: {name of the member: its class names}"""
+    (first, names), *others = labels.items()
+    for name, other in others:
+        if other != names:
+            raise ValueError(f"{first} has the labels {', '.join(names)}, {name} {', '.join(other)}; they must agree")
+
+
 def shared_labels(runs: Sequence[Run]) -> tuple[str, ...]:
     """Returns the class names of all runs. Raises ValueError if they differ."""
-    first, *others = runs
-    labels = first.labels or SENTIMENT
-    for run in others:
-        if (other := run.labels or SENTIMENT) != labels:
-            raise ValueError(
-                f"{first.folder} has the labels {', '.join(labels)}, {run.folder} {', '.join(other)}; they must agree"
-            )
-    return labels
+    check_same({str(run.folder): run.labels or SENTIMENT for run in runs})
+    return runs[0].labels or SENTIMENT
 
 
 def kept_predictions(runs: Sequence[Run], split: str) -> list[Predictions]:

@@ -347,6 +347,8 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
     path, config = run.folder / "config.json", run.config
     as_object(config, path)
     values, origins = as_object(config.get("options"), f"options of {path}"), config.get("origins", {})
+    if isinstance(teacher := values.get("teacher"), str):  # one name, in runs before 2026-11-28
+        values = values | {"teacher": tuple(filter(None, [teacher]))}
     with about(path):
         check_types(values, {"model": str, "peft": str, "loss": str})
         if not has_type(origins, dict[str, str]) or not has_type(config.get("labels"), list[str] | None):
@@ -407,11 +409,19 @@ def absolute_paths(options: Any) -> Any:
     """Returns an options dataclass with absolute paths, so that a run can be used from any folder."""
     keywords = {"weights": ("none", "builtin"), "word_vectors": ("none", "train", "builtin")}
     changes: dict[str, Any] = {}
-    for name in ("weights", "base", "word_vectors", "train", "validation", "test", "teacher"):
+    for name in ("weights", "base", "word_vectors", "train", "validation", "test"):
         value = getattr(options, name, "")
-        if value and value not in keywords.get(name, ()) and Path(value).expanduser().exists():
-            changes[name] = str(Path(value).expanduser().resolve())
+        if value and value not in keywords.get(name, ()):
+            changes[name] = absolute_path(value)
+    if teacher := getattr(options, "teacher", ()):
+        changes["teacher"] = tuple(map(absolute_path, teacher))
     return replace(options, **changes)
+
+
+def absolute_path(name: str) -> str:
+    """Returns the absolute path of a file or folder that exists; other names, such as hub ids, as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:

@@ -10,9 +10,10 @@ the logits. Without the factor T² the soft term would vanish as 1/T².
 
 The teacher has its own tokenizer and truncation, so that a network over words can learn from a BERT. Its logits are
 computed once before the training, in eval() mode (train.py), and every batch carries those of its reviews. A window of
-a review has the logits of the whole review. A teacher that was trained on the validation reviews makes the student's
-validation accuracy too high; this applies to the built-in linear model on the built-in reviews, on which it was
-trained.
+a review has the logits of the whole review. Several teachers are an ensemble, as in §3 of the paper: v is the logarithm
+of the mean of their calibrated probabilities (data/ensemble.py). A teacher that was trained on the validation reviews
+makes the student's validation accuracy too high; this applies to the built-in linear model on the built-in reviews, on
+which it was trained.
 
 Differs from the paper: KL in place of the cross-entropy with p, whose gradient is the same.
 Differs from DistilBERT (Sanh et al. 2019, arXiv 1910.01108, §2–3): that distils the pretraining, with a cosine loss of
@@ -33,10 +34,10 @@ from nn import Model
 
 @dataclass(frozen=True)
 class DistillOptions(CrossEntropyOptions):
-    teacher: str = option(
-        "",
+    teacher: tuple[str, ...] = option(
+        (),
         "objective",
-        "distill: run folder, checkpoint folder or hub id; default: the linear model in the box",
+        "distill: run folders, checkpoint folders or hub ids, several: an ensemble; default: the linear model",
         "RUN_OR_WEIGHTS",
     )
     distill_temperature: float = option(2.0, "objective", "distill: T, above 0")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.batches import Corpus, batches, sorted_order
+from data.batches import Corpus, batches, no_check, sorted_order
 from data.meter import Meter
 from data.ranks import add_rows, alone, is_first, own_share, rank, size
 from data.seeds import random_state, set_random_state
@@ -23,10 +23,6 @@ from nn.sharding import compute, is_sharded
 from peft.lora import merged_copies
 
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
-
-
-def no_check() -> None:
-    """Does nothing between batches."""
 
 
 @torch.no_grad()

@@ -13,11 +13,13 @@ from torch import Tensor
 
 import train
 from data.batches import Batch, Corpus, step_batches
+from data.calibration import calibration
 from data.errors import clean_exit
 from data.imdb import as_frame
+from data.metrics import softmax
 from data.options import read_splits
 from data.teacher import class_order, kept_logits
-from eval import Scorer
+from eval import load_classifier
 from losses.cross_entropy import cross_entropy
 from losses.distill import DistillOptions, distill_loss, objective, soft_losses
 
@@ -211,7 +213,7 @@ def test_a_resumed_run_does_not_need_the_teacher_and_ends_in_the_same_weights(
         with pytest.raises(SystemExit):
             train.main([*arguments, "--save-minutes", "0"])
     with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "of", lambda *_: pytest.fail("the teacher is loaded again"))
+        patch.setattr(train, "load_classifier", lambda *_: pytest.fail("the teacher is loaded again"))
         train.main(["--resume", "runs/small"])
     states = [train.Run(tmp_path / "runs" / name).load_state()[0] for name in ("small", "whole")]
     assert same(*states)
@@ -228,7 +230,7 @@ def test_the_logits_are_those_of_the_teacher_for_the_training_reviews(student, t
     splits = read_splits(settings.options, run.cache)
     machine = train.choose_machine("cpu", "fp32")
     reviews = splits.train["review"].tolist()
-    expected = Scorer.of("", machine).score_frame(as_frame([("x", text, -1) for text in reviews]))
+    expected = load_classifier([], machine).score_frame(as_frame([("x", text, -1) for text in reviews]))
     tolerance = {"rtol": 1e-4, "atol": 1e-4}  # batches of other lengths sum in another order
     np.testing.assert_allclose(np.load(run.folder / "teacher.npy"), expected, **tolerance)
 
@@ -262,6 +264,33 @@ def test_a_run_and_a_checkpoint_are_teachers(small_run, student, tmp_path, capsy
         assert f"teacher: {tmp_path / teacher}, accuracy" in capsys.readouterr().out
     first, second = (np.load(tmp_path / f"runs/s{number}/teacher.npy") for number in range(2))
     assert not np.allclose(first, second)  # one is trained further
+
+
+def test_several_teachers_are_an_ensemble(small_run, student, tmp_path, capsys):
+    """Teaches by the mean of the calibrated probabilities of a run and the probabilities of a checkpoint."""
+    train.main([*small_run, "--name", "teacher", "--epochs", "1", "--test-reviews", "50"])
+    folders = ["runs/teacher", "weights"]
+    train.main([*student, "--epochs", "1", "--teacher", *folders])
+    assert f"teacher: {tmp_path / folders[0]}, {tmp_path / folders[1]}, accuracy" in capsys.readouterr().out
+    settings, run = train.resolve(["--resume", "runs/small"], train.TABLES)
+    frame, machine = read_splits(settings.options, run.cache).train, train.choose_machine("cpu", "fp32")
+    temperatures = (calibration(train.Run(tmp_path / folders[0])), 1.0)
+    logits = [load_classifier([folder], machine).score_frame(frame) for folder in folders]
+    each = [softmax(z / t) for z, t in zip(logits, temperatures, strict=True)]
+    kept = np.load(run.folder / "teacher.npy")
+    assert kept.dtype == np.float32
+    np.testing.assert_allclose(np.exp(kept), (each[0] + each[1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_an_older_version_has_one_teacher_as_text(student, tmp_path):
+    train.main([*student, "--epochs", "1"])
+    path = tmp_path / "runs/small/config.json"
+    config = json.loads(path.read_text())
+    del config["sha256"]
+    for text, names in (("", ()), ("weights", ("weights",))):
+        config["options"]["teacher"] = text
+        path.write_text(json.dumps(config))
+        assert train.resolve(["--resume", "runs/small"], train.TABLES)[0].objective.teacher == names
 
 
 def test_a_teacher_that_cannot_be_used_is_one_line(student, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -187,7 +188,9 @@ def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     replaced |= {"runs/OTHER": "runs/made"}
     arguments = [replaced.get(argument, argument) for argument in arguments]
     if "--teacher" in arguments:  # in place of a run, the linear model in the box
-        del arguments[(place := arguments.index("--teacher")) : place + 2]
+        first, *rest = arguments[(place := arguments.index("--teacher")) :]
+        names = list(itertools.takewhile(lambda argument: not argument.startswith("--"), rest))
+        del arguments[place : place + len([first, *names])]
     (tmp_path / "glove.txt").write_text("the " + "0.1 " * 299 + "0.2\n")
     (tmp_path / "testData.tsv").write_text('id\treview\n"1_9"\t"good"\n')
     short = shortened(arguments)

@@ -8,7 +8,7 @@ from bench.sentence import OUTPUT, SENTENCE, measure
 
 from data.checked import read_json
 from data.sentence_picture import EFFECTS, STRONGEST, number, shades
-from eval import Scorer
+from eval import load_classifier
 from nn.runtime import choose_machine
 
 MODELS: list[dict[str, Any]] = read_json(OUTPUT)["models"]
@@ -32,7 +32,7 @@ def test_the_numbers_obey_their_equations(model):
 
 
 def test_the_box_still_gives_the_numbers_of_the_file():
-    found = measure(Scorer.of("", choose_machine("cpu", "fp32")))
+    found = measure(load_classifier([], choose_machine("cpu", "fp32")))
     for key in EFFECTS:
         np.testing.assert_allclose(found[key], MODELS[0][key], atol=ROUNDING)
     assert found["tokens"] == MODELS[0]["tokens"]

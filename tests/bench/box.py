@@ -37,7 +37,7 @@ from data.metrics import metrics
 from data.options import read_splits
 from data.rows import RESULTS
 from data.runs import Run
-from eval import Options, Scorer, load_checkpoint, settings_of
+from eval import Options, load_checkpoint, load_classifier, settings_of
 from nn.runtime import choose_machine
 
 
@@ -80,7 +80,7 @@ def write_members(run: Run, out: Path) -> None:
     """Writes the adapter and members.json."""
     probabilities, labels = validation_of(run)
     frame = read_splits(settings_of(run).options, run.cache).validation
-    linear = Scorer.of(str(LINEAR), choose_machine("cpu", "fp32")).score_frame(frame)
+    linear = load_classifier([], choose_machine("cpu", "fp32")).score_frame(frame)
     assert np.array_equal(frame["sentiment"].to_numpy(), labels)
     logits = [linear, log_probabilities(probabilities)]
     odds = np.stack([z[:, 1] - z[:, 0] for z in logits], axis=1)

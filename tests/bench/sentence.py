@@ -22,7 +22,7 @@ from data.checked import read_json
 from data.files import write_json
 from data.rows import RESULTS
 from data.runs import Run, git, versions
-from eval import Scorer
+from eval import Scorer, load_classifier
 from nn.runtime import choose_machine, describe_device
 
 SENTENCE = "The plot is thin, but the acting is wonderful and I was never bored."
@@ -68,9 +68,13 @@ def origin(result: dict[str, Any]) -> dict[str, Any]:
 def main(folders: list[str]) -> None:
     """Explains the sentence by each model and writes the file."""
     machine = choose_machine("cpu", precision="fp32")
-    models = [{"trained by": origin(read_json(RESULTS / "nb_linear-box.json")), **measure(Scorer.of("", machine))}]
+    models = [
+        {"trained by": origin(read_json(RESULTS / "nb_linear-box.json")), **measure(load_classifier([], machine))}
+    ]
     for folder in folders:
-        models.append({"trained by": origin(Run.open(folder).result or {}), **measure(Scorer.of(folder, machine))})
+        models.append(
+            {"trained by": origin(Run.open(folder).result or {}), **measure(load_classifier([folder], machine))}
+        )
     about = {
         "command": " ".join(["python tests/bench/sentence.py", *folders]),
         "commit": git("rev-parse", "HEAD"),
