@@ -47,7 +47,7 @@ from data.eval_options import COLUMNS, DEFAULT_OUT, DESCRIPTION, EXAMPLES, Optio
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import in_shell, is_stdout, user_path, write_output
 from data.flags import check_choice, parse_flags, split_folders
-from data.hub import ADAPTER_CONFIG, CLASSIFIER, LINEAR, MEMBERS, find_adapter
+from data.hub import ADAPTER_CONFIG, CLASSIFIER, LINEAR, MEMBERS, backbone_digests, find_adapter
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.metrics import metrics, print_metrics, softmax
@@ -120,11 +120,22 @@ def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = 
     check_checksums(run.tokenizer)
     if (run.best / ADAPTER_CONFIG).is_file():
         model: Model = peft.load_adapted(run.best, base=base, labels=run.labels, quantize=quantize)
+        check_backbone(run, model, base)
     elif (run.best / "config.json").is_file():
         model = load_pretrained(run.best, quantize=quantize)
     else:
         raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
     return model.to(device).eval(), load_tokenizer(run.tokenizer)
+
+
+def check_backbone(run: Run, model: Model, base: str) -> None:
+    """Compares the frozen weights under the adapter of a run with those of its training. base: --base, which is
+    trusted. Raises ValueError if they changed."""
+    if model.source is not None and (changed := run.changed_backbone(backbone_digests(model.source))):
+        problem = f"{model.source / changed} is not as it was when {run.folder} was trained"
+        if not base:
+            raise ValueError(f"{problem}; restore it, or give --base {in_shell(model.source)} to use it as it is")
+        print(f"warning: {problem}")
 
 
 class Scorer:
@@ -268,13 +279,13 @@ def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
 def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     """Prints the metrics of the run's own validation and test reviews."""
     trained = settings_of(run).options
-    splits = read_splits(trained, run.cache)
+    splits = read_splits(trained, run.cache_to_score)
     run.record_data(splits.labels, splits.files)
     temperature = None if run.predictions("validation") is None and not options.plot else calibration(run)
     threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
     last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
     for name, frame in labelled_parts(splits):
-        corpus = scorer.corpus(frame, run.cache)
+        corpus = scorer.corpus(frame, run.cache_to_score)
         logits = scorer.logits(corpus)
         print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
         if trained.data == "demo":
@@ -405,11 +416,11 @@ def export(options: Options, run: Run, machine: Machine) -> None:
     """Writes a folder that transformers loads: config.json, model.safetensors, the tokenizer.
 
     An adapter over quantized weights is merged into the backbone in fp32. The checkpoint of a pretraining run has no
-    classifier. Raises ValueError if the folder holds a checkpoint.
+    classifier. Raises ValueError if the folder holds files.
     """
     folder, dtype = options.merge, check_choice("dtype", options.dtype, DTYPES)
-    if (Path(folder) / "config.json").exists():
-        raise ValueError(f"{folder} holds a checkpoint already; name another folder")
+    if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+        raise ValueError(f"--merge {folder} exists and is not empty; name a new folder")
     model, tokenizer = load_run(run, machine.device, "none", options.base)
     if isinstance(model, Encoder) and model.adapter is not None:
         peft.merge(model)
@@ -486,7 +497,9 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     runs = [Run.open(folder) for folder in options.run]
     trained, labels = [settings_of(run).options for run in runs], shared_labels(runs)
     if not (options.data or options.predict or "text" in given):
-        check_splits({str(run.folder): read_splits(t, run.cache) for run, t in zip(runs, trained, strict=True)})
+        check_splits(
+            {str(run.folder): read_splits(t, run.cache_to_score) for run, t in zip(runs, trained, strict=True)}
+        )
         print_ensemble(runs, labels)
         return
     ensemble = Ensemble([member(options, run) for run in runs])

@@ -30,11 +30,11 @@ from tqdm import tqdm
 import peft
 from data import Splits, ranks
 from data.batches import Batch, Corpus, examples_of, shuffled_order
-from data.checked import read_json
+from data.checked import read_json, reading
 from data.checksums import write_checksums
 from data.errors import Interrupt, NotFinite, Stopped, clean_exit, explain, is_closed_pipe
 from data.files import in_shell, write_json
-from data.hub import fetch_config, recorded_base
+from data.hub import backbone_digests, fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
@@ -159,6 +159,9 @@ def prepare_training(
     if entry.teacher:
         corpus = taught(corpus, settings, splits, tokenizer, run, machine, interrupt)
     model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
+    if model.adapter is not None and model.source is not None:
+        backbone = model.source
+        ranks.in_turn(lambda: run.record_backbone(backbone_digests(backbone)))
     if isinstance(model, WordClassifier) and options.weights == "none":
         model.fit(labelled)
     if options.word_vectors != "none" and options.weights == "none":
@@ -438,12 +441,12 @@ def finish(t: Training) -> None:
 
 
 def print_result(run: Run) -> None:
-    """Prints the scores of a finished run."""
-    result = run.result or {}
-    labels = run.labels or SENTIMENT
-    for split in ("validation", "test"):
-        if "accuracy" in (result.get(split) or ()):
-            print_metrics(split, result[split], labels)
+    """Prints the scores of a finished run. Raises ValueError for a damaged result.json."""
+    result, labels = run.result or {}, run.labels or SENTIMENT
+    with reading(run.folder / "result.json", "the result of a run", "delete it: --resume then scores again"):
+        for split in ("validation", "test"):
+            if "accuracy" in (result.get(split) or ()):
+                print_metrics(split, result[split], labels)
     print(f"{run.folder} is finished; python eval.py --run {in_shell(run.folder)} scores it again")
 
 
@@ -482,7 +485,8 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     unlabelled = entry.unlabelled or (entry.teacher and settings.objective.distill_unlabelled)
     given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
     print(f"run: {run.folder} on {machine}" + ("" if ranks.alone() else f", {ranks.size()} ranks"))
-    print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in given.items()))
+    values = {name: " ".join(value) if isinstance(value, tuple | list) else value for name, value in given.items()}
+    print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in values.items()))
     with Interrupt() as interrupt:
         try:
             splits = ranks.in_turn(lambda: read_data(options, run, entry.pretraining, unlabelled))

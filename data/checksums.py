@@ -96,7 +96,7 @@ def unseal(value: dict[str, Any], path: Path) -> dict[str, Any]:
     content = {name: part for name, part in value.items() if name != "sha256"}
     if seal(content)["sha256"] != value.get("sha256"):
         raise ValueError(
-            f"{path} changed since it was written; restore it, or delete its field sha256 to use it as it is"
+            f"{path} changed since it was written; restore it, or delete its fields sha256 and format to use it so"
         )
     return content
 

@@ -100,7 +100,15 @@ def read_members(folder: Path) -> list[tuple[Path, float]]:
             raise ValueError(f"{path}: weights {show(member['weights'])} must be the name of a folder beside {folder}")
         if member["factor"] <= 0:
             raise ValueError(f"{path}: factor {member['factor']} must be above 0")
-    return [(folder.parent / member["weights"], float(member["factor"])) for member in members]
+    beside = folder.resolve().parent
+    for name in (member["weights"] for member in members):
+        if not (beside / name).is_dir():
+            raise FileNotFoundError(f"{path}: the member {show(name)} is not a folder in {beside}")
+        if (beside / name / MEMBERS).is_file():
+            raise ValueError(
+                f"{path}: the member {show(name)} is a sum of classifiers itself; name its members instead"
+            )
+    return [(beside / member["weights"], float(member["factor"])) for member in members]
 
 
 class Ensemble:

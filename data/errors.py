@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -54,8 +55,12 @@ def clean_exit() -> Iterator[None]:
 def prepare_output() -> None:
     """Makes standard output replace the characters that its encoding lacks (cp1252, latin-1, ascii).
 
-    It also writes each line at once, so that a log file shows a run while it trains.
+    It also writes each line at once, so that a log file shows a run while it trains. A stream that the caller closed
+    (`>&-`) reads and writes nothing, and no data file takes its number.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (open as long as the program runs)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
 

@@ -20,6 +20,20 @@ TASKS = ("compare", "merge", "predict", "text", "data")  # a command has one of 
 DEFAULT_OUT = "submission.csv"  # of --predict FILE
 COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 READING = (*COLUMNS, "skip_bad_rows")
+SCORED = ("predict", "text", "data", "run")  # tasks that score reviews; run: a run's own
+USED_BY = {  # flag -> the tasks on which it has an effect; a flag that is missing here has one on all
+    **dict.fromkeys(("max_length", "truncate", "window_stride", "window_pooling", "quantize", "precision"), SCORED),
+    **dict.fromkeys(READING, ("predict", "data")),
+    **dict.fromkeys(("base", "device"), (*SCORED, "merge")),
+    "weights": ("predict", "text", "data"),
+    "submission": ("predict",),
+    "out": ("predict", "compare", "data", "run"),
+    "explain": ("text", "data"),
+    "errors": ("data", "run"),
+    "threshold": ("run",),
+    "plot": ("compare", "run"),
+    "dtype": ("merge",),
+}
 PICTURES = (".png", ".svg", ".pdf")  # endings
 KEPT = ("truncate", "quantize", "precision", "base")  # options that cannot change kept predictions
 
@@ -139,6 +153,15 @@ def check_reading(options: Options, given: dict[str, Any]) -> None:
         raise ValueError(f"{flag(lines[0])} is for files; standard input has one review a line")
 
 
+def check_effect(options: Options, given: dict[str, Any]) -> None:
+    """Raises ValueError for a flag that would have no effect on the task."""
+    task = next((name for name in TASKS if name in given), "run")
+    for name in given:
+        if task not in USED_BY.get(name, (*TASKS, "run")):
+            tasks = ", ".join(map(flag, USED_BY[name]))
+            raise ValueError(f"{flag(name)} has no effect here; it is for {tasks}")
+
+
 def check_flags(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for flags that need another one."""
     check_task(options, given)
@@ -180,3 +203,4 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
         raise ValueError("--run and --weights both name a model; leave one out")
     if options.weights and not (options.data or options.predict or "text" in given):
         raise ValueError("--weights needs reviews: --data FILE, --predict FILE or --text REVIEW")
+    check_effect(options, given)

@@ -176,7 +176,7 @@ def add_flag(group: Any, name: str, fields: Mapping[str, dataclasses.Field], nam
     metavar = field.metadata["metavar"] or ("NAME" if known else METAVARS.get(kind, "TEXT"))
     values: dict[str, Any] = {"metavar": metavar, "help": text}
     if get_origin(kind) in (tuple, list):
-        values |= {"nargs": "+"}
+        values |= {"nargs": "+", "action": "extend"}
     else:
         values |= {"type": one_of(choices) if choices else PARSERS[kind]}
         values |= {"nargs": "?", "const": field.metadata["bare"]} if field.metadata["bare"] else {}
@@ -228,6 +228,9 @@ def parse_flags(
         add_flag(groups[group], name, fields, (lists or {}).get(name, ()))
     given = parser.parse(sys.argv[1:] if argv is None else argv)
     paths = {name for name, fields in owners.items() if next(iter(fields.values())).metadata["metavar"] in PATHS}
+    for name in paths & given.keys():
+        if "" in (given[name] if isinstance(given[name], list) else [given[name]]):
+            parser.error(f"{flag(name)} is empty")
     for name in paths & given.keys():  # a shell does not expand ~ in --flag=~/x
         given[name] = [*map(expanded, given[name])] if isinstance(given[name], list) else expanded(given[name])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

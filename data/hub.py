@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.checked import about, check_types, listed, read_object, reading, show
-from data.checksums import warn_of_changes
+from data.checksums import file_digest, warn_of_changes
 from data.files import open_tensors, user_path, write_tensors
 from data.pickles import check_pickle
 
@@ -330,19 +330,31 @@ def recorded_base(source: str, base: str = "") -> str:
 
 
 def weight_files(directory: Path) -> list[Path]:
+    """Returns the files from which a checkpoint's tensors are read. Raises FileNotFoundError as `stored_weights`."""
+    return [
+        path if path.suffix == ".safetensors" else converted_or_original(path) for path in stored_weights(directory)
+    ]
+
+
+def stored_weights(directory: Path) -> list[Path]:
     """Returns the files that contain a checkpoint's tensors. Raises FileNotFoundError that names the missing ones."""
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
         return shards(directory, INDEX)
     if (directory / BIN).is_file():
-        return [converted_or_original(directory / BIN)]
+        return [directory / BIN]
     if (directory / BIN_INDEX).is_file():
-        return [converted_or_original(path) for path in shards(directory, BIN_INDEX)]
+        return shards(directory, BIN_INDEX)
     suffixes = (".safetensors", ".bin", ".h5", ".msgpack", ".ckpt", ".onnx", ".gguf", ".pt", ".pth")
     others = sorted(path.name for path in directory.iterdir() if path.suffix in suffixes)
     hint = f"; {listed(others)} has another name or format" if others else ""
     raise FileNotFoundError(f"{directory} holds no {WEIGHTS} (nor {INDEX}, nor {BIN}){hint}")
+
+
+def backbone_digests(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of the files that define the model of a checkpoint folder: {name: digest}."""
+    return {path.name: file_digest(path) for path in (folder / CONFIG, *stored_weights(folder))}
 
 
 def shards(directory: Path, index: str) -> list[Path]:

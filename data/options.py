@@ -256,6 +256,24 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
 
 
+def check_effect(given: Mapping[str, Any], options: Options, objective: Any) -> None:
+    """Raises ValueError for a flag that is given and would have no effect. objective: table entry"""
+    weights, vectors = options.weights, options.word_vectors
+    idle: list[tuple[bool, str, tuple[str, ...]]] = [
+        (weights != "none", f"{weights} has a vocabulary of its own", ("vocab_size", "min_count")),
+        (weights != "none", f"{weights} has word vectors of its own", ("word_vectors", "whiten_vectors")),
+        (weights == "none", "it is for --weights", ("head", "tokenizer", "reinit_layers")),
+        (vectors == "none", "it is for --word-vectors", ("whiten_vectors",)),
+        (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
+        (objective.pretraining, "pretraining has no labels", ("class_weights", "head")),
+        (objective.pretraining, "pretraining has no test score", ("test", "test_reviews")),
+    ]
+    for applies, why, names in idle:
+        for name in names:
+            if applies and name in given and getattr(options, name) != getattr(Options, name):
+                raise ValueError(f"{flag(name)} has no effect here: {why}")
+
+
 def parse(argv: list[str] | None, tables: Tables) -> dict[str, Any]:
     """Returns {field: value} for the flags on the command line."""
     lists = {"model": tables.models, "peft": tables.methods, "loss": tables.objectives}
@@ -282,6 +300,7 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     values, origins = merge_defaults(classes, [*layers, ("adapter", own), ("command line", given)])
     settings = Settings.build(values, origins, tables)
     check_owners(given, settings.options, tables)
+    check_effect(given, settings.options, objective)
     check_values(settings.options, model, objective)
     return settings, None
 

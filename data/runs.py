@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.checked import read_json, read_object, reading
+from data.checked import listed, read_json, read_object, reading
 from data.checksums import read_sealed_tensors, seal, unseal, write_sealed_tensors
 from data.files import in_shell, open_tensors, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
@@ -126,10 +126,14 @@ class Run:
     def create(cls, folder: str | Path, config: dict[str, Any]) -> "Run":
         """Creates a run folder with `config`, command, commit and versions in config.json, and an empty log.
 
-        The run is locked until `release`. Raises ValueError if a run of that name exists.
+        The run is locked until `release`. Raises ValueError if a run of that name exists, and for a folder with other
+        files.
         """
         run = cls(folder)
         run.folder.mkdir(parents=True, exist_ok=True)
+        found = [path.name for path in run.folder.iterdir()]
+        if "config.json" not in found and (others := [name for name in found if not name.startswith(".")]):
+            raise ValueError(f"{folder} is no run and holds {listed(others, 3)}; choose another --name")
         empty = {path.name for path in run.folder.iterdir()} <= {LOCK}
         run.lock()
         if (run.folder / "config.json").exists():
@@ -205,6 +209,22 @@ class Run:
             return
         check_files(config["files"], files, self.folder)
 
+    def record_backbone(self, digests: dict[str, str]) -> None:
+        """Records the digests of the frozen backbone's files in config.json; if recorded before, compares them.
+
+        digests: name -> SHA-256. Raises ValueError that names a file that changed.
+        """
+        config = self.config
+        if "backbone" not in config:
+            write_json(self.folder / "config.json", seal(config | {"backbone": digests}))
+        elif changed := self.changed_backbone(digests):
+            raise ValueError(f"{changed}, of the frozen weights, changed since {self.folder} was started; restore it")
+
+    def changed_backbone(self, digests: dict[str, str]) -> str:
+        """Returns the name of a file of the backbone that is not as in the training, "" if all are."""
+        before = self.config.get("backbone", {}).values()
+        return next((name for name, digest in digests.items() if before and digest not in before), "")
+
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Returns the class names of the run's data; None for runs that did not record them."""
@@ -222,7 +242,13 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """Reads result.json, None before the run is finished."""
         path = self.folder / "result.json"
-        return read_json(path) if path.exists() else None
+        return read_object(path) if path.exists() else None
+
+    @property
+    def cache_to_score(self) -> Path | None:
+        """The cache, None if it cannot be written: a run in a read-only folder is scored without one."""
+        writable = self.cache if self.cache.exists() else self.cache.parent
+        return self.cache if os.access(writable, os.W_OK) else None
 
     def log(self, event: str, **values: Any) -> None:
         """Appends one event to the log."""

@@ -16,6 +16,7 @@ from data.labels import SENTIMENT, canonical
 LONGEST_NAME = 200  # characters of a class name
 JOINERS = dict.fromkeys((0x200C, 0x200D))
 WAYS_OUT = "--head new trains a new last layer for the classes of the data"
+COUNTED_AGAIN = "--weights none makes a new model for the classes of the data"
 OTHER_TASK = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice)$")  # end of an architecture's name
 OTHER_HEADS = (r"(classifier|qa_outputs|sequence_summary)\..*",)  # tensors of these tasks
 
@@ -85,11 +86,18 @@ def placeholder_names(count: int) -> tuple[str, ...]:
     return SENTIMENT if count == 2 else tuple(f"LABEL_{i}" for i in range(count))
 
 
-def match_head(published: dict[str, Any], count: int | None, labels: tuple[str, ...] | None, where: Path) -> Head:
+def match_head(
+    published: dict[str, Any],
+    count: int | None,
+    labels: tuple[str, ...] | None,
+    where: Path,
+    way_out: str = WAYS_OUT,
+) -> Head:
     """Returns the classes of the model and the rows of the file's head that belong to them.
 
     count: classes of the file's head; None: it has none, or a new one replaces it.  labels: the classes of the data;
-    None: those of the file. Raises ValueError for a head that does not distinguish these classes.
+    None: those of the file.  way_out: what the message proposes for other classes. Raises ValueError for a head that
+    does not distinguish these classes.
     """
     if count is None:
         new = labels or SENTIMENT
@@ -100,14 +108,14 @@ def match_head(published: dict[str, Any], count: int | None, labels: tuple[str, 
         return Head(names or placeholder_names(count), tuple(range(count)))
     if len(labels) != count:
         shown = listed(names, 20) if names else f"{count} classes without names"
-        raise ValueError(f"{where} distinguishes {shown}; the data has {listed(labels, 20)}; {WAYS_OUT}")
+        raise ValueError(f"{where} distinguishes {shown}; the data has {listed(labels, 20)}; {way_out}")
     if names is None:
         if labels != SENTIMENT:
             print(f"labels: {where} does not name its classes; by position they are {', '.join(labels)}")
         return Head(labels, tuple(range(count)))
     rows = {canonical(name): row for row, name in enumerate(names)}
     if unknown := [label for label in labels if canonical(label) not in rows]:
-        raise ValueError(f"{where} distinguishes {listed(names, 20)}, but not {listed(unknown, 20)}; {WAYS_OUT}")
+        raise ValueError(f"{where} distinguishes {listed(names, 20)}, but not {listed(unknown, 20)}; {way_out}")
     order = tuple(rows[canonical(label)] for label in labels)
     if order != tuple(range(count)):
         print(f"labels: the head of {where} has the order {', '.join(names)}; its rows are put into the data's order")

@@ -135,6 +135,7 @@ class NBLinear(WordClassifier):
 
     model_type, architecture = "nb_linear", "NBLinear"
     Config = NBLinearConfig
+    NEW_HEAD = False  # all its numbers belong to classes
 
     def __init__(self, config: NBLinearConfig) -> None:
         super().__init__(config, embedding_size=1)

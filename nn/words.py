@@ -165,6 +165,7 @@ class WordClassifier(Module):
     CONFIG_KEYS: dict[str, str] = {}  # noqa: RUF012
     SUPPORTED: dict[str, tuple] = {}  # noqa: RUF012
     HEAD: tuple[str, ...] = ("classifier",)  # modules that language modelling does not train
+    NEW_HEAD = True  # whether a new last layer can replace that of a checkpoint
 
     pooling: Pooling
     dropout: Dropout

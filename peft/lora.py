@@ -44,6 +44,7 @@ from nn.autocast import product_dtype
 from nn.dropout import Dropout
 from nn.encoder import Encoder
 from nn.quantized_linear import QuantizedLinear
+from peft.rules import RANGES
 from peft.wrapped import Wrapped, wrapped
 
 BIASES = ("none", "all", "lora_only")
@@ -76,6 +77,9 @@ class LoRALinear(Wrapped):
         super().__init__(base)
         if rank < 1:
             raise ValueError(f"LoRA rank {rank} must be at least 1")
+        least, most = RANGES["lora_alpha"]
+        if not least <= alpha <= most:  # a file with such a value is refused too
+            raise ValueError(f"LoRA alpha {alpha} is outside {least:,} … {most:,}")
         self.rank, self.alpha = rank, alpha
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
         self.A = Parameter(self.like().new_empty(rank, base.in_features))
@@ -208,6 +212,11 @@ def choose_targets(model: Encoder, targets: str) -> list[str]:
     inner = [name for name in layers if name.split(".")[0] not in model.HEAD]
     if targets == "all-linear":
         return inner
+    if targets.startswith("re:"):
+        try:
+            re.compile(targets[3:])
+        except re.error as error:
+            raise ValueError(f"LoRA target {targets!r} is no regular expression: {error}") from None
     patterns = [targets] if targets.startswith("re:") else [t.strip() for t in targets.split(",") if t.strip()]
     if not patterns:
         raise ValueError("no LoRA target given; for example query,value or all-linear")

@@ -30,6 +30,11 @@ class PTuningOptions(PromptOptions):
     prompt_encoder: str = option("mlp", "virtual tokens", "p_tuning: encoder of the prompt", choices=ENCODERS)
     prompt_hidden: int = option(128, "virtual tokens", "p_tuning: width of the encoder")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt_hidden < 1:
+            raise ValueError(f"--prompt-hidden {self.prompt_hidden} must be at least 1")
+
 
 class PromptEncoder(Module):
     """Computes p = e₀ + f(e): [P, E]. f is of the given kind, hidden_size wide; e₀ -> start, e -> inputs.

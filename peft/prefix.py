@@ -52,6 +52,11 @@ class PTuningV2Options(VirtualTokenOptions):
 class PrefixOptions(PTuningV2Options):
     prefix_hidden: int = option(512, "virtual tokens", "prefix: width of the MLP")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prefix_hidden < 1:
+            raise ValueError(f"--prefix-hidden {self.prefix_hidden} must be at least 1")
+
 
 class PrefixEncoder(Module):
     """Computes rows = e₀ + W₂ tanh(W₁ e + b₁) + b₂: [P, 2·L·D].

@@ -135,6 +135,7 @@ def test_a_flag_takes_several_values(tmp_path: Path):
     four = {"main": Several}
     found = parse_flags(four, ["--folders", "a b", "c", "--learning-rate", "2"], "")
     assert found == {"folders": ("a b", "c"), "learning_rate": 2.0}
+    assert parse_flags(four, ["--folders", "a", "b", "--folders", "c"], "") == {"folders": ("a", "b", "c")}
     (tmp_path / "my runs").mkdir()
     (tmp_path / "other").mkdir()
     both, mine, other = f"{tmp_path}/other {tmp_path}/other", f"{tmp_path}/my runs", f"{tmp_path}/other"
@@ -160,6 +161,7 @@ def test_a_flag_takes_several_values(tmp_path: Path):
             "--name needs a value; did you mean --no-fast? (--name=--nofast takes it as the value)",
         ),
         (["--folders"], "--folders needs a value"),
+        (["--folders", "a", ""], "--folders is empty"),
         (["--fast", "yes"], "--fast takes no value, but 'yes' follows it"),
         (["--fast=yes"], "--fast takes no value"),
         (["bert"], "'bert' belongs to no flag; a value with spaces needs quotes"),

@@ -46,6 +46,19 @@ def test_the_logits_are_the_sum_of_the_members_logits(checkpoint: Path):
     np.testing.assert_allclose(load(checkpoint).score_texts(TEXTS), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_the_members_of_a_link_and_of_the_working_directory(checkpoint: Path, tmp_path: Path, monkeypatch):
+    wanted = load(checkpoint).score_texts(TEXTS)
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere/link"
+    try:
+        link.symlink_to(checkpoint, target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    monkeypatch.chdir(checkpoint)
+    for name in (link, Path()):
+        np.testing.assert_array_equal(load(name).score_texts(TEXTS), wanted)
+
+
 def test_a_member_may_be_an_adapter_of_weights_without_a_classifier(checkpoint: Path):
     """The adapter's file has the classifier and the pooler; alone it scores as in memory."""
     folder = checkpoint.parent / "adapter"
@@ -101,8 +114,9 @@ def test_it_labels_files_and_explains_mistakes(checkpoint: Path, capsys: pytest.
         ('[{"weights": "encoder", "factor": NaN}]', "factor = nan must be a finite number"),
         ('[{"weights": "../encoder", "factor": 1}]', "must be the name of a folder beside"),
         ('[{"weights": "/etc", "factor": 1}]', "must be the name of a folder beside"),
-        ('[{"weights": "nothing", "factor": 1}]', "nothing"),
+        ('[{"weights": "nothing", "factor": 1}]', "the member nothing is not a folder in "),
         ('[{"weights": "encoder", "factor": 1}, {"weights": "turned", "factor": 1}]', "have the same two classes"),
+        ('[{"weights": "both", "factor": 1}]', "the member both is a sum of classifiers itself"),
         ("[", "is not valid JSON"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 
 import train
 from data.files import new_folder, write_json, write_tensors
+from data.locks import FILE as LOCK
 from data.meter import Meter
 from data.runs import Run
 from eval import main as evaluate
@@ -154,14 +155,25 @@ def test_only_what_a_failed_start_created_is_discarded(tmp_path: Path):
     saved.save_state({"x": torch.zeros(1)}, {})
     taught = Run.create(tmp_path / "taught", {})
     (taught.folder / "teacher.npy").touch()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/notes.txt").touch()
-    mine = Run.create(tmp_path / "mine", {})
     Run.create(tmp_path / "other", {}).release()
-    for kept in (logged, saved, taught, mine, Run.open(tmp_path / "other")):
+    for kept in (logged, saved, taught, Run.open(tmp_path / "other")):
         before = sorted(kept.folder.rglob("*"))
         assert not kept.discard()
         assert sorted(kept.folder.rglob("*")) == before
+
+
+def test_a_folder_with_other_files_is_no_place_for_a_run(tmp_path: Path):
+    """Temporary files of other programs stay; what a killed start left does not count."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("notes.txt", ".work.tmp"):
+        (mine / name).touch()
+    with pytest.raises(ValueError, match=r"mine is no run and holds notes\.txt; choose another --name"):
+        Run.create(mine, {})
+    assert {path.name for path in mine.iterdir()} == {"notes.txt", ".work.tmp"}
+    (mine / "notes.txt").unlink()
+    (mine / LOCK).touch()
+    Run.create(mine, {}).release()
 
 
 def test_a_folder_inside_a_run_and_a_checkpoint_are_told_from_a_run(tmp_path: Path):

@@ -1,10 +1,11 @@
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 from conftest import fail_at, final_weights, same, tiny_weights
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 from data import runs
@@ -149,7 +150,11 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsy
     mask = torch.ones_like(ids, dtype=torch.bool)
     adapted, _ = load_run(Run.open("runs/small"), torch.device("cpu"))
     torch.testing.assert_close(load_pretrained("plain").eval()(ids, mask), adapted(ids, mask), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="holds a checkpoint already"):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="--merge mine exists and is not empty; name a new folder"):
+        evaluate(["--run", "runs/small", "--merge", "mine"])
+    with pytest.raises(ValueError, match="--merge plain exists and is not empty"):
         evaluate(["--run", "runs/small", "--merge", "plain"])
 
 
@@ -216,6 +221,63 @@ def test_layers_of_a_frozen_backbone_are_not_initialized_again():
     adapter = str(LINEAR.parent / "deberta-mini-imdb")
     with pytest.raises(ValueError, match=r"--reinit-layers changes a backbone, which the adapter .* leaves frozen"):
         resolved(["--weights", adapter, "--reinit-layers", "1"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model gru --weights W --min-count 3", "--min-count has no effect here: W has a vocabulary of its own"),
+        ("--model bert --weights W --vocab-size 9", "--vocab-size has no effect here: W has a vocabulary"),
+        ("--model gru --weights W --word-vectors glove.txt", "--word-vectors has no effect here: W has word vectors"),
+        ("--model cnn --no-whiten-vectors", "--whiten-vectors has no effect here: it is for --word-vectors"),
+        ("--model bert --weights none --head new", "--head has no effect here: it is for --weights"),
+        ("--model bert --weights none --tokenizer hf5", "--tokenizer has no effect here: it is for --weights"),
+        ("--loss mlm --patience 2", "--patience has no effect here: pretraining keeps the last epoch"),
+        ("--loss mlm --class-weights balanced", "--class-weights has no effect here: pretraining has no labels"),
+        ("--loss mlm --test-reviews 5", "--test-reviews has no effect here: pretraining has no test score"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(flags: str, message: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        resolved(flags.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--peft prefix --prefix-hidden 0", "--prefix-hidden 0 must be at least 1"),
+        ("--peft p_tuning --prompt-hidden 0", "--prompt-hidden 0 must be at least 1"),
+        ("--peft lora --alpha 2e6", "LoRA alpha 2000000.0 is outside -1,000,000.0 … 1,000,000.0"),
+        (
+            "--peft lora --targets re:(",
+            "LoRA target 're:(' is no regular expression: missing ), unterminated subpattern",
+        ),
+    ],
+)
+def test_settings_that_no_file_could_have_are_refused(small_run, flags: str, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train.main([*small_run, *flags.split()])
+
+
+def test_other_frozen_weights_under_an_adapter_are_noticed(small_run, tmp_path, monkeypatch, capsys):
+    """Neither a score nor a resumed training goes on with them; --base uses them on purpose."""
+    with monkeypatch.context() as patch:
+        fail_at(7, patch)
+        with pytest.raises(SystemExit):
+            train.main(small_run)
+    evaluate(["--run", "runs/small", "--text", "good"])
+    path = tmp_path / "weights/model.safetensors"
+    tensors = load_file(path)
+    save_file({name: -x if "word_embeddings" in name else x for name, x in tensors.items()}, path, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors is not as it was when runs/small was trained; .* --base "
+    ):
+        evaluate(["--run", "runs/small", "--text", "good"])
+    with pytest.raises(ValueError, match=r"model\.safetensors, of the frozen weights, changed since runs/small was"):
+        train.main(["--resume", "runs/small"])
+    capsys.readouterr()
+    evaluate(["--run", "runs/small", "--text", "good", "--base", "weights"])
+    assert "warning: weights/model.safetensors is not as it was" in capsys.readouterr().out.replace(f"{tmp_path}/", "")
 
 
 @pytest.mark.parametrize("content", ["[]", '{"options": []}'])
