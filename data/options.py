@@ -471,7 +471,7 @@ def repeats_batches(options: Options) -> bool:
     This run would then see the same batches under the same dropout masks as that one, and those batches are memorized
     (data/results/SEARCH.md: "The same seed twice").
     """
-    run = Run(Path(options.weights).parent)
-    before = run.config.get("options", {}) if run.log_file.is_file() else {}
+    run = Run.of_weights(options.weights)
+    before = run.config.get("options", {}) if run is not None else {}
     same = ("seed", "data", "train_reviews", "truncate", "batch_size")
     return all(before.get(name) == getattr(options, name) for name in same)

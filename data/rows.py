@@ -43,7 +43,8 @@ def publish(folder: str, row: str) -> Path:
 
 def pretraining_of(run: Run) -> dict[str, Any]:
     """Returns {"pretraining": {"loss", "command", …}} if a run starts from a pretraining run, else {}."""
-    before = Run(Path(run.config["options"].get("weights", "none")).parent).result
+    origin = Run.of_weights(run.config["options"].get("weights", "none"))
+    before = None if origin is None else origin.result
     if before is None or "accuracy" in before.get("validation", ()):
         return {}
     facts = {name: before[name] for name in ("command", "commit", "dirty", "machine", "seconds")}

@@ -182,6 +182,12 @@ class Run:
             self.owned.release()
 
     @classmethod
+    def of_weights(cls, weights: str) -> "Run | None":
+        """Returns the run whose best model the folder `weights` is, runs/NAME/best; None for other weights."""
+        run = cls(Path(weights).parent)
+        return run if run.log_file.is_file() and Path(weights).name == run.best.name else None
+
+    @classmethod
     def open(cls, folder: str | Path, flag: str = "--run") -> "Run":
         """Opens an existing run folder. flag: names it on the command line.
 

@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT, tiny_weights
 from starts import starts
 
+from data.errors import clean_exit
+
 UNIX_MODULES = ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "readline", "curses")
 # names of os and signal that Windows lacks
 UNIX_NAMES = {
@@ -253,3 +255,17 @@ def test_no_random_number_depends_on_pythons_hashes():
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     settings["PYTHONHASHSEED"] = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
     assert json.loads(subprocess.check_output(command, env=os.environ | settings, text=True)) == starts()
+
+
+def test_closed_streams_read_and_write_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Python sets a stream to None if the caller closed it: <&- >&- 2>&-."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with clean_exit():
+        print(sys.stdin.read())
+        print("unseen", file=sys.stderr)
+    with pytest.raises(SystemExit) as stop, clean_exit():
+        raise ValueError("a wrong value")
+    assert stop.value.code == 2
+    for name in ("stdin", "stdout", "stderr"):
+        getattr(sys, name).close()
