@@ -43,10 +43,12 @@ def test_newly_initialized_parameters_stay_trainable(name, method):
 
 
 def test_an_adapter_loads_in_a_new_process(tmp_path):
-    """One other process loads every method on every encoder."""
+    """One other process loads every method on BERT and on DeBERTa, and LoRA and a prefix on every encoder."""
     ids, mask = token_batch([7, 4])
     expected = {}
     for name, method in PAIRS:
+        if name not in ("bert", "deberta") and method not in ("lora", "prefix"):
+            continue
         folder = tmp_path / f"{name}-{method}"
         save_pretrained(tiny(name), folder / "base")
         model = adapt(load_pretrained(folder / "base"), method)
