@@ -23,6 +23,7 @@ INVISIBLE = "\u200b\u2060\ufeff\u00ad"  # zero-width space, word joiner, byte or
 MAX_CLASSES = 100
 LONGEST_CLASS = 1_000  # characters
 FEW_CLASSES = 20  # more distinct values than this must occur twice on average
+MISSING = ("na", "n/a", "null", "none", "unknown", "?", "-")  # beside negative and positive: no third class
 LONGEST_NAME = 60  # characters of a value that can be a label of a column with an unknown name
 
 
@@ -103,6 +104,10 @@ def find_classes(values: Iterable[str], where: str) -> tuple[str, ...]:
         return ()
     if is_sentiment(counts):
         return SENTIMENT
+    marks = sorted(name for name in counts if name.casefold() in MISSING)
+    if marks and (known := sorted(counts.keys() - marks)) and is_sentiment(known):
+        way_out = "a cell without a label is empty; a third class needs another name"
+        raise ValueError(f"{where} has {quoted(marks)} beside {quoted(known)}: {way_out}")
     check_names(counts, where)
     return sort_names(counts)
 

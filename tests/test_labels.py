@@ -70,6 +70,14 @@ def test_empty_values_and_nan_are_unknown():
     assert find_classes(["none", "NA", "some"], "f") == ("NA", "none", "some")  # these are names
 
 
+def test_a_mark_of_a_missing_label_is_no_third_class():
+    for values in (["0", "1", "NA"], ["pos", "neg", "?"], ["positive", "unknown"]):
+        with pytest.raises(ValueError, match=r"^f has '(NA|\?|unknown)' beside '.*: a cell without a label is empty"):
+            find_classes(values, "f")
+    assert find_classes(["none", "unknown"], "f") == ("none", "unknown")
+    assert find_classes(["1", "2", "3", "NA"], "f") == ("1", "2", "3", "NA")
+
+
 def test_columns_that_are_no_labels_are_refused_with_their_name():
     with pytest.raises(ValueError, match=r"^x: column 'y' holds no labels: 101 distinct values in 1,010 rows"):
         find_classes([str(i) for i in range(101)] * 10, "x: column 'y'")
