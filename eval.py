@@ -413,10 +413,11 @@ def check_classifier(run: Run) -> None:
 
 
 def export(options: Options, run: Run, machine: Machine) -> None:
-    """Writes a folder that transformers loads: config.json, model.safetensors, the tokenizer.
+    """Writes a checkpoint: config.json, model.safetensors, the tokenizer. transformers loads those of the encoders.
 
     An adapter over quantized weights is merged into the backbone in fp32. The checkpoint of a pretraining run has no
-    classifier. Raises ValueError if the folder holds files.
+    classifier. Raises ValueError if the folder holds files, and for an adapter that cannot be merged (virtual tokens,
+    Houlsby).
     """
     folder, dtype = options.merge, check_choice("dtype", options.dtype, DTYPES)
     if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):

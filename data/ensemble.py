@@ -53,7 +53,8 @@ class Part(NamedTuple):
 class Blend:
     """Scores and explains with the sum of the members' logits, each times its factor.
 
-    Raises ValueError unless all have the same two classes. Groups of reviews are made from the first member's tokens.
+    Raises ValueError unless all have the same two classes. `tokenizer` and `corpus` are the first member's;
+    --errors groups the reviews by their length in its tokens.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -87,7 +88,10 @@ class Blend:
 
 
 def read_members(folder: Path) -> list[tuple[Path, float]]:
-    """Reads members.json: each member's checkpoint, a folder beside this one, and its factor. Raises ValueError."""
+    """Reads members.json. Returns the folder of each member, which is next to `folder`, and its factor.
+
+    Raises ValueError for an invalid file, and FileNotFoundError if a member is not a folder.
+    """
     path = folder / MEMBERS
     members = read_json(path)
     if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):

@@ -8,7 +8,7 @@ from data.files import is_stdout
 from data.flags import check_choice, flag, option
 from data.windows import POOLING
 
-DESCRIPTION = "Scores and uses a finished run, or a checkpoint."
+DESCRIPTION = "Scores and uses the built-in classifier (the default), a finished run, or a checkpoint."
 EXAMPLES = {  # of each group in --help
     "what": 'python eval.py --run runs/NAME --text "A wonderful little film."',
     "data": "python eval.py --run runs/NAME --data reviews.csv --text-column text --label-column stars",
@@ -45,15 +45,18 @@ class Options:
     )
     weights: str = option("", "what", "score this checkpoint folder or hub id instead of a run", "DIR_OR_ID")
     base: str = option("", "what", "the backbone of the run's adapter, if it is not where it was", "DIR_OR_ID")
-    data: str = option("", "what", "score all rows of this file, or the reviews of this folder", "DIR_OR_FILE")
+    data: str = option(
+        "", "what", "score all labelled rows of this file, or validation and test of this folder", "DIR_OR_FILE"
+    )
     predict: str = option(
-        "", "what", "label the reviews of this file; -: one review a line from standard input", "FILE"
+        "", "what", "label the reviews of this file; -: one review per line from standard input", "FILE"
     )
     submission: bool = option(False, "what", "with --predict: write Kaggle's columns id,sentiment only")
     out: str = option(
         "",
         "what",
-        "the file of --predict (default: submission.csv), or of --compare and --errors: reviews; -: output",
+        "file to write: predictions of --predict (default: submission.csv; of --predict -: -), mistakes of --errors, "
+        "or reviews on which the runs of --compare differ; -: standard output",
         "FILE",
     )
     text: str = option("", "what", "one review to label")
@@ -67,7 +70,7 @@ class Options:
     )
     errors: int = option(0, "what", "with --run or --data: list this many of the most confident mistakes")
     threshold: str = option(
-        "", "what", "with --run: chosen for the best validation accuracy of two classes", choices=("validation",)
+        "", "what", "with --run, two classes: also score with the best threshold on validation", choices=("validation",)
     )
     compare: tuple[str, ...] = option(
         (), "what", "run folders or published rows: a table, and how sure the differences are", metavar="DIR"
@@ -76,7 +79,7 @@ class Options:
         "", "what", "with --compare: learning curves; with --run: reliability; .png, .svg or .pdf", "FILE"
     )
     merge: str = option(
-        "", "what", "write a plain checkpoint to this folder, with the adapter merged into its weights", "DIR"
+        "", "what", "write a checkpoint to this folder; LoRA, IA³ and BitFit are merged, other adapters refused", "DIR"
     )
     dtype: str = option(
         "fp32", "what", "number format of the checkpoint that --merge writes: fp32, fp16 or bf16", "FORMAT"
@@ -101,9 +104,13 @@ class Options:
     window_pooling: str = option(
         "mean", "data", "with --truncate windows: mean or maximum of the logits, class by class", choices=POOLING
     )
-    quantize: str = option("run", "machine", "int8 or nf4: weights in 8 or 4 bits; none; run: as the run was trained")
+    quantize: str = option(
+        "run", "machine", "weights in 8 or 4 bits: int8, nf4 or none; run: as in training (--weights: none)", "FORMAT"
+    )
     device: str = option("auto", "machine", "cpu, cuda, cuda:1, mps or auto", "DEVICE")
-    precision: str = option("", "machine", "fp32, bf16, fp16 or auto; default: the run's", "FORMAT")
+    precision: str = option(
+        "", "machine", "fp32, bf16, fp16 or auto; default: the run's, with --weights auto", "FORMAT"
+    )
 
 
 def with_windows(options: Options) -> dict[str, Any]:

@@ -21,7 +21,11 @@ from data.runs import Run
 from data.tokenization import TRUNCATE
 from data.windows import POOLING, Truncation
 
-DESCRIPTION = "Runs one experiment: options, data, model, method, optimizer, the training loop, the score."
+DESCRIPTION = (
+    "Runs one experiment: options, data, model, method, optimizer, the training loop, the score. The defaults below "
+    "are general; the model, method, objective, weights and data may have others. A run prints every value that is not "
+    "a general default, with its origin."
+)
 # training defaults for random weights, and for the built-in weights, which are small; a method may have further ones
 FROM_RANDOM = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "layer_decay": 1.0, "batch_size": 32, "epochs": 5}
 FROM_BUILTIN = {"batch_size": 16, "epochs": 8, "warmup": 0.1}
@@ -92,7 +96,8 @@ class Options:
     truncate: str = option(
         "head",
         "data",
-        "kept of a longer review: head, tail, head+tail (128 + rest), windows (all, overlapping), or chunks",
+        "kept of a longer review: head, tail, head+tail (first quarter, at most 128 tokens, and the end), windows "
+        "(all, overlapping), or chunks (pretraining)",
         "PART",
     )
     window_stride: int = option(0, "data", "tokens from one window to the next; 0: half of max_length")
@@ -114,9 +119,9 @@ class Options:
     train_vectors: bool = option(True, "data", "continue to train the word vectors")
 
     epochs: int = option(3, "training", "passes over the training split")
-    batch_size: int = option(16, "training", "reviews in a forward pass")
-    tokens_per_batch: int = option(0, "training", "instead of batch_size: tokens in a forward pass, including padding")
-    accumulation: int = option(1, "training", "forward passes in an optimizer step")
+    batch_size: int = option(16, "training", "reviews in a micro-batch, over all ranks; it may be split into passes")
+    tokens_per_batch: int = option(0, "training", "instead of batch_size: tokens in a micro-batch, with padding")
+    accumulation: int = option(1, "training", "micro-batches in an optimizer step (gradient accumulation)")
     learning_rate: float = option(3e-5, "training", "peak learning rate of AdamW", "RATE")
     head_learning_rate: float = option(0.0, "training", "learning rate of the head; 0: the learning rate", "RATE")
     layer_decay: float = option(

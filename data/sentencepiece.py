@@ -1,6 +1,6 @@
 """SentencePiece's Unigram models (Kudo & Richardson 2018, arXiv 1808.06226), with SentencePiece's exact segmentation.
 
-    x* = argmax over segmentations x of Σ log p(xᵢ)              Kudo 2018, arXiv 1804.10959, Eq. (2)
+    x* = argmax over segmentations x of Σ log p(xᵢ)              Kudo 2018, arXiv 1804.10959, §3.2
 
 spm.model is a protobuf message (sentencepiece_model.proto). Field 1 repeats the subwords {1 text, 2 float32 score,
 3 type}, field 2 is the trainer {3 model type, 35 byte fallback}, field 3 the normalizer {2 precompiled character map}.
@@ -381,11 +381,11 @@ class UnigramModel:
         return out + array[done:].tolist()
 
     def viterbi(self, text: str) -> list[int]:
-        """Computes Eq. (2) for one or more words. Returns the ids."""
+        """Computes x* for one or more words. Returns the ids."""
         return self.best_path(text)[0]
 
     def best_path(self, text: str, start: np.float32 = ZERO) -> tuple[list[int], np.float32]:
-        """Computes Eq. (2) for one or more words: (ids, score). start: the score of the path before them.
+        """Computes x* for one or more words: (ids, score). start: the score of the path before them.
 
         Every sum is rounded to float32. Of paths with equal scores, the first one found wins.
         """

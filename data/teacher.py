@@ -24,7 +24,8 @@ def class_order(teacher: tuple[str, ...], labels: tuple[str, ...], source: str) 
 
 
 def kept_logits(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns the logits of the file `path`, fp32 [R, C]. If it does not exist or is damaged, they are computed.
+    """Returns the logits of the file `path`, fp32 [R, C] for R reviews. Computes them if it
+    does not exist or is damaged.
 
     With several ranks all call `compute` together, and rank 0 writes the file.
     """

@@ -1,9 +1,10 @@
 """The training objectives, one line each.
 
 An objective is a function (model, batch, options) -> (loss, logits). `options` is an instance of the dataclass next to
-the objective's math; train.py makes flags, help and defaults from its fields. Every loss is a mean over examples,
-computed in fp32, so that its strength does not depend on the batch size. Pretraining objectives use no labels and
-return {name: correct predictions} instead of logits.
+the objective's math; train.py makes flags, help and defaults from its fields. Every loss is a mean, computed in fp32,
+so that its strength does not depend on the batch size: over examples, anchors (supcon), tokens (mlm, rtd, lm) or pairs
+of a region and a word (tv). Pretraining objectives use no labels and return {name: a value of each prediction} instead
+of logits.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ the logits. Without the factor T² the soft term would vanish as 1/T².
 
 The teacher has its own tokenizer and truncation, so that a network over words can learn from a BERT. Its logits are
 computed once before the training, in eval() mode (train.py), and every batch carries those of its reviews. A window of
-a review has the logits of the whole review. Several teachers are an ensemble, as in §3 of the paper: v is the logarithm
+a review has the logits of the whole review. Several teachers are an ensemble, as in §4 of the paper: v is the logarithm
 of the mean of their calibrated probabilities (data/ensemble.py). A teacher that was trained on the validation reviews
 makes the student's validation accuracy too high; this applies to the built-in linear model on the built-in reviews, on
 which it was trained.

@@ -16,8 +16,9 @@ Gradients reach the beginning of an example: a review of up to --max-length word
 Truncated backpropagation, with a state that is carried from chunk to chunk, would shorten the memory of whole reviews
 and tie each batch to the one before it.
 
-Differs from the papers: adaptive softmax, where Miyato et al. sample 1,024 words; no end of review; Adam without decay
-of the rate. The model's word dropout is for classification and is off here.
+Differs from the papers: an adaptive softmax, where Miyato et al. sample 1,024 words; no end of review; AdamW with a
+linear decay of the rate (`--schedule`), where Miyato et al. multiply Adam's rate by 0.9999 in each step. The model's
+word dropout is for classification and is off here.
 """
 
 from dataclasses import dataclass

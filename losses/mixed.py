@@ -12,8 +12,9 @@ s: the embeddings of a review, [T, E];  p(·|s): the model's distribution;  θ̂
     L_EM  = mean -Σ_c p_c log p_c  over unlabelled reviews                       Sachan et al., Eq. (4)
     L     = L_ML + λ_AT L_AT + λ_VAT L_VAT + λ_EM L_EM                           Eq. (5)
 
-`--loss adversarial` is L_ML + λ_AT L_AT on labelled reviews only. Norms are taken over a whole review. The clean and
-the perturbed pass use the same dropout masks, so that the divergence measures the perturbation alone.
+`--loss adversarial` is L_ML + λ_AT L_AT + λ_VAT L_VAT on labelled reviews only, with λ_VAT = 0 by default. Norms are
+taken over a whole review. The clean and the perturbed pass use the same dropout masks, so that the divergence measures
+the perturbation alone.
 
 Differs from the papers: the papers normalize each dimension of the embedding table to mean 0 and variance 1 over the
 words of the corpus, so that ε means the same for every model. Here the table is unchanged, and a perturbation r is

@@ -57,16 +57,16 @@ class Vocabulary(NamedTuple):
     """The properties of a tokenizer's vocabulary that masking depends on."""
 
     mask_id: int
-    ordinary: Tensor  # bool [V]: neither special nor unused
+    ordinary: Tensor  # bool [V]: neither a special token nor an unused id
     starts: Tensor  # bool [V]: begins a word
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
-        """Raises ValueError for a tokenizer without a mask token."""
+        """Reads the vocabulary of a tokenizer. Raises ValueError if it has no mask token."""
         mask_id = tokenizer.id_of(tokenizer.special.get("mask", ""))
         if mask_id is None:
             raise ValueError(f"the {tokenizer.kind} tokenizer has no mask token to pretrain with")
-        special = set(tokenizer.special.values())
+        special = {*tokenizer.special.values(), ""}  # "": an unused id
         ordinary = torch.tensor([token not in special for token in tokenizer.tokens])
         return cls(mask_id, ordinary, torch.tensor([tokenizer.starts_word(token) for token in tokenizer.tokens]))
 

@@ -1,8 +1,8 @@
-"""R-Drop (Liang et al. 2021, arXiv 2106.14448, Eq. 1–4): two passes under different dropout masks must agree.
+"""R-Drop (Liang et al. 2021, arXiv 2106.14448, Eq. 2–4): two passes under different dropout masks must agree.
 
-    CE = ½ mean_i [-log P₁(yᵢ) - log P₂(yᵢ)]                       Eq. (2), as a mean over both passes
-    KL = mean_i ½ [KL(P₁ ‖ P₂) + KL(P₂ ‖ P₁)]                      Eq. (1)
-    L  = CE + α·KL                                                  Eq. (3), (4)
+    CE = ½ mean_i [-log P₁(yᵢ) - log P₂(yᵢ)]                       Eq. (3), as a mean over both passes
+    KL = mean_i ½ [KL(P₁ ‖ P₂) + KL(P₂ ‖ P₁)]                      Eq. (2)
+    L  = CE + α·KL                                                  Eq. (4)
 
 Both passes run as one doubled batch: each row has its own dropout mask.
 

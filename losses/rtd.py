@@ -10,9 +10,10 @@ sharing (DeBERTa-v3: He et al. 2021, arXiv 2111.09543, §3.3): pretraining witho
     E_D   = sg(E_G) + E_Δ,  E_Δ = 0 at first                     He et al., §3.3
 
 D(x, t) = sigmoid(w·act(W h_t + b) + c). The model is the discriminator. The generator has the same architecture and
-width and half the layers, as in the published models; it starts as a copy of the model's lower half. sg stops the
-gradient: the discriminator trains E_Δ only, so that the two losses do not compete for one table. A sampled token that
-equals the original counts as original. Generator, E_Δ and heads exist during training only; E_D is saved.
+width and half the layers, as in DeBERTa-v3 (ELECTRA's published generators have all layers and a smaller width); it
+starts as a copy of the model's lower half. sg stops the gradient: the discriminator trains E_Δ only, so that the two
+losses do not compete for one table. A sampled token that equals the original counts as original. Generator, E_Δ and
+heads exist during training only; E_D is saved.
 
 Differs from the papers: nothing in the math; DeBERTa's enhanced mask decoder is omitted from the generator.
 """
@@ -40,9 +41,10 @@ class RTDOptions(MaskingOptions):
 def sample(
     logits: Tensor, generator: torch.Generator | None = None, start: int = 0, total: int | None = None
 ) -> Tensor:
-    """Draws one token a row from softmax(logits), by inversion of the cumulative distribution.
+    """Draws one token per row from softmax(logits), by inversion of the cumulative distribution.
 
-    logits: fp32 or wider [N, V], rows start … start + N - 1 of `total` rows that are drawn for -> int64 [N]
+    logits: fp32 or wider [N, V] -> int64 [N]. All ranks draw `total` numbers, and each uses those of its own rows,
+    start … start + N - 1, so that the samples do not depend on the number of ranks.
     """
     cumulative = logits.softmax(-1).cumsum(-1)  # [N, V]
     shape = (total or len(logits), 1)

@@ -1,7 +1,7 @@
 """MODELS, the table of models, and the letters for dimensions in all docstrings and comments of this project.
 
     B  batch                      K  width per head          C  classes
-    T  tokens (queries)           F  feed-forward width      R  LoRA rank
+    T  tokens (queries)           F  feed-forward width      R  LoRA rank; reviews
     S  tokens (keys)              V  vocabulary              P  virtual tokens
     D  model width                H  heads                   E  width of word embeddings
     N  rows, RNN directions       J  capsules

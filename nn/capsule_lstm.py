@@ -48,7 +48,7 @@ def route(u: Tensor, mask: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 
 
 class CapsuleLayer(Module):
-    """Routes [B, T, D] to J capsules [B, J, K]. Raises ValueError for less than one iteration.
+    """Routes [B, T, D] to J capsules [B, J, K]. Raises ValueError for fewer than one iteration.
 
     W -> weight [J, K, D], initialised as Glorot & Bengio 2010.
     """

@@ -1,8 +1,8 @@
 """Convolution over word vectors (Kim 2014, arXiv 1408.5882, §2) or over one-hot words (Johnson & Zhang 2015, arXiv
 1412.1058, §2.2, seq-CNN).
 
-    c_t = ReLU(W·[x_t; …; x_{t+k-1}] + b)      Eq. (2): F filters of width k, for all t at once
-    ĉ = max_t c_t                              Eq. (3): max over time
+    c_t = ReLU(W·[x_t; …; x_{t+k-1}] + b)      Eq. (2), (3): F filters of width k, for all t at once
+    ĉ = max_t c_t                              §2: max over time
     features = dropout([ĉ for each width k])
 
 For one-hot x_t, W·[x_t; …] is a sum of k columns of W, one for each word w of the window:
@@ -143,7 +143,7 @@ class CNN(WordClassifier):
         return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
 
     def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Embeds the words, and as the last D columns for the regions. [B, T] -> [B, T, E + D]"""
+        """Embeds the words; with regions, D further columns are their rows. [B, T] -> [B, T, E] or [B, T, E + D]"""
         input_ids = self.embeddings.drop_words(input_ids, mask)
         x = self.embeddings.drop_columns(self.embeddings.word(input_ids))
         return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
@@ -158,7 +158,7 @@ class CNN(WordClassifier):
         ]
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Computes all windows. x: [B, T, E];  mask: bool [B, T] -> [B, T + K - 1, n·F] for n widths.
+        """Computes all windows. x: what `embed` returns;  mask: bool [B, T] -> [B, T + K - 1, n·F] for n widths.
 
         Index t of the result covers words t - k + 1 … t.
         """

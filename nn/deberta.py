@@ -9,7 +9,7 @@ relative positions for the distance q - k; R = LN(table) is shared by all layers
     bucket(r) = r                                                          for |r| <= s/2
                 sign(r)·(⌈ln(|r|/(s/2)) / ln((M-1)/(s/2)) · (s/2 - 1)⌉ + s/2)   otherwise    (v2: log-spaced buckets)
 
-s -> position_buckets, M -> max_relative_positions. The three terms and their factors:
+s -> position_buckets, M -> max_relative_positions; the K under the root is the width per head. The three terms:
 
                               content of the key                  relative position of the key
                               K = x W_k                           K_r = R W_k
@@ -24,8 +24,9 @@ s -> position_buckets, M -> max_relative_positions. The three terms and their fa
 xlarge and xxlarge add a convolution in parallel to the first layer.
 
 Differs from the paper: position → content uses δ(q,k), not δ(k,q), because the published weights were trained with it;
-with share_att_key the biases of W_q and W_k are added to the projections of R too. Differs from the published code:
-nothing (tests/golden); distances above 512 have the rows of transformers; Microsoft's code clamps one row earlier.
+with share_att_key the biases of W_q and W_k are added to the projections of R too.
+Differs from the published code: nothing from that of transformers (tests/golden). Microsoft's own code clamps distances
+above 512 one row earlier.
 """
 
 import math

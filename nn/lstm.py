@@ -7,7 +7,8 @@
 h₋ and c₋ are the states of the step before, 0 at the start. W x + b of all steps is one product; the loop over time and
 its backward pass are in nn/recurrence.py. Padding never affects the states of real steps.
 
-Differs from the papers: no peephole connections, as in torch.nn.LSTM.
+Differs from the papers: tanh in place of their scaled logistic functions; the exact gradient, which they truncate;
+gates for each cell, not for a block of cells. As in torch.nn.LSTM, there are no peephole connections.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """A linear model over n-grams, scaled by naive-Bayes log-count ratios (Wang & Manning 2012, P12-2018, §2.1–2.3).
 
     f_g = 1 if the review contains the n-gram g (of 1 to 3 words), else 0
-    r_gc = log p_gc/‖p_c‖₁ - log q_gc/‖q_c‖₁           p_gc = 1 + reviews of class c that contain g,  q_gc = 1 + others
+    r_gc = log(p_gc/‖p_c‖₁) - log(q_gc/‖q_c‖₁)
+    p_gc = 1 + number of reviews of class c that contain g,   q_gc = 1 + number of reviews of other classes that do
     z_c = Σ_g f_g r_gc w_gc + b_c                                                        Eq. (1) with x = r ∘ f
 
 r -> ratios, w -> the table of embeddings, both [G, C];  b -> the classifier. r is counted once on the training reviews

@@ -23,8 +23,9 @@ With u = A (d ⊙ x), d the dropout mask over 1 - p, and g = ∂L/∂y, the grad
 mixed precision even without dropout; here all adapters on one x share it. W₀ gets no gradient, and neither does
 anything below the first adapter.
 
-Differs from the paper: A is uniform, as in loralib and huggingface/peft; the paper uses a Gaussian. DeBERTa's query and
-key layers also project the relative positions, and the adapter is part of that projection too.
+Differs from the paper: A is uniform, as in loralib and huggingface/peft; the paper uses a Gaussian. DoRA's norms are
+those of the rows of W' [out, in], as in the published code; the paper writes norms of columns. DeBERTa's query and key
+layers also project the relative positions, and the adapter is part of that projection too.
 """
 
 import math
@@ -308,10 +309,9 @@ def train_biases(model: Module, which: str) -> None:
 
 @contextmanager
 def merged_copies(model: Module, dtype: torch.dtype) -> Iterator[None]:
-    """Replaces the layers with LoRA by plain layers with merged weights in `dtype`, for the block, which trains
-    nothing.
+    """Replaces the layers with LoRA by plain layers with merged weights in `dtype`, within a `with` block.
 
-    W₀ is unchanged. Layers with quantized weights keep their adapter.
+    W₀ is unchanged. Layers with quantized weights keep their adapter. Nothing may be trained in the block.
     """
     layers = [(name, module) for name, module in wrapped(model) if isinstance(module, LoRALinear)]
     layers = [(name, module) for name, module in layers if not isinstance(module.base, QuantizedLinear)]
