@@ -43,7 +43,16 @@ from data.ensemble import (
     shared_labels,
 )
 from data.errors import clean_exit
-from data.eval_options import COLUMNS, DEFAULT_OUT, DESCRIPTION, EXAMPLES, Options, check_flags, with_windows
+from data.eval_options import (
+    COLUMNS,
+    DEFAULT_OUT,
+    DESCRIPTION,
+    EXAMPLES,
+    Options,
+    check_flags,
+    names_folder,
+    with_windows,
+)
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import in_shell, is_stdout, user_path, write_output
 from data.flags import check_choice, parse_flags, split_folders
@@ -121,6 +130,8 @@ def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = 
     if (run.best / ADAPTER_CONFIG).is_file():
         model: Model = peft.load_adapted(run.best, base=base, labels=run.labels, quantize=quantize)
         check_backbone(run, model, base)
+    elif base:
+        raise ValueError(f"--base names the backbone of an adapter, which {run.folder} has not; leave it out")
     elif (run.best / "config.json").is_file():
         model = load_pretrained(run.best, quantize=quantize)
     else:
@@ -128,13 +139,15 @@ def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = 
     return model.to(device).eval(), load_tokenizer(run.tokenizer)
 
 
-def check_backbone(run: Run, model: Model, base: str) -> None:
+def check_backbone(run: Run | None, model: Model, base: str) -> None:
     """Compares the frozen weights under the adapter of a run with those of its training. base: --base, which is
     trusted. Raises ValueError if they changed."""
-    if model.source is not None and (changed := run.changed_backbone(backbone_digests(model.source))):
+    if run is None or model.source is None:
+        return
+    if changed := run.changed_backbone(backbone_digests(model.source)):
         problem = f"{model.source / changed} is not as it was when {run.folder} was trained"
         if not base:
-            raise ValueError(f"{problem}; restore it, or give --base {in_shell(model.source)} to use it as it is")
+            raise ValueError(f"{problem}; restore it, or score with eval.py --base {in_shell(model.source)} as it is")
         print(f"warning: {problem}")
 
 
@@ -160,13 +173,17 @@ class Scorer:
         quantize = "none" if options.quantize == "run" else options.quantize
         if find_adapter(options.weights) is not None:
             model: Model = peft.load_adapted(options.weights, options.base, quantize=quantize)
+            check_backbone(Run.of_weights(options.weights), model, options.base)
+        elif options.base:
+            raise ValueError(f"--base names the backbone of an adapter; {options.weights} is none")
         else:
             model = load_pretrained(options.weights, quantize=quantize)
         tokenizer = load_tokenizer(options.weights, base=options.base)
         lacks = sorted(model.newly_initialized)
         if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
             shown = f"{options.weights} has no classifier (its files lack {listed(lacks)})"
-            raise ValueError(f"{shown}; train.py --weights {in_shell(options.weights)} trains one")
+            command = f"train.py --model {model.model_type} --weights {in_shell(options.weights)}"
+            raise ValueError(f"{shown}; {command} trains one")
         trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
         limit = trained.get("max_length", 512)
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
@@ -237,11 +254,6 @@ def source_for(options: Options, trained: TrainOptions) -> Source:
     """Returns how files are read: as the command line says, otherwise as the run did."""
     columns = {name: getattr(options, name) or getattr(trained, name) for name in COLUMNS}
     return Source(**columns, skip_bad_rows=options.skip_bad_rows or trained.skip_bad_rows)
-
-
-def names_folder(data: str) -> bool:
-    """Returns whether --data names a folder of reviews, or the built-in ones; anything else is a file."""
-    return data == "demo" or (data == "imdb" and not Path(data).exists()) or Path(data).is_dir()
 
 
 def evaluate_data(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
@@ -408,7 +420,7 @@ def is_pretraining(run: Run) -> bool:
 def check_classifier(run: Run) -> None:
     """Raises ValueError for a run that was pretraining."""
     if is_pretraining(run):
-        way_out = f"train.py --weights {in_shell(run.best)} adds one"
+        way_out = f"train.py --model {settings_of(run).options.model} --weights {in_shell(run.best)} adds one"
         raise ValueError(f"{run.folder} was pretrained and has no classifier; {way_out}")
 
 

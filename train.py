@@ -32,7 +32,7 @@ from data import Splits, ranks
 from data.batches import Batch, Corpus, examples_of, shuffled_order
 from data.checked import read_json, reading
 from data.checksums import write_checksums
-from data.errors import Interrupt, NotFinite, Stopped, clean_exit, explain, is_closed_pipe
+from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, explain, is_closed_pipe
 from data.files import in_shell, write_json
 from data.hub import backbone_digests, fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
@@ -55,7 +55,7 @@ from data.seeds import derive_seed
 from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer
 from data.windows import Truncation
-from eval import Scorer, load_classifier
+from eval import Scorer, check_backbone, load_classifier
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
@@ -78,7 +78,7 @@ from nn.runtime import (
 from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release
 from nn.training import Pass, Training, attempt, epoch_name
 from nn.unfreezing import describe_epoch, unfreeze
-from nn.vectors import start_from_vectors
+from nn.vectors import embedding_table, start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
 from peft.scoring import held_out_loss, score
@@ -108,6 +108,7 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
                 options.weights, options.base, labels, quantize=quantize, trainable=True, new_head=new_head
             )
             check_architecture(model, options.model, options.weights)
+            check_backbone(Run.of_weights(options.weights), model, options.base)
         else:
             model = pretrained_model(options.model, options.weights, labels, quantize, new_head)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -170,7 +171,7 @@ def prepare_training(
             lambda: start(splits=splits, corpus=labelled, tokenizer=tokenizer, cache=run.cache, check=interrupt.check)
         )
     if not options.train_vectors:
-        model.embeddings.word.weight.requires_grad_(False)
+        embedding_table(model).requires_grad_(False)
     model = place(model, machine.device, options.shard).train()
     stream = unlabelled_stream(settings, splits, tokenizer, run) if entry.unlabelled else None
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
@@ -503,6 +504,8 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
                 print(f"the output was closed; go on with: {command}", file=sys.stderr)
             elif explain(error) and not run.discard() and run.created is not None:
                 again = f"--resume {in_shell(run.folder)} goes on, another --name starts again"
+                if isinstance(error, Diverged):
+                    again = "--resume meets the same step; start again with another --name and a lower --learning-rate"
                 print(f"{run.folder} keeps what was done; {again}")
             raise
 

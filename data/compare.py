@@ -91,6 +91,15 @@ def differences(first: Entry, second: Entry) -> Iterator[str]:
             yield f"warning: {first.name} and {second.name} differ in their {kind}: {shown}"
 
 
+def part_of(entry: Entry, part: str) -> tuple[str, int]:
+    """Returns what determines the validation or test reviews of an experiment, besides its data folder: the digest of
+    their file, or its name if no digest was recorded, and their number."""
+    options, files = entry.options, entry.runs[0].config.get("files", {})
+    named = Path(options.get(part) or (options.get("train", "") if part == "validation" else "")).name
+    digests = {Path(path).name: digest for path, digest in files.items()}
+    return digests.get(named, named), options.get(f"{part}_reviews", 0)
+
+
 def compare_pair(first: Entry, second: Entry) -> str:
     """Describes the difference of the test accuracies of two experiments, or why it cannot be computed."""
     pair, labels = f"{first.name} - {second.name}", (first.labels(), second.labels())
@@ -99,7 +108,8 @@ def compare_pair(first: Entry, second: Entry) -> str:
             return f"{pair}: {entry.name} kept no predictions of its test reviews"
     if first.classes() != second.classes():
         return f"{pair}: their classes are {', '.join(first.classes())} and {', '.join(second.classes())}"
-    if not np.array_equal(labels[0], labels[1]):  # type: ignore[arg-type]
+    same = part_of(first, "test") == part_of(second, "test")
+    if not (same and np.array_equal(labels[0], labels[1])):  # type: ignore[arg-type]
         return f"{pair}: they were not scored on the same test reviews"
     right = [entry.predicted() == labels[0] for entry in (first, second)]  # bool [seeds, N] each
     difference = right[0].mean(0) - right[1].mean(0)
@@ -147,7 +157,8 @@ def significance(runs: Sequence[Run]) -> list[str]:
         warnings += [warning for pair in pairs for warning in differences(*pair)]
         lines = [describe_seeds(entry) for entry in found if len(entry.runs) > 1]
         lines += [compare_pair(*pair) for pair in pairs]
-        if len(finished) > 1 and not any("different data" in warning for warning in warnings):
+        parts = {(part_of(entry, "validation"), part_of(entry, "test")) for entry in found}
+        if len(finished) > 1 and len(parts) == 1 and not any("different data" in warning for warning in warnings):
             lines.append(describe_ensemble(finished))
     return [*warnings, *lines]
 
@@ -163,7 +174,8 @@ def flips(runs: Sequence[Run], ids: Sequence[str], labels: tuple[str, ...]) -> t
     for entry in (found := [Entry(run.folder.name, [run]) for run in runs]):
         if entry.labels() is None:
             raise ValueError(f"--out: {entry.name} kept no predictions of its test reviews")
-        if not np.array_equal(entry.labels(), found[0].labels()):  # type: ignore[arg-type]
+        same = part_of(entry, "test") == part_of(found[0], "test")
+        if not (same and np.array_equal(entry.labels(), found[0].labels())):  # type: ignore[arg-type]
             raise ValueError(f"--out: {found[0].name} and {entry.name} were not scored on the same test reviews")
     truth = found[0].labels()
     predicted = np.concatenate([entry.predicted() for entry in found])  # [runs, N]

@@ -23,7 +23,7 @@ from data.calibration import calibration, log_probabilities, scaled
 from data.checked import check_types, listed, read_json, show
 from data.explanation import Explanation, weighted_sum
 from data.hub import MEMBERS
-from data.labels import SENTIMENT
+from data.labels import SENTIMENT, UNKNOWN
 from data.metrics import metrics, print_metrics, softmax
 from data.runs import Predictions, Run
 
@@ -187,7 +187,8 @@ def print_ensemble(runs: Sequence[Run], labels: tuple[str, ...]) -> None:
 
 
 def check_splits(splits: dict[str, Splits]) -> None:
-    """Raises ValueError if a review that scores one run was a training review of another, but not of the first.
+    """Raises ValueError if two runs have other labelled reviews in validation or test, or in another order, and if a
+    review that scores one run was a training review of another, but not of the first.
 
     splits: {name of the run: its reviews}. Reviews are compared by their text. A text that a run itself has in two
     splits is a duplicate in its data.
@@ -201,3 +202,10 @@ def check_splits(splits: dict[str, Splits]) -> None:
                         f"{count:,} {split} reviews of {name} were training reviews of {other}, so its score is no "
                         "measurement; use runs with one split, or score a new file with --data"
                     )
+    (first, wanted), *others = splits.items()
+    for name, parts in others:
+        for split in ("validation", "test"):
+            frames = [getattr(one, split) for one in (wanted, parts)]
+            scored_by = [frame[frame["sentiment"] != UNKNOWN]["review"].tolist() for frame in frames]
+            if scored_by[0] != scored_by[1]:
+                raise ValueError(f"{first} and {name} have different {split} reviews; score a file: --data FILE")

@@ -114,6 +114,10 @@ class NotFinite(Exception):
         self.loss, self.rows = loss, rows
 
 
+class Diverged(ValueError):
+    """Ends a run whose loss is not finite: a resumed run would come to the same step."""
+
+
 class Stopped(BaseException):
     """Ends a run that a signal interrupted. number: the signal.
 

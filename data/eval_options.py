@@ -6,6 +6,7 @@ from typing import Any
 
 from data.files import is_stdout
 from data.flags import check_choice, flag, option
+from data.options import COLUMNS
 from data.windows import POOLING
 
 DESCRIPTION = "Scores and uses the built-in classifier (the default), a finished run, or a checkpoint."
@@ -18,7 +19,6 @@ EXAMPLES = {  # of each group in --help
 
 TASKS = ("compare", "merge", "predict", "text", "data")  # a command has one of them, or scores a run's own reviews
 DEFAULT_OUT = "submission.csv"  # of --predict FILE
-COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 READING = (*COLUMNS, "skip_bad_rows")
 SCORED = ("predict", "text", "data", "run")  # tasks that score reviews; run: a run's own
 USED_BY = {  # flag -> the tasks on which it has an effect; a flag that is missing here has one on all
@@ -35,7 +35,7 @@ USED_BY = {  # flag -> the tasks on which it has an effect; a flag that is missi
     "dtype": ("merge",),
 }
 PICTURES = (".png", ".svg", ".pdf")  # endings
-KEPT = ("truncate", "quantize", "precision", "base")  # options that cannot change kept predictions
+KEPT = ("truncate", "quantize", "precision", "base", "device")  # options that cannot change kept predictions
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,11 @@ def is_own_score(options: Options, given: dict[str, Any]) -> bool:
     return bool(options.run) and not (options.data or options.predict or options.merge or "text" in given)
 
 
+def names_folder(data: str) -> bool:
+    """Returns whether --data names a folder of reviews, or the built-in ones; anything else is a file."""
+    return data == "demo" or (data == "imdb" and not Path(data).exists()) or Path(data).is_dir()
+
+
 def check_task(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for two tasks, and for flags that would have no effect on the given one."""
     if len(tasks := [name for name in TASKS if name in given]) > 1:
@@ -192,7 +197,7 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
         )
     if options.out and not (options.predict or options.compare or options.errors):
         raise ValueError("--out needs something to write: --predict FILE, --compare RUNS or --errors N")
-    if options.explain and "text" not in given and (options.predict or Path(options.data or ".").is_dir()):
+    if options.explain and "text" not in given and (options.predict or names_folder(options.data or ".")):
         raise ValueError(
             "--explain needs a review or a file of them: --text REVIEW --explain, or --data FILE --explain"
         )

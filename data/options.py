@@ -17,6 +17,7 @@ from data.checked import about, as_object, check_types, has_type, listed
 from data.flags import check_choice, field_names, flag, merge_defaults, option, parse_flags, pick_fields
 from data.hub import adapter_method, find_adapter
 from data.imdb import subset
+from data.labels import UNKNOWN
 from data.runs import Run
 from data.tokenization import TRUNCATE
 from data.windows import POOLING, Truncation
@@ -43,6 +44,8 @@ EXAMPLES = {  # of each group in --help
 FROM_DEMO = {"precision": "fp32", "epochs": 4}
 
 
+COUNTS = ("vocab_size", "min_count", "batch_size")  # no value of these is off
+COLUMNS = ("text_column", "label_column", "id_column", "encoding", "quoting", "max_file_mib")
 SIGNED = ("dropout", "classifier_dropout", "seed")  # options that may be negative: dropout -1 is the model's own
 
 
@@ -66,7 +69,9 @@ class Options:
         "published: the checkpoint's own head, if it has one; new: a new last layer",
         choices=("published", "new"),
     )
-    dropout: float = option(-1.0, "what", "dropout of all layers; negative: as in the model's config", "P")
+    dropout: float = option(
+        -1.0, "what", "dropout of all layers, not of words; negative: as in the model's config", "P"
+    )
     classifier_dropout: float = option(-1.0, "what", "dropout before the last layer; negative: as in the config", "P")
     reinit_layers: int = option(0, "what", "number of top layers that start from random weights")
 
@@ -261,21 +266,25 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
 
 
-def check_effect(given: Mapping[str, Any], options: Options, objective: Any) -> None:
-    """Raises ValueError for a flag that is given and would have no effect. objective: table entry"""
+def check_effect(given: Mapping[str, Any], options: Options, model: Any, objective: Any) -> None:
+    """Raises ValueError for a flag that is given and would have no effect. model, objective: table entries"""
     weights, vectors = options.weights, options.word_vectors
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
         (weights != "none", f"{weights} has a vocabulary of its own", ("vocab_size", "min_count")),
         (weights != "none", f"{weights} has word vectors of its own", ("word_vectors", "whiten_vectors")),
         (weights == "none", "it is for --weights", ("head", "tokenizer", "reinit_layers")),
         (vectors == "none", "it is for --word-vectors", ("whiten_vectors",)),
+        (model.tokenizer != "wordlevel", f"{options.model} reads subwords", ("min_count",)),
+        (options.loss == "tv", "only the regions are trained", ("train_vectors",)),
+        (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
-        (objective.pretraining, "pretraining has no labels", ("class_weights", "head")),
+        (objective.pretraining, "pretraining has no labels", ("class_weights", "head", "classifier_dropout")),
         (objective.pretraining, "pretraining has no test score", ("test", "test_reviews")),
     ]
     for applies, why, names in idle:
         for name in names:
-            if applies and name in given and getattr(options, name) != getattr(Options, name):
+            off = getattr(options, name) == getattr(Options, name) and name not in COUNTS
+            if applies and name in given and not off:
                 raise ValueError(f"{flag(name)} has no effect here: {why}")
 
 
@@ -305,7 +314,7 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     values, origins = merge_defaults(classes, [*layers, ("adapter", own), ("command line", given)])
     settings = Settings.build(values, origins, tables)
     check_owners(given, settings.options, tables)
-    check_effect(given, settings.options, objective)
+    check_effect(given, settings.options, model, objective)
     check_values(settings.options, model, objective)
     return settings, None
 
@@ -425,7 +434,10 @@ def read_splits(
     seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews
     for part, seed in seeds.items():
         if count := getattr(options, f"{part}_reviews"):
-            splits = splits._replace(**{part: subset(getattr(splits, part), count, seed, f"--{part}-reviews")})
+            frame = getattr(splits, part)
+            known = frame[frame["sentiment"] != UNKNOWN]  # reviews without a label are not scored
+            frame = known if len(known) and part != "train" else frame
+            splits = splits._replace(**{part: subset(frame, count, seed, f"--{part}-reviews")})
     return splits
 
 
@@ -462,6 +474,8 @@ def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
     source, why = find_source(options.data)
     defaults: dict[str, Any] = {}
     if source == "demo":
+        if idle := [name for name in (*COLUMNS, "skip_bad_rows") if origins[name] == "command line"]:
+            raise ValueError(f"{flag(idle[0])} has no effect here: the built-in reviews are in no file")
         of_weights = tables.methods[options.peft].demo if options.weights == "builtin" else {}
         defaults = FROM_DEMO | tables.models[options.model].demo | of_weights
     replaced = ("default", "model", "method", "built-in weights")
@@ -478,5 +492,5 @@ def repeats_batches(options: Options) -> bool:
     """
     run = Run.of_weights(options.weights)
     before = run.config.get("options", {}) if run is not None else {}
-    same = ("seed", "data", "train_reviews", "truncate", "batch_size")
-    return all(before.get(name) == getattr(options, name) for name in same)
+    same = ("seed", "data", "train", "train_reviews", "truncate", "batch_size")
+    return bool(before) and all(before.get(name, "") == getattr(options, name) for name in same)

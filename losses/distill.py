@@ -46,6 +46,8 @@ class DistillOptions(CrossEntropyOptions):
 
     def __post_init__(self) -> None:
         check_weights(self.distill_temperature, self.distill_alpha)
+        if self.distill_alpha == 1 and self.label_smoothing:
+            raise ValueError("--label-smoothing has no effect with --distill-alpha 1, which leaves out the labels")
 
 
 def check_weights(temperature: float, alpha: float) -> None:

@@ -60,7 +60,8 @@ def prepare(model: Model, options: LMOptions, tokenizer: Tokenizer | None) -> No
     Raises ValueError for a model whose states depend on the words that they predict.
     """
     if not isinstance(model, WordClassifier) or model.reading is None:
-        raise ValueError(f"--loss lm pretrains recurrent networks over words, not {model.model_type}; see --loss mlm")
+        other = "; see --loss mlm" if not isinstance(model, WordClassifier) else ""
+        raise ValueError(f"--loss lm pretrains recurrent networks over words, not {model.model_type}{other}")
     c, directions = model.config, model.reading.directions
     if directions > 1 and c.num_layers > 1:
         raise ValueError(

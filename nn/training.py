@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from data import Splits, ranks
 from data.batches import Batch, Corpus, Stream
-from data.errors import Interrupt, NotFinite, Stopped, out_of_memory
+from data.errors import Diverged, Interrupt, NotFinite, Stopped, out_of_memory
 from data.meter import Meter, Progress
 from data.options import Settings
 from data.runs import Run
@@ -134,7 +134,7 @@ def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -
     if status == ranks.NOT_FINITE:
         set_random_state(before, t.machine.device)
         t.save()
-        raise ValueError(ranks.first_message(message))
+        raise Diverged(ranks.first_message(message))
     if status == ranks.END:
         ranks.end()
     progress.num_splits *= 2

@@ -78,19 +78,23 @@ def whitened(vectors: Tensor, counts: Tensor) -> Tensor:
 
 
 def put_vectors(
-    table: Tensor, vocabulary: dict[str, int], vectors: WordVectors, counts: np.ndarray | None = None
+    table: Tensor,
+    vocabulary: dict[str, int],
+    vectors: WordVectors,
+    counts: np.ndarray | None = None,
+    field: str = "embedding_size",
 ) -> int:
     """Copies the vectors of the vocabulary's words into `table`, in place. Returns the number of copied vectors.
 
     All vectors are scaled by one factor, so that their numbers have the standard deviation of the table's.
     table: fp32 [V, D];  vocabulary: word -> row;  counts: occurrences of the word of each row, [V], or None. With
-    counts, the vectors are whitened if there are more than D of them.
+    counts, the vectors are whitened if there are more than D of them.  field: of the config, which determines D.
     Raises ValueError if D differs, no word is in both, or all numbers are equal.
     """
     if vectors.vectors.size(1) != table.size(1):
         raise ValueError(
             f"the word vectors have {vectors.vectors.size(1)} dimensions, the model's embeddings {table.size(1)}; "
-            f"use --shape embedding_size={vectors.vectors.size(1)}"
+            f"use --shape {field}={vectors.vectors.size(1)}"
         )
     pairs = [(vocabulary[word], k) for k, word in enumerate(vectors.words) if word in vocabulary]
     if not pairs:
@@ -146,5 +150,6 @@ def start_from_vectors(
         vectors = read_vectors(source, tokens)
     counts = np.bincount(corpus.ids, minlength=len(table)) if whiten else None
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    count = put_vectors(table.data, vocabulary, vectors=vectors, counts=counts)
+    field = "embedding_size" if hasattr(model.config, "embedding_size") else "hidden_size"
+    count = put_vectors(table.data, vocabulary, vectors=vectors, counts=counts, field=field)
     print(f"word vectors: {source}, for {count:,} of {tokenizer.vocab_size:,} words")

@@ -41,6 +41,9 @@ class VirtualTokenOptions:
     def __post_init__(self) -> None:
         if self.virtual_tokens < 1:
             raise ValueError(f"{self.virtual_tokens} virtual tokens; at least 1 is needed")
+        init = getattr(self, "prompt_init", getattr(self, "prefix_init", "text"))
+        if self.prompt_text != PROMPT_TEXT and init != "text":
+            raise ValueError(f"--prompt-text has no effect on virtual tokens that start from {init}")
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,18 @@ def test_the_mean_equals_the_loop():
 
 def frames(*texts: str) -> Splits:
     """Returns splits with one review a character: training, validation, test."""
-    return Splits(*(pd.DataFrame({"review": list(text)}) for text in texts), pd.DataFrame())
+    return Splits(*(pd.DataFrame({"review": list(text), "sentiment": 0}) for text in texts), pd.DataFrame())
 
 
 def test_reviews_that_another_member_was_trained_on_are_named():
-    check_splits({"a": frames("abcd", "efa", "xy"), "b": frames("abc", "ef", "xy")})  # `a` is a duplicate in the data
+    check_splits({"a": frames("abcd", "efa", "xy"), "b": frames("abc", "efa", "xy")})  # `a` is a duplicate in the data
     with pytest.raises(ValueError, match="1 validation reviews of a were training reviews of b, so its score is no"):
         check_splits({"a": frames("abcd", "ef", "xy"), "b": frames("abce", "df", "xy")})
     with pytest.raises(ValueError, match="2 test reviews of b were training reviews of a"):
         check_splits({"a": frames("abxy", "ef", "z"), "b": frames("ab", "ef", "xy")})
+    for other, split in ((frames("ab", "fe", "xy"), "validation"), (frames("ab", "ef", "xyz"), "test")):
+        with pytest.raises(ValueError, match=f"a and b have different {split} reviews; score a file"):
+            check_splits({"a": frames("ab", "ef", "xy"), "b": other})
 
 
 def test_an_ensemble_scores_predicts_and_answers(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, tiny
+from conftest import GOLDEN, ROOT, tiny
 from safetensors.torch import load_file, save_file
 
 import train
@@ -194,9 +194,16 @@ def test_a_checkpoint_that_lacks_its_pooler_does_not_answer(tmp_path):
         ("--compare A B --device cpu", "--device has no effect here; it is for"),
         ("--text good --submission", "--submission needs reviews"),
         ("--run R --text good --out F", "--out needs something to write"),
+        ("--data demo --explain", "--explain needs a review or a file of them"),
+        ("--run R S --device cpu:0", "--device does not change the predictions that the runs kept"),
+        (
+            "--weights data/weights/nb-linear-imdb --text good --base nowhere",
+            "--base names the backbone",
+        ),
     ],
 )
-def test_a_flag_without_effect_is_refused(flags: str, message: str):
+def test_a_flag_without_effect_is_refused(flags: str, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         evaluate(flags.split())
 

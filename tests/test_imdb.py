@@ -15,6 +15,7 @@ from data import Source, find_source, load_splits, overlap
 from data.checksums import seal_file
 from data.imdb import BREAKS, NO_ENTITY, NO_TAG, as_frame, clean, load_reviews, rating_label, split_train, subset
 from data.labels import SENTIMENT, UNKNOWN
+from data.options import Options, read_splits
 
 
 def kaggle(rows: list[str], header: str = "id\tsentiment\treview") -> str:
@@ -186,6 +187,14 @@ def test_subsets_are_balanced_and_nested():
     assert set(subset(frame, count=30, seed=43)["id"]) != set(small["id"])
     with pytest.raises(ValueError, match=r"--train-reviews 501 is outside 2 … 500"):
         subset(frame, count=501, seed=42)
+
+
+def test_reviews_without_a_label_are_no_part_of_a_subset_that_is_scored(tmp_path: Path):
+    rows = ["id,text,label", *(f"{i},text {i},{'' if i % 2 else i % 4 // 2}" for i in range(40))]
+    (tmp_path / "test.csv").write_text("\n".join(rows))
+    (tmp_path / "train.csv").write_text("\n".join(row for row in rows if not row.endswith(",")))
+    options = Options(train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"), test_reviews=14)
+    assert read_splits(options, None).test["sentiment"].value_counts().to_dict() == {0: 7, 1: 7}
 
 
 def test_stanford_folder(tmp_path: Path):

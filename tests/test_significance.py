@@ -124,6 +124,18 @@ def change_config(folder, **changes):
     write_json(folder / "config.json", {k: v for k, v in sealed.items() if k not in ("sha256", "format")} | changes)
 
 
+def test_runs_with_other_test_files_are_not_compared(three_runs, capsys):
+    """The labels of two sorted files are equal; their reviews are not."""
+    options = read_json(three_runs / "b/config.json")["options"]
+    change_config(three_runs / "b", options=options | {"test": "/x/test.csv"})
+    evaluate(["--compare", "runs/a@42", "runs/b"])
+    shown = capsys.readouterr().out
+    assert "a - b: they were not scored on the same test reviews" in shown
+    assert "ensemble" not in shown
+    with pytest.raises(ValueError, match="--out: a@42 and b were not scored on the same test reviews"):
+        evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])
+
+
 def test_a_run_that_repeats_another_is_no_second_seed(three_runs, capsys):
     shutil.copytree(three_runs / "a@42", three_runs / "again")
     evaluate(["--compare", "runs/a@42", "runs/again", "runs/b"])

@@ -230,6 +230,23 @@ def test_layers_of_a_frozen_backbone_are_not_initialized_again():
         ("--model bert --weights W --vocab-size 9", "--vocab-size has no effect here: W has a vocabulary"),
         ("--model gru --weights W --word-vectors glove.txt", "--word-vectors has no effect here: W has word vectors"),
         ("--model cnn --no-whiten-vectors", "--whiten-vectors has no effect here: it is for --word-vectors"),
+        ("--model gru --weights W --min-count 1", "--min-count has no effect here: W has a vocabulary of its own"),
+        ("--model bert --weights none --min-count 3", "--min-count has no effect here: bert reads subwords"),
+        ("--loss mlm --classifier-dropout 0.5", "--classifier-dropout has no effect here: pretraining has no labels"),
+        (
+            "--loss tv --model cnn --no-train-vectors",
+            "--train-vectors has no effect here: only the regions",
+        ),
+        ("--batch-size 7 --tokens-per-batch 500", "--batch-size has no effect here: --tokens-per-batch replaces it"),
+        ("--peft prefix --prefix-init random --prompt-text x", "--prompt-text has no effect on virtual tokens that"),
+        (
+            "--peft prompt --prompt-init vocabulary --prompt-text x",
+            "--prompt-text has no effect on virtual tokens that",
+        ),
+        (
+            "--loss distill --distill-alpha 1 --label-smoothing 0.1",
+            "--label-smoothing has no effect with",
+        ),
         ("--model bert --weights none --head new", "--head has no effect here: it is for --weights"),
         ("--model bert --weights none --tokenizer hf5", "--tokenizer has no effect here: it is for --weights"),
         ("--loss mlm --patience 2", "--patience has no effect here: pretraining keeps the last epoch"),
@@ -259,6 +276,12 @@ def test_settings_that_no_file_could_have_are_refused(small_run, flags: str, mes
         train.main([*small_run, *flags.split()])
 
 
+def test_columns_of_the_built_in_reviews_are_refused(monkeypatch):
+    monkeypatch.delenv("IMDB_DIR", raising=False)
+    with pytest.raises(ValueError, match="--text-column has no effect here: the built-in reviews are in no file"):
+        find_data(resolved(["--data", "demo", "--text-column", "x"]), train.TABLES)
+
+
 def test_other_frozen_weights_under_an_adapter_are_noticed(small_run, tmp_path, monkeypatch, capsys):
     """Neither a score nor a resumed training goes on with them; --base uses them on purpose."""
     with monkeypatch.context() as patch:
@@ -275,6 +298,10 @@ def test_other_frozen_weights_under_an_adapter_are_noticed(small_run, tmp_path, 
         evaluate(["--run", "runs/small", "--text", "good"])
     with pytest.raises(ValueError, match=r"model\.safetensors, of the frozen weights, changed since runs/small was"):
         train.main(["--resume", "runs/small"])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not as it was when runs/small was trained"):
+        evaluate(["--weights", "runs/small/best", "--text", "good"])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not as it was when .*runs/small was trained"):
+        train.main(["--model", "bert", "--weights", "runs/small/best", *small_run[6:], "--name", "again"])
     capsys.readouterr()
     evaluate(["--run", "runs/small", "--text", "good", "--base", "weights"])
     assert "warning: weights/model.safetensors is not as it was" in capsys.readouterr().out.replace(f"{tmp_path}/", "")
