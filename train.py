@@ -162,7 +162,7 @@ def prepare_training(
     model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     if model.adapter is not None and model.source is not None:
         backbone = model.source
-        ranks.in_turn(lambda: run.record_backbone(backbone_digests(backbone)))
+        ranks.by_first(lambda: run.record_backbone(backbone_digests(backbone)))
     if isinstance(model, WordClassifier) and options.weights == "none":
         model.fit(labelled)
     if options.word_vectors != "none" and options.weights == "none":

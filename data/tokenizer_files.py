@@ -2,10 +2,12 @@
 
 The ids equal those of transformers' fast tokenizers for WordPiece and BPE, and those of the sentencepiece library for a
 model of SentencePiece. Where versions 4 and 5 of transformers read tokenizer.json differently, version 4 applies: the
-options of tokenizer_config.json change its pipeline and do not replace it. Options of slow tokenizers only
-(do_basic_tokenize, never_split) have no effect, as in transformers' fast tokenizers.
+options of tokenizer_config.json change its pipeline and do not replace it; in ModernBERT's folders and for DeBERTa-v2's
+do_lower_case and split_by_punct, version 5 applies. Options of slow tokenizers only (do_basic_tokenize, never_split)
+have no effect, as in transformers' fast tokenizers.
 """
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +209,20 @@ def read_xlm_roberta(directory: Path, settings: Settings, variant: str) -> Publi
     return read_spm(path, settings, SpmSegmenter(model, path.name, data), variant)
 
 
+def check_same_pipeline(path: Path, backend: Backend) -> None:
+    """Raises ValueError if the tokenizer.json beside a model of SentencePiece segments text in another way.
+
+    `Tokenizer.save` writes both with the generic class, for which transformers reads tokenizer.json only.
+    """
+    other = path.parent / "tokenizer.json"
+    with reading(other, "a tokenizer.json"):
+        written = json.loads(Backend.from_str(other.read_text(encoding="utf-8")).to_str())  # as this version writes it
+    ours = json.loads(backend.to_str())
+    if changed := [name for name in ("normalizer", "pre_tokenizer") if ours[name] != written[name]]:
+        way_out = "delete the file with which the weights were not trained"
+        raise ValueError(f"{path} and tokenizer.json differ in their {' and '.join(changed)}; {way_out}")
+
+
 def read_spm(path: Path, settings: Settings, spm: SpmSegmenter, variant: str) -> Published:
     """Builds the pipeline of a model of SentencePiece, and adds the added tokens of the files."""
     if settings.options.get("add_prefix_space") is False:
@@ -222,6 +238,8 @@ def read_spm(path: Path, settings: Settings, spm: SpmSegmenter, variant: str) ->
         normalizer=spm_normalizer(model.charsmap, spm.lowercase) if published else hf5_normalizer(spm.lowercase),
         byte_fallback=published and model.byte_fallback, split_by_punct=spm.split_by_punct, special=special,
     )  # fmt: skip
+    if json_model and published and settings.family == "generic":
+        check_same_pipeline(path, backend)
     add_tokens(backend, settings, names, path.parent)
     add_special_tokens(backend, special)
     decoder = backend.get_added_tokens_decoder()

@@ -73,7 +73,14 @@ def model_class(published: dict[str, Any], where: Path | str) -> type[Model]:
 
 
 def read_config(cls: type[Model], published: dict[str, Any], labels: tuple[str, ...]) -> Any:
-    """Builds cls.Config from a published config. Raises ValueError for a value that is not supported."""
+    """Builds cls.Config from a published config.
+
+    Raises ValueError for a value that is not supported, and for a field that is given under two names.
+    """
+    for alias, name in cls.ALIASES.items():
+        if alias in published and name in published and published[alias] != published[name]:
+            raise ValueError(f"config: {alias} and {name} are one field; they have different values")
+    published = {cls.ALIASES.get(name, name): value for name, value in published.items()}
     for name, accepted in cls.SUPPORTED.items():
         if name in published and published[name] not in accepted:
             raise ValueError(f"config: {name} = {show(repr(published[name]))} is not supported; supported: {accepted}")

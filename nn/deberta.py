@@ -25,8 +25,9 @@ xlarge and xxlarge add a convolution in parallel to the first layer.
 
 Differs from the paper: position → content uses δ(q,k), not δ(k,q), because the published weights were trained with it;
 with share_att_key the biases of W_q and W_k are added to the projections of R too.
-Differs from the published code: nothing from that of transformers (tests/golden). Microsoft's own code clamps distances
-above 512 one row earlier.
+Differs from the published code: nothing from that of transformers for published shapes (tests/golden); its logarithm in
+fp32 rounds a few distances of other shapes to the next bucket. Microsoft's own code clamps distances above 512 one row
+earlier.
 """
 
 import math

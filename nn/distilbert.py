@@ -74,6 +74,7 @@ class DistilBert(Encoder):
 
     model_type, architecture = "distilbert", "DistilBertForSequenceClassification"
     Config, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED = DistilBertConfig, KEYS, EXTRAS, CONFIG_KEYS, SUPPORTED
+    ALIASES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}  # noqa: RUF012
     HEAD = ("pooler", "classifier")
     HEAD_MODULES = ("pre_classifier", "classifier")
     LORA_TARGETS = ("query", "value")

@@ -164,6 +164,7 @@ class WordClassifier(Module):
     EXTRAS: tuple[str, ...] = ()
     CONFIG_KEYS: dict[str, str] = {}  # noqa: RUF012
     SUPPORTED: dict[str, tuple] = {}  # noqa: RUF012
+    ALIASES: dict[str, str] = {}  # noqa: RUF012
     HEAD: tuple[str, ...] = ("classifier",)  # modules that language modelling does not train
     NEW_HEAD = True  # whether a new last layer can replace that of a checkpoint
 

@@ -131,10 +131,11 @@ def matches_end(module: str, targets: list[str] | str) -> bool:
 def in_layers(module: str, config: dict[str, Any]) -> bool:
     """Applies the rule for layers_to_transform and layers_pattern: the first number in a name is the layer's.
 
-    The rule has no effect on target_modules that are a string.
+    The rule has no effect on target_modules that are a string, and on a module whose whole name is one of them.
     """
     chosen, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or []
-    if chosen is None or chosen == [] or isinstance(config.get("target_modules"), str):
+    targets = config.get("target_modules") or []
+    if chosen is None or chosen == [] or isinstance(targets, str) or module in targets:
         return True
     if not patterns:
         match = re.match(r".*?\.[^.]*\.(\d+)\.", module)

@@ -244,6 +244,10 @@ def test_all_linear_in_a_file_leaves_the_classifier_out(tmp_path: Path):
         ({"layers_to_transform": [1], "layers_pattern": ["blocks", "layer"]}, [1]),
         ({"layers_to_transform": [1], "layers_pattern": "blocks"}, []),
         ({"layers_to_transform": []}, [0, 1]),
+        (
+            {"layers_to_transform": [1], "target_modules": [QUERIES[0], "query", "bert.pooler.dense"]},
+            [0, 1],
+        ),  # whole names
         ({"layers_to_transform": [1], "target_modules": ".*query"}, [0, 1]),  # no effect on a pattern
     ],
 )

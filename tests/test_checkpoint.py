@@ -242,6 +242,19 @@ def test_offline_and_not_cached_is_one_line(tmp_path):
     assert "\n" not in line
 
 
+def test_other_names_of_config_fields(tmp_path):
+    """DistilBERT's config may have BERT's names; the number of heads leaves no trace in the tensors."""
+    model, batch = tiny("distilbert").eval(), token_batch([7, 4])
+    save_pretrained(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_attention_heads"] = config.pop("n_heads")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(load_pretrained(tmp_path).eval()(*batch), model(*batch))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_heads": 1}))
+    with pytest.raises(ValueError, match="num_attention_heads and n_heads are one field; they have different values"):
+        load_pretrained(tmp_path)
+
+
 def test_the_saved_config_has_the_published_fields(checkpoint):
     config = json.loads((checkpoint / CONFIG).read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]

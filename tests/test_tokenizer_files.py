@@ -228,6 +228,17 @@ def test_added_tokens_of_deberta(tmp_path: Path):
     assert 1200 not in lowercase
 
 
+def test_a_tokenizer_json_that_segments_in_another_way_is_refused(tmp_path: Path):
+    """The class is generic, for which transformers reads tokenizer.json alone."""
+    cases.spm(tmp_path, "byte", config=cases.named("bert"))
+    load_tokenizer(tmp_path).save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, content["normalizer"]]}
+    cases.dump(tmp_path, "tokenizer.json", content)
+    with pytest.raises(ValueError, match=r"spm\.model and tokenizer\.json differ in their normalizer; delete the file"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_json_with_other_subwords_is_refused(tmp_path: Path):
     cases.spm(tmp_path, "byte", config=cases.named("bert"))
     load_tokenizer(tmp_path).save(tmp_path)
