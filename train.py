@@ -512,7 +512,8 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
-    settings, run = resolve(argv, TABLES)
+    with ranks.first_speaks():
+        settings, run = resolve(argv, TABLES)
     with ranks.joined(settings.options.device):
         run_experiment(settings, run)
 

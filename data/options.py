@@ -23,9 +23,9 @@ from data.tokenization import TRUNCATE
 from data.windows import POOLING, Truncation
 
 DESCRIPTION = (
-    "Runs one experiment: options, data, model, method, optimizer, the training loop, the score. The defaults below "
-    "are general; the model, method, objective, weights and data may have others. A run prints every value that is not "
-    "a general default, with its origin."
+    "Runs one experiment: options, data, model, method, optimizer, the training loop, the score.\n"
+    "The defaults below are general; model, method, objective, weights and data may have others. A run\n"
+    "prints every value that is not a general default, with its origin."
 )
 # training defaults for random weights, and for the built-in weights, which are small; a method may have further ones
 FROM_RANDOM = {"learning_rate": 1.5e-4, "head_learning_rate": 1.5e-4, "layer_decay": 1.0, "batch_size": 32, "epochs": 5}

@@ -15,9 +15,11 @@ which all ranks take part in the same order.
 
 import contextlib
 import datetime
+import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -34,6 +36,7 @@ Value = TypeVar("Value")
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets
 FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks find the addresses of the killed ones
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
+STOPPING = 60  # seconds that torchrun has to stop a rank
 FINE, HALVE, NOT_FINITE, END = range(4)  # how a step went on a rank; the maximum decides what all ranks do
 
 
@@ -100,6 +103,25 @@ def leaving() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def first_speaks() -> Iterator[None]:
+    """Lets rank 0 alone print, and report an error that all ranks meet before they are joined.
+
+    The others wait until torchrun stops them, which it does as soon as rank 0 has ended.
+    """
+    if not all(name in os.environ for name in TORCHRUN) or os.environ["RANK"] == "0":
+        yield
+        return
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except (Exception, SystemExit) as error:
+        if not getattr(error, "code", 2):  # --help
+            raise
+        time.sleep(STOPPING)
+        sys.exit(2)
 
 
 def alone() -> bool:

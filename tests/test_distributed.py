@@ -17,6 +17,8 @@ from conftest import ROOT, tiny_weights
 from ranks_worker import CASES, LENGTHS, all_cases, train_all
 from safetensors.torch import load_file
 
+import train
+from data import ranks
 from data.ranks import FRESH_STORE, share_bounds
 
 minutes = pytest.mark.skipif("RANKS" not in os.environ, reason="takes minutes: RANKS=1")
@@ -281,3 +283,17 @@ def test_torchrun_restarts_after_a_killed_rank(alone, folder):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_equal_weights(alone / "lora", place / "lora")
+
+
+def test_an_error_before_the_ranks_are_joined_is_reported_once(monkeypatch, capsys):
+    for name, value in zip(ranks.TORCHRUN, ("1", "2", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "STOPPING", 0)
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--dta", "demo"])
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        train.main(["--dta", "demo"])
+    assert "unknown flag --dta" in capsys.readouterr().err
