@@ -130,7 +130,8 @@ def test_a_name_is_one_folder(small_run: list[str], name: str):
 
 
 def test_batches_by_tokens_train_and_resume(small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    arguments = [*small_run[:-1], "tokens", "--tokens-per-batch", "2048"]
+    at = small_run.index("--batch-size")
+    arguments = [*small_run[:at], *small_run[at + 2 : -1], "tokens", "--tokens-per-batch", "2048"]
     with monkeypatch.context() as patch:
         fail_at(3, patch)
         with pytest.raises(SystemExit):

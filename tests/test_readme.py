@@ -183,7 +183,7 @@ def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     name = arguments[arguments.index("--model") + 1] if "--model" in arguments else "bert"
     weights = str(tiny_weights(tmp_path / "weights", name)) if name in ENCODERS else "none"
     replaced = {"DIR": "demo", "imdb": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made"}
-    replaced |= {"FILE": "reviews.csv"}
+    replaced |= {"FILE": "reviews.csv", "DIR_OR_ID": weights}
     (tmp_path / "reviews.csv").write_text("review,label\ngood film,1\nbad film,0\n")
     replaced |= {"runs/OTHER": "runs/made"}
     arguments = [replaced.get(argument, argument) for argument in arguments]
@@ -202,7 +202,8 @@ def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if script == "train.py" and "--resume" not in arguments:
         train.main([*arguments, "--weights", weights, *short])
         return
-    train.main(["--model", name, "--weights", weights, "--data", "demo", "--name", "made", *short])
+    method = "lora" if "--base" in arguments else "none"
+    train.main(["--model", name, "--peft", method, "--weights", weights, "--data", "demo", "--name", "made", *short])
     if script == "train.py":
         (tmp_path / "runs/made/result.json").unlink()
         train.main(arguments)
