@@ -505,14 +505,14 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
             elif explain(error) and not run.discard() and run.created is not None:
                 again = f"--resume {in_shell(run.folder)} goes on, another --name starts again"
                 if isinstance(error, Diverged):
-                    again = "--resume meets the same step; start again with another --name and a lower --learning-rate"
+                    again = "--resume would fail at this step again; start another run with a lower --learning-rate"
                 print(f"{run.folder} keeps what was done; {again}")
             raise
 
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
-    with ranks.first_speaks():
+    with ranks.only_first_prints():
         settings, run = resolve(argv, TABLES)
     with ranks.joined(settings.options.device):
         run_experiment(settings, run)

@@ -100,6 +100,12 @@ def part_of(entry: Entry, part: str) -> tuple[str, int]:
     return digests.get(named, named), options.get(f"{part}_reviews", 0)
 
 
+def same_test(first: Entry, second: Entry) -> bool:
+    """Returns whether two experiments with kept predictions were scored on the same test reviews."""
+    same = part_of(first, "test") == part_of(second, "test")
+    return same and np.array_equal(first.labels(), second.labels())  # type: ignore[arg-type]
+
+
 def compare_pair(first: Entry, second: Entry) -> str:
     """Describes the difference of the test accuracies of two experiments, or why it cannot be computed."""
     pair, labels = f"{first.name} - {second.name}", (first.labels(), second.labels())
@@ -108,8 +114,7 @@ def compare_pair(first: Entry, second: Entry) -> str:
             return f"{pair}: {entry.name} kept no predictions of its test reviews"
     if first.classes() != second.classes():
         return f"{pair}: their classes are {', '.join(first.classes())} and {', '.join(second.classes())}"
-    same = part_of(first, "test") == part_of(second, "test")
-    if not (same and np.array_equal(labels[0], labels[1])):  # type: ignore[arg-type]
+    if not same_test(first, second):
         return f"{pair}: they were not scored on the same test reviews"
     right = [entry.predicted() == labels[0] for entry in (first, second)]  # bool [seeds, N] each
     difference = right[0].mean(0) - right[1].mean(0)
@@ -174,8 +179,7 @@ def flips(runs: Sequence[Run], ids: Sequence[str], labels: tuple[str, ...]) -> t
     for entry in (found := [Entry(run.folder.name, [run]) for run in runs]):
         if entry.labels() is None:
             raise ValueError(f"--out: {entry.name} kept no predictions of its test reviews")
-        same = part_of(entry, "test") == part_of(found[0], "test")
-        if not (same and np.array_equal(entry.labels(), found[0].labels())):  # type: ignore[arg-type]
+        if not same_test(entry, found[0]):
             raise ValueError(f"--out: {found[0].name} and {entry.name} were not scored on the same test reviews")
     truth = found[0].labels()
     predicted = np.concatenate([entry.predicted() for entry in found])  # [runs, N]

@@ -106,7 +106,7 @@ def find_classes(values: Iterable[str], where: str) -> tuple[str, ...]:
         return SENTIMENT
     marks = sorted(name for name in counts if name.casefold() in MISSING)
     if marks and (known := sorted(counts.keys() - marks)) and is_sentiment(known):
-        way_out = "a cell without a label is empty; a third class needs another name"
+        way_out = "leave the cell of a missing label empty, or give the third class another name"
         raise ValueError(f"{where} has {quoted(marks)} beside {quoted(known)}: {way_out}")
     check_names(counts, where)
     return sort_names(counts)

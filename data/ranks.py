@@ -106,7 +106,7 @@ def leaving() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_speaks() -> Iterator[None]:
+def only_first_prints() -> Iterator[None]:
     """Lets rank 0 alone print, and report an error that all ranks meet before they are joined.
 
     The others wait until torchrun stops them, which it does as soon as rank 0 has ended.

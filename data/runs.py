@@ -1,6 +1,6 @@
 """Stores an experiment in a run folder: options, log, checkpoints and result.
 
-runs/<name>/config.json   options, origins, command, commit, versions, device
+runs/<name>/config.json   options, origins, command, commit, versions, device, SHA-256 of data and frozen weights
             log.jsonl     one event a line; `epoch` events contain train_acc and val_acc
             tokenizer/    the tokenizer
             best/         the model or adapter of the best epoch

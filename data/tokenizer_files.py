@@ -219,7 +219,7 @@ def check_same_pipeline(path: Path, backend: Backend) -> None:
         written = json.loads(Backend.from_str(other.read_text(encoding="utf-8")).to_str())  # as this version writes it
     ours = json.loads(backend.to_str())
     if changed := [name for name in ("normalizer", "pre_tokenizer") if ours[name] != written[name]]:
-        way_out = "delete the file with which the weights were not trained"
+        way_out = "keep only the file that the weights were trained with"
         raise ValueError(f"{path} and tokenizer.json differ in their {' and '.join(changed)}; {way_out}")
 
 

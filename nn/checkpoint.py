@@ -21,7 +21,7 @@ from data.seeds import random_state, set_random_state
 from nn import MODELS, Model
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
-from nn.heads import COUNTED_AGAIN, OTHER_HEADS, WAYS_OUT, check_task, match_head
+from nn.heads import NEW_MODEL, OTHER_HEADS, WAYS_OUT, check_task, match_head
 from nn.nb_linear import NGramEmbedding
 from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, form_of, put_quantized, quantizable
 from nn.sharding import rows_like
@@ -168,8 +168,8 @@ def load_pretrained(
     if not new_head:
         check_task(published, directory)
     if new_head and not cls.NEW_HEAD:
-        raise ValueError(f"{directory} is a {cls.model_type}, which has no last layer to replace; {COUNTED_AGAIN}")
-    way_out = WAYS_OUT if cls.NEW_HEAD else COUNTED_AGAIN
+        raise ValueError(f"{directory} is a {cls.model_type}, which has no last layer to replace; {NEW_MODEL}")
+    way_out = WAYS_OUT if cls.NEW_HEAD else NEW_MODEL
     head = match_head(published, None if new_head else head_size(cls, files), labels, directory, way_out)
     model = build_empty(cls, published, head.labels, config_file, most=sum(len(file.shapes) for file in files))
     stored_int8 = published.get(QUANTIZATION) == QUANTIZED

@@ -16,7 +16,7 @@ from data.labels import SENTIMENT, canonical
 LONGEST_NAME = 200  # characters of a class name
 JOINERS = dict.fromkeys((0x200C, 0x200D))
 WAYS_OUT = "--head new trains a new last layer for the classes of the data"
-COUNTED_AGAIN = "--weights none makes a new model for the classes of the data"
+NEW_MODEL = "--weights none makes a new model for the classes of the data"
 OTHER_TASK = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice)$")  # end of an architecture's name
 OTHER_HEADS = (r"(classifier|qa_outputs|sequence_summary)\..*",)  # tensors of these tasks
 

@@ -47,6 +47,10 @@ class PTuningV2Options(VirtualTokenOptions):
     )
     prefix_dropout: float = option(0.0, "virtual tokens", "dropout on the keys and values of a prefix", "P")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_text(self.prefix_init)
+
 
 @dataclass(frozen=True)
 class PrefixOptions(PTuningV2Options):

@@ -41,7 +41,9 @@ class VirtualTokenOptions:
     def __post_init__(self) -> None:
         if self.virtual_tokens < 1:
             raise ValueError(f"{self.virtual_tokens} virtual tokens; at least 1 is needed")
-        init = getattr(self, "prompt_init", getattr(self, "prefix_init", "text"))
+
+    def check_text(self, init: str) -> None:
+        """Raises ValueError for a --prompt-text that has no effect. init: what the tokens are initialized from"""
         if self.prompt_text != PROMPT_TEXT and init != "text":
             raise ValueError(f"--prompt-text has no effect on virtual tokens that start from {init}")
 
@@ -52,6 +54,10 @@ class PromptOptions(VirtualTokenOptions):
     pool: str = option(
         "cls", "virtual tokens", "token that a prompt's classifier reads; virtual as in huggingface/peft", choices=POOLS
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_text(self.prompt_init)
 
 
 class Table(Module):

@@ -72,7 +72,9 @@ def test_empty_values_and_nan_are_unknown():
 
 def test_a_mark_of_a_missing_label_is_no_third_class():
     for values in (["0", "1", "NA"], ["pos", "neg", "?"], ["positive", "unknown"]):
-        with pytest.raises(ValueError, match=r"^f has '(NA|\?|unknown)' beside '.*: a cell without a label is empty"):
+        with pytest.raises(
+            ValueError, match=r"^f has '(NA|\?|unknown)' beside '.*: leave the cell of a missing label empty"
+        ):
             find_classes(values, "f")
     assert find_classes(["none", "unknown"], "f") == ("none", "unknown")
     assert find_classes(["1", "2", "3", "NA"], "f") == ("1", "2", "3", "NA")

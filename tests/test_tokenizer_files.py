@@ -235,7 +235,9 @@ def test_a_tokenizer_json_that_segments_in_another_way_is_refused(tmp_path: Path
     content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, content["normalizer"]]}
     cases.dump(tmp_path, "tokenizer.json", content)
-    with pytest.raises(ValueError, match=r"spm\.model and tokenizer\.json differ in their normalizer; delete the file"):
+    with pytest.raises(
+        ValueError, match=r"spm\.model and tokenizer\.json differ in their normalizer; keep only the file"
+    ):
         load_tokenizer(tmp_path)
 
 
