@@ -1,6 +1,6 @@
-"""Scores and uses the classifier in the box, a finished run, or a checkpoint.
+"""Scores and uses the built-in classifier, a finished run, or a checkpoint.
 
-python eval.py --text "A wonderful little film."                   the classifier in the box
+python eval.py --text "A wonderful little film."                   the built-in classifier
 python eval.py --run runs/NAME                                     validation and, if labels are known, test
 python eval.py --run runs/NAME --data FILE.csv                     all rows of a file
 python eval.py --run runs/ONE runs/TWO                             an ensemble: the mean of calibrated probabilities
@@ -233,7 +233,7 @@ def load_checkpoint(options: Options, machine: Machine) -> Scorer | Blend:
 
 
 def load_classifier(sources: Sequence[str], machine: Machine) -> Scorer | Blend | Ensemble:
-    """Loads a classifier from run folders, checkpoint folders or hub ids; none: the linear model in the box.
+    """Loads a classifier from run folders, checkpoint folders or hub ids; none: the built-in linear model.
 
     Several are an ensemble. The temperature of a checkpoint is 1, since its validation reviews are not known. Raises
     ValueError for a run without a classifier and for different classes, FileNotFoundError for a name that is none.
@@ -395,7 +395,7 @@ def show_explanations(options: Options, scorer: Scorer | Blend, explanations: li
     if is_stdout(options.explain):
         print("\n\n".join(as_text(explanation, has_colours()) for explanation in explanations))
         return
-    named = "the classifier in the box" if options.weights == str(CLASSIFIER) else options.weights
+    named = "the built-in classifier" if options.weights == str(CLASSIFIER) else options.weights
     model = options.run[0] if options.run else named
     write_output(options.explain, as_page(explanations, f"{model} ({scorer.kind})"))
     print(f"{options.explain}: {len(explanations)} explained")
@@ -562,7 +562,7 @@ def start(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         use_checkpoint(replace(options, weights=str(CLASSIFIER)), emit, given)
     else:
         raise ValueError(
-            "nothing to score: --text REVIEW, --predict FILE or --data FILE uses the classifier in the box, --run "
+            "nothing to score: --text REVIEW, --predict FILE or --data FILE uses the built-in classifier, --run "
             "RUN_FOLDER a run, --weights a checkpoint"
         )
 

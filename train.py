@@ -391,7 +391,7 @@ def taught(
 
     With --distill-unlabelled, the corpus contains the unlabelled reviews as well.
     """
-    name, frame = ", ".join(settings.objective.teacher) or "the linear model in the box", splits.train
+    name, frame = ", ".join(settings.objective.teacher) or "the built-in linear model", splits.train
     if settings.objective.distill_unlabelled:
         corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
         frame = pd.concat([frame, splits.unlabelled], ignore_index=True)

@@ -41,7 +41,7 @@ KEPT = ("truncate", "quantize", "precision", "base", "device")  # options that c
 @dataclass(frozen=True)
 class Options:
     run: tuple[str, ...] = option(
-        (), "what", "the run folder; several: an ensemble; default: the classifier in the box", metavar="DIR"
+        (), "what", "the run folder; several: an ensemble; default: the built-in classifier", metavar="DIR"
     )
     weights: str = option("", "what", "score this checkpoint folder or hub id instead of a run", "DIR_OR_ID")
     base: str = option("", "what", "the backbone of the run's adapter, if it is not where it was", "DIR_OR_ID")

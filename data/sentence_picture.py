@@ -11,7 +11,7 @@ import numpy as np
 from data.pictures import COLORS, SMALL, new_figure, save_picture
 
 NAMES = {  # model -> what its panel says
-    "nb_linear": "nb_linear, the linear model in the box, trained on IMDb and the built-in reviews",
+    "nb_linear": "nb_linear, the built-in linear model, trained on IMDb and the built-in reviews",
     "attention_lstm": "attention_lstm, trained on the built-in reviews",
     "capsule_lstm": "capsule_lstm, trained on the built-in reviews",
 }

@@ -78,7 +78,7 @@ def check_colours(html: str, picture: Path) -> None:
 
 
 def explained(folder: Path) -> Path:
-    """Writes the page of the linear model in the box."""
+    """Writes the page of the built-in linear model."""
     evaluate(["--weights", str(LINEAR), "--text", SENTENCE, "--explain", str(folder / "words.html")])
     return folder / "words.html"
 

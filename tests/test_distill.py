@@ -195,7 +195,7 @@ def test_kept_logits_are_computed_once_and_again_if_damaged(tmp_path, capsys):
 
 @pytest.fixture
 def student(tmp_path, monkeypatch) -> list[str]:
-    """Returns the arguments of a small word network that the linear model in the box teaches: five steps an epoch."""
+    """Returns the arguments of a small word network that the built-in linear model teaches: five steps an epoch."""
     monkeypatch.chdir(tmp_path)
     data = "--data demo --train-reviews 64 --validation-reviews 50 --test-reviews 50 --precision fp32"
     text = f"--model gru --weights none --loss distill {data} --batch-size 13 --epochs 2 --word-vectors none"
@@ -207,7 +207,7 @@ def test_a_resumed_run_does_not_need_the_teacher_and_ends_in_the_same_weights(
 ):
     arguments = [*student, "--accumulation", "2", "--class-weights", "balanced"]
     train.main([*arguments, "--name", "whole"])
-    assert "teacher: the linear model in the box, accuracy " in capsys.readouterr().out
+    assert "teacher: the built-in linear model, accuracy " in capsys.readouterr().out
     with monkeypatch.context() as patch:
         fail_at(2, patch)
         with pytest.raises(SystemExit):

@@ -187,7 +187,7 @@ def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "reviews.csv").write_text("review,label\ngood film,1\nbad film,0\n")
     replaced |= {"runs/OTHER": "runs/made"}
     arguments = [replaced.get(argument, argument) for argument in arguments]
-    if "--teacher" in arguments:  # in place of a run, the linear model in the box
+    if "--teacher" in arguments:  # in place of a run, the built-in linear model
         first, *rest = arguments[(place := arguments.index("--teacher")) :]
         names = list(itertools.takewhile(lambda argument: not argument.startswith("--"), rest))
         del arguments[place : place + len([first, *names])]

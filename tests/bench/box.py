@@ -1,4 +1,4 @@
-"""Makes the classifier in the box: its reviews, and the checkpoint of its two members.
+"""Makes the built-in classifier: its reviews, and the checkpoint of its two members.
 
     python tests/bench/box.py reviews IMDB_FOLDER OUT_FOLDER
     python tests/bench/box.py members RUN OUT_FOLDER
@@ -96,7 +96,7 @@ def write_members(run: Run, out: Path) -> None:
 
 
 def write_scores(run: Run, folder: Path) -> None:
-    """Scores validation and test reviews with the classifier in the box, and writes the results."""
+    """Scores validation and test reviews with the built-in classifier, and writes the results."""
     machine = choose_machine("cpu", "fp32")
     blend, scores = load_checkpoint(Options(weights=str(CLASSIFIER)), machine), {}
     for split in ("validation", "test"):

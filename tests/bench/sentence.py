@@ -1,4 +1,4 @@
-"""Explains one sentence by the linear model in the box and by networks that weigh their words.
+"""Explains one sentence by the built-in linear model and by networks that weigh their words.
 
     python train.py --model attention_lstm --data demo --name attention_lstm
     python train.py --model capsule_lstm --data demo --name capsule_lstm
