@@ -404,9 +404,14 @@ def as_frame(records: Iterable[tuple[str, str, int]]) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------------- split
 
 
+def hash_key(key: str) -> int:
+    """Hashes a text to a pseudo-random integer of 60 bits, the same on every machine."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:15], 16)
+
+
 def hash_rank(ids: pd.Series, salt: str) -> pd.Series:
-    """Hashes each id to a pseudo-random integer of 60 bits, the same on every machine."""
-    return ids.map(lambda key: int(hashlib.sha256(f"{salt}:{key}".encode()).hexdigest()[:15], 16))
+    """Hashes each id to an integer of 60 bits, which orders the reviews. salt: another order"""
+    return ids.map(lambda key: hash_key(f"{salt}:{key}"))
 
 
 def split_train(

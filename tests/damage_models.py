@@ -306,9 +306,9 @@ def other_pickle(folder: Path, stream: random.Random) -> bool:
     raw = (
         b"\x80\x03]r\xff\xff\xff\x7f.", b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f].", b"\x80\x03X\xff\xff\xff\xff.",
         b"\x80\x04\x8d" + b"\xff" * 7 + b"\x0fx.", b"\x80\x03\x8b\xff\xff\xff\x7fx.",
-        b"\x80\x03(" + b"(" * 10**6 + b".",
-        b"\x80\x03)" + b"\x85" * 10**6 + b".", b"\x80\x03})" + b"\x85" * 10**6 + b"Ns.",
-        b"\x80\x03" + b"]" * 10**6 + b".",
+        b"\x80\x03(" + b"(" * 300_000 + b".",
+        b"\x80\x03)" + b"\x85" * 300_000 + b".", b"\x80\x03})" + b"\x85" * 300_000 + b"Ns.",
+        b"\x80\x03" + b"]" * 300_000 + b".",
         b"\x80\x03})" + doubled + b"Ns.", b"\x80\x03cnumpy\nndarray\nK\x05\x85R.", b"I" + b"9" * 10**6 + b"\n.",
         b"\x80\x04cbuiltins\nset\n)" + doubled + b"\x85\x85R.",
     )  # fmt: skip

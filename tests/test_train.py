@@ -58,7 +58,7 @@ def test_a_run_writes_its_documented_files(small_run, tmp_path, capsys):
     epochs = [event for event in events if event["event"] == "epoch"]
     assert [event["epoch"] for event in epochs] == [1, 2]
     assert {"train_loss", "train_acc", "val_loss", "val_acc", "tokens_per_second"} < epochs[0].keys()
-    assert result["validation"]["count"] == 500
+    assert result["validation"]["count"] == 100
     assert result["test"]["count"] == 600
     assert result["validation"]["accuracy"] == max(event["val_acc"] for event in epochs)
     assert sorted(path.name for path in (folder / "best").iterdir()) == [
