@@ -7,7 +7,7 @@ python eval.py --run runs/ONE runs/TWO                             an ensemble: 
 python eval.py --run runs/NAME --predict testData.tsv.gz --submission --out submission.csv
 python eval.py --weights DIR_OR_HUB_ID --data FILE.csv             a published classifier, without a run
 python eval.py --run runs/NAME --text "A wonderful little film." --explain
-python eval.py --data FILE.csv --explain mistakes.html             why the worst mistakes of a file
+python eval.py --data FILE.csv --explain mistakes.html             explains the worst mistakes
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
 """
 
@@ -50,8 +50,8 @@ from data.eval_options import (
     EXAMPLES,
     Options,
     check_flags,
+    given_truncation,
     names_folder,
-    with_windows,
 )
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import in_shell, is_stdout, user_path, write_output
@@ -188,7 +188,7 @@ class Scorer:
         limit = trained.get("max_length", 512)
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
         own = "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head")
-        truncation = Truncation(limit, own)._replace(**with_windows(options))
+        truncation = Truncation(limit, own)._replace(**given_truncation(options))
         return cls(model.to(machine.device).eval(), tokenizer, machine, truncation)
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
@@ -494,7 +494,7 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         export(options, run, machine)
         return
     check_classifier(run)
-    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **with_windows(options))
+    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **given_truncation(options))
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
@@ -527,10 +527,9 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
 
 def member(options: Options, run: Run) -> Member:
     """Loads the best model of a run as a member of an ensemble."""
-    if is_pretraining(run):
-        raise ValueError(f"{run.folder} was pretrained and has no classifier; leave it out")
+    check_classifier(run)
     machine = choose_machine(options.device, options.precision or settings_of(run).options.precision)
-    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **with_windows(options))
+    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **given_truncation(options))
     return Member(str(run.folder), calibration(run), scorer)
 
 
@@ -549,7 +548,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def start(options: Options, emit: Emit, given: dict[str, Any]) -> None:
-    """Does what the flags say."""
+    """Runs the task that the flags select."""
     if options.compare:
         compare(options, emit)
     elif options.weights:

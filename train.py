@@ -32,7 +32,7 @@ from data import Splits, ranks
 from data.batches import Batch, Corpus, examples_of, shuffled_order
 from data.checked import read_json, reading
 from data.checksums import write_checksums
-from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, explain, is_closed_pipe
+from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, is_closed_pipe, user_message
 from data.files import in_shell, write_json
 from data.hub import backbone_digests, fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
@@ -312,10 +312,10 @@ def finish_step(t: Training, passes: list[Pass], rate_factor: float, last: bool)
         values |= {"loss": step_loss(passes), **meter.of_all_ranks().shown()}
         if ranks.is_first():
             t.run.log("step", **values)
-    asked, due = ranks.agree(t.interrupt.asked, meter.save_is_due())
-    if last or due or asked:
+    received, due = ranks.agree(t.interrupt.received, meter.save_is_due())
+    if last or due or received:
         t.save()
-        t.interrupt.asked = asked or t.interrupt.asked  # a signal to one rank stops all
+        t.interrupt.received = received or t.interrupt.received  # a signal to one rank stops all
         t.interrupt.check()
 
 
@@ -338,7 +338,8 @@ def finish_epoch(t: Training) -> None:
     record |= {"seconds": round(t.meter.total(), 1)}
     if ranks.is_first():
         t.run.log("epoch", epoch=progress.epoch + 1, **record)
-    line = ", ".join(f"{key} {value:,.4g}" for key, value in record.items())
+    digits = {key: ",.0f" if value >= 10_000 else ",.4g" for key, value in record.items()}
+    line = ", ".join(f"{key} {value:{digits[key]}}" for key, value in record.items())
     print(f"{name}: {line}, best" if better else f"{name}: {line}")
     progress.history = [*progress.history, {"epoch": progress.epoch + 1, **record}]
     progress.epoch, progress.step = progress.epoch + 1, 0
@@ -496,14 +497,14 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
             train(training)
             finish(training)
         except Stopped as stopped:
-            print(f"\nstopped and saved; go on with: python train.py --resume {in_shell(run.folder)}")
+            print(f"\nstopped and saved; continue with: python train.py --resume {in_shell(run.folder)}")
             sys.exit(stopped.exit_code)
         except Exception as error:
             if is_closed_pipe(error):
                 command = f"python train.py --resume {in_shell(run.folder)}"
-                print(f"the output was closed; go on with: {command}", file=sys.stderr)
-            elif explain(error) and not run.discard() and run.created is not None:
-                again = f"--resume {in_shell(run.folder)} goes on, another --name starts again"
+                print(f"the output was closed; continue with: {command}", file=sys.stderr)
+            elif user_message(error) and not run.discard() and run.created is not None:
+                again = f"--resume {in_shell(run.folder)} continues the run, another --name starts a new one"
                 if isinstance(error, Diverged):
                     again = "--resume would fail at this step again; start another run with a lower --learning-rate"
                 print(f"{run.folder} keeps what was done; {again}")
@@ -528,7 +529,7 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
     machine = choose_machine(options.device, options.precision)
 
     def start() -> str:
-        """Returns the run folder."""
+        """Creates, resumes or reopens the run, on rank 0, and locks it. Returns its folder."""
         nonlocal settings, run, machine
         named = Path(options.runs) / options.name
         if run is None and ranks.restarts() and not options.name:

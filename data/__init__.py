@@ -147,6 +147,11 @@ def find_parts(source: Source) -> Parts:
         parts = Parts(root)
     else:
         raise FileNotFoundError(f"{source.data or '--data'} does not exist")
+    return with_named_files(parts, source)
+
+
+def with_named_files(parts: Parts, source: Source) -> Parts:
+    """Replaces the files that --validation and --test name. Raises FileNotFoundError for one that does not exist."""
     given = {name: existing(path, f"--{name}") for name in ("validation", "test") if (path := getattr(source, name))}
     return parts._replace(**given)
 
@@ -226,11 +231,7 @@ def load_splits(
         if labels is not None and tuple(map(canonical, labels)) != SENTIMENT:
             raise ValueError(f"the built-in reviews have the classes negative and positive, not {quoted(labels)}")
         classes: tuple[str, ...] = SENTIMENT
-        parts, unlabelled = Parts(Path("demo")), as_frame([])
-        given = {
-            name: existing(path, f"--{name}") for name in ("validation", "test") if (path := getattr(source, name))
-        }
-        parts = parts._replace(**given)
+        parts, unlabelled = with_named_files(Parts(Path("demo")), source), as_frame([])
     else:
         parts, test = find_parts(source), as_frame([])
         labelled, unlabelled, classes = read_labelled(loader, parts.train, labels)

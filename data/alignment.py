@@ -11,7 +11,7 @@ import numpy as np
 
 from data.tokenization import Tokenizer, truncate_ids
 
-SPECIAL = -1  # word of a token that is not in the text: [CLS], [SEP]
+NO_WORD = -1  # word of a token that is not in the text: [CLS], [SEP]
 
 
 def words_of_tokens(ids: list[int], rows: list[list[int]]) -> np.ndarray:
@@ -24,11 +24,11 @@ def words_of_tokens(ids: list[int], rows: list[list[int]]) -> np.ndarray:
     joined = [token for row in rows for token in row]
     if joined == ids:
         return words
-    found, last = np.full(len(ids), SPECIAL), 0
+    found, last = np.full(len(ids), NO_WORD), 0
     for block in SequenceMatcher(None, joined, ids, autojunk=False).get_matching_blocks():
         found[block.b : block.b + block.size] = words[block.a : block.a + block.size]
     for position, word in enumerate(found):
-        last = found[position] = last if word == SPECIAL else word
+        last = found[position] = last if word == NO_WORD else word
     return found
 
 
@@ -43,6 +43,6 @@ def align(tokenizer: Tokenizer, text: str, max_length: int, truncate: str) -> tu
     before, _ = map(len, tokenizer.template)
     kept = truncate_ids(list(range(len(ids))), tokenizer.text_limit(max_length), truncate)
     encoded = next(tokenizer.encode([text], max_length=max_length, truncate=truncate))
-    word_of = np.full(len(encoded), SPECIAL)
+    word_of = np.full(len(encoded), NO_WORD)
     word_of[before : before + len(kept)] = words_of_tokens(ids, rows)[kept]
     return words, encoded, word_of

@@ -1,6 +1,6 @@
 """Builds batches from the token ids of a corpus, bucketed by length and padded on the right.
 
-Padding to the longest review of a random batch nearly doubles the work at 512 tokens. Sorting by length inside windows
+Padding to the longest review of a random batch nearly doubles the work at 512 tokens. Sorting by length inside buckets
 of shuffled reviews, then shuffling the batches, leaves about 3 % of padding and still a random order.
 
 Batches are not prepared in the background: 16 reviews of up to 512 tokens take 0.1 ms, less than a thousandth of a
@@ -29,7 +29,7 @@ from data.seeds import derive_seed
 from data.tokenization import Tokenizer
 from data.windows import WHOLE, Truncation, first_windows, pool, window_positions
 
-WINDOW = 50  # batches that are sorted together
+BUCKET = 50  # batches whose reviews are sorted by length together
 
 
 def no_check() -> None:
@@ -276,9 +276,9 @@ def merge_rows(path: Path, parts: list[Path]) -> None:
     with path.open("wb") as file:
         write_array_header_1_0(file, header)
         array("i", [count]).tofile(file)
-        for piece in (0, 1):
+        for field in (0, 1):  # lengths, then ids
             for part in parts:
-                file.write(stored(part)[piece].data)
+                file.write(stored(part)[field].data)
 
 
 def build_corpus(
@@ -355,16 +355,16 @@ def shuffled_order(
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, f"order {epoch}"))
     shuffled = torch.randperm(len(lengths), generator=generator).numpy()
-    batches, size = [], batch_size * WINDOW
+    batches, size = [], batch_size * BUCKET
     if tokens_per_batch:
-        size = max(1, int(tokens_per_batch * WINDOW / lengths.mean()))
+        size = max(1, int(tokens_per_batch * BUCKET / lengths.mean()))
     for start in range(0, len(shuffled), size):
-        window = shuffled[start : start + size]
-        window = window[np.argsort(lengths[window], kind="stable")]
+        bucket = shuffled[start : start + size]
+        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
         if tokens_per_batch:
-            batches += split_by_tokens(window, lengths=lengths, tokens_per_batch=tokens_per_batch)
+            batches += split_by_tokens(bucket, lengths=lengths, tokens_per_batch=tokens_per_batch)
         else:
-            batches += split_by_count(window, batch_size)
+            batches += split_by_count(bucket, batch_size)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 

@@ -34,6 +34,8 @@ from typing import NamedTuple
 
 FIELD_LIMIT = 10 * 2**20  # characters of a field
 MOST_COLUMNS = 10_000
+# a first line that Excel reads and does not show
+SEP_LINE = re.compile(r'"?sep=([^\w\s"\x00-\x1f]|[\t ])"?(?=[\r\n])')
 DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 LINE = re.compile(r"([^\r\n]*)(?:\r\n?|\n)|([^\r\n]+)")
 RFC4180, LITERAL, BACKSLASH = "rfc4180", "literal", "backslash"
@@ -162,9 +164,7 @@ def read_delimited(
     """
     if "\n" in text:
         text = re.sub(r"\r(?!\n)", " ", text)  # the end of a line only in files that have no other
-    hint = re.match(
-        r'"?sep=([^\w\s"\x00-\x1f]|[\t ])"?(?=[\r\n])', text
-    )  # a first line that Excel reads and does not show
+    hint = SEP_LINE.match(text)
     text = text[hint.end() :] if hint else text
     delimiter = hint[1] if hint else find_delimiter(path, text, default, names)
     if quoting:

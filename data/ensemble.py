@@ -202,10 +202,10 @@ def check_splits(splits: dict[str, Splits]) -> None:
                         f"{count:,} {split} reviews of {name} were training reviews of {other}, so its score is no "
                         "measurement; use runs with one split, or score a new file with --data"
                     )
-    (first, wanted), *others = splits.items()
+    (first, expected), *others = splits.items()
     for name, parts in others:
         for split in ("validation", "test"):
-            frames = [getattr(one, split) for one in (wanted, parts)]
+            frames = [getattr(one, split) for one in (expected, parts)]
             scored_by = [frame[frame["sentiment"] != UNKNOWN]["review"].tolist() for frame in frames]
             if scored_by[0] != scored_by[1]:
                 raise ValueError(f"{first} and {name} have different {split} reviews; score a file: --data FILE")

@@ -38,7 +38,7 @@ def clean_exit() -> Iterator[None]:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if is_closed_pipe(error):
             sys.exit(CLOSED_PIPE)
-        message = explain(error)
+        message = user_message(error)
         if message is None or os.environ.get("DEBUG"):
             raise
         traceback.clear_frames(error.__traceback__)
@@ -91,7 +91,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
-def explain(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """Returns one line for an error that a user can fix, None for a defect of this program."""
     text = " ".join(str(error).split())
     if out_of_memory(error):
@@ -139,7 +139,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.asked = 0  # number of the first signal
+        self.received = 0  # number of the first signal
         self.deferring = False
 
     def __enter__(self) -> "Interrupt":
@@ -152,9 +152,9 @@ class Interrupt:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Records the first signal and raises Stopped unless deferred; the second raises KeyboardInterrupt."""
-        if self.asked:
+        if self.received:
             raise KeyboardInterrupt
-        self.asked = number
+        self.received = number
         if not self.deferring:
             raise Stopped(number)
 
@@ -170,8 +170,8 @@ class Interrupt:
 
     def check(self) -> None:
         """Raises Stopped after the first signal."""
-        if self.asked:
-            raise Stopped(self.asked)
+        if self.received:
+            raise Stopped(self.received)
 
 
 def interruptible(work: Callable[[], Value], seconds: float = math.inf) -> Value:

@@ -113,7 +113,7 @@ class Options:
     )
 
 
-def with_windows(options: Options) -> dict[str, Any]:
+def given_truncation(options: Options) -> dict[str, Any]:
     """Returns the fields of `Truncation` that the command line replaces; {} without --truncate."""
     if not options.truncate:
         return {}
@@ -165,7 +165,7 @@ def check_reading(options: Options, given: dict[str, Any]) -> None:
         raise ValueError(f"{flag(lines[0])} is for files; standard input has one review a line")
 
 
-def check_effect(options: Options, given: dict[str, Any]) -> None:
+def check_effect(given: dict[str, Any]) -> None:
     """Raises ValueError for a flag that would have no effect on the task."""
     task = next((name for name in TASKS if name in given), "run")
     for name in given:
@@ -215,4 +215,4 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
         raise ValueError("--run and --weights both name a model; leave one out")
     if options.weights and not (options.data or options.predict or "text" in given):
         raise ValueError("--weights needs reviews: --data FILE, --predict FILE or --text REVIEW")
-    check_effect(options, given)
+    check_effect(given)

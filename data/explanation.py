@@ -102,8 +102,8 @@ def agreement_text(explanation: Explanation) -> str:
 
 def completeness_text(explanation: Explanation) -> str:
     """Describes in one line what the effects sum to."""
-    total, wanted = explanation.gradients.sum(), explanation.difference
-    return f"the effects sum to {total:+.2f}, the log-odds minus those of {explanation.baseline} are {wanted:+.2f}"
+    total, expected = explanation.gradients.sum(), explanation.difference
+    return f"the effects sum to {total:+.2f}, the log-odds minus those of {explanation.baseline} are {expected:+.2f}"
 
 
 def sentences(words: Sequence[str]) -> list[range]:
@@ -120,19 +120,18 @@ def sentences(words: Sequence[str]) -> list[range]:
 def largest_gains(phrases: Sequence[tuple[str, float]], sign: int = 1, count: int = STRONGEST) -> str:
     """Lists the phrases with the largest gains above 0. sign: -1 lists those with the largest losses."""
     ordered = sorted(phrases, key=lambda pair: -sign * pair[1])
-    return (
-        ", ".join(f"{show(text)} {sign * gain:.2f}" for text, gain in ordered[:count] if sign * gain > 0) or "no word"
-    )
+    shown = [f"{visible(text)} {sign * gain:.2f}" for text, gain in ordered[:count] if sign * gain > 0]
+    return ", ".join(shown) or "no word"
 
 
-def show(text: str) -> str:
+def visible(text: str) -> str:
     """Replaces characters that would change what a terminal shows."""
     return CONTROL.sub("\ufffd", text)
 
 
 def escaped(text: str) -> str:
     """Escapes a text for HTML."""
-    return html.escape(show(text))
+    return html.escape(visible(text))
 
 
 def strengths(effects: np.ndarray) -> np.ndarray:
@@ -150,7 +149,7 @@ def has_colours() -> bool:
 
 def marked(word: str, strength: float, colours: bool) -> tuple[str, int]:
     """Returns a word with its colour or marks, and the columns that it takes. strength: in -1 … 1"""
-    word, level = show(word), int(np.searchsorted(STEPS, abs(strength), side="right"))
+    word, level = visible(word), int(np.searchsorted(STEPS, abs(strength), side="right"))
     if not level:
         return word, len(word)
     if colours:
@@ -173,18 +172,18 @@ def wrapped(parts: Sequence[tuple[str, int]], first: str, width: int) -> Iterato
 
 def as_text(explanation: Explanation, colours: bool, width: int = 100) -> str:
     """Returns an explanation for a terminal: the words of each sentence after its score."""
-    lines = [show(explanation.title)] if explanation.key else []
+    lines = [visible(explanation.title)] if explanation.key else []
     strength = strengths(explanation.gradients)
     for sentence in sentences(explanation.words):
         parts = [marked(explanation.words[i], strength[i], colours) for i in sentence]
         score = explanation.gradients[sentence.start : sentence.stop].sum()
         lines += wrapped(parts, f"{score:+6.2f} ", width)
     sign = "blue" if colours else "+", "orange" if colours else "-"
-    lines += [f"{sign[0]}: for {show(explanation.label)}, {sign[1]}: against it; {completeness_text(explanation)}"]
+    lines += [f"{sign[0]}: for {visible(explanation.label)}, {sign[1]}: against it; {completeness_text(explanation)}"]
     lines += [agreement_text(explanation)]
     for title, weights in explanation.weights:
         order = np.argsort(-weights, kind="stable")[:STRONGEST]
-        lines += [f"highest {title}: " + ", ".join(f"{show(explanation.words[i])} {weights[i]:.2f}" for i in order)]
+        lines += [f"highest {title}: " + ", ".join(f"{visible(explanation.words[i])} {weights[i]:.2f}" for i in order)]
     lines += ["because of: " + largest_gains(explanation.phrases)]
     lines += ["in spite of: " + largest_gains(explanation.phrases, -1)]
     return "\n".join(lines)

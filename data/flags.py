@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
             if action.nargs == 0 or equals:
                 found.append(token)
             elif action.nargs == "+":
-                found += [token, *self.values(name, waiting, known)]
+                found += [token, *self.values(name, waiting)]
             elif action.nargs == "?" and (not waiting or waiting[0].startswith("--")):
                 found.append(f"{token}={action.const}")
             else:
@@ -107,7 +107,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{name} needs a value{hint} ({name}={waiting[0]} takes it as the value)")
         return waiting.pop(0)
 
-    def values(self, name: str, waiting: list[str], known: Iterable[str]) -> list[str]:
+    def values(self, name: str, waiting: list[str]) -> list[str]:
         """Removes the values of the flag `name`, up to the next flag, from `waiting`, and returns them."""
         end = next((k for k, token in enumerate(waiting) if token.startswith("-")), len(waiting))
         if not end:

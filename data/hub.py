@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")  # one is enough
 HUB_ID = re.compile(r"(?!\.)(?!.*\.\.)([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # name/model@revision
 # the methods of huggingface/peft that are supported; `method` in a file of this project says which of ours it is
-METHODS = {
+METHOD_OF = {
     "LORA": "lora", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "HEAD": "head",
     "BITFIT": "bitfit", "IA3": "ia3", "HOULSBY": "houlsby",
 }  # fmt: skip
@@ -246,14 +246,14 @@ def read_adapter_config(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / ADAPTER_CONFIG
     config = read_object(path)
     kind = config.get("peft_type")
-    if not isinstance(kind, str) or kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHOD_OF:
         raise ValueError(
-            f"{directory}: peft_type {show(repr(kind))} is not supported; supported: {', '.join(sorted(METHODS))}. "
+            f"{directory}: peft_type {show(repr(kind))} is not supported; supported: {', '.join(sorted(METHOD_OF))}. "
             "Other kinds can be merged by huggingface/peft: merge_and_unload().save_pretrained(DIR), then --weights DIR"
         )
     with about(path):
         check_types(config, ADAPTER_FIELDS)
-        if config.get("method") not in (None, "", METHODS[kind], "p_tuning_v2" if kind == "PREFIX_TUNING" else None):
+        if config.get("method") not in (None, "", METHOD_OF[kind], "p_tuning_v2" if kind == "PREFIX_TUNING" else None):
             raise ValueError(f"method {show(repr(config['method']))} does not fit peft_type {kind}")
         base = config.get("base_model_name_or_path") or ""
         if len(base) > LONGEST_PATH or not base.isprintable():
@@ -264,7 +264,7 @@ def read_adapter_config(directory: str | Path) -> dict[str, Any]:
 def adapter_method(directory: str | Path) -> str:
     """Returns the name of an adapter's method. Raises FileNotFoundError, or ValueError for an unsupported one."""
     config = read_adapter_config(directory)
-    return config.get("method") or METHODS[config["peft_type"]]
+    return config.get("method") or METHOD_OF[config["peft_type"]]
 
 
 def adapter_options(directory: str | Path) -> dict[str, Any]:

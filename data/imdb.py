@@ -342,8 +342,8 @@ def label_reviews(reviews: Reviews, names: tuple[str, ...] | None) -> tuple[pd.D
     where = f"{reviews.path}: column {reviews.label_column!r}" if reviews.label_column else str(reviews.path)
     if not reviews.label_column and is_kaggle(reviews.path):
         names = SENTIMENT if names is None else names
-        believed = {canonical(name) for name in names} == set(SENTIMENT)
-        ratings = [rating_label(key) if believed else UNKNOWN for key in keys]
+        has_ratings = {canonical(name) for name in names} == set(SENTIMENT)
+        ratings = [rating_label(key) if has_ratings else UNKNOWN for key in keys]
         values = ["" if rating == UNKNOWN else SENTIMENT[rating] for rating in ratings]
     elif names and all_hidden(values, names):
         print(f"{reviews.path}: all labels are -1: they are withheld, and read as unknown")

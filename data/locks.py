@@ -62,14 +62,14 @@ class FolderLock:
 @contextmanager
 def waiting_lock(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder in the block. Waits while another process holds it, and prints that once."""
-    lock, said = None, False
+    lock, printed = None, False
     while lock is None:
         try:
             lock = FolderLock(folder)
         except ValueError as error:
-            if not said:
+            if not printed:
                 print(f"{str(error).partition(';')[0]}; waiting until it is finished")
-            said = True
+            printed = True
             time.sleep(0.2)
     try:
         yield

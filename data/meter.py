@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from data.batches import Batch
-from data.ranks import add, alone
+from data.ranks import add
 
 
 @dataclass
@@ -31,9 +31,7 @@ class Progress:
 
 
 def step_loss(passes: list[tuple[Batch, Tensor, dict[str, Tensor]]]) -> float:
-    """Returns the loss of a step's last forward pass, with several ranks the mean over all examples of the step."""
-    if alone():
-        return passes[-1][1].item()
+    """Returns the mean loss over all examples of a step, of all ranks."""
     sums = add(
         {
             "loss": sum(loss.item() * batch.total for batch, loss, _ in passes),

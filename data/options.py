@@ -249,7 +249,9 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     if options.truncate != "windows" and (options.window_stride or options.window_pooling != "mean"):
         raise ValueError("--window-stride and --window-pooling are for --truncate windows")
     if options.truncate == "chunks" and not objective.pretraining:
-        raise ValueError("--truncate chunks separates a review from its label; it is for --loss mlm and rtd")
+        raise ValueError(
+            "--truncate chunks separates a review from its label; it is for pretraining: --loss mlm, rtd, lm and tv"
+        )
     if options.quantize != "none" and (options.peft == "none" or options.weights == "none"):
         raise ValueError(f"--quantize {options.quantize} is for frozen weights: it needs --weights and a --peft method")
     if options.unfreeze == "gradual" and options.peft != "none":
@@ -308,7 +310,7 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     layers += [("objective", objective_defaults(given, tables, weights))]
     if weights == "none" and model.weights != "none" and not objective.pretraining:
         layers += [("random weights", FROM_RANDOM)]
-    if weights == "builtin":
+    if weights == "builtin" and not objective.pretraining:
         layers += [("built-in weights", FROM_BUILTIN | method.builtin)]
     classes = (Options, method.options, objective.options)
     values, origins = merge_defaults(classes, [*layers, ("adapter", own), ("command line", given)])

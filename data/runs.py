@@ -138,7 +138,7 @@ class Run:
         run.lock()
         if (run.folder / "config.json").exists():
             run.release()
-            raise ValueError(f"{folder} exists; go on with --resume {in_shell(folder)}, or choose another --name")
+            raise ValueError(f"{folder} exists; continue with --resume {in_shell(folder)}, or choose another --name")
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         origin = {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
         head = {"format": FORMAT, "command": command_line(), "started": now, **origin, "versions": versions()}

@@ -110,13 +110,14 @@ def choose_shards(source: Source, files: list[Path]) -> list[tuple[Path, str, fl
             raise ValueError(f"--validation {path} must be a .txt, .jsonl or .parquet file, as the shards are")
         left_out += [name for _, name in held_out]
         held_out = [(path, path.name)]
-    what = f"held out: {listed([name for _, name in held_out])}" if held_out else f"held out: {HELD_OUT:.0%} of them"
-    print(f"documents of {len(train)} files; {what}" + (f"; not read: {listed(left_out)}" if left_out else ""))
+    validation = first_three([name for _, name in held_out]) if held_out else f"{HELD_OUT:.0%} of them"
+    unread = f"; not read: {first_three(left_out)}" if left_out else ""
+    print(f"documents of {len(train)} files; held out: {validation}{unread}")
     share = 0.0 if held_out else HELD_OUT
     return [(path, name, share) for path, name in train] + [(path, name, 1.0) for path, name in held_out]
 
 
-def listed(names: list[str]) -> str:
+def first_three(names: list[str]) -> str:
     """Returns the first three names of a list, and the number of the others."""
     return ", ".join(map(show, names[:3])) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 

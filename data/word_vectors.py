@@ -27,6 +27,7 @@ from data.checksums import is_intact, seal_file
 from data.files import open_tensors, write_tensors
 from data.glove import count_pairs, train_glove
 from data.tokenization import Tokenizer
+from data.unpacking import GZIP, ZIP
 
 VECTORS = "vectors"  # name of the tensor in the safetensors file
 FIRST_LINES = 100  # the lines that determine the width of the vectors
@@ -36,7 +37,7 @@ WIDEST = 100_000  # numbers of a vector
 LONGEST_WORD = 100_000  # bytes
 EXPANSION = 100  # bytes of a compressed file in each of its own; text has 3, and what has more is no file of vectors
 NUMBER = re.compile(rb"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-GZIP, ZIP, BOM = b"\x1f\x8b", b"PK\x03\x04", b"\xef\xbb\xbf"  # first bytes of a file
+BOM = b"\xef\xbb\xbf"  # first bytes of a text in UTF-8, in some files
 # first bytes of formats that are not read, and the way out
 OTHER_FORMATS = {
     b"\xba\x16\x4f\x2f": "is a fastText model; use its text file (.vec)",

@@ -20,7 +20,7 @@ def no_preparation(model: Any, options: Any, tokenizer: Any) -> None:
 class ObjectiveEntry(NamedTuple):
     objective: Callable  # (model, batch, options) -> (loss, logits or correct predictions)
     options: type  # dataclass of its settings
-    training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from train.py's
+    training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from those of Options (data/options.py)
     prepare: Callable = no_preparation  # (model, options, tokenizer): checks the model; adds modules for training only
     unlabelled: bool = False  # whether batches carry unlabelled reviews
     pretraining: bool = False  # whether labels are unused

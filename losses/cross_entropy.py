@@ -16,11 +16,16 @@ from torch import Tensor
 from data.batches import Batch
 from data.flags import option
 from nn import Model
+from nn.autocast import at_least_fp32
 
 
 @dataclass(frozen=True)
 class CrossEntropyOptions:
     label_smoothing: float = option(0.0, "objective", "ε of the cross-entropy, in [0, 1)")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label smoothing {self.label_smoothing} is outside [0, 1)")
 
 
 def cross_entropy(
@@ -33,8 +38,7 @@ def cross_entropy(
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing {smoothing} is outside [0, 1)")
-    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    log_p = F.log_softmax(logits, dim=-1)  # [B, C]
+    log_p = F.log_softmax(at_least_fp32(logits), dim=-1)  # [B, C]
     log_p_true = log_p.gather(1, labels[:, None]).squeeze(1)  # [B]
     losses = -((1 - smoothing) * log_p_true + smoothing * log_p.mean(-1))  # [B]
     return losses.mean() if class_weights is None else (class_weights[labels] * losses).mean()

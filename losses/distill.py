@@ -30,6 +30,7 @@ from data.batches import Batch
 from data.flags import option
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
 from nn import Model
+from nn.autocast import at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class DistillOptions(CrossEntropyOptions):
     distill_unlabelled: bool = option(False, "objective", "distill: unlabelled reviews too, with α = 1")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_weights(self.distill_temperature, self.distill_alpha)
         if self.distill_alpha == 1 and self.label_smoothing:
             raise ValueError("--label-smoothing has no effect with --distill-alpha 1, which leaves out the labels")
@@ -60,8 +62,7 @@ def check_weights(temperature: float, alpha: float) -> None:
 
 def soft_losses(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Computes T² KL(p ‖ q) of each example. logits, teacher: [B, C] -> [B], fp32 or wider, at least 0"""
-    z, v = (x if x.dtype.itemsize >= 4 else x.float() for x in (logits, teacher))
-    log_q, log_p = (F.log_softmax(x / temperature, -1) for x in (z, v))
+    log_q, log_p = (F.log_softmax(at_least_fp32(x) / temperature, -1) for x in (logits, teacher))
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 

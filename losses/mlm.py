@@ -33,6 +33,7 @@ from data.flags import option
 from data.tokenization import Tokenizer
 from losses.published_head import load_head
 from nn import Model
+from nn.autocast import at_least_fp32
 from nn.encoder import Encoder, activation, init_weights
 
 MASKING_RATE = 0.15  # of real tokens
@@ -86,9 +87,8 @@ def choose(
     ordinary = vocabulary.ordinary.to(input_ids.device)[input_ids]  # [B, T]
     draw = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
     if whole_words:
-        word = (vocabulary.starts.to(input_ids.device)[input_ids] | ~ordinary).cumsum(
-            1
-        ) - 1  # [B, T]: index of the word
+        begins = vocabulary.starts.to(input_ids.device)[input_ids] | ~ordinary  # [B, T]
+        word = begins.cumsum(1) - 1  # [B, T]: index of the word
         draw = draw.gather(1, word.clamp(min=0))  # one draw for all subwords of a word
     return (draw < rate) & mask & ordinary
 
@@ -194,8 +194,7 @@ def states(model: Encoder, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor
 
 def predict(model: Encoder, head: MLMHead | BagHead, h: Tensor) -> Tensor:
     """Computes the logits of a head over the vocabulary. h: [N, D] -> fp32 or wider [N, V]"""
-    logits = head(h, model.embeddings.word.weight)
-    return logits if logits.dtype.itemsize >= 4 else logits.float()
+    return at_least_fp32(head(h, model.embeddings.word.weight))
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:

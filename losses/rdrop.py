@@ -23,6 +23,7 @@ from data.batches import Batch
 from data.flags import option
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
 from nn import Model
+from nn.autocast import at_least_fp32
 from nn.dropout import Dropout
 
 
@@ -31,6 +32,7 @@ class RDropOptions(CrossEntropyOptions):
     rdrop_alpha: float = option(0.5, "objective", "R-Drop: weight α of the KL term, half of the paper's α")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rdrop_alpha < 0:
             raise ValueError(f"rdrop_alpha {self.rdrop_alpha} is negative")
 
@@ -40,7 +42,7 @@ def symmetric_kl(logits_1: Tensor, logits_2: Tensor) -> Tensor:
 
     logits: [B, C] -> scalar, fp32 or wider, at least 0
     """
-    log_p, log_q = (F.log_softmax(x if x.dtype.itemsize >= 4 else x.float(), -1) for x in (logits_1, logits_2))
+    log_p, log_q = (F.log_softmax(at_least_fp32(x), -1) for x in (logits_1, logits_2))
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 
 

@@ -72,7 +72,10 @@ class RTD(Module):
     def __init__(self, model: Encoder, vocabulary: Vocabulary) -> None:
         super().__init__()
         c = model.config
-        self.generator = type(model)(replace(c, num_layers=max(1, c.num_layers // 2)))
+        half = max(1, c.num_layers // 2)
+        types = getattr(c, "layer_types", None)  # of ModernBERT: one entry a layer
+        shorter = {} if types is None else {"layer_types": types[:half]}
+        self.generator = type(model)(replace(c, num_layers=half, **shorter))
         state = model.state_dict()
         self.generator.load_state_dict({name: state[name] for name in self.generator.state_dict()})
         for name in model.HEAD:  # the generator does not classify

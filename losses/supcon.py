@@ -7,9 +7,10 @@
     L     = (1 - λ)·CE + λ·L_out                                                                  Gunel et al., Eq. (1)
 
 Several views of an example are separate rows with the same label. The means run over the anchors that have a positive.
-The loss is 0 if no anchor has one. With gradient accumulation, the contrast set is the micro-batch. With several ranks,
-it is the micro-batch of all ranks; the features are gathered with their gradients. An optional projection head (Khosla
-et al., §3) computes the vectors to compare; it exists during training only.
+The loss is 0 if no anchor has one. With gradient accumulation, the contrast set is the micro-batch; if memory runs out,
+the micro-batch is split, and the contrast set is one pass. With several ranks, it is the micro-batch of all ranks; the
+features are gathered with their gradients. An optional projection head (Khosla et al., §3) computes the vectors to
+compare; it exists during training only.
 
 Differs from the paper: the loss is a mean over anchors, not a sum.
 Differs from the published code: anchors without a positive are excluded from the mean (the published code counts them
@@ -30,6 +31,7 @@ from data.tokenization import Tokenizer
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
 from losses.rdrop import RDropOptions, symmetric_kl, warn_without_dropout
 from nn import Model
+from nn.autocast import at_least_fp32
 from nn.distributed import gather_features
 
 
@@ -40,15 +42,16 @@ class SupConOptions(CrossEntropyOptions):
     projection: int = option(0, "objective", "SupCon: width of a projection head, discarded after training; 0: none")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.supcon_weight <= 1:
             raise ValueError(f"supcon_weight {self.supcon_weight} is outside [0, 1]")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature {self.temperature} must be above 0")
 
 
 @dataclass(frozen=True)
 class RDropSupConOptions(SupConOptions, RDropOptions):
-    def __post_init__(self) -> None:
-        SupConOptions.__post_init__(self)
-        RDropOptions.__post_init__(self)
+    pass
 
 
 def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bool = False) -> Tensor:
@@ -60,7 +63,7 @@ def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bo
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be above 0")
     with torch.autocast(features.device.type, enabled=False):
-        z = F.normalize(features if features.dtype.itemsize >= 4 else features.float(), dim=-1)  # [N, D]
+        z = F.normalize(at_least_fp32(features), dim=-1)  # [N, D]
         diagonal = torch.eye(len(z), dtype=torch.bool, device=z.device)
         scores = (z @ z.T / temperature).masked_fill(diagonal, torch.finfo(z.dtype).min)  # [N, N]
         log_p = scores - scores.logsumexp(1, keepdim=True)

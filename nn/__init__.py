@@ -1,10 +1,12 @@
-"""MODELS, the table of models, and the letters for dimensions in all docstrings and comments of this project.
+"""MODELS, the table of models, and the letters for dimensions in docstrings and comments.
 
-    B  batch                      K  width per head          C  classes
-    T  tokens (queries)           F  feed-forward width      R  LoRA rank; reviews
+A module that uses a letter for something else introduces it.
+
+    B  batch                      K  width per head, capsule C  classes
+    T  tokens (queries)           F  feed-forward, filters   R  LoRA rank; reviews
     S  tokens (keys)              V  vocabulary              P  virtual tokens
     D  model width                H  heads                   E  width of word embeddings
-    N  rows, RNN directions       J  capsules
+    N  rows, RNN directions       J  capsules                G  gates; n-grams of a table
 
 The batch is the first dimension. Padding is on the right and never changes a result. Every model has
 
@@ -45,7 +47,7 @@ class ModelEntry(NamedTuple):
     shape: dict[str, Any]  # config fields of a model with random weights (`--weights none`)
     tokenizer: str  # kind of the tokenizer that is trained if the weights contain none
     weights: str  # default of `--weights`
-    training: dict[str, Any]  # defaults of training options that differ from those in train.py
+    training: dict[str, Any]  # defaults of training options that differ from those of Options (data/options.py)
     demo: dict[str, Any] = {}  # noqa: RUF012  further defaults on the built-in reviews, which are few and short
 
 

@@ -19,12 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Sequential
 
+from nn.autocast import at_least_fp32
+
 SHRINK = 4  # factor of the width from each cluster to the next
-
-
-def wide(logits: Tensor) -> Tensor:
-    """Returns logits in fp32, or in float64 if they have it."""
-    return logits if logits.dtype.itemsize >= 4 else logits.float()
 
 
 class AdaptiveSoftmax(Module):
@@ -51,18 +48,18 @@ class AdaptiveSoftmax(Module):
         """h: [N, D];  targets: w, int64 [N] -> -log p(w|h), fp32 or wider [N], and whether w has the highest
         probability among the words of the head, bool [N]"""
         n_0 = self.ends[0]
-        logits = wide(self.head(h))  # [N, n_0 + J]
+        logits = at_least_fp32(self.head(h))  # [N, n_0 + J]
         cluster = torch.bucketize(targets, torch.tensor(self.ends, device=h.device), right=True)  # [N], 0: the head
         loss = F.cross_entropy(logits, torch.where(cluster == 0, targets, n_0 + cluster - 1), reduction="none")  # [N]
         for j, tail in enumerate(self.tails, 1):
             rows = (cluster == j).nonzero().squeeze(1)
-            within = F.cross_entropy(wide(tail(h[rows])), targets[rows] - self.ends[j - 1], reduction="none")
+            within = F.cross_entropy(at_least_fp32(tail(h[rows])), targets[rows] - self.ends[j - 1], reduction="none")
             loss = loss.index_add(0, rows, within)
         return loss, logits.detach()[:, :n_0].argmax(-1) == targets
 
     def log_probabilities(self, h: Tensor) -> Tensor:
         """Computes log p(w|h) of all words, the dense form. h: [N, D] -> [N, V]"""
         n_0 = self.ends[0]
-        head = wide(self.head(h)).log_softmax(-1)  # [N, n_0 + J]
-        tails = [head[:, n_0 + j, None] + wide(tail(h)).log_softmax(-1) for j, tail in enumerate(self.tails)]
+        head = at_least_fp32(self.head(h)).log_softmax(-1)  # [N, n_0 + J]
+        tails = [head[:, n_0 + j, None] + at_least_fp32(tail(h)).log_softmax(-1) for j, tail in enumerate(self.tails)]
         return torch.cat([head[:, :n_0], *tails], -1)

@@ -38,7 +38,7 @@ from nn.encoder import Encoder
 from nn.nb_linear import NBLinear
 from nn.quant import Int8Linear
 
-TOLERANCE = 0.005  # of |F(x) - F(x')|; half of what is promised
+TOLERANCE = 0.005  # of |F(x) - F(x')|; half of the error of 1 % that the tests allow
 SMALLEST_ERROR = 1e-4  # in log-odds; smaller errors are below the precision of fp32
 START_INTERVALS, MOST_INTERVALS = 4, 512
 PASS_TOKENS = 4_096  # in one forward and backward pass

@@ -1,10 +1,18 @@
-"""The dtype of matrix products under torch.autocast, for an autograd.Function, whose inputs autocast does not cast."""
+"""The dtype of sums, and of matrix products under torch.autocast, for an autograd.Function, whose inputs autocast does
+not cast."""
 
 import torch
 from torch import Tensor
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Returns x in fp32, or in float64 if it has it."""
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Returns the dtype in which a torch Linear multiplies x: that of autocast, or else of x."""
+    """Returns the dtype in which a torch Linear multiplies x: that of autocast, which leaves float64 as it is, or of
+    x."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast else x.dtype

@@ -127,10 +127,10 @@ def write_config(model: Model) -> dict[str, Any]:
 
 
 class Unfilled(TorchFunctionMode):
-    """Skips the normal initialization of tables and layers within it, since the file's values replace them at once.
+    """Skips the normal initialization of tables and layers within it, since the file's values replace them.
 
-    Building on the meta device would avoid it as well, but then torch imports torch._dynamo, which takes two seconds.
-    `arange` of a meta tensor imports sympy, which takes a third of one; its values come from the file too.
+    On the meta device, `normal_` computes nothing, but its first call imports torch._dynamo, which takes two seconds.
+    `arange` of a meta tensor imports sympy, which takes half a second.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -266,7 +266,11 @@ def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
     for name in names:  # `empty_like` of a meta tensor would import sympy, which takes half a second
         put_parameter(model, name, torch.empty(model.get_parameter(name).shape, dtype=dtype))
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in names):  # in their order: each draws random numbers
-        init_weights(model.get_submodule(owner), model.config.initializer_range)
+        module = model.get_submodule(owner)
+        read = {leaf: p.detach().clone() for leaf, p in module.named_parameters() if f"{owner}.{leaf}" not in names}
+        init_weights(module, model.config.initializer_range)
+        for leaf, values in read.items():  # init_weights draws the whole layer, of which the file has these parameters
+            module.get_parameter(leaf).data.copy_(values)
 
 
 def put_parameter(model: Model, name: str, tensor: Tensor) -> None:

@@ -192,6 +192,14 @@ def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
     return torch.where(size <= middle, distance, distance.sign() * beyond)
 
 
+def table_row(distance: Tensor, buckets: int, max_position: int) -> Tensor:
+    """Computes δ, the row of the table of relative positions. distance: q - k, int64 -> int64, same shape"""
+    span = max_position
+    if buckets > 0:
+        distance, span = log_bucket(distance, buckets=buckets, max_position=max_position), buckets
+    return (distance + span).clamp(0, 2 * span - 1)
+
+
 @lru_cache(maxsize=128)
 def relative_index(
     num_queries: int, length: int, buckets: int, max_position: int, device: torch.device
@@ -202,11 +210,7 @@ def relative_index(
     """
     with torch.inference_mode(False):  # a tensor that was cached in evaluation is used in training too
         position = torch.arange(length)
-        distance = position[:num_queries, None] - position[None, :]  # [T, S]: q - k
-        if buckets > 0:
-            distance = log_bucket(distance, buckets=buckets, max_position=max_position)
-        span = buckets if buckets > 0 else max_position
-        index = (distance + span).clamp(0, 2 * span - 1)
+        index = table_row(position[:num_queries, None] - position[None, :], buckets, max_position)  # [T, S]
         first, last = int(index.min()), int(index.max())
         return (index - first).to(device), first, last
 
@@ -217,11 +221,7 @@ def rows_by_distance(
 ) -> tuple[Tensor, int, int]:
     """Computes δ - first for the distances T - 1 … 1 - S, int32 [T + S - 1], and first and last of `relative_index`."""
     with torch.inference_mode(False):
-        distance = torch.arange(num_queries - 1, -length, -1)
-        if buckets > 0:
-            distance = log_bucket(distance, buckets=buckets, max_position=max_position)
-        span = buckets if buckets > 0 else max_position
-        rows = (distance + span).clamp(0, 2 * span - 1)  # descending
+        rows = table_row(torch.arange(num_queries - 1, -length, -1), buckets, max_position)  # descending
         first, last = int(rows[-1]), int(rows[0])
         return (rows - first).int().to(device), first, last
 

@@ -18,6 +18,7 @@ from torch.nn import Module, Parameter
 
 from data.batches import Share
 from data.ranks import alone, check_others, size
+from nn.autocast import at_least_fp32
 
 BUCKET_BYTES = 25 * 2**20  # as in torch's DistributedDataParallel
 
@@ -127,7 +128,7 @@ def gather_features(features: Tensor, share: Share) -> Tensor:
     each rank. Raises Elsewhere if the step failed on another rank.
     """
     check_others()
-    wide = features if features.dtype.itemsize >= 4 else features.float()
+    wide = at_least_fp32(features)
     examples, total = max(1, share.stop - share.start), len(share.whole.labels)
     views = wide.unflatten(0, (-1, examples))[:, : share.stop - share.start]  # [V, n, D], n = 0 without rows
     gathered: Tensor = GatherRows.apply(views, share.start, total)

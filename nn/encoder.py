@@ -247,9 +247,9 @@ class Encoder(Module):
     CONFIG_KEYS: dict[str, str]  # our config field -> its published name, where they differ
     SUPPORTED: dict[str, tuple]  # published config fields that would change the math -> the values implemented here
     HEAD: tuple[str, ...]  # modules that a checkpoint without a head lacks
+    HEAD_MODULES: tuple[str, ...]  # names of these modules in huggingface/peft
     ALIASES: dict[str, str] = {}  # noqa: RUF012  other names of config fields -> their published names
     NEW_HEAD = True  # whether a new last layer can replace that of a checkpoint
-    HEAD_MODULES: tuple[str, ...]  # their names in huggingface/peft
     LORA_TARGETS: tuple[str, ...]  # layers that LoRA adapts by default
     PREFIX_SHIFTS: bool  # whether a prefix of P virtual tokens shifts the positions of the tokens by P
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from data.alignment import SPECIAL, align
+from data.alignment import NO_WORD, align
 from data.explanation import Explanation
 from data.metrics import softmax
 from data.tokenization import Tokenizer
@@ -25,7 +25,7 @@ from nn.nb_linear import NBLinear
 
 def sum_by_word(values: np.ndarray, word_of: np.ndarray, count: int) -> np.ndarray:
     """Sums the values of the tokens of each word: fp64 [N]. values, word_of: [T];  count: N"""
-    in_text = word_of != SPECIAL
+    in_text = word_of != NO_WORD
     return np.bincount(word_of[in_text], values[in_text], minlength=count)
 
 
@@ -37,7 +37,7 @@ def gradients_and_phrases(
     ids: int64 [T];  word_of: [T]. The phrases are empty for other models.
     """
     if not isinstance(model, NBLinear):
-        in_text = torch.from_numpy(word_of != SPECIAL).to(ids.device)
+        in_text = torch.from_numpy(word_of != NO_WORD).to(ids.device)
         found = token_effects(model, ids, in_text, label, baseline_id(tokenizer))
         return found.effects.numpy(), found, []
     spans, found = ngram_effects(model, ids, label)
@@ -72,8 +72,8 @@ def explain(
     """Explains a label of a cleaned text.
 
     score: computes the logits of texts, [N, C];  key, truth: id and label in the text's file;  label: None: the
-    predicted one. Leaving words out takes one forward pass per word; integrated gradients took 16 to 72 gradients of
-    real encoders on 12 reviews of 200 to 256 tokens.
+    predicted one. Leaving words out takes one forward pass per word; integrated gradients took 16 to 72 gradients a
+    review, measured with published encoders on 12 reviews of 200 to 256 tokens.
 
     Effects in several windows are averaged, which is exact if the log-odds are linear in the logits: ValueError for
     more than two classes, and for the maximum. A network's own weights are those of a single window.

@@ -27,15 +27,15 @@ def num_levels(model: Model) -> int:
 def depth(model: Model, name: str) -> int:
     """Returns the level of a parameter: 0 below the layers, 1 … L in the layers, L + 1 in the head.
 
-    A norm above the last layer has that layer's level. Everything between the embeddings and the head of a network
-    without a stack of layers is one layer.
+    A norm above the last layer and virtual tokens have the level of the last layer. Everything between the embeddings
+    and the head of a network without a stack of layers is one layer.
     """
     part, _, rest = name.partition(".")
     if part in model.HEAD or name.startswith(TRAINING_ONLY):
         return num_levels(model) + 1
     if not len(model.layers):
         return 0 if part == "embeddings" else 1
-    if part in ("norm", "final_norm"):
+    if part in ("norm", "final_norm", "virtual"):
         return len(model.layers)
     return int(rest.split(".")[0]) + 1 if part == "layers" else 0
 
@@ -141,7 +141,7 @@ class Average:
 
 
 def reinitialize(model: Model, count: int) -> None:
-    """Initializes the top `count` layers at random (Zhang et al. 2021, arXiv 2006.05987, §4). Raises ValueError."""
+    """Initializes the top `count` layers at random (Zhang et al. 2021, arXiv 2006.05987, §5). Raises ValueError."""
     if count == 0:
         return
     if not len(model.layers):

@@ -12,8 +12,9 @@ Three paths compute the product:
     int8   the equations above, by torch._int_mm
     bf16   Q is converted to bf16, which represents it exactly; the product is multiplied by s
     fp32   diag(s) Q is computed in the dtype of x: the plain form
-`auto` selects, under mixed precision, bf16 on a CPU and for inputs that need a gradient, and int8 otherwise; in fp32,
-int8 on CPUs with int8 instructions (AVX-512 VNNI) and fp32 otherwise.
+`auto` selects, under mixed precision, bf16 on a CPU, for inputs that need a gradient, and on a GPU for at most 16 rows
+or widths that are not multiples of 8, and int8 otherwise; in fp32, int8 on CPUs with int8 instructions (AVX-512 VNNI)
+and fp32 otherwise.
 
 Differs from the paper: weights are scaled by row and activations by token, as in bitsandbytes ("vector-wise"). There,
 x_o contains every column with an outlier in any token of the batch. Here it contains only each token's own outliers, so
@@ -136,8 +137,8 @@ class Int8Linear(QuantizedLinear):
             return self.path
         if not torch.is_autocast_enabled(x.device.type) and x.dtype != torch.bfloat16:
             return "int8" if multiplies_int8(x.device) else "fp32"
-        aligned = self.in_features % 8 == 0 and self.out_features % 8 == 0
-        supported = x.device.type == "cpu" or (x.shape[:-1].numel() > 16 and aligned)  # by torch._int_mm
+        multiples = self.in_features % 8 == 0 and self.out_features % 8 == 0
+        supported = x.device.type == "cpu" or (x.shape[:-1].numel() > 16 and multiples)  # without padding (`aligned`)
         gradient = torch.is_grad_enabled() and x.requires_grad
         return "int8" if supported and not gradient and not prefers_bf16(x.device) else "bf16"
 

@@ -94,7 +94,7 @@ def time_steps(buffers: Buffers, reverse: bool = False) -> Iterator[Buffers]:
 
 
 class StepProduct:
-    """Computes y W of each step. W: [N, in, out], in the dtype of the product;  y: [N, B, in], is rounded to it."""
+    """Computes y W of each step. W: [N, in, out], in the dtype of the product, to which y is rounded;  y: [N, B, in]"""
 
     def __init__(self, w: Tensor, batch: int) -> None:
         self.w = w.contiguous()

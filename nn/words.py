@@ -165,7 +165,8 @@ class WordClassifier(Module):
     CONFIG_KEYS: dict[str, str] = {}  # noqa: RUF012
     SUPPORTED: dict[str, tuple] = {}  # noqa: RUF012
     ALIASES: dict[str, str] = {}  # noqa: RUF012
-    HEAD: tuple[str, ...] = ("classifier",)  # modules that language modelling does not train
+    # modules of the head: language modelling does not train them, and a checkpoint may lack them
+    HEAD: tuple[str, ...] = ("classifier",)
     NEW_HEAD = True  # whether a new last layer can replace that of a checkpoint
 
     pooling: Pooling

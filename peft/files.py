@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Linear, Parameter
+from torch.nn import Parameter
 
 from data.files import write_json, write_tensors
 from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG, ENCODER, WEIGHTS, split_revision
 from nn.checkpoint import CLASS_ROWS, TRAINING_ONLY, translate, write_config
 from nn.encoder import Encoder
-from nn.quantized_linear import QuantizedLinear
 from peft.adapters import backbone_name, in_adapter_file
 from peft.prompt import Table
 from peft.rules import matches
-from peft.wrapped import LEAVES, wrapped
+from peft.wrapped import LEAVES, linear_layers, wrapped
 
 PEFT_TYPES = {
     "lora": "LORA",
@@ -69,13 +68,6 @@ def adapter_parameters(model: Encoder) -> dict[str, Parameter]:
         for name, p in model.named_parameters()
         if not name.startswith("virtual.") and in_adapter_file(model, name)
     }
-
-
-def linear_layers(model: Encoder) -> list[str]:
-    """Returns the names of all linear layers, as they are without an adapter."""
-    return [
-        n.removesuffix(".base") for n, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)
-    ]
 
 
 def short_targets(model: Encoder, names: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from torch.nn import LayerNorm, Linear, Parameter
 from data.flags import option
 from nn.encoder import Encoder
 from nn.quantized_linear import QuantizedLinear
-from peft.wrapped import Wrapped
+from peft.wrapped import Wrapped, linear_layers
 
 AFTER = ("attention.output", "feed_forward.down")
 INIT_STD = 0.01
@@ -66,8 +66,7 @@ def apply(model: Encoder, options: HoulsbyOptions, init_ids: list[int] | None = 
     width = model.config.hidden_size
     if not 1 <= options.adapter_size < width:
         raise ValueError(f"--adapter-size {options.adapter_size} is outside 1 … {width - 1}: the width is {width}")
-    names = [name for name, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)]
-    for name in (name for name in names if name.endswith(AFTER)):
+    for name in (name for name in linear_layers(model) if name.endswith(AFTER)):
         base: Any = model.get_submodule(name)
         model.set_submodule(name, AdapterLinear(base, options.adapter_size))
     modules = [(name, module) for name, module in model.named_modules() if isinstance(module, LayerNorm)]

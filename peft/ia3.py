@@ -19,7 +19,7 @@ from torch.nn import Linear, Parameter
 
 from nn.encoder import Encoder
 from nn.quantized_linear import QuantizedLinear
-from peft.wrapped import Wrapped
+from peft.wrapped import Wrapped, linear_layers
 
 SCALED_OUTPUTS = ("attention.key", "attention.value", "attention.query_key_value")
 SCALED_INPUTS = ("feed_forward.down",)
@@ -72,7 +72,7 @@ def apply(model: Encoder, options: Any, init_ids: list[int] | None = None) -> di
 
     options and init_ids have no effect. Returns the settings that the adapter's file records.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)]
+    names = linear_layers(model)
     inputs = [name for name in names if name.endswith(SCALED_INPUTS)]
     return wrap(model, [name for name in names if name.endswith((*SCALED_OUTPUTS, *SCALED_INPUTS))], inputs)
 

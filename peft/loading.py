@@ -44,9 +44,9 @@ from nn.heads import Head, check_kind, check_task, match_head, placeholder_names
 from nn.quant import is_quantized
 from peft import ia3, lora
 from peft.adapters import add_method, apply, backbone_name, remember_backbone, set_labels
-from peft.files import adapter_parameters, class_order, linear_layers, module_name, published
+from peft.files import adapter_parameters, class_order, module_name, published
 from peft.p_tuning import PromptEncoder
-from peft.prefix import PrefixEncoder, attach_prefix
+from peft.prefix import PrefixEncoder, attach_prefix, prefix_width
 from peft.prompt import SoftPrompt, Table
 from peft.rules import (
     MERGE_THERE,
@@ -58,7 +58,7 @@ from peft.rules import (
     matches_end,
     saved_modules,
 )
-from peft.wrapped import wrapped
+from peft.wrapped import linear_layers, wrapped
 
 COPY = re.compile(r"\.(original_module|modules_to_save)\.")  # with bias="all", peft saves the head's biases three times
 
@@ -185,13 +185,9 @@ def read_encoder(path: Path, build: Callable[[Tensor], Module], rows: Tensor) ->
 def attach_virtual_tokens(model: Encoder, config: dict[str, Any], file: WeightFile, trainable: bool) -> None:
     """Attaches the virtual tokens of an adapter to `model`, in place; with their encoder if trainable."""
     deep = config["peft_type"] == "PREFIX_TUNING"
-    kind, hidden = (
-        (config.get("encoder_reparameterization_type") or "MLP").lower(),
-        config.get("encoder_hidden_size") or 0,
-    )
-    width = model.embeddings.word.embedding_dim
-    if deep:
-        width = 2 * len(model.layers) * model.layers[0].attention.output.in_features
+    kind = (config.get("encoder_reparameterization_type") or "MLP").lower()
+    hidden = config.get("encoder_hidden_size") or 0
+    width = prefix_width(model) if deep else model.embeddings.word.embedding_dim
     rows = read_virtual_tokens(file, width, config)
     source: Module = Table(rows)
     if trainable and (encoder := file.path.parent / ENCODER).is_file():

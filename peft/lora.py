@@ -45,8 +45,8 @@ from nn.autocast import product_dtype
 from nn.dropout import Dropout
 from nn.encoder import Encoder
 from nn.quantized_linear import QuantizedLinear
-from peft.rules import RANGES
-from peft.wrapped import Wrapped, wrapped
+from peft.rules import RANGES, matches
+from peft.wrapped import Wrapped, linear_layers, wrapped
 
 BIASES = ("none", "all", "lora_only")
 
@@ -209,7 +209,7 @@ def choose_targets(model: Encoder, targets: str) -> list[str]:
     targets: `all-linear` (all but the head), `re:PATTERN` (matched against whole names), or comma-separated layer names
     (`query,value`), each matched against the end of a module's name. Raises ValueError if one matches nothing.
     """
-    layers = [name for name, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)]
+    layers = linear_layers(model)
     inner = [name for name in layers if name.split(".")[0] not in model.HEAD]
     if targets == "all-linear":
         return inner
@@ -223,7 +223,7 @@ def choose_targets(model: Encoder, targets: str) -> list[str]:
         raise ValueError("no LoRA target given; for example query,value or all-linear")
     chosen: set[str] = set()
     for target in patterns:
-        found = [name for name in inner if matches(name, target)]
+        found = [name for name in inner if is_target(name, target)]
         if not found:
             reason = "is part of the head, which is trained anyway" if target in layers else "matches no linear layer"
             known = ", ".join(sorted({name.rpartition(".")[2] for name in inner}))
@@ -232,11 +232,9 @@ def choose_targets(model: Encoder, targets: str) -> list[str]:
     return [name for name in layers if name in chosen]
 
 
-def matches(name: str, target: str) -> bool:
+def is_target(name: str, target: str) -> bool:
     """Returns whether `target` is the last part of a module's name, or its pattern (`re:`) matches all of it."""
-    if target.startswith("re:"):
-        return re.fullmatch(target[3:], name) is not None
-    return name == target or name.endswith(f".{target}")
+    return matches(name, target[3:] if target.startswith("re:") else [target])
 
 
 def parse_pattern(text: str, flag: str, kind: type) -> dict[str, Any]:
@@ -293,9 +291,12 @@ def wrap(model: Encoder, layers: dict[str, tuple[int, float]], options: LoRAOpti
     if options.lora_bias not in BIASES:
         raise ValueError(f"unknown lora_bias {options.lora_bias!r}; known: {', '.join(BIASES)}")
     kind = DoRALinear if options.dora else LoRALinear
+    wrapped: dict[str, Any] = {}  # all are built before the first is attached, since building may raise ValueError
     for name, (rank, alpha) in layers.items():
         base: Any = model.get_submodule(name)
-        model.set_submodule(name, kind(base, rank, alpha, dropout=options.lora_dropout, rslora=options.rslora))
+        wrapped[name] = kind(base, rank, alpha, dropout=options.lora_dropout, rslora=options.rslora)
+    for name, module in wrapped.items():
+        model.set_submodule(name, module)
     train_biases(model, options.lora_bias)
     return asdict(options) | {"names": list(layers)}
 

@@ -25,7 +25,7 @@ def apply_nothing(model: Encoder, options: NoOptions, init_ids: list[int] | None
 class MethodEntry(NamedTuple):
     apply: Callable[..., dict[str, Any]] | None  # (model, options, init_ids) -> settings to record; None: train all
     options: type  # dataclass of the method's settings
-    training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from train.py's
+    training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from those of Options (data/options.py)
     builtin: dict[str, Any] = {}  # noqa: RUF012  further defaults over the built-in weights, which are small
     demo: dict[str, Any] = {}  # noqa: RUF012  further defaults over them on the built-in reviews, which are short
     merge: Callable[[Encoder], None] | None = None  # None: the method cannot be merged into the weights
@@ -33,15 +33,17 @@ class MethodEntry(NamedTuple):
 
 # The learning rate decides whether a method works at all. If an MLP computes the virtual tokens, one step moves them by
 # up to the MLP's width times the rate, and at 1e-3 a prefix did not learn (MiniLM on IMDB: data/results/SEARCH.md).
-LORA = {"learning_rate": 5e-4, "head_learning_rate": 1e-3}
-PREFIX = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
-PREFIX_MLP = {"learning_rate": 1e-4, "head_learning_rate": 1e-3}
-PROMPT = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
-P_TUNING = {"learning_rate": 3e-4, "head_learning_rate": 1e-3}
+# A model's layer decay is for the training of its own layers (ELECTRA: .8).
+FROZEN = {"head_learning_rate": 1e-3, "layer_decay": 1.0}
+LORA = FROZEN | {"learning_rate": 5e-4}
+PREFIX = FROZEN | {"learning_rate": 1e-2}
+PREFIX_MLP = FROZEN | {"learning_rate": 1e-4}
+PROMPT = FROZEN | {"learning_rate": 1e-2}
+P_TUNING = FROZEN | {"learning_rate": 3e-4}
 HEAD = {"learning_rate": 1e-3}
-BITFIT = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
-HOULSBY = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
-IA3 = {"learning_rate": 1e-2, "head_learning_rate": 1e-3}
+BITFIT = FROZEN | {"learning_rate": 1e-3}
+HOULSBY = FROZEN | {"learning_rate": 1e-3}
+IA3 = FROZEN | {"learning_rate": 1e-2}
 # found on the built-in reviews and on IMDB: data/results/SEARCH.md
 BUILTIN = {"learning_rate": 4e-4}
 BUILTIN_LORA = {

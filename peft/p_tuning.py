@@ -71,5 +71,6 @@ class PromptEncoder(Module):
 def apply(model: Encoder, options: PTuningOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
     """Attaches an encoded prompt to `model`, in place. Returns the settings that the adapter's file records."""
     rows = initial_rows(model, options.virtual_tokens, options.prompt_init, init_ids)
-    model.virtual = SoftPrompt(PromptEncoder(rows, options.prompt_encoder, options.prompt_hidden), options.pool)
+    encoder = PromptEncoder(rows, options.prompt_encoder, options.prompt_hidden)
+    model.virtual = SoftPrompt(encoder, options.pool).to(rows.device)
     return asdict(options)

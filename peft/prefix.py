@@ -126,10 +126,15 @@ def keys_and_values(model: Encoder, ids: Tensor) -> Tensor:
     return torch.cat(rows, -1)
 
 
+def prefix_width(model: Encoder) -> int:
+    """Returns 2·L·D, the number of values of one prefix token."""
+    return 2 * len(model.layers) * model.layers[0].attention.output.in_features
+
+
 def initial_prefix(model: Encoder, count: int, init: str, init_ids: list[int] | None) -> Tensor:
     """Computes the initial prefix: [P, 2·L·D]. Raises ValueError for an unknown init or a missing text."""
     if init == "random":
-        return torch.randn(count, 2 * len(model.layers) * model.layers[0].attention.output.in_features) * 0.02
+        return torch.randn(count, prefix_width(model)) * 0.02
     if init == "text":
         if not init_ids:
             raise ValueError("prefix_init text needs the ids of a text")
@@ -139,7 +144,8 @@ def initial_prefix(model: Encoder, count: int, init: str, init_ids: list[int] | 
 
 def attach_prefix(model: Encoder, source: Module, dropout: float = 0.0) -> None:
     """Makes `source`, which returns [P, 2·L·D], the prefix of `model`, in place."""
-    model.virtual = DeepPrefix(source, len(model.layers), model.config.num_heads, dropout)
+    device = next(model.parameters()).device
+    model.virtual = DeepPrefix(source, len(model.layers), model.config.num_heads, dropout).to(device)
 
 
 def apply_v2(model: Encoder, options: PTuningV2Options, init_ids: list[int] | None = None) -> dict[str, Any]:

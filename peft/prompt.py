@@ -101,15 +101,16 @@ def repeat_to_length(ids: list[int], count: int) -> Tensor:
 @torch.no_grad()
 def initial_rows(model: Encoder, count: int, init: str, init_ids: list[int] | None) -> Tensor:
     """Computes the initial virtual tokens: [P, E]. Raises ValueError for an unknown init or a missing text."""
-    word = model.embeddings.word
+    word, device = model.embeddings.word, next(model.parameters()).device
     if init == "vocabulary":
-        return word(torch.randint(word.num_embeddings, (count,)))
+        return word(torch.randint(word.num_embeddings, (count,)).to(device))
     if init == "text":
         if not init_ids:
             raise ValueError("prompt_init text needs the ids of a text")
-        return word(repeat_to_length(init_ids, count))
+        return word(repeat_to_length(init_ids, count).to(device))
     if init == "random":
-        return torch.randn(count, word.embedding_dim) * word(torch.arange(min(1000, word.num_embeddings))).std()
+        spread = word(torch.arange(min(1000, word.num_embeddings), device=device)).std()
+        return torch.randn(count, word.embedding_dim).to(device) * spread
     raise ValueError(f"unknown prompt_init {init!r}; known: {', '.join(INITS)}")
 
 
@@ -119,5 +120,5 @@ def apply(model: Encoder, options: PromptOptions, init_ids: list[int] | None = N
     init_ids: token ids of options.prompt_text, for prompt_init text.
     """
     rows = initial_rows(model, options.virtual_tokens, options.prompt_init, init_ids)
-    model.virtual = SoftPrompt(Table(rows), options.pool)
+    model.virtual = SoftPrompt(Table(rows), options.pool).to(rows.device)
     return asdict(options)

@@ -20,6 +20,12 @@ LEAVES = {
 }
 
 
+def linear_layers(model: Module) -> list[str]:
+    """Returns the names of all linear layers, as they are without an adapter."""
+    found = [name for name, module in model.named_modules() if isinstance(module, Linear | QuantizedLinear)]
+    return [name.removesuffix(".base") for name in found]
+
+
 class Wrapped(Module):
     """Takes the place of a frozen linear layer, base, and computes a function of its input and its output."""
 

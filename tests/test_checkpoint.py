@@ -95,6 +95,16 @@ def test_a_missing_head_is_initialized_and_named(checkpoint):
     assert torch.equal(model.classifier.bias, torch.zeros(3))
 
 
+@pytest.mark.parametrize("lacking", ["classifier.bias", "classifier.weight", "bert.pooler.dense.bias"])
+def test_what_a_file_has_of_a_layer_is_kept(checkpoint, lacking):
+    before = load_pretrained(checkpoint)
+    rewrite(checkpoint, lambda tensors: {key: tensor for key, tensor in tensors.items() if key != lacking})
+    model, new = load_pretrained(checkpoint), lacking.removeprefix("bert.")
+    assert model.newly_initialized == {new}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before.get_parameter(name)) == (name != new), name
+
+
 def test_shards_load_like_one_file(checkpoint):
     tensors = load_file(checkpoint / WEIGHTS)
     before, keys = load_pretrained(checkpoint), sorted(tensors)

@@ -221,7 +221,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, folder):
     place = folder / "resumed"
     codes, output, errors = outcome(start(place, 2, runs(place, FAST), "signal 1 3"))
     assert codes == [143, 143], errors
-    assert "stopped and saved; go on with" in output
+    assert "stopped and saved; continue with" in output
     resume = [["--resume", str(place / "lora")]]
     assert outcome(start(place, 1, resume, "signal 0 3"))[0] == [143]
     codes, _, errors = outcome(start(place, 4, resume))

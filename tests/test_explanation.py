@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, tiny, tiny_weights
 
-from data.alignment import SPECIAL, align, words_of_tokens
+from data.alignment import NO_WORD, align, words_of_tokens
 from data.demo import reviews
 from data.explanation import Explanation, agreement_text, as_page, as_text, sentences
 from data.tokenization import Tokenizer, train_tokenizer
@@ -122,12 +122,12 @@ def test_tokens_belong_to_the_word_that_they_are_a_part_of(kind, truncate):
         short_words, short, short_of = align(tokenizer, text, 9, truncate)
         assert short == next(tokenizer.encode([text], 9, truncate))
         assert short_words == words
-        assert (np.diff(short_of[short_of != SPECIAL]) >= 0).all()
+        assert (np.diff(short_of[short_of != NO_WORD]) >= 0).all()
 
 
 def test_tokens_across_a_space_belong_to_a_word_near_them():
     assert words_of_tokens([1, 2, 9, 4], [[1], [2, 3], [4]]).tolist() == [0, 1, 1, 2]
-    assert sum_by_word(np.array([5.0, 1, 2, 3]), np.array([SPECIAL, 0, 0, 2]), 3).tolist() == [3, 0, 3]
+    assert sum_by_word(np.array([5.0, 1, 2, 3]), np.array([NO_WORD, 0, 0, 2]), 3).tolist() == [3, 0, 3]
 
 
 @pytest.mark.parametrize("name", MODELS)

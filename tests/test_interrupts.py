@@ -46,7 +46,7 @@ def test_ctrl_c_saves_and_prints_the_command_to_resume(small_run: list[str], tmp
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "stopped and saved; go on with: python train.py --resume" in out
+    assert "stopped and saved; continue with: python train.py --resume" in out
     assert "Traceback" not in err
     train.main(["--resume", "runs/small"])
     assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))

@@ -165,6 +165,16 @@ def test_unsupported_settings_raise(options, message):
         apply(tiny("bert"), "lora", rank=2, **options)
 
 
+@pytest.mark.parametrize("pattern", [{"rank_pattern": "layers.1=0"}, {"alpha_pattern": "layers.1=1e9"}])
+def test_a_refused_adapter_leaves_the_model_as_it_was(pattern):
+    model = tiny("bert")
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=r"must be at least 1|is outside"):
+        apply(model, "lora", rank=2, **pattern)
+    assert list(model.state_dict()) == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_targets():
     model = tiny("bert")
     assert choose_targets(model, r"re:layers\.\d\.feed_forward\.up") == [

@@ -40,6 +40,12 @@ def test_the_rate_decays_from_each_layer_to_the_one_below(name):
     assert len({group["peak"] for group in found.values()}) == 4
 
 
+def test_virtual_tokens_have_the_rate_of_the_last_layer():
+    found = groups_by_name(adapt(tiny("bert"), "prefix"), Options(learning_rate=RATE, layer_decay=0.5))
+    rates = {key.split(".")[0]: group["peak"] for key, group in found.items()}
+    assert rates["virtual"] == RATE
+
+
 def test_head_adapter_and_lora_b_have_rates_of_their_own():
     model = adapt(tiny("bert"), "lora")
     options = Options(learning_rate=RATE, head_learning_rate=HEAD_RATE)

@@ -27,6 +27,12 @@ STARTS = (torch.arange(V) % 3 > 0) & ORDINARY  # every third ordinary token cont
 VOCABULARY = Vocabulary(mask_id=MASK, ordinary=ORDINARY, starts=STARTS)
 
 
+def test_the_generator_has_the_first_half_of_any_layer_types():
+    types = ("sliding_attention", "full_attention", "sliding_attention", "sliding_attention")
+    model = tiny("modernbert", num_layers=4, layer_types=types)
+    assert rtd.RTD(model, VOCABULARY).generator.config.layer_types == types[:2]
+
+
 class FakeTokenizer:
     """Has the members of Tokenizer that masking reads, for the vocabulary of `tiny`."""
 

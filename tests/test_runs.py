@@ -74,7 +74,7 @@ def test_a_data_file_that_was_added_is_refused_unless_it_has_test_reviews(tmp_pa
 def test_a_printed_command_quotes_its_path(tmp_path: Path):
     run = Run.create(tmp_path / "my run", {})
     run.release()
-    with pytest.raises(ValueError, match=f"go on with --resume '{run.folder}', or choose another --name"):
+    with pytest.raises(ValueError, match=f"continue with --resume '{run.folder}', or choose another --name"):
         Run.create(run.folder, {})
 
 
@@ -138,7 +138,7 @@ def test_a_run_has_one_owner(tmp_path: Path):
     with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on "):
         Run.create(tmp_path / "r", {})
     run.release()
-    with pytest.raises(ValueError, match="exists; go on with --resume"):
+    with pytest.raises(ValueError, match="exists; continue with --resume"):
         Run.create(tmp_path / "r", {})
     assert not temporary.exists()
 

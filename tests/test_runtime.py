@@ -12,6 +12,7 @@ import torch
 from data.errors import Interrupt, Stopped, clean_exit, interruptible
 from data.seeds import derive_seed, random_state, set_random_state
 from nn import runtime
+from nn.autocast import product_dtype
 from nn.runtime import choose_machine, peak_memory
 
 CPU = torch.device("cpu")
@@ -46,6 +47,9 @@ def test_autocast_lowers_only_matrix_products():
     with machine.autocast():
         assert (x @ x).dtype == torch.bfloat16
         assert torch.nn.functional.layer_norm(x, (3,)).dtype == torch.float32
+        for y in (x, x.double(), x.bfloat16()):
+            assert product_dtype(y) == torch.nn.functional.linear(y, y).dtype
+    assert product_dtype(x) == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(folder):
     commands, resume = runs(place, {"full": f"{case['full']} --shard"}), [["--resume", str(place / "full")]]
     codes, output, errors = outcome(start(place, 2, commands, "signal 1 3"))
     assert codes == [143, 143], errors
-    assert "stopped and saved; go on with" in output
+    assert "stopped and saved; continue with" in output
     assert outcome(start(place, 1, resume, "signal 0 3"))[0] == [143]
     codes, _, errors = outcome(start(place, 2, resume, "signal 0 99"))
     assert codes == [0, 0], errors

@@ -6,6 +6,7 @@ from conftest import ENCODERS, tiny, token_batch
 from torch import Tensor
 
 from data.batches import Batch
+from losses import OBJECTIVES
 from losses.cross_entropy import cross_entropy
 from losses.rdrop import symmetric_kl
 from losses.supcon import RDropSupConOptions, SupConOptions, objective, prepare, rdrop_objective, supcon_loss
@@ -155,5 +156,16 @@ def test_unsupported_settings_raise():
     for options in (SupConOptions, RDropSupConOptions):
         with pytest.raises(ValueError, match=r"supcon_weight 1\.5 is outside \[0, 1\]"):
             options(supcon_weight=1.5)
+        with pytest.raises(ValueError, match=r"temperature 0\.0 must be above 0"):
+            options(temperature=0.0)
     with pytest.raises(ValueError, match=r"rdrop_alpha -1\.0 is negative"):
         RDropSupConOptions(rdrop_alpha=-1.0)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OBJECTIVES.items() if not entry.pretraining])
+def test_every_objective_refuses_a_label_smoothing_outside_its_range(name):
+    options = OBJECTIVES[name].options
+    if "label_smoothing" in options.__dataclass_fields__:
+        for epsilon in (-0.1, 1.0):
+            with pytest.raises(ValueError, match=rf"label smoothing {epsilon} is outside \[0, 1\)"):
+                options(label_smoothing=epsilon)

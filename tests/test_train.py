@@ -9,10 +9,12 @@ from safetensors.torch import load_file, save_file
 
 import train
 from data import runs
+from data.batches import Batch
 from data.checked import read_json
 from data.errors import clean_exit
 from data.flags import field_names
 from data.hub import LINEAR
+from data.meter import Meter, step_loss
 from data.options import Settings, find_data, repeats_batches, resolve
 from data.runs import Run
 from data.tokenization import load_tokenizer
@@ -31,6 +33,27 @@ def resolved(arguments: list[str]) -> Settings:
 def changed(settings: Settings, **values) -> Settings:
     """Returns the settings with other general options."""
     return settings._replace(options=dataclasses.replace(settings.options, **values))
+
+
+def test_large_numbers_are_printed_in_full(small_run, monkeypatch, capsys):
+    monkeypatch.setattr(Meter, "record", lambda _: {"train_loss": 0.123456, "tokens_per_second": 1_513_743})
+    train.main([*small_run, "--epochs", "1"])
+    assert "train_loss 0.1235, tokens_per_second 1,513,743, val_loss" in capsys.readouterr().out
+
+
+def test_pretraining_from_the_built_in_weights_does_not_use_the_rates_of_fine_tuning():
+    for objective in ("mlm", "rtd"):
+        settings = resolved(["--model", "deberta", "--loss", objective, "--weights", "builtin"])
+        assert (settings.options.learning_rate, settings.options.warmup) == (1e-4, 0.02)
+        assert "built-in weights" not in settings.origins.values()
+
+
+def test_the_logged_loss_of_a_step_is_the_mean_over_its_passes():
+    passes = []
+    for count, loss in ((3, 1.0), (1, 5.0)):
+        ids, rows = torch.zeros(count, 2, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+        passes.append((Batch(ids, ids == 0, rows, rows), torch.tensor(loss), {}))
+    assert step_loss(passes) == 2.0
 
 
 def test_a_run_writes_its_documented_files(small_run, tmp_path, capsys):
@@ -283,7 +306,7 @@ def test_columns_of_the_built_in_reviews_are_refused(monkeypatch):
 
 
 def test_other_frozen_weights_under_an_adapter_are_noticed(small_run, tmp_path, monkeypatch, capsys):
-    """Neither a score nor a resumed training goes on with them; --base uses them on purpose."""
+    """Neither a score nor a resumed training continues with them; --base uses them on purpose."""
     with monkeypatch.context() as patch:
         fail_at(7, patch)
         with pytest.raises(SystemExit):
@@ -411,7 +434,8 @@ def test_a_start_that_fails_leaves_its_name_free(small_run, tmp_path, monkeypatc
     monkeypatch.setattr(runs, "LONG", 0.0)
     with pytest.raises(ValueError, match="LoRA rank 99"):
         train.main([*small_run, "--rank", "99"])
-    assert f"{folder} keeps what was done; --resume {folder} goes on, another --name" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{folder} keeps what was done; --resume {folder} continues the run, another --name" in printed
     assert (folder / "tokenizer/tokenizer.json").exists()
     with pytest.raises(ValueError, match="LoRA rank 99"):  # a run that is resumed is never removed
         train.main(["--resume", str(folder)])
@@ -436,7 +460,7 @@ def test_a_run_folder_that_exists_is_not_overwritten(small_run, tmp_path, capsys
     train.main([*small_run, "--epochs", "1"])
     *_, validation, test, _ = capsys.readouterr().out.splitlines()
     before = (tmp_path / "runs/small/result.json").read_bytes()
-    with pytest.raises(ValueError, match="small exists; go on with --resume"):
+    with pytest.raises(ValueError, match="small exists; continue with --resume"):
         train.main(small_run)
     capsys.readouterr()
     train.main(["--resume", "runs/small"])  # ends well, so that a job that starts itself again ends

@@ -84,6 +84,12 @@ def test_logits_and_gradients_of_every_model(name: str, dtype: torch.dtype, devi
     compare(still(tiny(name)).train(), device, dtype)
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+def test_a_method_is_applied_where_the_model_is(method: str, device: torch.device):
+    model = adapt(tiny("bert").to(device), method)
+    assert {parameter.device.type for parameter in model.parameters()} == {device.type}
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 def test_logits_and_gradients_of_every_method(method: str, name: str, device: torch.device):
