@@ -20,7 +20,7 @@ import peft
 from data.demo import reviews
 from data.errors import Stopped
 from data.flags import field_names
-from data.tokenization import train_tokenizer
+from data.tokenization import Tokenizer, train_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import save_pretrained
@@ -146,9 +146,15 @@ def spm() -> Path:
     return folder_from("TOKENIZERS_DIR") / "deberta-v3"
 
 
+@functools.cache
+def tiny_tokenizer(kind: str) -> Tokenizer:
+    """Returns a tokenizer with 300 tokens, trained on built-in reviews."""
+    return train_tokenizer(kind, [text for _, text, _ in reviews("train")[:300]], 300)
+
+
 def tiny_weights(folder: Path, name: str = "bert") -> Path:
     """Writes a tiny checkpoint with a tokenizer, both made for the built-in reviews."""
-    tokenizer = train_tokenizer(MODELS[name].tokenizer, [text for _, text, _ in reviews("train")[:300]], 300)
+    tokenizer = tiny_tokenizer(MODELS[name].tokenizer)
     model = tiny(name, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
     save_pretrained(model, folder)
     tokenizer.save(folder)
