@@ -78,7 +78,7 @@ from data.tables import comparison, draw_curves
 from data.tokenization import Tokenizer, load_tokenizer
 from data.windows import Truncation
 from losses import OBJECTIVES
-from nn import MODELS, Model
+from nn import MODELS, Model, name_of
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
 from nn.explain import explain
@@ -133,7 +133,7 @@ def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = 
     elif base:
         raise ValueError(f"--base names the backbone of an adapter, which {run.folder} has not; leave it out")
     elif (run.best / "config.json").is_file():
-        model = load_pretrained(run.best, quantize=quantize)
+        model = load_pretrained(run.best, run.labels, quantize=quantize)
     else:
         raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
     return model.to(device).eval(), load_tokenizer(run.tokenizer)
@@ -182,9 +182,9 @@ class Scorer:
         lacks = sorted(model.newly_initialized)
         if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
             shown = f"{options.weights} has no classifier (its files lack {listed(lacks)})"
-            command = f"train.py --model {model.model_type} --weights {in_shell(options.weights)}"
+            command = f"train.py --model {name_of(model)} --weights {in_shell(options.weights)}"
             raise ValueError(f"{shown}; {command} trains one")
-        trained = next(entry.training for entry in MODELS.values() if entry.build is type(model))
+        trained = MODELS[name_of(model)].training
         limit = trained.get("max_length", 512)
         limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
         own = "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head")
@@ -291,7 +291,10 @@ def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
 def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     """Prints the metrics of the run's own validation and test reviews."""
     trained = settings_of(run).options
-    splits = read_splits(trained, run.cache_to_score)
+    try:
+        splits = read_splits(trained, run.cache_to_score)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; restore it, or score reviews elsewhere: --data FILE_OR_FOLDER") from None
     run.record_data(splits.labels, splits.files)
     temperature = None if run.predictions("validation") is None and not options.plot else calibration(run)
     threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
@@ -300,7 +303,7 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
         corpus = scorer.corpus(frame, run.cache_to_score)
         logits = scorer.logits(corpus)
         print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
-        if trained.data == "demo":
+        if trained.data == "demo" and not getattr(trained, name):
             print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
         if temperature is not None:
             print(summary(name, softmax(logits), corpus.labels, temperature))
@@ -364,7 +367,7 @@ def evaluate_file(options: Options, emit: Emit, source: Source, scorer: Scorer |
 def predict(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
     """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
     if options.predict == "-":
-        frame = read_lines(sys.stdin.buffer, source.encoding)
+        frame = read_lines(sys.stdin.buffer, options.encoding)
     else:
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
     logits = scorer.score_frame(frame)
@@ -379,6 +382,8 @@ def review_of(options: Options) -> str:
     """Returns the cleaned review --text. Raises ValueError if it is empty."""
     if not (text := clean(options.text)):
         raise ValueError("--text is empty")
+    if text == "-":
+        raise ValueError("--text takes the review itself; --predict - reads standard input, one review a line")
     return text
 
 
@@ -537,7 +542,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
         raise ValueError("eval.py is one process; start it without torchrun")
-    given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES)
+    given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES, once=True)
     options = Options(**given)
     options = replace(options, run=tuple(split_folders(options.run)))
     check_flags(options, given)

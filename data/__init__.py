@@ -73,6 +73,9 @@ class Splits(NamedTuple):
     shards: Shards | None = None  # texts that are larger than memory, instead of the frames
 
 
+SUBMISSION = "sampleSubmission"  # Kaggle's example, which has no texts
+
+
 class Parts(NamedTuple):
     """The files of a source. For aclImdb, `train` and `test` are folders. None: there is no such file."""
 
@@ -124,9 +127,10 @@ def existing(path: str | Path, flag: str = "") -> Path:
     """Returns the absolute path of a file. Raises FileNotFoundError that names the flag, if there is one."""
     found = Path(path).expanduser().absolute()
     if not found.exists() or found.is_dir():
-        raise FileNotFoundError(
-            f"{flag and flag + ' '}{path} {'is a folder; name a file in it' if found.is_dir() else 'does not exist'}"
-        )
+        problem = "is a folder; name a file in it" if found.is_dir() else "does not exist"
+        if found.name.startswith("pipe:["):
+            problem = "is a pipe, which cannot be read twice; write it to a file first"
+        raise FileNotFoundError(f"{flag and flag + ' '}{path} {problem}")
     return found
 
 
@@ -161,23 +165,45 @@ def find_in_folder(root: Path) -> Parts:
     if (folder := find_acl(root)) is not None:
         return Parts(folder / "train", test=folder / "test" if (folder / "test").is_dir() else None)
     if (train := find_file(root, LABELED)) is not None:
-        return Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
+        parts = Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
+        print_unread(root, parts)
+        return parts
     found = {part: find_part(root, names) for part, names in SPLIT_NAMES.items()}
     if found["train"] is None:
-        tables = sorted(path.name for path in root.iterdir() if part_of(path.name, r"[\w.-]+"))
+        tables = tables_in(root)
         divided = any(NUMBERED.search(name) for name in tables)
         way_out = "join those of a split into one file" if divided else "name one with --data or --train"
         raise FileNotFoundError(
             f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
             + (f"it holds {quoted(tables)}: {way_out}" if tables else "it holds no table")
         )
-    return Parts(**found)  # type: ignore[arg-type]  # train is not None
+    parts = Parts(**found)  # type: ignore[arg-type]  # train is not None
+    print_unread(root, parts)
+    return parts
+
+
+def print_unread(root: Path, parts: Parts) -> None:
+    """Prints the tables of a data folder that are no part of it, since a part may have an unusual name."""
+    read = {path.name for path in parts if path is not None}
+    unread = [name for name in tables_in(root) if name not in read and not name.startswith(SUBMISSION)]
+    if unread:
+        print(f"note: {root}: not read: {quoted(unread)}; --validation and --test name files")
+
+
+def tables_in(root: Path) -> list[str]:
+    """Returns the names of the tables in a folder."""
+    return sorted(path.name for path in root.iterdir() if path.is_file() and part_of(path.name, r"[\w.-]+"))
 
 
 def part_of(name: str, pattern: str) -> bool:
     """Returns whether a file name is `pattern` and the ending of a table. Hugging Face numbers its files."""
     endings = "|".join(map(re.escape, TABLES))
     return bool(re.fullmatch(rf"({pattern})(-00000-of-00001)?({endings})(\.gz|\.zip)?", name, re.IGNORECASE))
+
+
+def is_named_after(name: str, part: str) -> bool:
+    """Returns whether a file name is one of those that a data folder has for a part: testData.tsv, valid.csv, …"""
+    return part_of(name, "|".join(SPLIT_NAMES[part])) or (part == "test" and name.startswith(TEST))
 
 
 def find_part(root: Path, names: tuple[str, ...]) -> Path | None:

@@ -115,6 +115,7 @@ def draw_reliability(probabilities: np.ndarray, labels: np.ndarray, temperature:
     axes = figure.subplots()
     plot_reliability(axes, probabilities, labels, temperature)
     axes.set(xlabel="confidence", title=f"{len(labels):,} reviews")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 

@@ -18,7 +18,7 @@ from data.ensemble import read_members
 from data.errors import clean_exit
 from data.files import open_tensors
 from data.hub import ADAPTER_CONFIG, CONFIG, MEMBERS, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
-from data.imdb import is_text_lines, label_reviews, read_lines, read_reviews
+from data.imdb import is_text_lines, label_reviews, missing_labels, read_lines, read_reviews
 from data.options import Tables, recorded_settings
 from data.runs import OLD_STATE, Run
 from data.tokenization import load_tokenizer
@@ -99,6 +99,8 @@ def check_file(path: Path) -> str:
         return f"{len(read_lines(path, source).records):,} texts, one a line"
     reviews = read_reviews(path, source)
     labels = f", column {show(reviews.label_column)}" if reviews.label_column else ", without labels"
+    if not reviews.label_column and (reviews.likely or reviews.possible):
+        print(f"note: {missing_labels(reviews)}")
     names = label_reviews(reviews, None)[1] if reviews.label_column else ()
     return f"{len(reviews.records):,} reviews{labels}" + (f": {', '.join(map(show, names))}" if names else "")
 

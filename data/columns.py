@@ -1,5 +1,6 @@
 """Finds the columns of text, label and id in a table, and describes tables in messages."""
 
+import unicodedata
 from typing import NamedTuple
 
 from data.checked import show
@@ -38,10 +39,15 @@ def shorten(fields: list[str | None] | list[str]) -> list[str]:
     return [text if len(text) <= SHOWN else text[: SHOWN - 1] + "…" for text in texts]
 
 
+def composed(title: str) -> str:
+    """Strips a title and composes its accents (Unicode's form NFC), so that titles that look equal are equal."""
+    return unicodedata.normalize("NFC", title).strip()
+
+
 def find_named(table: Table, name: str, flag: str) -> int:
     """Returns the number of the column `name`. Raises ValueError if the header does not have it exactly once."""
     found = [number for number, title in enumerate(table.header) if title == name]
-    found = found or [number for number, title in enumerate(table.header) if title.strip() == name]
+    found = found or [number for number, title in enumerate(table.header) if composed(title) == composed(name)]
     if not found:
         raise ValueError(f"{table.path} has no column {name!r}, which {flag} names; {describe(table)}")
     if len(found) > 1:

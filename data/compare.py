@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data import is_named_after
 from data.calibration import calibration
 from data.checked import reading
 from data.ensemble import ensemble_metrics, shared_labels
@@ -82,27 +83,50 @@ def differences(first: Entry, second: Entry) -> Iterator[str]:
     """Yields a warning if data, split or truncation of two experiments differ."""
     files = [{Path(path).name: d for path, d in e.runs[0].config.get("files", {}).items()} for e in (first, second)]
     shared = files[0].keys() & files[1].keys()
-    if any(files[0][name] != files[1][name] for name in shared) or (not shared and files[0] != files[1]):
+    if any(files[0][name] != files[1][name] for name in shared) or (not shared and all(files)):
         yield f"warning: {first.name} and {second.name} have different data"
+    elif any(files) and not all(files):
+        unknown = first.name if files[1] else second.name
+        yield f"warning: {first.name} and {second.name} may have different data: {unknown} recorded no files"
     for kind, names in (("split", SPLIT), ("truncation", TRUNCATION)):
         values = [{name: str(e.options.get(name, getattr(Options, name))) for name in names} for e in (first, second)]
-        if changed := [name for name in names if Path(values[0][name]).name != Path(values[1][name]).name]:
+        changed = [name for name in names if Path(values[0][name]).name != Path(values[1][name]).name]
+        for part in {"validation", "test"} & {*changed}:
+            if ScoredPart.of(first, part).equals(ScoredPart.of(second, part)):  # one file, named in two ways
+                changed.remove(part)
+        if changed:
             shown = ", ".join(f"{name} {values[0][name]} and {values[1][name]}" for name in changed)
             yield f"warning: {first.name} and {second.name} differ in their {kind}: {shown}"
 
 
-def part_of(entry: Entry, part: str) -> tuple[str, int]:
-    """Returns what determines the validation or test reviews of an experiment, besides its data folder: the digest of
-    their file, or its name if no digest was recorded, and their number."""
-    options, files = entry.options, entry.runs[0].config.get("files", {})
-    named = Path(options.get(part) or (options.get("train", "") if part == "validation" else "")).name
-    digests = {Path(path).name: digest for path, digest in files.items()}
-    return digests.get(named, named), options.get(f"{part}_reviews", 0)
+class ScoredPart(NamedTuple):
+    """What determines the validation or test reviews of an experiment, besides its data folder."""
+
+    digest: str  # of their file, "" if it was not recorded
+    name: str  # of their file on the command line, "" for one of a folder
+    reviews: int  # --validation-reviews or --test-reviews
+
+    @classmethod
+    def of(cls, entry: Entry, part: str) -> "ScoredPart":
+        """Returns the part `validation` or `test` of an experiment."""
+        options, files = entry.options, entry.runs[0].config.get("files", {})
+        name = Path(options.get(part) or (options.get("train", "") if part == "validation" else "")).name
+        digests = {Path(path).name: digest for path, digest in files.items()}
+        own = [name] if name else [found for found in digests if is_named_after(found, part)]
+        if not own and len(digests) == 1:  # the folder of aclImdb, whose digest is that of all its reviews
+            own = [*digests]
+        return cls(digests.get(own[0], "") if own else "", name, options.get(f"{part}_reviews", 0))
+
+    def equals(self, other: "ScoredPart") -> bool:
+        """Compares two parts by their digests, or by their names if a digest was not recorded."""
+        by_digest = bool(self.digest and other.digest)
+        same = self.digest == other.digest if by_digest else self.name == other.name
+        return same and self.reviews == other.reviews
 
 
 def same_test(first: Entry, second: Entry) -> bool:
     """Returns whether two experiments with kept predictions were scored on the same test reviews."""
-    same = part_of(first, "test") == part_of(second, "test")
+    same = ScoredPart.of(first, "test").equals(ScoredPart.of(second, "test"))
     return same and np.array_equal(first.labels(), second.labels())  # type: ignore[arg-type]
 
 
@@ -162,8 +186,9 @@ def significance(runs: Sequence[Run]) -> list[str]:
         warnings += [warning for pair in pairs for warning in differences(*pair)]
         lines = [describe_seeds(entry) for entry in found if len(entry.runs) > 1]
         lines += [compare_pair(*pair) for pair in pairs]
-        parts = {(part_of(entry, "validation"), part_of(entry, "test")) for entry in found}
-        if len(finished) > 1 and len(parts) == 1 and not any("different data" in warning for warning in warnings):
+        parts = [(ScoredPart.of(entry, "validation"), ScoredPart.of(entry, "test")) for entry in found]
+        same = all(own.equals(first) for part in parts for own, first in zip(part, parts[0], strict=True))
+        if len(finished) > 1 and same and not any("have different data" in warning for warning in warnings):
             lines.append(describe_ensemble(finished))
     return [*warnings, *lines]
 

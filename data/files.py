@@ -100,7 +100,10 @@ def write_output(path: str | Path, text: str) -> None:
     except RuntimeError as error:  # Python before 3.13 raises this for a loop
         raise OSError(f"{path} is a link that leads to itself") from error
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        path.write_bytes(text.encode())
+        try:
+            path.write_bytes(text.encode())
+        except OSError as error:  # a full device, whose error has no name
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return
     try:
         with replacing(target) as temporary:

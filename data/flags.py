@@ -61,6 +61,8 @@ class Parser(argparse.ArgumentParser):
     A value may begin with a dash: `--text "-bad"`.
     """
 
+    once = False  # whether a flag with one value is refused if it is given twice
+
     def error(self, message: str) -> NoReturn:
         text = message.removeprefix("argument ")
         print(f"error: {text} (--help lists every flag)", file=sys.stderr)
@@ -88,6 +90,8 @@ class Parser(argparse.ArgumentParser):
             action, token = known[name], waiting.pop(0)
             if action.nargs == 0 and equals:
                 self.error(f"{name} takes no value")
+            if self.once and action.nargs not in (0, "+") and any(f.partition("=")[0] == name for f in found):
+                self.error(f"{name} is given twice")
             if action.nargs == 0 or equals:
                 found.append(token)
             elif action.nargs == "+":
@@ -201,12 +205,14 @@ def parse_flags(
     description: str,
     lists: Mapping[str, Iterable[str]] | None = None,
     examples: Mapping[str, str] | None = None,
+    once: bool = False,
 ) -> dict[str, Any]:
     """Parses the fields of several dataclasses. Returns {field: value} for the flags on the command line.
 
     classes: {owner: dataclass}; a field that several classes share is one flag.  lists: {field: names} that --help
-    appends to the field's text.  examples: {group: command} that --help shows. An unknown flag or a value of the wrong
-    type exits with code 2.
+    appends to the field's text.  examples: {group: command} that --help shows.  once: whether a flag with one value is
+    refused if it is given twice; otherwise its last value counts. An unknown flag or a value of the wrong type exits
+    with code 2.
     """
     parser = Parser(
         prog=f"python {Path(sys.argv[0]).name}",
@@ -216,6 +222,7 @@ def parse_flags(
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.once = once
     groups: dict[str, Any] = {}
     owners: dict[str, dict[str, dataclasses.Field]] = {}
     for owner, cls in classes.items():

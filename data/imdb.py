@@ -301,13 +301,21 @@ def is_text_lines(path: Path, source: Source) -> bool:
         return False
     content = unpack(path, read_content(path, source.max_file_mib), source.max_file_mib)[1]
     first = re.split(r"[\r\n]", decode(path, content, source.encoding), maxsplit=1)[0]
-    names = {source.text_column} if source.text_column else set(TEXT_NAMES)
+    return not any(header_titles(first, source.text_column))
+
+
+def header_titles(line: str, text_column: str = "") -> list[str]:
+    """Returns the titles of a line that is the header of a table with texts, [] for any other line.
+
+    text_column: the title of the texts, if it is known; otherwise a usual one.
+    """
+    names = {text_column} if text_column else set(TEXT_NAMES)
     for delimiter in DELIMITERS:
-        titles = {title.strip() for title in split_header(first, delimiter)}
-        is_header = delimiter == "\t" or all(map(WORD.fullmatch, titles))
-        if is_header and names & (titles | {title.lower() for title in titles}):
-            return False
-    return True
+        titles = [title.strip() for title in split_header(line, delimiter)]
+        may_be = delimiter == "\t" or all(map(WORD.fullmatch, titles))
+        if may_be and names & {*titles, *(title.lower() for title in titles)}:
+            return titles
+    return []
 
 
 def read_lines(path: Path, source: Source, keep_empty: bool = False) -> Reviews:

@@ -19,11 +19,13 @@ HIDDEN = "-1"  # label of all rows of a file whose labels are withheld (GLUE, Hu
 SPELLINGS = (("0", "1"), ("false", "true"), ("neg", "pos"), SENTIMENT)  # of (negative, positive)
 MEANING = {spelling: name for pair in SPELLINGS for spelling, name in zip(pair, SENTIMENT, strict=True)}
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")  # "007" and "1e5" are names
+PLACEHOLDER = re.compile(r"label_(0|[1-9][0-9]{0,8})")  # the name of a class that has none in a published config
 INVISIBLE = "\u200b\u2060\ufeff\u00ad"  # zero-width space, word joiner, byte order mark, soft hyphen
 MAX_CLASSES = 100
 LONGEST_CLASS = 1_000  # characters
 FEW_CLASSES = 20  # more distinct values than this must occur twice on average
-MISSING = ("na", "n/a", "null", "none", "unknown", "?", "-")  # beside negative and positive: no third class
+# marks of a missing label: beside negative and positive, or beside numbers, they are no class
+MISSING = ("na", "n/a", "#n/a", "\\n", "nat", "nil", "null", "none", "unknown", "?", "-")
 LONGEST_NAME = 60  # characters of a value that can be a label of a column with an unknown name
 
 
@@ -40,6 +42,12 @@ def normalize(value: str) -> str:
         number = (number.rstrip("0").rstrip(".") if "." in number else number).removeprefix("+")
         return "0" if number == "-0" else number
     return "" if value.lower() in ("nan", "<na>") else value
+
+
+def fold(name: str) -> str:
+    """Returns a normalized label in lower case, and a number for a placeholder: Good -> "good", LABEL_2 -> "2"."""
+    folded = name.casefold()
+    return found[1] if (found := PLACEHOLDER.fullmatch(folded)) else folded
 
 
 def canonical(name: str) -> str:
@@ -105,7 +113,8 @@ def find_classes(values: Iterable[str], where: str) -> tuple[str, ...]:
     if is_sentiment(counts):
         return SENTIMENT
     marks = sorted(name for name in counts if name.casefold() in MISSING)
-    if marks and (known := sorted(counts.keys() - marks)) and is_sentiment(known):
+    known = sort_names(counts.keys() - marks)
+    if marks and known and (is_sentiment(known) or all(map(NUMBER.fullmatch, known))):
         way_out = "leave the cell of a missing label empty, or give the third class another name"
         raise ValueError(f"{where} has {quoted(marks)} beside {quoted(known)}: {way_out}")
     check_names(counts, where)
@@ -115,16 +124,16 @@ def find_classes(values: Iterable[str], where: str) -> tuple[str, ...]:
 def class_numbers(values: Sequence[str], names: tuple[str, ...], where: str) -> list[int]:
     """Maps each value to the number of its class, UNKNOWN if it is empty.
 
-    A value is a name itself, a name in another case, or, if the classes are negative and positive, another spelling of
-    them. Raises ValueError that names the values that are no class.
+    A value is a name itself, a name in another case, LABEL_2 for the name 2 and the other way round, or, if the classes
+    are negative and positive, another spelling of them. Raises ValueError that names the values that are no class.
     """
     table = {normalize(name): number for number, name in enumerate(names)}
-    folded = {name.casefold(): number for name, number in table.items()}
+    folded = {fold(name): number for name, number in table.items()}
     if {canonical(name) for name in names} == set(SENTIMENT):
         by_meaning = {canonical(name): number for name, number in table.items()}
         folded |= {spelling: by_meaning[name] for spelling, name in MEANING.items() if spelling not in folded}
     normal = [normalize(value) for value in values]
-    numbers = {name: table.get(name, folded.get(name.casefold())) for name in set(normal)}
+    numbers = {name: table.get(name, folded.get(fold(name))) for name in set(normal)}
     numbers[""] = UNKNOWN
     unknown = Counter(name for name in normal if numbers[name] is None)
     if unknown:

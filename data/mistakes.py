@@ -15,7 +15,7 @@ from data.checked import show
 from data.demo import kind_of
 from data.files import csv_text
 
-RATING = re.compile(r"_(10|[1-9])$")  # of an id such as 12311_10
+RATING = re.compile(r"(?:^|/)[0-9]+_(10|[1-9])$")  # of an id such as 12311_10
 FIRST_WORDS = 12
 UNKNOWN_SHARES = (0.0, 0.01, 0.02, 0.05, 1.0)  # upper ends of the groups
 HEADER = ("id", "label", "predicted", "probability", "words")

@@ -8,10 +8,10 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from data.checked import reading
+from data.checked import reading, show
 from data.delimited import FIELD_LIMIT
 from data.files import csv_text
-from data.imdb import as_frame, clean
+from data.imdb import as_frame, clean, header_titles
 from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import softmax
 from data.readers import check_encoding
@@ -30,7 +30,12 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
     check_encoding("standard input", encoding or "utf-8-sig", "")
     lines = io.TextIOWrapper(file, encoding=encoding or "utf-8-sig")
     with reading("standard input", "text", "name its encoding with --encoding"):
-        return as_frame([(str(n), clean(line), UNKNOWN) for n, line in enumerate(bounded_lines(lines), 1)])
+        reviews = [(str(n), clean(line), UNKNOWN) for n, line in enumerate(bounded_lines(lines), 1)]
+    if reviews and len(header_titles(reviews[0][1])) > 1:
+        raise ValueError(
+            f"standard input is a table ({show(reviews[0][1], 60)}), not one review a line; --predict FILE reads it"
+        )
+    return as_frame(reviews)
 
 
 def predictions_csv(ids: Iterable[str], logits: np.ndarray, labels: tuple[str, ...], submission: bool = False) -> str:

@@ -101,22 +101,35 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
 # ---------------------------------------------------------------------------------------------------- encodings
 
 
-def check_encoding(path: Path | str, encoding: str, marked: str) -> None:
-    """Raises ValueError for an unknown encoding, and for one that the byte order mark of the file excludes."""
+def check_encoding(path: Path | str, encoding: str, marked: str, content: bytes = b"") -> None:
+    """Raises ValueError for an unknown encoding, and for one that the byte order mark or the text excludes."""
     try:
         name = codecs.lookup(encoding).name
     except LookupError:
         known = "utf-8, utf-16, latin-1, cp1252"
         raise ValueError(f"{path}: --encoding {encoding!r} is not an encoding; usual ones are {known}") from None
     if marked and name[:6].rstrip("-") != marked[:6].rstrip("-"):
-        raise ValueError(f"{path} begins with the byte order mark of {marked}; leave out --encoding {encoding}")
+        raise ValueError(f"{path} begins with the byte order mark of {marked}; --encoding {marked} reads it")
+    if content and not name.startswith("utf") and is_utf8(content):
+        raise ValueError(f"{path} is UTF-8 text, not {encoding}; --encoding utf-8 reads it")
+
+
+def is_utf8(content: bytes) -> bool:
+    """Returns whether a text is valid UTF-8 and not plain ASCII. Texts in other encodings practically never are."""
+    if content.isascii():
+        return False
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def decode(path: Path, content: bytes, encoding: str) -> str:
     """Decodes a file and removes its byte order mark. Raises ValueError with the offset of the first invalid byte."""
     bom, marked = next(((bom, name) for bom, name in BOMS if content.startswith(bom)), (b"", ""))
     if encoding:
-        check_encoding(path, encoding, marked)
+        check_encoding(path, encoding, marked, content)
     codec = marked or encoding or "utf-8"
     if not (encoding or marked):
         check_zeros(path, content)

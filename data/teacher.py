@@ -8,6 +8,7 @@ import numpy as np
 from data import ranks
 from data.checksums import is_intact, seal_file
 from data.files import replacing
+from data.labels import canonical
 
 
 def class_order(teacher: tuple[str, ...], labels: tuple[str, ...], source: str) -> list[int]:
@@ -15,12 +16,13 @@ def class_order(teacher: tuple[str, ...], labels: tuple[str, ...], source: str) 
 
     source: the name of the teacher. Raises ValueError if the names of the classes differ.
     """
-    if sorted(teacher) != sorted(labels):
+    names, known = [canonical(name) for name in teacher], [canonical(name) for name in labels]
+    if sorted(names) != sorted(known):
         raise ValueError(
             f"the teacher {source} has the classes {', '.join(teacher)}, the data {', '.join(labels)}; "
             "--teacher names one with the classes of the data"
         )
-    return [teacher.index(label) for label in labels]
+    return [names.index(name) for name in known]
 
 
 def kept_logits(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:

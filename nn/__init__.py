@@ -125,3 +125,8 @@ MODELS: dict[str, ModelEntry] = {
     "modernbert":     ModelEntry(ModernBert, SMALL_MODERN, "bpe", "answerdotai/ModernBERT-base", TUNING_MODERN),
 }
 # fmt: on
+
+
+def name_of(model: Model) -> str:
+    """Returns the name of a model in MODELS, which --model takes."""
+    return next(name for name, entry in MODELS.items() if entry.build is type(model))

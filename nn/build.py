@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data.flags import parse_fields
 from data.tokenization import Tokenizer
-from nn import MODELS, Model
+from nn import MODELS, Model, name_of
 from nn.checkpoint import load_pretrained
 from nn.configs import build_config
 
@@ -40,4 +40,6 @@ def pretrained_model(
 def check_architecture(model: Model, name: str, weights: str | Path) -> None:
     """Raises ValueError if `weights` gave a model of another architecture than `name`."""
     if not isinstance(model, MODELS[name].build):
-        raise ValueError(f"{weights} holds a {model.model_type} model, which --model {name} is not")
+        raise ValueError(
+            f"{weights} holds a {model.model_type} model, which --model {name} is not; use --model {name_of(model)}"
+        )

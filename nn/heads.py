@@ -15,7 +15,7 @@ from data.labels import SENTIMENT, canonical
 
 LONGEST_NAME = 200  # characters of a class name
 JOINERS = dict.fromkeys((0x200C, 0x200D))
-WAYS_OUT = "--head new trains a new last layer for the classes of the data"
+WAYS_OUT = "train.py --head new trains a new last layer for the classes of the data"
 NEW_MODEL = "--weights none makes a new model for the classes of the data"
 OTHER_TASK = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice)$")  # end of an architecture's name
 OTHER_HEADS = (r"(classifier|qa_outputs|sequence_summary)\..*",)  # tensors of these tasks
@@ -83,7 +83,7 @@ def is_entry(entry: tuple[Any, Any]) -> bool:
 
 def placeholder_names(count: int) -> tuple[str, ...]:
     """Returns the names of `count` classes that have none."""
-    return SENTIMENT if count == 2 else tuple(f"LABEL_{i}" for i in range(count))
+    return SENTIMENT if count == 2 else tuple(map(str, range(count)))
 
 
 def match_head(
@@ -110,7 +110,7 @@ def match_head(
         shown = listed(names, 20) if names else f"{count} classes without names"
         raise ValueError(f"{where} distinguishes {shown}; the data has {listed(labels, 20)}; {way_out}")
     if names is None:
-        if labels != SENTIMENT:
+        if labels != SENTIMENT and not is_placeholder(dict(enumerate(labels))):
             print(f"labels: {where} does not name its classes; by position they are {', '.join(labels)}")
         return Head(labels, tuple(range(count)))
     rows = {canonical(name): row for row, name in enumerate(names)}

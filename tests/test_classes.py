@@ -185,6 +185,27 @@ def test_a_run_over_8_bits_is_merged_into_the_unquantized_backbone(small_run, tm
     assert model.layers[0].feed_forward.up.weight.dtype == torch.int8
 
 
+@pytest.mark.parametrize("classes", [("0", "1", "2"), ("LABEL_0", "LABEL_1"), ("1", "2", "3")])
+def test_classes_that_are_numbers_keep_their_names(classes, tmp_path, monkeypatch, capsys):
+    """A published config has LABEL_0 for a class without a name; the names of a run are those of its data."""
+    monkeypatch.chdir(tmp_path)
+    text = write_csv(tmp_path / "named.csv", rows=120).read_text()
+    lines = [line for line in text.splitlines() if not line.endswith(",so-so") or len(classes) > 2]
+    text = "\n".join(lines) + "\n"
+    for name, number in zip(CLASSES, classes, strict=False):
+        text = text.replace(f",{name}\n", f",{number}\n")
+    Path("films.csv").write_text(text)
+    run = tiny_run(tmp_path, "--data", "films.csv")
+    capsys.readouterr()
+    evaluate(["--run", str(run), "--data", "films.csv"])
+    evaluate(["--weights", str(run / "best"), "--data", "films.csv"])
+    printed = capsys.readouterr().out.splitlines()
+    scores = [line for line in printed if line.startswith("films.csv: accuracy 1.0000 on")]
+    assert len(scores) == 2, printed
+    evaluate(["--run", str(run), "--text", "film 3 was superb, superb"])
+    assert capsys.readouterr().out.startswith(f"{classes[1]} (")
+
+
 def test_balanced_class_weights():
     corpus = Corpus.from_rows([[1]] * 6, [0, 0, 0, 0, 1, 2], 0).balanced(3)
     np.testing.assert_allclose(corpus.class_weights, [6 / 12, 2, 2])

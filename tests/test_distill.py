@@ -174,6 +174,10 @@ def test_classes_are_ordered_by_name():
         class_order(("a", "b"), ("a", "c"), "T")
 
 
+def test_spellings_of_the_classes_are_one_order():
+    assert class_order(("POSITIVE", "Neg"), ("negative", "positive"), "t") == [1, 0]
+
+
 def test_kept_logits_are_computed_once_and_again_if_damaged(tmp_path, capsys):
     path, calls = tmp_path / "teacher.npy", []
 

@@ -203,3 +203,11 @@ def test_a_flag_with_an_optional_value():
         ("--name x", {"name": "x"}),
     ):
         assert parse_flags({"main": Optional}, words.split(), "") == expected
+
+
+def test_a_flag_given_twice_counts_last_or_is_refused(capsys: pytest.CaptureFixture[str]):
+    arguments = ["--rate", "2", "--rate=3"]
+    assert parse_flags(CLASSES, arguments, "") == {"rate": 3}
+    with pytest.raises(SystemExit):
+        parse_flags(CLASSES, arguments, "", once=True)
+    assert "--rate is given twice" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def test_heads_that_do_not_fit_are_refused_and_a_new_head_is_the_way_out(table, 
 def test_other_problem_types_are_refused(tmp_path):
     named(tmp_path, {"0": "a", "1": "b"})
     write_json(tmp_path / CONFIG, read_json(tmp_path / CONFIG) | {"problem_type": "multi_label_classification"})
-    with pytest.raises(ValueError, match="a head for multi_label_classification, which is not supported; --head new"):
+    with pytest.raises(ValueError, match=r"multi_label_classification, which is not supported; train\.py --head new"):
         load_pretrained(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_other_problem_types_are_refused(tmp_path):
 def test_the_head_of_another_task_is_not_a_classifier(task, tmp_path):
     named(tmp_path, None)  # in BERT, the last layer for tokens has the name and the shape of a classifier's
     write_json(tmp_path / CONFIG, read_json(tmp_path / CONFIG) | {"architectures": [f"BertFor{task}"]})
-    with pytest.raises(ValueError, match=f"is a BertFor{task}, whose head does not classify texts; --head new"):
+    with pytest.raises(ValueError, match=f"is a BertFor{task}, whose head does not classify texts; .*--head new"):
         load_pretrained(tmp_path, SENTIMENT)
     assert "classifier.weight" in load_pretrained(tmp_path, SENTIMENT, new_head=True).newly_initialized
 

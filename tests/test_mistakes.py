@@ -68,7 +68,7 @@ def test_a_run_shows_mistakes_calibration_and_threshold(small_run, tmp_path, cap
     assert "tokens " in shown
     assert len((tmp_path / "errors.csv").read_text().splitlines()) == 4
     assert "before scaling" in (tmp_path / "r.svg").read_text()
-    (tmp_path / "two.csv").write_text("id,review,label\na_1,good film,0\nb_9,bad film,1\nc_9,good film,1\nd_1,bad,0\n")
+    (tmp_path / "two.csv").write_text("id,review,label\n0_1,good film,0\n1_9,bad film,1\n2_9,good film,1\n3_1,bad,0\n")
     evaluate(["--data", "two.csv", "--errors", "9"])
     assert "rating 9" in capsys.readouterr().out
     for flags in (

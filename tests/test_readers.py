@@ -51,14 +51,24 @@ def test_latin1_is_read_only_if_named(tmp_path: Path):
         load_reviews(path)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "mac-roman", "cp1251", "shift-jis"])
+def test_utf8_is_not_read_in_another_encoding(encoding: str, tmp_path: Path):
+    path = write(tmp_path / "x.csv", "review,label\ncafé,1\n")
+    with pytest.raises(ValueError, match=rf"is UTF-8 text, not {encoding}; --encoding utf-8 reads it"):
+        load_reviews(path, encoding=encoding)
+    assert load_reviews(path, encoding="utf-8")["review"].tolist() == ["café"]
+    plain = write(tmp_path / "y.csv", "review,label\ncoffee,1\n")
+    assert load_reviews(plain, encoding=encoding)["review"].tolist() == ["coffee"]
+
+
 def test_wrong_encodings_are_refused(tmp_path: Path):
     path = write(tmp_path / "x.csv", "\ufeffreview,label\ncafé,1\n")
-    with pytest.raises(ValueError, match="begins with the byte order mark of utf-8; leave out --encoding latin-1"):
+    with pytest.raises(ValueError, match="begins with the byte order mark of utf-8; --encoding utf-8 reads it"):
         load_reviews(path, encoding="latin-1")
     for name in ("klingon", "hex"):
         with pytest.raises(ValueError, match=f"--encoding.*|{name}"):
             load_reviews(write(tmp_path / "y.csv", "review\nx\n"), encoding=name)
-    with pytest.raises(ValueError, match="is not ascii text: byte 0xc3 at offset 7"):
+    with pytest.raises(ValueError, match="is UTF-8 text, not ascii"):
         load_reviews(write(tmp_path / "z.csv", "review\né\n"), encoding="ascii")
 
 

@@ -193,3 +193,11 @@ def test_a_text_file_is_cleaned_and_numbered_like_standard_input(tmp_path, monke
         found.append(outcome(["--weights", str(LINEAR), "--predict", source, "--out", "-"], capsys))
     assert found[0] == found[1]
     assert [line.split(",")[0] for line in found[0].splitlines()] == ["id", "1", "2", "3"]
+
+
+def test_a_table_on_standard_input_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"id,text,label\nr1,good,1\n")))
+    with pytest.raises(ValueError, match=r"standard input is a table \(id,text,label\), not one review a line"):
+        evaluate(["--predict", "-"])
+    with pytest.raises(ValueError, match="--text takes the review itself; --predict - reads standard input"):
+        evaluate(["--text", "-"])

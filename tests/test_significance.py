@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conftest import tiny_weights
 
 import train
 from data.checked import read_json
+from data.compare import Entry, ScoredPart
 from data.files import write_json
 from data.rows import open_runs, publish
 from data.runs import Run
@@ -111,7 +113,7 @@ def test_what_cannot_be_compared_is_said(three_runs, capsys):
     write_json(three_runs / "b/config.json", config | {"files": {"/x/test.tsv": "1"}})
     evaluate(["--compare", "runs/a@42", "runs/b"])
     shown = capsys.readouterr().out
-    assert "warning: a and b have different data" in shown
+    assert "warning: a and b may have different data: a recorded no files" in shown
     assert "a - b: b kept no predictions of its test reviews" in shown
     assert "ensemble" not in shown
     with pytest.raises(ValueError, match="--out: b kept no predictions"):
@@ -173,3 +175,24 @@ def test_a_run_of_an_older_version_is_resumed(three_runs, capsys):
     train.main(["--resume", str(run)])
     assert read_json(run / "result.json")["validation"]["accuracy"] == expected["accuracy"]
     assert capsys.readouterr().out.count("lacks unfreeze, warmup, as an older version wrote it") == 1
+
+
+def entry_of(files: dict[str, str], **options) -> Entry:
+    """Returns an experiment that recorded these files and options."""
+    run = SimpleNamespace(config={"files": files, "options": options})
+    return Entry("x", [run])
+
+
+def test_test_reviews_are_compared_by_the_digest_of_their_file():
+    folder = entry_of({"/a/train.csv": "1", "/a/test.csv": "2"}, data="/a")
+    other = entry_of({"/b/train.csv": "1", "/b/test.csv": "3"}, data="/b")
+    named = entry_of({"/a/train.csv": "1", "/c/held.csv": "2"}, train="/a/train.csv", test="/c/held.csv")
+    kaggle = entry_of({"/k/labeledTrainData.tsv.gz": "1", "/k/testData.tsv.gz": "2"}, data="/k")
+    old = entry_of({}, data="/a")
+    experiments = {"folder": folder, "other": other, "named": named, "kaggle": kaggle, "old": old}
+    tests = {key: ScoredPart.of(entry, "test") for key, entry in experiments.items()}
+    assert tests["folder"].equals(tests["named"])
+    assert tests["folder"].equals(tests["kaggle"])
+    assert tests["folder"].equals(tests["old"])  # no digest: by name
+    assert not tests["folder"].equals(tests["other"])
+    assert not tests["old"].equals(tests["named"])
