@@ -391,7 +391,7 @@ def test_an_adapter_with_other_classes_brings_its_names(tmp_path: Path, capsys: 
     assert torch.equal(load_adapted(tmp_path).eval()(*batch), expected)
     permuted = load_adapted(tmp_path, labels=("Good", "So so", "Bad")).eval()
     assert torch.equal(permuted(*batch), expected[:, [1, 2, 0]])
-    with pytest.raises(ValueError, match="distinguishes bad, good, so so; the data has negative, positive; .*--head new"):
+    with pytest.raises(ValueError, match=r"distinguishes bad, good, so so; the data has negative, positive; .*--head"):
         load_adapted(tmp_path, labels=SENTIMENT)
     with pytest.raises(ValueError, match=r"misshaped base_model\.model\.classifier\.bias: \[3\], not \[2\]"):
         load_adapter(tiny("bert"), tmp_path)
