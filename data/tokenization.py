@@ -119,7 +119,7 @@ class Tokenizer:
         if missing:
             names = ", ".join(self.special.get(role, f"{role}_token") for role in missing)
             raise ValueError(
-                f"the tokenizer has no {names}; name its special tokens in tokenizer_config.json ({missing[0]}_token)"
+                f"{self.source} has no {names}; name its special tokens in tokenizer_config.json ({missing[0]}_token)"
             )
         if self.kind != "wordlevel" and self.template == ([], []):
             object.__setattr__(self, "template", ([self.special["cls"]], [self.special["sep"]]))

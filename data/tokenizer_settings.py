@@ -107,6 +107,8 @@ def read_settings(directory: Path) -> Settings:
     config = read_object(path)
     if config.get("sp_model_kwargs"):
         raise ValueError(f"{path}: sp_model_kwargs {show(config['sp_model_kwargs'])} is not supported")
+    if config.get("split_special_tokens"):
+        raise ValueError(f"{path}: split_special_tokens = true is not supported")
     class_name, family = read_class(directory, config)
     special = config | ({} if "added_tokens_decoder" in config else read_object(directory / "special_tokens_map.json"))
     names = {role: token_name(special[f"{role}_token"], path) for role in ROBERTA if f"{role}_token" in special}

@@ -96,6 +96,8 @@ def target_layers(model: Encoder, config: dict[str, Any], where: Path) -> list[s
         and not matches(module, excluded)
         and not any(re.match(pattern, module) for pattern in saved)
     ]
+    if not targets:
+        raise ValueError(f"{where / ADAPTER_CONFIG} names no target_modules; add the layers that it adapts")
     if not names:
         shown = show(targets) if isinstance(targets, str) else listed(targets, 20)
         raise ValueError(f"{where}: none of its target_modules ({shown}) is in this model")

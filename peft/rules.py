@@ -20,11 +20,12 @@ SUPPORTED_FIELDS = {
     "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type",
     "encoder_hidden_size", "encoder_num_layers", "encoder_dropout", "prefix_projection", "init_weights", "pool",
     "method", "ensure_weight_tying", "id2label", "feedforward_modules", "init_ia3_weights",
-    "adapter_size",
+    "adapter_size", "eva_config",
 }  # fmt: skip
 # fields with one supported value
 SUPPORTED_VALUES = {
-    "init_lora_weights": (True, False, None, "gaussian"),  # others change the weights of the backbone as well
+    # others change the weights of the backbone as well
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
     "task_type": ("SEQ_CLS", None),
     "num_transformer_submodules": (1, None),
 }
@@ -90,8 +91,8 @@ def check_patterns(config: dict[str, Any]) -> None:
 def pattern_problem(pattern: str) -> str | None:
     """Returns why a regular expression of a file is not used; None for one that is used.
 
-    The search for a match tries all ways to divide a name among the repetitions, and all alternatives. A repeated group
-    multiplies them by itself.
+    The search for a match tries all ways to divide a name among the repetitions, and all alternatives that can match at
+    one place. A repeated group multiplies them by itself.
     """
     if len(pattern) > LONGEST_PATTERN:
         return f"has {len(pattern):,} characters"
@@ -101,19 +102,45 @@ def pattern_problem(pattern: str) -> str | None:
             re.compile(pattern)
     except (re.error, OverflowError, RecursionError, Warning) as error:
         return f"is not a regular expression ({show(error)})"
-    plain = re.sub(r"\\.", "x", pattern)
-    plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", plain)  # a class is one character
+    plain = re.sub(r"\\\.", "_", pattern)  # a dot
+    plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", ".", plain)  # another escape, or a class, is one of several characters
     plain = re.sub(r"\(\?(:|=|!|<=|<!|P<\w+>)", "(", plain)
     if "(?" in plain:
         return "has flags or conditions, which are not read here"
     if re.search(r"\)[*+{]", plain):
         return "repeats a group, which may take years to match; repeat a single character or a class"
-    repeats, choices = len(re.findall(r"[*+{]", plain)), 1
-    for group in re.split(r"[()]", plain):
-        choices *= (1 + group.count("|")) * 2 ** len(re.findall(r"(?<![*+}])\?", group))
-    if comb(LONGEST_MODULE + repeats, repeats) * choices > MOST_STEPS:
-        return f"has {repeats} repetitions and {choices:,} alternatives, which may take long to match"
+    if (steps := sum(map(most_steps, branches(plain)))) > MOST_STEPS:
+        return f"may take long to match: {steps:,} steps for one name, for its repetitions and alternatives"
     return None
+
+
+def branches(plain: str) -> list[str]:
+    """Splits a pattern at the bars that are in no group: each branch is tried by itself."""
+    found, depth = [""], 0
+    for char in plain:
+        depth += (char == "(") - (char == ")")
+        if char == "|" and not depth:
+            found.append("")
+        else:
+            found[-1] += char
+    return found
+
+
+def most_steps(branch: str) -> int:
+    """Estimates the steps of a search for a match of one branch: the ways to divide a name among its repetitions, times
+    the alternatives and the optional characters."""
+    repeats, choices = len(re.findall(r"[*+{]", branch)), 1
+    for group in re.split(r"[()]", branch):
+        choices *= alternatives_at_once(group) * 2 ** len(re.findall(r"(?<![*+}])\?", group))
+    return comb(LONGEST_MODULE + repeats, repeats) * choices
+
+
+def alternatives_at_once(group: str) -> int:
+    """Counts the alternatives of a group that can match at one place: all, or of plain words those that begin alike."""
+    options = group.split("|")
+    if not all(re.fullmatch(r"\w*", option) for option in options):
+        return len(options)
+    return max(sum(o.startswith(one) or one.startswith(o) for o in options) for one in options)
 
 
 def matches(module: str, targets: list[str] | str) -> bool:

@@ -159,7 +159,7 @@ def change_config(folder: Path, changes: dict[str, object]) -> None:
         ({"task_type": "TOKEN_CLS"}, "task_type = 'TOKEN_CLS'"),
         ({"trainable_token_indices": [3]}, r"trainable_token_indices = \[3\]"),
         ({"target_modules": ["classifier"]}, r"none of its target_modules \(classifier\) is in this model"),
-        ({"target_modules": []}, r"none of its target_modules \(\) is in this model"),
+        ({"target_modules": []}, r"names no target_modules; add the layers"),
     ],
 )
 def test_unsupported_settings_of_a_file_raise(tmp_path, changes, message):

@@ -292,6 +292,7 @@ def adapter(request, tmp_path: Path) -> Path:
         ({"layers_to_transform": 0.5}, "layers_to_transform = 0.5 must be"),
         ({"id2label": {"0": "\x1b[2J", "1": "b"}}, "does not map class numbers to names"),
         ({"x\x1b[2J": 5}, "settings are not supported"),
+        ({"target_modules": None}, "names no target_modules; add the layers that it adapts"),
     ],
 )
 def test_fields_of_an_adapter(changes, message, adapter):
@@ -299,8 +300,27 @@ def test_fields_of_an_adapter(changes, message, adapter):
     refused(adapter, message, peft.load_adapted)
 
 
+@pytest.mark.parametrize("value", ["orthogonal", "eva", "gaussian", False])
+def test_initializations_that_leave_the_backbone_are_read(value, adapter):
+    batch = torch.tensor([[3, 5, 7]]), torch.ones(1, 3, dtype=torch.bool)
+    expected = peft.load_adapted(adapter).eval()(*batch)
+    change_json(adapter / ADAPTER_CONFIG, init_lora_weights=value, eva_config={"rho": 2.0} if value == "eva" else None)
+    assert torch.equal(peft.load_adapted(adapter).eval()(*batch), expected)
+
+
 @pytest.mark.parametrize(
-    "pattern", [".*" * 12 + "x", "(.|.)" * 25 + "x", "a?" * 30 + "a" * 30, "(?x)(a+) +", "x" * 2000]
+    "pattern",
+    [
+        ".*" * 12 + "x",
+        "(.|.)" * 25 + "x",
+        "a?" * 30 + "a" * 30,
+        "(?x)(a+) +",
+        "x" * 2000,
+        r"(\w|a)" * 25 + "x",
+        "(a|ab|abc)" * 20 + "x",
+        "([ab]|b)" * 25 + "x",
+        "|".join([".*" * 5 + "x"] * 50),
+    ],
 )
 def test_patterns_that_take_long_are_refused(pattern):
     assert pattern_problem(pattern) is not None
@@ -311,6 +331,9 @@ def test_patterns_that_take_long_are_refused(pattern):
     [
         r".*\.(query|value)", r"(?!classifier$).*",
         r".*encoder.*layer\.(0|1|2|3|4|5|6|7|8|9|10|11)\.attention\.self\.query",
+        r".*layer.*(attention|intermediate).*(query|key|value|dense).*",
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:Wqkv|Wo|Wi).*?)|"
+        r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\.(?:(?:Wqkv|Wo|Wi)))",
         r"^(?!.*head).*dense$", r"bert\.encoder\.layer\.[0-9]+\..*", r"layers\.\d+\.(self_)?attn\.[qv]_proj",
     ],
 )  # fmt: skip

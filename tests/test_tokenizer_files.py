@@ -88,6 +88,7 @@ def test_added_tokens_match_and_special_tokens_do_not(tmp_path: Path):
         ({"tokenize_chinese_chars": None}, {}, "tokenize_chinese_chars must be true or false, not None"),
         ({"model_max_length": 0}, {}, "model_max_length must be a positive number, not 0"),
         ({"sp_model_kwargs": {"enable_sampling": True}}, {}, "sp_model_kwargs .* is not supported"),
+        ({"split_special_tokens": True}, {}, "split_special_tokens = true is not supported"),
         ({"tokenizer_class": "BertJapaneseTokenizer"}, {}, r"BertJapaneseTokenizer needs a tokenizer\.json"),
         ({"cls_token": "<C>"}, {}, "is not a WordPiece vocabulary: <C> missing"),
     ],
