@@ -268,8 +268,9 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
 
 
-def check_effect(given: Mapping[str, Any], options: Options, model: Any, objective: Any) -> None:
+def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objective: Any) -> None:
     """Raises ValueError for a flag that is given and would have no effect. model, objective: table entries"""
+    options, without_labels = settings.options, getattr(settings.objective, "distill_alpha", 0.0) == 1
     weights, vectors = options.weights, options.word_vectors
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
         (weights != "none", f"{weights} has a vocabulary of its own", ("vocab_size", "min_count")),
@@ -280,6 +281,7 @@ def check_effect(given: Mapping[str, Any], options: Options, model: Any, objecti
         (options.loss == "tv", "only the regions are trained", ("train_vectors",)),
         (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
+        (without_labels, "--distill-alpha 1 leaves out the labels", ("class_weights",)),
         (objective.pretraining, "pretraining has no labels", ("class_weights", "head", "classifier_dropout")),
         (objective.pretraining, "pretraining has no test score", ("test", "test_reviews")),
     ]
@@ -316,7 +318,7 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     values, origins = merge_defaults(classes, [*layers, ("adapter", own), ("command line", given)])
     settings = Settings.build(values, origins, tables)
     check_owners(given, settings.options, tables)
-    check_effect(given, settings.options, model, objective)
+    check_effect(given, settings, model, objective)
     check_values(settings.options, model, objective)
     return settings, None
 

@@ -274,6 +274,10 @@ def test_layers_of_a_frozen_backbone_are_not_initialized_again():
         ("--model bert --weights none --tokenizer hf5", "--tokenizer has no effect here: it is for --weights"),
         ("--loss mlm --patience 2", "--patience has no effect here: pretraining keeps the last epoch"),
         ("--loss mlm --class-weights balanced", "--class-weights has no effect here: pretraining has no labels"),
+        (
+            "--model gru --loss distill --distill-alpha 1 --class-weights balanced",
+            "--class-weights has no effect here: --distill-alpha 1 leaves out the labels",
+        ),
         ("--loss mlm --test-reviews 5", "--test-reviews has no effect here: pretraining has no test score"),
     ],
 )
