@@ -151,7 +151,10 @@ def find_parts(source: Source) -> Parts:
         parts = Parts(root)
     else:
         raise FileNotFoundError(f"{source.data or '--data'} does not exist")
-    return with_named_files(parts, source)
+    parts = with_named_files(parts, source)
+    if not source.train and root.is_dir() and find_acl(root) is None:
+        print_unread(root, parts)
+    return parts
 
 
 def with_named_files(parts: Parts, source: Source) -> Parts:
@@ -165,9 +168,7 @@ def find_in_folder(root: Path) -> Parts:
     if (folder := find_acl(root)) is not None:
         return Parts(folder / "train", test=folder / "test" if (folder / "test").is_dir() else None)
     if (train := find_file(root, LABELED)) is not None:
-        parts = Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
-        print_unread(root, parts)
-        return parts
+        return Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
     found = {part: find_part(root, names) for part, names in SPLIT_NAMES.items()}
     if found["train"] is None:
         tables = tables_in(root)
@@ -177,15 +178,14 @@ def find_in_folder(root: Path) -> Parts:
             f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
             + (f"it holds {quoted(tables)}: {way_out}" if tables else "it holds no table")
         )
-    parts = Parts(**found)  # type: ignore[arg-type]  # train is not None
-    print_unread(root, parts)
-    return parts
+    return Parts(**found)  # type: ignore[arg-type]  # train is not None
 
 
 def print_unread(root: Path, parts: Parts) -> None:
     """Prints the tables of a data folder that are no part of it, since a part may have an unusual name."""
-    read = {path.name for path in parts if path is not None}
-    unread = [name for name in tables_in(root) if name not in read and not name.startswith(SUBMISSION)]
+    read = {path.resolve() for path in parts if path is not None}
+    others = [name for name in tables_in(root) if (root / name).resolve() not in read]
+    unread = [name for name in others if not name.startswith(SUBMISSION)]
     if unread:
         print(f"note: {root}: not read: {quoted(unread)}; --validation and --test name files")
 

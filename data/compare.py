@@ -83,7 +83,8 @@ def differences(first: Entry, second: Entry) -> Iterator[str]:
     """Yields a warning if data, split or truncation of two experiments differ."""
     files = [{Path(path).name: d for path, d in e.runs[0].config.get("files", {}).items()} for e in (first, second)]
     shared = files[0].keys() & files[1].keys()
-    if any(files[0][name] != files[1][name] for name in shared) or (not shared and all(files)):
+    built_in = [e.options.get("data") == "demo" and not e.options.get("train") for e in (first, second)]
+    if any(files[0][name] != files[1][name] for name in shared) or (not shared and all(files)) or len({*built_in}) > 1:
         yield f"warning: {first.name} and {second.name} have different data"
     elif any(files) and not all(files):
         unknown = first.name if files[1] else second.name

@@ -252,7 +252,7 @@ def read_acl(folder: Path, source: Source) -> Reviews:
             content = read_content(path, source.max_file_mib)
             name = f"{kind}/{path.name} {len(content)} "
             digest.update(name.encode("utf-8", "surrogateescape") + content)
-            parsed = parse_acl(f"{kind}/{path.stem}", decode(path, content, source.encoding))
+            parsed = parse_acl(f"{kind}/{path.stem}", decode(path, content, source.encoding, whole=False))
             if isinstance(parsed, str):
                 broken.append(f"{kind}/{show(path.name)}: {parsed}")
             else:
@@ -312,8 +312,8 @@ def header_titles(line: str, text_column: str = "") -> list[str]:
     names = {text_column} if text_column else set(TEXT_NAMES)
     for delimiter in DELIMITERS:
         titles = [title.strip() for title in split_header(line, delimiter)]
-        may_be = delimiter == "\t" or all(map(WORD.fullmatch, titles))
-        if may_be and names & {*titles, *(title.lower() for title in titles)}:
+        are_names = delimiter == "\t" or all(map(WORD.fullmatch, titles))
+        if are_names and names & {*titles, *(title.lower() for title in titles)}:
             return titles
     return []
 

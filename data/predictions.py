@@ -30,10 +30,14 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
     check_encoding("standard input", encoding or "utf-8-sig", "")
     lines = io.TextIOWrapper(file, encoding=encoding or "utf-8-sig")
     with reading("standard input", "text", "name its encoding with --encoding"):
-        reviews = [(str(n), clean(line), UNKNOWN) for n, line in enumerate(bounded_lines(lines), 1)]
-    if reviews and len(header_titles(reviews[0][1])) > 1:
+        reviews: list[tuple[str, str, int]] = []
+        titles: list[str] = []
+        for number, line in enumerate(bounded_lines(lines), 1):
+            titles = titles or (header_titles(line.rstrip("\r\n")) if number == 1 else [])
+            reviews.append((str(number), clean(line), UNKNOWN))
+    if len(titles) > 1:
         raise ValueError(
-            f"standard input is a table ({show(reviews[0][1], 60)}), not one review a line; --predict FILE reads it"
+            f"standard input is a table ({show(', '.join(titles), 60)}), not one review a line; --predict FILE reads it"
         )
     return as_frame(reviews)
 

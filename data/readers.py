@@ -32,6 +32,7 @@ SPLIT_NAMES = {  # names of files and folders
     "unlabelled": ("unlabelled", "unlabeled", "unsupervised", "unsup"),
 }
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
+BY_CHANCE = 4  # characters that are not ASCII in a short text of another encoding that is valid UTF-8
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16: it begins with the mark of UTF-16
@@ -115,21 +116,25 @@ def check_encoding(path: Path | str, encoding: str, marked: str, content: bytes 
 
 
 def is_utf8(content: bytes) -> bool:
-    """Returns whether a text is valid UTF-8 and not plain ASCII. Texts in other encodings practically never are."""
-    if content.isascii():
-        return False
+    """Returns whether a text is valid UTF-8 with several characters that are not ASCII.
+
+    Texts in other encodings practically never are.
+    """
     try:
-        content.decode()
+        text = content.decode()
     except UnicodeDecodeError:
         return False
-    return True
+    return sum(not char.isascii() for char in text) > BY_CHANCE
 
 
-def decode(path: Path, content: bytes, encoding: str) -> str:
-    """Decodes a file and removes its byte order mark. Raises ValueError with the offset of the first invalid byte."""
+def decode(path: Path, content: bytes, encoding: str, whole: bool = True) -> str:
+    """Decodes a file and removes its byte order mark. Raises ValueError with the offset of the first invalid byte.
+
+    whole: False for one file of many, which is too short to show its encoding.
+    """
     bom, marked = next(((bom, name) for bom, name in BOMS if content.startswith(bom)), (b"", ""))
     if encoding:
-        check_encoding(path, encoding, marked, content)
+        check_encoding(path, encoding, marked, content if whole else b"")
     codec = marked or encoding or "utf-8"
     if not (encoding or marked):
         check_zeros(path, content)

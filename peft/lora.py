@@ -291,11 +291,11 @@ def wrap(model: Encoder, layers: dict[str, tuple[int, float]], options: LoRAOpti
     if options.lora_bias not in BIASES:
         raise ValueError(f"unknown lora_bias {options.lora_bias!r}; known: {', '.join(BIASES)}")
     kind = DoRALinear if options.dora else LoRALinear
-    wrapped: dict[str, Any] = {}  # all are built before the first is attached, since building may raise ValueError
+    adapted: dict[str, Any] = {}  # all are built before the first is attached, since building may raise ValueError
     for name, (rank, alpha) in layers.items():
         base: Any = model.get_submodule(name)
-        wrapped[name] = kind(base, rank, alpha, dropout=options.lora_dropout, rslora=options.rslora)
-    for name, module in wrapped.items():
+        adapted[name] = kind(base, rank, alpha, dropout=options.lora_dropout, rslora=options.rslora)
+    for name, module in adapted.items():
         model.set_submodule(name, module)
     train_biases(model, options.lora_bias)
     return asdict(options) | {"names": list(layers)}

@@ -92,7 +92,7 @@ def pattern_problem(pattern: str) -> str | None:
     """Returns why a regular expression of a file is not used; None for one that is used.
 
     The search for a match tries all ways to divide a name among the repetitions, and all alternatives that can match at
-    one place. A repeated group multiplies them by itself.
+    one position. A repeated group multiplies them by itself.
     """
     if len(pattern) > LONGEST_PATTERN:
         return f"has {len(pattern):,} characters"
@@ -129,14 +129,16 @@ def branches(plain: str) -> list[str]:
 def most_steps(branch: str) -> int:
     """Estimates the steps of a search for a match of one branch: the ways to divide a name among its repetitions, times
     the alternatives and the optional characters."""
-    repeats, choices = len(re.findall(r"[*+{]", branch)), 1
-    for group in re.split(r"[()]", branch):
-        choices *= alternatives_at_once(group) * 2 ** len(re.findall(r"(?<![*+}])\?", group))
+    repeats, choices, parts = len(re.findall(r"[*+{]", branch)), 1, re.split(r"([()])", branch)
+    for before, group, after in zip(["", *parts[1::2]], parts[::2], [*parts[1::2], ""], strict=True):
+        is_whole = before == "(" and after == ")"  # otherwise a part of a group that contains others
+        choices *= alternatives_at_once(group) if is_whole else 1 + group.count("|")
+        choices *= 2 ** len(re.findall(r"(?<![*+}])\?", group))
     return comb(LONGEST_MODULE + repeats, repeats) * choices
 
 
 def alternatives_at_once(group: str) -> int:
-    """Counts the alternatives of a group that can match at one place: all, or of plain words those that begin alike."""
+    """Counts the alternatives of a group that can match at one position: of plain words those that begin alike."""
     options = group.split("|")
     if not all(re.fullmatch(r"\w*", option) for option in options):
         return len(options)

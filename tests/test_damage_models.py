@@ -318,6 +318,7 @@ def test_initializations_that_leave_the_backbone_are_read(value, adapter):
         "x" * 2000,
         r"(\w|a)" * 25 + "x",
         "(a|ab|abc)" * 20 + "x",
+        "(b()e|b()e)" * 25 + "x",
         "([ab]|b)" * 25 + "x",
         "|".join([".*" * 5 + "x"] * 50),
     ],

@@ -81,6 +81,27 @@ def test_files_of_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         load_splits(Source(train="a.csv", validation="nope.csv"))
 
 
+def test_tables_of_a_folder_that_are_not_read_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = "review,label\n" + "".join(f"film {number},{number % 2}\n" for number in range(12))
+    for name in ("train.csv", "held.csv", "devel.csv"):
+        (tmp_path / name).write_text(rows)
+    load_splits(Source(data=str(tmp_path), test=str(tmp_path / "held.csv")))
+    note = f"note: {tmp_path}: not read: 'devel.csv'; --validation and --test name files\n"
+    assert capsys.readouterr().out.startswith(note)
+    load_splits(Source(train=str(tmp_path / "train.csv")))
+    assert "not read" not in capsys.readouterr().out
+
+
+def test_reviews_in_files_of_their_own_are_decoded_as_named(tmp_path: Path):
+    """A short text can be valid UTF-8 by chance."""
+    for kind, text in (("pos", "Ã©Ã©Ã©Ã©Ã©Ã© fine"), ("neg", "très bad")):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "train" / kind / f"{number}_5.txt").write_bytes(f"{text} {number}".encode("latin-1"))
+    splits = load_splits(Source(data=str(tmp_path), encoding="latin-1"))
+    assert splits.train["review"].str.contains("Ã©|très").all()
+
+
 def test_the_built_in_reviews_with_another_test_file(tmp_path: Path):
     path = write(tmp_path / "x.csv", "text,label\ngreat,pos\nawful,neg\n")
     assert load_splits(Source(data="demo", test=str(path))).test["sentiment"].tolist() == [1, 0]

@@ -176,6 +176,7 @@ def test_classes_are_ordered_by_name():
 
 def test_spellings_of_the_classes_are_one_order():
     assert class_order(("POSITIVE", "Neg"), ("negative", "positive"), "t") == [1, 0]
+    assert class_order(("0", "1", "2"), ("LABEL_2", "LABEL_0", "LABEL_1"), "t") == [2, 0, 1]
 
 
 def test_kept_logits_are_computed_once_and_again_if_damaged(tmp_path, capsys):

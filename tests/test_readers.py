@@ -53,12 +53,14 @@ def test_latin1_is_read_only_if_named(tmp_path: Path):
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "mac-roman", "cp1251", "shift-jis"])
 def test_utf8_is_not_read_in_another_encoding(encoding: str, tmp_path: Path):
-    path = write(tmp_path / "x.csv", "review,label\ncafé,1\n")
+    path = write(tmp_path / "x.csv", "review,label\n" + "café,1\n" * 5)
     with pytest.raises(ValueError, match=rf"is UTF-8 text, not {encoding}; --encoding utf-8 reads it"):
         load_reviews(path, encoding=encoding)
-    assert load_reviews(path, encoding="utf-8")["review"].tolist() == ["café"]
+    assert load_reviews(path, encoding="utf-8")["review"].tolist() == ["café"] * 5
     plain = write(tmp_path / "y.csv", "review,label\ncoffee,1\n")
     assert load_reviews(plain, encoding=encoding)["review"].tolist() == ["coffee"]
+    chance = write(tmp_path / "z.csv", "review,label\n模式,1\n".encode("gbk"))  # which is valid UTF-8
+    assert load_reviews(chance, encoding="gbk")["review"].tolist() == ["模式"]
 
 
 def test_wrong_encodings_are_refused(tmp_path: Path):
@@ -68,7 +70,7 @@ def test_wrong_encodings_are_refused(tmp_path: Path):
     for name in ("klingon", "hex"):
         with pytest.raises(ValueError, match=f"--encoding.*|{name}"):
             load_reviews(write(tmp_path / "y.csv", "review\nx\n"), encoding=name)
-    with pytest.raises(ValueError, match="is UTF-8 text, not ascii"):
+    with pytest.raises(ValueError, match="is not ascii text: byte 0xc3 at offset 7"):
         load_reviews(write(tmp_path / "z.csv", "review\né\n"), encoding="ascii")
 
 

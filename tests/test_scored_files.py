@@ -195,9 +195,14 @@ def test_a_text_file_is_cleaned_and_numbered_like_standard_input(tmp_path, monke
     assert [line.split(",")[0] for line in found[0].splitlines()] == ["id", "1", "2", "3"]
 
 
-def test_a_table_on_standard_input_is_refused(monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"id,text,label\nr1,good,1\n")))
-    with pytest.raises(ValueError, match=r"standard input is a table \(id,text,label\), not one review a line"):
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_a_table_on_standard_input_is_refused(delimiter, monkeypatch):
+    table = "id,text,label\nr1,good,1\n".replace(",", delimiter).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(table)))
+    with pytest.raises(ValueError, match=r"standard input is a table \(id, text, label\), not one review a line"):
         evaluate(["--predict", "-"])
+
+
+def test_a_dash_is_no_review():
     with pytest.raises(ValueError, match="--text takes the review itself; --predict - reads standard input"):
         evaluate(["--text", "-"])
