@@ -35,7 +35,7 @@ from data.imdb import (
     split_train,
 )
 from data.labels import SENTIMENT, UNKNOWN, canonical, quoted
-from data.readers import LABELED, SPLIT_NAMES, TABLES, TEST, UNLABELED, Source
+from data.readers import LABELED, SPLIT_NAMES, SUBMISSION, TABLES, TEST, UNLABELED, Source
 from data.shards import Shards
 from data.unpacking import COMPRESSED
 
@@ -71,9 +71,6 @@ class Splits(NamedTuple):
     labels: tuple[str, ...] = SENTIMENT
     files: dict[str, str] = {}  # noqa: RUF012  (a default that is never changed)
     shards: Shards | None = None  # texts that are larger than memory, instead of the frames
-
-
-SUBMISSION = "sampleSubmission"  # Kaggle's example, which has no texts
 
 
 class Parts(NamedTuple):

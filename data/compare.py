@@ -89,13 +89,12 @@ def differences(first: Entry, second: Entry) -> Iterator[str]:
     elif any(files) and not all(files):
         unknown = first.name if files[1] else second.name
         yield f"warning: {first.name} and {second.name} may have different data: {unknown} recorded no files"
+    # one file may be named in two ways
+    equal = {part for part in ("validation", "test") if ScoredPart.of(first, part).equals(ScoredPart.of(second, part))}
     for kind, names in (("split", SPLIT), ("truncation", TRUNCATION)):
         values = [{name: str(e.options.get(name, getattr(Options, name))) for name in names} for e in (first, second)]
-        changed = [name for name in names if Path(values[0][name]).name != Path(values[1][name]).name]
-        for part in {"validation", "test"} & {*changed}:
-            if ScoredPart.of(first, part).equals(ScoredPart.of(second, part)):  # one file, named in two ways
-                changed.remove(part)
-        if changed:
+        other = [name for name in names if Path(values[0][name]).name != Path(values[1][name]).name]
+        if changed := [name for name in other if name not in equal]:
             shown = ", ".join(f"{name} {values[0][name]} and {values[1][name]}" for name in changed)
             yield f"warning: {first.name} and {second.name} differ in their {kind}: {shown}"
 

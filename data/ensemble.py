@@ -23,7 +23,7 @@ from data.calibration import calibration, log_probabilities, scaled
 from data.checked import check_types, listed, read_json, show
 from data.explanation import Explanation, weighted_sum
 from data.hub import MEMBERS
-from data.labels import SENTIMENT, UNKNOWN, canonical, fold
+from data.labels import SENTIMENT, UNKNOWN, comparable
 from data.metrics import metrics, print_metrics, softmax
 from data.runs import Predictions, Run
 
@@ -143,7 +143,7 @@ def check_same(labels: Mapping[str, tuple[str, ...]]) -> None:
     """Raises ValueError if the class names of the members differ. labels: {name of the member: its class names}"""
     (first, names), *others = labels.items()
     for name, other in others:
-        if [canonical(fold(label)) for label in other] != [canonical(fold(label)) for label in names]:
+        if comparable(other) != comparable(names):
             raise ValueError(f"{first} has the labels {', '.join(names)}, {name} {', '.join(other)}; they must agree")
 
 

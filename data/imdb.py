@@ -301,7 +301,7 @@ def is_text_lines(path: Path, source: Source) -> bool:
         return False
     content = unpack(path, read_content(path, source.max_file_mib), source.max_file_mib)[1]
     first = re.split(r"[\r\n]", decode(path, content, source.encoding), maxsplit=1)[0]
-    return not any(header_titles(first, source.text_column))
+    return not header_titles(first, source.text_column)
 
 
 def header_titles(line: str, text_column: str = "") -> list[str]:

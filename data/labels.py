@@ -56,6 +56,11 @@ def canonical(name: str) -> str:
     return MEANING.get(folded, folded)
 
 
+def comparable(names: Iterable[str]) -> list[str]:
+    """Returns class names in one spelling, to compare those of two models: ("POS", "LABEL_2") -> ["positive", "2"]"""
+    return [canonical(fold(name)) for name in names]
+
+
 def quoted(values: Iterable[str], most: int = 8) -> str:
     """Lists values for a message: 'a', 'b', …"""
     values = [value if len(value) <= LONGEST_NAME else value[:LONGEST_NAME] + "…" for value in values]

@@ -33,7 +33,8 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
         reviews: list[tuple[str, str, int]] = []
         titles: list[str] = []
         for number, line in enumerate(bounded_lines(lines), 1):
-            titles = titles or (header_titles(line.rstrip("\r\n")) if number == 1 else [])
+            if number == 1:
+                titles = header_titles(line.rstrip("\r\n"))
             reviews.append((str(number), clean(line), UNKNOWN))
     if len(titles) > 1:
         raise ValueError(

@@ -25,6 +25,7 @@ TEXT_NAMES = ("review", "text", "sentence", "content", "comment")  # usual names
 LABELED, UNLABELED, TEST = "labeledTrainData.tsv", "unlabeledTrainData.tsv", "testData.tsv"  # Kaggle's files
 ROW_BYTES = 16  # at least, of a row of a Parquet file in memory
 USUAL_COLUMNS, MOST_FIELDS = 100, 10_000_000  # a table of objects with more columns has at most so many fields
+SUBMISSION = "sampleSubmission"  # the beginning of the name of Kaggle's example, which has no texts
 SPLIT_NAMES = {  # names of files and folders
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),

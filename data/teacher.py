@@ -8,7 +8,7 @@ import numpy as np
 from data import ranks
 from data.checksums import is_intact, seal_file
 from data.files import replacing
-from data.labels import canonical, fold
+from data.labels import comparable
 
 
 def class_order(teacher: tuple[str, ...], labels: tuple[str, ...], source: str) -> list[int]:
@@ -16,7 +16,7 @@ def class_order(teacher: tuple[str, ...], labels: tuple[str, ...], source: str) 
 
     source: the name of the teacher. Raises ValueError if the names of the classes differ.
     """
-    names, known = ([canonical(fold(name)) for name in classes] for classes in (teacher, labels))
+    names, known = comparable(teacher), comparable(labels)
     if sorted(names) != sorted(known):
         raise ValueError(
             f"the teacher {source} has the classes {', '.join(teacher)}, the data {', '.join(labels)}; "

@@ -51,7 +51,7 @@ class SupConOptions(CrossEntropyOptions):
 
 @dataclass(frozen=True)
 class RDropSupConOptions(SupConOptions, RDropOptions):
-    pass
+    """The options of both losses, each checked by its own class."""
 
 
 def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bool = False) -> Tensor:

@@ -22,9 +22,9 @@ SUPPORTED_FIELDS = {
     "method", "ensure_weight_tying", "id2label", "feedforward_modules", "init_ia3_weights",
     "adapter_size", "eva_config",
 }  # fmt: skip
-# fields with one supported value
+# fields of which some values are supported
 SUPPORTED_VALUES = {
-    # others change the weights of the backbone as well
+    # the values that are missing here change the weights of the backbone
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
     "task_type": ("SEQ_CLS", None),
     "num_transformer_submodules": (1, None),
@@ -92,7 +92,7 @@ def pattern_problem(pattern: str) -> str | None:
     """Returns why a regular expression of a file is not used; None for one that is used.
 
     The search for a match tries all ways to divide a name among the repetitions, and all alternatives that can match at
-    one position. A repeated group multiplies them by itself.
+    one position. If a group is repeated, these numbers multiply with each repetition.
     """
     if len(pattern) > LONGEST_PATTERN:
         return f"has {len(pattern):,} characters"
@@ -115,7 +115,7 @@ def pattern_problem(pattern: str) -> str | None:
 
 
 def branches(plain: str) -> list[str]:
-    """Splits a pattern at the bars that are in no group: each branch is tried by itself."""
+    """Splits a pattern at each `|` outside groups. The search tries these branches one after the other."""
     found, depth = [""], 0
     for char in plain:
         depth += (char == "(") - (char == ")")
@@ -138,7 +138,10 @@ def most_steps(branch: str) -> int:
 
 
 def alternatives_at_once(group: str) -> int:
-    """Counts the alternatives of a group that can match at one position: of plain words those that begin alike."""
+    """Counts the alternatives of a group that can match at one position.
+
+    Two plain words can do so if one of them is the beginning of the other.
+    """
     options = group.split("|")
     if not all(re.fullmatch(r"\w*", option) for option in options):
         return len(options)

@@ -143,7 +143,7 @@ def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, mon
         ("Not bad at all.", "positive"),
     ],
 )
-def test_without_a_run_the_classifier_in_the_box_answers(text, label, capsys):
+def test_without_a_run_the_built_in_classifier_answers(text, label, capsys):
     evaluate(["--text", text, "--explain"])
     *_, because, in_spite, answer = capsys.readouterr().out.splitlines()
     assert answer.startswith(f"{label} (")
@@ -152,7 +152,7 @@ def test_without_a_run_the_classifier_in_the_box_answers(text, label, capsys):
 
 
 @pytest.mark.parametrize("name", ["plain_sentences.tsv", "plain_sentences_2.tsv"])
-def test_the_classifier_in_the_box_labels_plain_sentences(name):
+def test_the_built_in_classifier_labels_plain_sentences(name):
     """Accuracy is at least 95 %; its card has 96.9 and 95.8 %."""
     _, *lines = (GOLDEN / name).read_text(encoding="utf-8").splitlines()
     labels, texts = zip(*(line.split("\t") for line in lines), strict=True)
@@ -161,7 +161,7 @@ def test_the_classifier_in_the_box_labels_plain_sentences(name):
     assert np.mean([a == b for a, b in zip(found, labels, strict=True)]) >= 0.95
 
 
-def test_the_classifier_in_the_box_labels_a_file(tmp_path, capsys):
+def test_the_built_in_classifier_labels_a_file(tmp_path, capsys):
     (tmp_path / "reviews.csv").write_text("review,label\nA wonderful little film.,1\nA complete waste of time.,0\n")
     evaluate(["--data", str(tmp_path / "reviews.csv")])
     assert "reviews.csv: accuracy 1.0000 on 2 reviews" in capsys.readouterr().out
