@@ -14,7 +14,7 @@ python eval.py --compare runs/ONE runs/TWO --plot curves.png
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,18 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch reads it: waiting thre
 
 import numpy as np
 import pandas as pd
-import torch
 
 import peft
 from data import Source, Splits, find_source, load_splits, load_table
-from data.batches import Corpus, examples_of, no_check
+from data.batches import Corpus
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
-from data.checked import listed
-from data.checksums import check_checksums
 from data.compare import flips, significance
 from data.ensemble import (
     Blend,
     Ensemble,
     Member,
-    Part,
     check_splits,
     print_ensemble,
-    read_members,
     shared_labels,
 )
 from data.errors import clean_exit
@@ -54,9 +49,9 @@ from data.eval_options import (
     names_folder,
 )
 from data.explanation import Explanation, as_page, as_text, has_colours
-from data.files import in_shell, is_stdout, user_path, write_output
+from data.files import is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
-from data.hub import ADAPTER_CONFIG, CLASSIFIER, LINEAR, MEMBERS, backbone_digests, find_adapter
+from data.hub import CLASSIFIER
 from data.imdb import as_frame, clean
 from data.labels import SENTIMENT, UNKNOWN
 from data.metrics import metrics, print_metrics, softmax
@@ -70,22 +65,19 @@ from data.mistakes import (
     most_confident_mistakes,
 )
 from data.options import Options as TrainOptions
-from data.options import Settings, Tables, read_splits, recorded_settings, truncation_of
+from data.options import Settings, Tables, read_splits, recorded_settings
 from data.predictions import predictions_csv, print_answer, read_lines
 from data.rows import open_runs
 from data.runs import Run, check_digests
 from data.tables import comparison, draw_curves
-from data.tokenization import Tokenizer, load_tokenizer
-from data.windows import Truncation
 from losses import OBJECTIVES
-from nn import MODELS, Model, name_of
-from nn.checkpoint import load_pretrained, save_pretrained
+from nn import MODELS
+from nn.checkpoint import save_pretrained
 from nn.encoder import Encoder
-from nn.explain import explain
-from nn.quant import FORMS
 from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory
-from peft.scoring import score
+from peft.classifier import Scorer, check_classifier, is_pretraining, load_checkpoint, load_run
 
+TABLES = Tables(MODELS, peft.METHODS, OBJECTIVES)
 MISTAKES = 20  # number of mistakes that --explain shows
 
 
@@ -108,146 +100,12 @@ def reserved_output(out: str) -> Iterator[Emit]:
         yield emit
 
 
-# -------------------------------------------------------------------------------------- a finished run, a checkpoint
+# ----------------------------------------------------------------------------------------- the reviews and the tasks
 
 
 def settings_of(run: Run) -> Settings:
     """Returns the settings that a run recorded. Raises ValueError for a damaged config.json."""
-    return recorded_settings(run, Tables(MODELS, peft.METHODS, OBJECTIVES))
-
-
-def load_run(run: Run, device: torch.device, quantize: str = "run", base: str = "") -> tuple[Model, Tokenizer]:
-    """Loads the best model of a run, in eval() mode, and its tokenizer.
-
-    quantize: int8, nf4, none, or run: as the run was trained.  base: the backbone of its adapter, if it was moved.
-    Raises FileNotFoundError if no epoch was finished, or if the backbone is not found.
-    """
-    check_choice("quantize", quantize, dict.fromkeys(("run", *FORMS)))
-    if quantize == "run":
-        quantize = settings_of(run).options.quantize
-    check_checksums(run.best)
-    check_checksums(run.tokenizer)
-    if (run.best / ADAPTER_CONFIG).is_file():
-        model: Model = peft.load_adapted(run.best, base=base, labels=run.labels, quantize=quantize)
-        check_backbone(run, model, base)
-    elif base:
-        raise ValueError(f"--base names the backbone of an adapter, which {run.folder} has not; leave it out")
-    elif (run.best / "config.json").is_file():
-        model = load_pretrained(run.best, run.labels, quantize=quantize)
-    else:
-        raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
-    return model.to(device).eval(), load_tokenizer(run.tokenizer)
-
-
-def check_backbone(run: Run | None, model: Model, base: str) -> None:
-    """Compares the frozen weights under the adapter of a run with those of its training. base: --base, which is
-    trusted. Raises ValueError if they changed."""
-    if run is None or model.source is None:
-        return
-    if changed := run.changed_backbone(backbone_digests(model.source)):
-        problem = f"{model.source / changed} is not as it was when {run.folder} was trained"
-        if not base:
-            raise ValueError(f"{problem}; restore it, or score with eval.py --base {in_shell(model.source)} as it is")
-        print(f"warning: {problem}")
-
-
-class Scorer:
-    """Scores reviews with the best model of a run, as the run's options say, or with a checkpoint."""
-
-    def __init__(self, model: Model, tokenizer: Tokenizer, machine: Machine, truncation: Truncation) -> None:
-        self.model, self.tokenizer, self.machine = model, tokenizer, machine
-        self.truncation = truncation
-        self.labels: tuple[str, ...] = model.config.labels
-        self.kind = model.model_type
-
-    @classmethod
-    def of_run(cls, run: Run, machine: Machine, quantize: str = "run", base: str = "", **other: Any) -> "Scorer":
-        """Loads the best model of a run. other: fields that replace those of the run's truncation."""
-        truncation = truncation_of(settings_of(run).options)._replace(**other)
-        return cls(*load_run(run, machine.device, quantize, base), machine, truncation)
-
-    @classmethod
-    def of_checkpoint(cls, options: Options, machine: Machine) -> "Scorer":
-        """Loads the checkpoint --weights. Raises ValueError if it has no classifier."""
-        check_choice("quantize", options.quantize, dict.fromkeys(("run", *FORMS)))
-        quantize = "none" if options.quantize == "run" else options.quantize
-        if find_adapter(options.weights) is not None:
-            model: Model = peft.load_adapted(options.weights, options.base, quantize=quantize)
-            check_backbone(Run.of_weights(options.weights), model, options.base)
-        elif options.base:
-            raise ValueError(f"--base names the backbone of an adapter; {options.weights} is none")
-        else:
-            model = load_pretrained(options.weights, quantize=quantize)
-        tokenizer = load_tokenizer(options.weights, base=options.base)
-        lacks = sorted(model.newly_initialized)
-        if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
-            shown = f"{options.weights} has no classifier (its files lack {listed(lacks)})"
-            command = f"train.py --model {name_of(model)} --weights {in_shell(options.weights)}"
-            raise ValueError(f"{shown}; {command} trains one")
-        trained = MODELS[name_of(model)].training
-        limit = trained.get("max_length", 512)
-        limit = options.max_length or min(limit, tokenizer.model_max_length or limit)
-        own = "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head")
-        truncation = Truncation(limit, own)._replace(**given_truncation(options))
-        return cls(model.to(machine.device).eval(), tokenizer, machine, truncation)
-
-    def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
-        """Tokenizes the reviews of a frame. Raises ValueError for a token that is not in the model's word table."""
-        corpus, rows = examples_of(self.tokenizer, frame, self.truncation, cache), self.model.config.vocab_size
-        largest = max(self.tokenizer.pad_id, int(corpus.ids.max(initial=0)))
-        if largest >= rows:
-            token = f"{self.tokenizer.tokens[largest]!r} has the id {largest}"
-            raise ValueError(f"{self.tokenizer.source}: {token}, the model only {rows:,} tokens; they do not fit")
-        return corpus
-
-    def logits(self, corpus: Corpus, check: Callable[[], None] = no_check, bar: bool = True) -> np.ndarray:
-        """Computes logits: float32 [N, C]"""
-        return score(self.model, corpus, self.machine, check, bar)
-
-    def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
-        """Computes the logits of the reviews of a frame: float32 [N, C]. check: called between batches"""
-        return self.logits(self.corpus(frame), check)
-
-    def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
-        """Computes the logits of cleaned texts: float32 [N, C]"""
-        return self.logits(self.corpus(as_frame([("text", text, UNKNOWN) for text in texts])), bar=bar)
-
-    def explain(self, text: str, key: str = "", truth: str = "", label: int | None = None) -> Explanation:
-        """Explains a label of a cleaned text.
-
-        label: index; None: the predicted one.  key, truth: id and label in a file.
-        """
-        return explain(self.model, self.tokenizer, text, self.truncation, self.score_texts, key, truth, label)
-
-
-def load_checkpoint(options: Options, machine: Machine) -> Scorer | Blend:
-    """Loads the checkpoint --weights, or the members that its members.json lists. Raises ValueError as `Scorer`."""
-    folder = user_path(options.weights)
-    if not (folder / MEMBERS).is_file():
-        return Scorer.of_checkpoint(options, machine)
-    parts = []
-    for weights, factor in read_members(folder):
-        member = Scorer.of_checkpoint(replace(options, weights=str(weights)), machine)
-        parts.append(Part(weights.name, factor, member))
-    return Blend(parts)
-
-
-def load_classifier(sources: Sequence[str], machine: Machine) -> Scorer | Blend | Ensemble:
-    """Loads a classifier from run folders, checkpoint folders or hub ids; none: the built-in linear model.
-
-    Several are an ensemble. The temperature of a checkpoint is 1, since its validation reviews are not known. Raises
-    ValueError for a run without a classifier and for different classes, FileNotFoundError for a name that is none.
-    """
-    members: list[Member] = []
-    for source in sources or [str(LINEAR)]:
-        if not (user_path(source) / "log.jsonl").is_file():
-            members.append(Member(source, 1.0, load_checkpoint(Options(weights=source), machine)))
-            continue
-        run = Run.open(user_path(source))
-        check_classifier(run)
-        temperature = calibration(run) if len(sources) > 1 else 1.0
-        members.append(Member(source, temperature, Scorer.of_run(run, machine)))
-    return members[0].scorer if len(members) == 1 else Ensemble(members)
+    return recorded_settings(run, TABLES)
 
 
 def source_for(options: Options, trained: TrainOptions) -> Source:
@@ -417,18 +275,6 @@ def explain_mistakes(options: Options, scorer: Scorer | Blend, frame: pd.DataFra
     show_explanations(options, scorer, found)
 
 
-def is_pretraining(run: Run) -> bool:
-    """Returns whether a run was pretraining, which leaves no classifier."""
-    return OBJECTIVES[settings_of(run).options.loss].pretraining
-
-
-def check_classifier(run: Run) -> None:
-    """Raises ValueError for a run that was pretraining."""
-    if is_pretraining(run):
-        way_out = f"train.py --model {settings_of(run).options.model} --weights {in_shell(run.best)} adds one"
-        raise ValueError(f"{run.folder} was pretrained and has no classifier; {way_out}")
-
-
 def export(options: Options, run: Run, machine: Machine) -> None:
     """Writes a checkpoint: config.json, model.safetensors, the tokenizer. transformers loads those of the encoders.
 
@@ -442,7 +288,7 @@ def export(options: Options, run: Run, machine: Machine) -> None:
     model, tokenizer = load_run(run, machine.device, "none", options.base)
     if isinstance(model, Encoder) and model.adapter is not None:
         peft.merge(model)
-    save_pretrained(model, folder, dtype, heads=not is_pretraining(run))
+    save_pretrained(model, folder, dtype, heads=not is_pretraining(run, TABLES))
     tokenizer.save(folder)
     print(f"{folder}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
@@ -480,7 +326,10 @@ def ids_of_test(run: Run) -> list[str]:
 
 def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     """Scores or labels reviews with the checkpoint --weights."""
-    scorer = load_checkpoint(options, choose_machine(options.device, options.precision or "auto"))
+    machine = choose_machine(options.device, options.precision or "auto")
+    quantize = "none" if options.quantize == "run" else options.quantize
+    how = {"quantize": quantize, "base": options.base, "max_length": options.max_length}
+    scorer = load_checkpoint(options.weights, machine, **how, **given_truncation(options))
     source = source_for(options, TrainOptions())
     if "text" in given:
         answer(options, scorer)
@@ -498,8 +347,8 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     if options.merge:
         export(options, run, machine)
         return
-    check_classifier(run)
-    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **given_truncation(options))
+    check_classifier(run, TABLES)
+    scorer = Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(options))
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
@@ -532,9 +381,10 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
 
 def member(options: Options, run: Run) -> Member:
     """Loads the best model of a run as a member of an ensemble."""
-    check_classifier(run)
-    machine = choose_machine(options.device, options.precision or settings_of(run).options.precision)
-    scorer = Scorer.of_run(run, machine, options.quantize, options.base, **given_truncation(options))
+    check_classifier(run, TABLES)
+    trained = settings_of(run).options
+    machine = choose_machine(options.device, options.precision or trained.precision)
+    scorer = Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(options))
     return Member(str(run.folder), calibration(run), scorer)
 
 

@@ -55,7 +55,6 @@ from data.seeds import derive_seed
 from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer
 from data.windows import Truncation
-from eval import Scorer, check_backbone, load_classifier
 from losses import OBJECTIVES
 from nn import MODELS, Model
 from nn.build import check_architecture, pretrained_model, random_model
@@ -81,6 +80,7 @@ from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import embedding_table, start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
+from peft.classifier import Scorer, check_backbone, load_classifier
 from peft.scoring import held_out_loss, score
 
 TABLES = Tables(MODELS, METHODS, OBJECTIVES)
@@ -399,7 +399,7 @@ def taught(
 
     def score_reviews() -> np.ndarray:
         """Scores the reviews in eval() mode."""
-        teacher = ranks.in_turn(lambda: load_classifier(settings.objective.teacher, machine))
+        teacher = ranks.in_turn(lambda: load_classifier(settings.objective.teacher, machine, TABLES))
         order = class_order(teacher.labels, splits.labels, name)
         return teacher.score_frame(frame, interrupt.check)[:, order].astype(np.float32)
 
@@ -457,7 +457,8 @@ def test_scores(t: Training) -> dict[str, Any]:
     frame = t.splits.test[t.splits.test["sentiment"] != UNKNOWN]
     if not len(frame):
         return {}
-    scorer = Scorer.of_run(t.run, t.machine._replace(device=torch.device("cpu")), base=t.settings.options.base)
+    options, cpu = t.settings.options, t.machine._replace(device=torch.device("cpu"))
+    scorer = Scorer.of_run(t.run, options, cpu, base=options.base)
     scorer.model, scorer.machine = place(scorer.model, t.machine.device, is_sharded(t.model)), t.machine
     corpus = ranks.in_turn(lambda: scorer.corpus(frame, t.run.cache))
     logits = scorer.logits(corpus, t.interrupt.check)
@@ -475,7 +476,7 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
         config_file = fetch_config(options.weights)  # checked before a run folder is created
         model_class(read_json(config_file), config_file)
     if OBJECTIVES[options.loss].teacher:
-        load_classifier(settings.objective.teacher, machine)  # checked before a run folder is created
+        load_classifier(settings.objective.teacher, machine, TABLES)  # checked before a run folder is created
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
     return start_run(settings, str(machine))

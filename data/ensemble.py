@@ -35,7 +35,7 @@ def mean_log_probabilities(logits: Sequence[np.ndarray], temperatures: Sequence[
 
 
 class Member(NamedTuple):
-    """One member: its name, its temperature, and the `Scorer` of eval.py that scores."""
+    """One member: its name, its temperature, and the `Scorer` that scores it."""
 
     name: str
     temperature: float
@@ -43,7 +43,7 @@ class Member(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One member of a checkpoint: its name, its factor f, and the `Scorer` of eval.py that scores and explains."""
+    """One member of a checkpoint: its name, its factor f, and the `Scorer` that scores and explains."""
 
     name: str
     factor: float

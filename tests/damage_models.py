@@ -26,7 +26,7 @@ from data.runs import Run
 from data.tables import comparison
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
-from eval import Options, load_checkpoint, use_run
+from eval import Options, use_run
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -34,6 +34,7 @@ from nn.quant import quantize_int8
 from nn.runtime import choose_machine
 from nn.vectors import put_vectors, read_vectors
 from peft import METHODS
+from peft.classifier import load_checkpoint
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
@@ -379,7 +380,7 @@ def make_members(folder: Path) -> None:
 
 def use_members(folder: Path) -> None:
     """Loads a checkpoint of two members, and scores a text."""
-    scorer = load_checkpoint(Options(weights=str(folder / "both")), choose_machine("cpu", "fp32"))
+    scorer = load_checkpoint(str(folder / "both"), choose_machine("cpu", "fp32"))
     print(scorer.score_texts(["a wonderful film"], bar=False), scorer.labels)
 
 

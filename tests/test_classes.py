@@ -15,9 +15,9 @@ import train
 from data.batches import Corpus
 from data.checked import read_json
 from data.runs import Run
-from eval import load_run
 from eval import main as evaluate
 from losses.cross_entropy import cross_entropy
+from peft.classifier import load_run
 
 CLASSES = ("bad", "good", "so-so")
 
@@ -181,7 +181,7 @@ def test_a_run_over_8_bits_is_merged_into_the_unquantized_backbone(small_run, tm
     before = load_file(tmp_path / "weights/model.safetensors")
     key = "bert.encoder.layer.0.intermediate.dense.weight"
     assert torch.equal(tensors[key], before[key])
-    model, _ = load_run(Run.open(tmp_path / "runs/small"), torch.device("cpu"))
+    model, _ = load_run(Run.open(tmp_path / "runs/small"), torch.device("cpu"), "int8")
     assert model.layers[0].feed_forward.up.weight.dtype == torch.int8
 
 

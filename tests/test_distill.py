@@ -19,9 +19,9 @@ from data.imdb import as_frame
 from data.metrics import softmax
 from data.options import read_splits
 from data.teacher import class_order, kept_logits
-from eval import load_classifier
 from losses.cross_entropy import cross_entropy
 from losses.distill import DistillOptions, distill_loss, objective, soft_losses
+from peft.classifier import load_classifier
 
 B, C = 5, 3
 
@@ -235,7 +235,7 @@ def test_the_logits_are_those_of_the_teacher_for_the_training_reviews(student, t
     splits = read_splits(settings.options, run.cache)
     machine = train.choose_machine("cpu", "fp32")
     reviews = splits.train["review"].tolist()
-    expected = load_classifier([], machine).score_frame(as_frame([("x", text, -1) for text in reviews]))
+    expected = load_classifier([], machine, train.TABLES).score_frame(as_frame([("x", text, -1) for text in reviews]))
     tolerance = {"rtol": 1e-4, "atol": 1e-4}  # batches of other lengths sum in another order
     np.testing.assert_allclose(np.load(run.folder / "teacher.npy"), expected, **tolerance)
 
@@ -280,7 +280,7 @@ def test_several_teachers_are_an_ensemble(small_run, student, tmp_path, capsys):
     settings, run = train.resolve(["--resume", "runs/small"], train.TABLES)
     frame, machine = read_splits(settings.options, run.cache).train, train.choose_machine("cpu", "fp32")
     temperatures = (calibration(train.Run(tmp_path / folders[0])), 1.0)
-    logits = [load_classifier([folder], machine).score_frame(frame) for folder in folders]
+    logits = [load_classifier([folder], machine, train.TABLES).score_frame(frame) for folder in folders]
     each = [softmax(z / t) for z, t in zip(logits, temperatures, strict=True)]
     kept = np.load(run.folder / "teacher.npy")
     assert kept.dtype == np.float32

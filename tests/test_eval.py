@@ -14,10 +14,10 @@ from data.checked import read_json
 from data.hub import CLASSIFIER, WEIGHTS
 from data.metrics import auc, metrics, print_metrics, softmax
 from data.tokenization import train_tokenizer
-from eval import Options, load_checkpoint
 from eval import main as evaluate
 from nn.checkpoint import save_pretrained
 from nn.runtime import CACHED_TOKENS, Machine, tokens_per_pass
+from peft.classifier import load_checkpoint
 from peft.scoring import score
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -156,7 +156,7 @@ def test_the_built_in_classifier_labels_plain_sentences(name):
     """Accuracy is at least 95 %; its card has 96.9 and 95.8 %."""
     _, *lines = (GOLDEN / name).read_text(encoding="utf-8").splitlines()
     labels, texts = zip(*(line.split("\t") for line in lines), strict=True)
-    box = load_checkpoint(Options(weights=str(CLASSIFIER)), CPU)
+    box = load_checkpoint(str(CLASSIFIER), CPU)
     found = [box.labels[number] for number in box.score_texts(list(texts), bar=False).argmax(1)]
     assert np.mean([a == b for a, b in zip(found, labels, strict=True)]) >= 0.95
 

@@ -9,11 +9,11 @@ import torch
 from conftest import adapt, tiny, tiny_weights
 
 from data.tokenization import train_tokenizer
-from eval import Options, load_checkpoint
 from eval import main as evaluate
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.runtime import Machine
 from peft import save_adapter
+from peft.classifier import load_checkpoint
 
 FACTORS = {"encoder": 0.75, "words": 1.5}
 TEXTS = ["a good film, never boring", "bad", "it is not a good film at all"]
@@ -38,7 +38,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def load(folder: Path):
-    return load_checkpoint(Options(weights=str(folder)), Machine(torch.device("cpu"), torch.float32))
+    return load_checkpoint(str(folder), Machine(torch.device("cpu"), torch.float32))
 
 
 def test_the_logits_are_the_sum_of_the_members_logits(checkpoint: Path):

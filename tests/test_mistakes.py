@@ -15,9 +15,10 @@ from data.metrics import softmax
 from data.mistakes import accuracy_table, groups, mistakes, mistakes_csv
 from data.options import read_splits
 from data.runs import Run
-from eval import Scorer, settings_of
 from eval import main as evaluate
+from eval import settings_of
 from nn.runtime import Machine
+from peft.classifier import Scorer
 
 
 def example() -> tuple[pd.DataFrame, Corpus]:
@@ -86,8 +87,9 @@ def test_the_threshold_is_chosen_for_the_reviews_as_they_are_scored(small_run, t
     evaluate(["--run", str(tmp_path / "runs/small"), "--threshold", "validation", "--truncate", "tail"])
     plain, best = [float(x) for x in re.findall(r"^validation: accuracy ([.\d]+)", capsys.readouterr().out, re.M)]
     run = Run.open(tmp_path / "runs/small")
-    scorer = Scorer.of_run(run, Machine(torch.device("cpu"), torch.float32), truncate="tail")
-    frame = read_splits(settings_of(run).options, None).validation
+    options = settings_of(run).options
+    scorer = Scorer.of_run(run, options, Machine(torch.device("cpu"), torch.float32), truncate="tail")
+    frame = read_splits(options, None).validation
     p = softmax(scorer.score_frame(frame))
     correct = [((p[:, 1] > t) == frame["sentiment"]).mean() for t in (0.0, *p[:, 1])]
     assert plain <= best == pytest.approx(max(correct), abs=1e-4)

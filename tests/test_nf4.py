@@ -15,8 +15,8 @@ import train
 from data.checked import read_json
 from data.hub import ADAPTER
 from data.runs import Run
-from eval import load_run
 from eval import main as evaluate
+from eval import settings_of
 from nn.attribution import token_effects
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta
@@ -33,7 +33,8 @@ from nn.quant import (
     quantized_weights,
     resident_bytes,
 )
-from nn.runtime import describe_memory
+from nn.runtime import choose_machine, describe_memory
+from peft.classifier import Scorer
 
 
 def golden_matrix() -> torch.Tensor:
@@ -211,7 +212,9 @@ def test_a_run_in_4_bits_is_resumed_scored_and_merged(small_run, tmp_path, capsy
     accuracy = read_json(run / "result.json")["validation"]["accuracy"]
     evaluate(["--run", str(run), "--quantize", "nf4"])
     assert f"validation: accuracy {accuracy:.4f}" in capsys.readouterr().out
-    forms = [form_of(load_run(Run.open(run), torch.device("cpu"), form)[0]) for form in ("run", "int8", "none")]
+    opened, cpu = Run.open(run), choose_machine("cpu", "fp32")
+    options = settings_of(opened).options
+    forms = [form_of(Scorer.of_run(opened, options, cpu, form).model) for form in ("run", "int8", "none")]
     assert forms == ["nf4", "int8", "none"]
     evaluate(["--run", str(run), "--merge", str(tmp_path / "plain")])
     assert form_of(load_pretrained(tmp_path / "plain")) == "none"

@@ -8,8 +8,9 @@ from bench.sentence import OUTPUT, SENTENCE, measure
 
 from data.checked import read_json
 from data.sentence_picture import EFFECTS, STRONGEST, number, shades
-from eval import load_classifier
+from eval import TABLES
 from nn.runtime import choose_machine
+from peft.classifier import load_classifier
 
 MODELS: list[dict[str, Any]] = read_json(OUTPUT)["models"]
 ROUNDING = 2e-4  # four digits are kept
@@ -32,7 +33,7 @@ def test_the_numbers_obey_their_equations(model):
 
 
 def test_the_box_still_gives_the_numbers_of_the_file():
-    found = measure(load_classifier([], choose_machine("cpu", "fp32")))
+    found = measure(load_classifier([], choose_machine("cpu", "fp32"), TABLES))
     for key in EFFECTS:
         np.testing.assert_allclose(found[key], MODELS[0][key], atol=ROUNDING)
     assert found["tokens"] == MODELS[0]["tokens"]

@@ -18,12 +18,12 @@ from data.meter import Meter, step_loss
 from data.options import Settings, find_data, repeats_batches, resolve
 from data.runs import Run
 from data.tokenization import load_tokenizer
-from eval import load_run
 from eval import main as evaluate
 from nn import MODELS
 from nn.checkpoint import load_pretrained
 from nn.dropout import Dropout
 from nn.optim import parameter_groups, schedule
+from peft.classifier import load_run
 
 
 def resolved(arguments: list[str]) -> Settings:
@@ -127,7 +127,7 @@ def test_random_weights_are_all_trained_and_saved(tmp_path, monkeypatch, capsys)
     assert "warning: random weights are all trained" in capsys.readouterr().out
     run = Run.open("runs/r")
     assert read_json(run.best / "adapter_config.json")["base_model_name_or_path"] == "base"
-    model, _ = load_run(run, torch.device("cpu"))
+    model, _ = load_run(run, torch.device("cpu"), "none")
     state = load_file(run.state_file)
     assert torch.equal(model.embeddings.word.weight, state["model.embeddings.word.weight"])
     assert torch.equal(model.layers[0].attention.query.A, state["model.layers.0.attention.query.A"])
@@ -171,7 +171,7 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsy
     ]  # fmt: skip
     ids = torch.arange(1, 9)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
-    adapted, _ = load_run(Run.open("runs/small"), torch.device("cpu"))
+    adapted, _ = load_run(Run.open("runs/small"), torch.device("cpu"), "none")
     torch.testing.assert_close(load_pretrained("plain").eval()(ids, mask), adapted(ids, mask), rtol=1e-5, atol=1e-6)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/tokenizer.json").write_text("{}")

@@ -16,11 +16,12 @@ from data.imdb import as_frame
 from data.runs import Run
 from data.tokenization import Tokenizer, train_tokenizer
 from data.windows import Truncation, pool, window_positions, window_starts
-from eval import Scorer, settings_of
 from eval import main as evaluate
+from eval import settings_of
 from nn.attribution import baseline_id, log_odds
 from nn.explain import explain
 from nn.runtime import Machine
+from peft.classifier import Scorer
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 TEXTS = ["a b c d e f g h i j k l m", "a", "k a b", "m l k j i h g f e d", ""]
@@ -175,7 +176,7 @@ def test_a_run_remembers_its_windows_and_counts_each_review_once(small_run, caps
     run = Run.open("runs/small")
     options = settings_of(run).options
     assert (options.truncate, options.window_stride, options.window_pooling) == ("windows", 3, "max")
-    scorer = Scorer.of_run(run, CPU)
+    scorer = Scorer.of_run(run, options, CPU)
     assert scorer.truncation == Truncation(8, "windows", 3, "max")
     result = read_json(run.folder / "result.json")
     assert (result["validation"]["count"], result["test"]["count"]) == (40, 30)

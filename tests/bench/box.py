@@ -37,8 +37,9 @@ from data.metrics import metrics
 from data.options import read_splits
 from data.rows import RESULTS
 from data.runs import Run
-from eval import Options, load_checkpoint, load_classifier, settings_of
+from eval import TABLES, settings_of
 from nn.runtime import choose_machine
+from peft.classifier import load_checkpoint, load_classifier
 
 
 def last_sentences(frame: pd.DataFrame) -> pd.DataFrame:
@@ -80,7 +81,7 @@ def write_members(run: Run, out: Path) -> None:
     """Writes the adapter and members.json."""
     probabilities, labels = validation_of(run)
     frame = read_splits(settings_of(run).options, run.cache).validation
-    linear = load_classifier([], choose_machine("cpu", "fp32")).score_frame(frame)
+    linear = load_classifier([], choose_machine("cpu", "fp32"), TABLES).score_frame(frame)
     assert np.array_equal(frame["sentiment"].to_numpy(), labels)
     logits = [linear, log_probabilities(probabilities)]
     odds = np.stack([z[:, 1] - z[:, 0] for z in logits], axis=1)
@@ -98,7 +99,7 @@ def write_members(run: Run, out: Path) -> None:
 def write_scores(run: Run, folder: Path) -> None:
     """Scores validation and test reviews with the built-in classifier, and writes the results."""
     machine = choose_machine("cpu", "fp32")
-    blend, scores = load_checkpoint(Options(weights=str(CLASSIFIER)), machine), {}
+    blend, scores = load_checkpoint(str(CLASSIFIER), machine), {}
     for split in ("validation", "test"):
         frame, _ = load_table(folder / f"{split}.tsv", Source(), blend.labels)
         labels = frame["sentiment"].to_numpy()

@@ -16,17 +16,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.runs import Run  # noqa: E402
-from eval import Options, Scorer, load_checkpoint  # noqa: E402
+from eval import TABLES  # noqa: E402
 from nn.runtime import choose_machine  # noqa: E402
+from peft.classifier import load_classifier  # noqa: E402
 
 FILES = [ROOT / "tests" / "golden" / name for name in ("plain_sentences.tsv", "plain_sentences_2.tsv")]
 
 
 def main(folder: str) -> None:
     """Scores the sentences with the best model of a run, or with a checkpoint."""
-    machine, is_run = choose_machine("auto", "fp32"), (Path(folder) / "log.jsonl").is_file()
-    scorer = Scorer.of_run(Run.open(folder), machine) if is_run else load_checkpoint(Options(weights=folder), machine)
+    scorer = load_classifier([folder], choose_machine("auto", "fp32"), TABLES)
     for path in FILES:
         _, *lines = path.read_text(encoding="utf-8").splitlines()
         labels, texts = zip(*(line.split("\t") for line in lines), strict=True)

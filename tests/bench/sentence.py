@@ -22,8 +22,9 @@ from data.checked import read_json
 from data.files import write_json
 from data.rows import RESULTS
 from data.runs import Run, git, versions
-from eval import Scorer, load_classifier
+from eval import TABLES
 from nn.runtime import choose_machine, describe_device
+from peft.classifier import Scorer, load_classifier
 
 SENTENCE = "The plot is thin, but the acting is wonderful and I was never bored."
 OUTPUT = RESULTS / "sentence.json"
@@ -68,13 +69,11 @@ def origin(result: dict[str, Any]) -> dict[str, Any]:
 def main(folders: list[str]) -> None:
     """Explains the sentence by each model and writes the file."""
     machine = choose_machine("cpu", precision="fp32")
-    models = [
-        {"trained by": origin(read_json(RESULTS / "nb_linear-box.json")), **measure(load_classifier([], machine))}
-    ]
+    trained = origin(read_json(RESULTS / "nb_linear-box.json"))
+    models = [{"trained by": trained, **measure(load_classifier([], machine, TABLES))}]
     for folder in folders:
-        models.append(
-            {"trained by": origin(Run.open(folder).result or {}), **measure(load_classifier([folder], machine))}
-        )
+        trained = origin(Run.open(folder).result or {})
+        models.append({"trained by": trained, **measure(load_classifier([folder], machine, TABLES))})
     about = {
         "command": " ".join(["python tests/bench/sentence.py", *folders]),
         "commit": git("rev-parse", "HEAD"),

@@ -1,0 +1,189 @@
+"""Loads classifiers and scores reviews with them: a finished run, a checkpoint, an ensemble of them.
+
+A `Scorer` has a model, its tokenizer, and the truncation with which the model was trained. `load_classifier` takes
+what `--teacher` names; eval.py loads what `--run` and `--weights` name.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from data.batches import Corpus, examples_of, no_check
+from data.calibration import calibration
+from data.checked import listed
+from data.checksums import check_checksums
+from data.ensemble import Blend, Ensemble, Member, Part, read_members
+from data.explanation import Explanation
+from data.files import in_shell, user_path
+from data.flags import check_choice
+from data.hub import ADAPTER_CONFIG, LINEAR, MEMBERS, backbone_digests, find_adapter
+from data.imdb import as_frame
+from data.labels import UNKNOWN
+from data.options import Options, Tables, recorded_settings, truncation_of
+from data.runs import Run
+from data.tokenization import Tokenizer, load_tokenizer
+from data.windows import Truncation
+from nn import MODELS, Model, name_of
+from nn.checkpoint import load_pretrained
+from nn.explain import explain
+from nn.quant import FORMS
+from nn.runtime import Machine
+from peft.loading import load_adapted
+from peft.scoring import score
+
+
+class Scorer:
+    """Scores and explains reviews with one model."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, machine: Machine, truncation: Truncation) -> None:
+        self.model, self.tokenizer, self.machine = model, tokenizer, machine
+        self.truncation = truncation
+        self.labels: tuple[str, ...] = model.config.labels
+        self.kind = model.model_type
+
+    @classmethod
+    def of_run(
+        cls, run: Run, trained: Options, machine: Machine, quantize: str = "run", base: str = "", **other: Any
+    ) -> "Scorer":
+        """Loads the best model of a run.
+
+        trained: the run's options.  quantize: int8, nf4, none, or run: as it was trained.  base: as `load_run`.
+        other: fields that replace those of the run's truncation.
+        """
+        check_choice("quantize", quantize, dict.fromkeys(("run", *FORMS)))
+        model, tokenizer = load_run(run, machine.device, trained.quantize if quantize == "run" else quantize, base)
+        return cls(model, tokenizer, machine, truncation_of(trained)._replace(**other))
+
+    @classmethod
+    def of_checkpoint(
+        cls, weights: str, machine: Machine, quantize: str = "none", base: str = "", max_length: int = 0, **other: Any
+    ) -> "Scorer":
+        """Loads a checkpoint: a folder or a hub id. Raises ValueError if it has no classifier.
+
+        base: the backbone of its adapter, if it was moved.  max_length: in tokens; 0: the model's, 512 at most for an
+        encoder.  other: fields that replace those of the truncation.
+        """
+        check_choice("quantize", quantize, dict.fromkeys(FORMS))
+        if find_adapter(weights) is not None:
+            model: Model = load_adapted(weights, base, quantize=quantize)
+            check_backbone(Run.of_weights(weights), model, base)
+        elif base:
+            raise ValueError(f"--base names the backbone of an adapter; {weights} is none")
+        else:
+            model = load_pretrained(weights, quantize=quantize)
+        tokenizer = load_tokenizer(weights, base=base)
+        lacks = sorted(model.newly_initialized)
+        if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
+            command = f"train.py --model {name_of(model)} --weights {in_shell(weights)}"
+            raise ValueError(f"{weights} has no classifier (its files lack {listed(lacks)}); {command} trains one")
+        trained = MODELS[name_of(model)].training
+        limit = trained.get("max_length", 512)
+        limit = max_length or min(limit, tokenizer.model_max_length or limit)
+        own = "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head")
+        return cls(model.to(machine.device).eval(), tokenizer, machine, Truncation(limit, own)._replace(**other))
+
+    def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
+        """Tokenizes the reviews of a frame. Raises ValueError for a token that is not in the model's word table."""
+        corpus, rows = examples_of(self.tokenizer, frame, self.truncation, cache), self.model.config.vocab_size
+        largest = max(self.tokenizer.pad_id, int(corpus.ids.max(initial=0)))
+        if largest >= rows:
+            token = f"{self.tokenizer.tokens[largest]!r} has the id {largest}"
+            raise ValueError(f"{self.tokenizer.source}: {token}, the model only {rows:,} tokens; they do not fit")
+        return corpus
+
+    def logits(self, corpus: Corpus, check: Callable[[], None] = no_check, bar: bool = True) -> np.ndarray:
+        """Computes logits: float32 [N, C]"""
+        return score(self.model, corpus, self.machine, check, bar)
+
+    def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
+        """Computes the logits of the reviews of a frame: float32 [N, C]. check: called between batches"""
+        return self.logits(self.corpus(frame), check)
+
+    def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
+        """Computes the logits of cleaned texts: float32 [N, C]"""
+        return self.logits(self.corpus(as_frame([("text", text, UNKNOWN) for text in texts])), bar=bar)
+
+    def explain(self, text: str, key: str = "", truth: str = "", label: int | None = None) -> Explanation:
+        """Explains a label of a cleaned text.
+
+        label: index; None: the predicted one.  key, truth: id and label in a file.
+        """
+        return explain(self.model, self.tokenizer, text, self.truncation, self.score_texts, key, truth, label)
+
+
+def load_run(run: Run, device: torch.device, quantize: str, base: str = "") -> tuple[Model, Tokenizer]:
+    """Loads the best model of a run, in eval() mode, and its tokenizer.
+
+    quantize: int8, nf4 or none.  base: the backbone of its adapter, if it was moved. Raises FileNotFoundError if no
+    epoch was finished, or if the backbone is not found.
+    """
+    check_checksums(run.best)
+    check_checksums(run.tokenizer)
+    if (run.best / ADAPTER_CONFIG).is_file():
+        model: Model = load_adapted(run.best, base=base, labels=run.labels, quantize=quantize)
+        check_backbone(run, model, base)
+    elif base:
+        raise ValueError(f"--base names the backbone of an adapter, which {run.folder} has not; leave it out")
+    elif (run.best / "config.json").is_file():
+        model = load_pretrained(run.best, run.labels, quantize=quantize)
+    else:
+        raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
+    return model.to(device).eval(), load_tokenizer(run.tokenizer)
+
+
+def check_backbone(run: Run | None, model: Model, base: str) -> None:
+    """Compares the frozen weights under the adapter of a run with those of its training.
+
+    base: --base; a changed backbone that it names is only reported. Raises ValueError for one that it does not name.
+    """
+    if run is None or model.source is None:
+        return
+    if changed := run.changed_backbone(backbone_digests(model.source)):
+        problem = f"{model.source / changed} is not as it was when {run.folder} was trained"
+        if not base:
+            raise ValueError(f"{problem}; restore it, or score with eval.py --base {in_shell(model.source)} as it is")
+        print(f"warning: {problem}")
+
+
+def load_checkpoint(weights: str, machine: Machine, **how: Any) -> Scorer | Blend:
+    """Loads a checkpoint, or the members that its members.json lists. how: arguments of `Scorer.of_checkpoint`"""
+    folder = user_path(weights)
+    if not (folder / MEMBERS).is_file():
+        return Scorer.of_checkpoint(weights, machine, **how)
+    members = read_members(folder)
+    return Blend([Part(path.name, factor, Scorer.of_checkpoint(str(path), machine, **how)) for path, factor in members])
+
+
+def load_classifier(sources: Sequence[str], machine: Machine, tables: Tables) -> Scorer | Blend | Ensemble:
+    """Loads a classifier from run folders, checkpoint folders or hub ids; none: the built-in linear model.
+
+    Several are an ensemble. The temperature of a checkpoint is 1, since its validation reviews are not known. Raises
+    ValueError for a run without a classifier and for different classes, FileNotFoundError for a name that is none.
+    """
+    members: list[Member] = []
+    for source in sources or [str(LINEAR)]:
+        if not (user_path(source) / "log.jsonl").is_file():
+            members.append(Member(source, 1.0, load_checkpoint(source, machine)))
+            continue
+        run = Run.open(user_path(source))
+        check_classifier(run, tables)
+        temperature = calibration(run) if len(sources) > 1 else 1.0
+        members.append(Member(source, temperature, Scorer.of_run(run, recorded_settings(run, tables).options, machine)))
+    return members[0].scorer if len(members) == 1 else Ensemble(members)
+
+
+def is_pretraining(run: Run, tables: Tables) -> bool:
+    """Returns whether a run was pretraining, which leaves no classifier."""
+    return tables.objectives[recorded_settings(run, tables).options.loss].pretraining
+
+
+def check_classifier(run: Run, tables: Tables) -> None:
+    """Raises ValueError for a run that was pretraining."""
+    if is_pretraining(run, tables):
+        model = recorded_settings(run, tables).options.model
+        way_out = f"train.py --model {model} --weights {in_shell(run.best)} adds one"
+        raise ValueError(f"{run.folder} was pretrained and has no classifier; {way_out}")
