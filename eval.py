@@ -19,16 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch reads it: waiting threads soon release their cores
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of OpenMP, for torch: waiting threads soon release their cores
 
 import numpy as np
 import pandas as pd
 
 import peft
 from data import Source, Splits, find_source, load_splits, load_table
-from data.batches import Corpus
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.compare import flips, significance
+from data.corpus import Corpus
 from data.ensemble import (
     Blend,
     Ensemble,
@@ -88,7 +88,7 @@ Emit = Callable[[str], None]  # writes the file --out
 
 @contextlib.contextmanager
 def reserved_output(out: str) -> Iterator[Emit]:
-    """Yields what writes the file `out`. If it is standard output, everything else is printed to standard error."""
+    """Yields a function that writes the file `out`. If that is standard output, all else goes to standard error."""
     stdout = sys.stdout
 
     def emit(text: str) -> None:
@@ -126,12 +126,14 @@ def evaluate_folder(options: Options, emit: Emit, source: Source, scorer: Scorer
     """Prints the metrics of the validation and test reviews of the folder --data."""
     folder, why = find_source(options.data)
     print(f"data: {folder} ({why})")
-    splits, last = load_splits(replace(source, data=folder), labels=scorer.labels), None
+    splits = load_splits(replace(source, data=folder), labels=scorer.labels)
+    last: tuple[str, pd.DataFrame, np.ndarray] | None = None
     for name, frame in labelled_parts(splits):
-        last, truth = (name, frame, scorer.score_frame(frame)), frame["sentiment"].to_numpy()
-        print_metrics(name, metrics(last[2], truth), scorer.labels)
+        logits, truth = scorer.score_frame(frame), frame["sentiment"].to_numpy()
+        print_metrics(name, metrics(logits, truth), scorer.labels)
         if options.data == "demo":
-            print(f"{name} by kind: " + accuracy_by_kind(frame["id"], last[2].argmax(1) == truth))
+            print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == truth))
+        last = (name, frame, logits)
     if last is not None and not isinstance(scorer, Ensemble):
         list_mistakes(options, emit, scorer, *last)
 
@@ -212,11 +214,10 @@ def evaluate_file(options: Options, emit: Emit, source: Source, scorer: Scorer |
     if rest := len(every) - len(frame):
         print(f"{options.data}: {rest:,} of {len(every):,} reviews have no label and are not scored")
     name = Path(options.data).name
-    if isinstance(scorer, Ensemble):
-        print_metrics(name, metrics(scorer.score_frame(frame), frame["sentiment"].to_numpy()), scorer.labels)
-        return
     logits = scorer.score_frame(frame)
     print_metrics(name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
+    if isinstance(scorer, Ensemble):
+        return
     list_mistakes(options, emit, scorer, name, frame, logits)
     if options.explain:
         explain_mistakes(options, scorer, frame, logits)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch reads it: waiting threads soon release their cores
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of OpenMP, for torch: waiting threads soon release their cores
 
 import numpy as np
 import pandas as pd
@@ -29,12 +29,13 @@ from tqdm import tqdm
 
 import peft
 from data import Splits, ranks
-from data.batches import Batch, Corpus, examples_of, shuffled_order
+from data.batches import Batch
 from data.checked import read_json, reading
 from data.checksums import write_checksums
+from data.corpus import Corpus, examples_of
 from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, is_closed_pipe, user_message
 from data.files import in_shell, write_json
-from data.hub import backbone_digests, fetch_config, recorded_base
+from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
@@ -49,11 +50,13 @@ from data.options import (
     resolve,
     truncation_of,
 )
+from data.orders import shuffled_order
 from data.preparation import prepare_tokenizer, read_data, start_run, unlabelled_corpus, unlabelled_stream
 from data.runs import Run, command_line
 from data.seeds import derive_seed
 from data.teacher import class_order, kept_logits
 from data.tokenization import Tokenizer
+from data.weight_files import backbone_digests
 from data.windows import Truncation
 from losses import OBJECTIVES
 from nn import MODELS, Model
@@ -140,12 +143,46 @@ def apply_method(model: Model, settings: Settings, tokenizer: Tokenizer) -> None
 # ------------------------------------------------------------------------------------------------------ the loop
 
 
-def make_corpora(tokenizer: Tokenizer, splits: Splits, how: Truncation, cache: Path) -> tuple[Corpus, Corpus]:
+def make_corpora(tokenizer: Tokenizer, splits: Splits, truncation: Truncation, cache: Path) -> tuple[Corpus, Corpus]:
     """Returns the training and the validation examples."""
     if splits.shards is not None:
         release_freed_memory()  # of the sample of texts: the processes that tokenize would inherit it
-        return splits.shards.corpora(tokenizer, how.max_length, how.truncate, cache)
-    return examples_of(tokenizer, splits.train, how, cache), examples_of(tokenizer, splits.validation, how, cache)
+        return splits.shards.corpora(tokenizer, truncation.max_length, truncation.truncate, cache)
+    frames = (splits.train, splits.validation)
+    train, held_out = (examples_of(tokenizer, frame, truncation, cache) for frame in frames)
+    return train, held_out
+
+
+def with_teacher(
+    corpus: Corpus,
+    settings: Settings,
+    run: Run,
+    splits: Splits,
+    tokenizer: Tokenizer,
+    machine: Machine,
+    interrupt: Interrupt,
+) -> Corpus:
+    """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder.
+
+    With --distill-unlabelled, the corpus contains the unlabelled reviews as well.
+    """
+    name, frame = ", ".join(settings.objective.teacher) or "the built-in linear model", splits.train
+    if settings.objective.distill_unlabelled:
+        corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
+        frame = pd.concat([frame, splits.unlabelled], ignore_index=True)
+
+    def score_reviews() -> np.ndarray:
+        """Scores the reviews in eval() mode."""
+        teacher = ranks.in_turn(lambda: load_classifier(settings.objective.teacher, machine, TABLES))
+        order = class_order(teacher.labels, splits.labels, name)
+        return teacher.score_frame(frame, interrupt.check)[:, order].astype(np.float32)
+
+    logits = kept_logits(run.folder / "teacher.npy", score_reviews)
+    known = corpus.labels >= 0
+    accuracy = np.mean((logits.argmax(1) == corpus.labels)[known])
+    more = "" if known.all() else f"; {np.sum(~known):,} reviews have its logits alone"
+    print(f"teacher: {name}, accuracy {accuracy:.4f} on the training reviews{more}")
+    return replace(corpus, teacher=logits)
 
 
 def prepare_training(
@@ -158,7 +195,7 @@ def prepare_training(
         corpus = corpus.balanced(len(splits.labels))
     labelled = corpus
     if entry.teacher:
-        corpus = taught(corpus, settings, splits, tokenizer, run, machine, interrupt)
+        corpus = with_teacher(corpus, settings, run, splits, tokenizer, machine, interrupt)
     model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     if model.adapter is not None and model.source is not None:
         backbone = model.source
@@ -377,38 +414,6 @@ def save_best(t: Training) -> None:
     else:
         peft.save_adapter(model, run.best, recorded_base(options.weights, options.base))
     write_checksums(run.best)
-
-
-def taught(
-    corpus: Corpus,
-    settings: Settings,
-    splits: Splits,
-    tokenizer: Tokenizer,
-    run: Run,
-    machine: Machine,
-    interrupt: Interrupt,
-) -> Corpus:
-    """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder.
-
-    With --distill-unlabelled, the corpus contains the unlabelled reviews as well.
-    """
-    name, frame = ", ".join(settings.objective.teacher) or "the built-in linear model", splits.train
-    if settings.objective.distill_unlabelled:
-        corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
-        frame = pd.concat([frame, splits.unlabelled], ignore_index=True)
-
-    def score_reviews() -> np.ndarray:
-        """Scores the reviews in eval() mode."""
-        teacher = ranks.in_turn(lambda: load_classifier(settings.objective.teacher, machine, TABLES))
-        order = class_order(teacher.labels, splits.labels, name)
-        return teacher.score_frame(frame, interrupt.check)[:, order].astype(np.float32)
-
-    logits = kept_logits(run.folder / "teacher.npy", score_reviews)
-    known = corpus.labels >= 0
-    accuracy = np.mean((logits.argmax(1) == corpus.labels)[known])
-    more = "" if known.all() else f"; {np.sum(~known):,} reviews have its logits alone"
-    print(f"teacher: {name}, accuracy {accuracy:.4f} on the training reviews{more}")
-    return replace(corpus, teacher=logits)
 
 
 # ------------------------------------------------------------------------------------------------------ the score

@@ -98,8 +98,10 @@ def read_members(folder: Path) -> list[tuple[Path, float]]:
         raise ValueError(f"{path} must be a list of members, each with weights and factor")
     for member in members:
         check_types(member, {"weights": str, "factor": float})
-        if unknown := listed({"weights", "factor"} ^ member.keys()):
-            raise ValueError(f"{path}: a member has weights and factor, and nothing else; here it differs in {unknown}")
+        if difference := listed({"weights", "factor"} ^ member.keys()):
+            raise ValueError(
+                f"{path}: a member has weights and factor, and nothing else; here it differs in {difference}"
+            )
         if member["weights"] in ("", "..") or Path(member["weights"]).name != member["weights"]:
             raise ValueError(f"{path}: weights {show(member['weights'])} must be the name of a folder beside {folder}")
         if member["factor"] <= 0:

@@ -1,5 +1,6 @@
-"""Ends a program with one line: for errors that a user can fix, for signals, and for running out of memory. Prints to
-any console: characters that it cannot show are replaced, and a closed pipe ends the program quietly.
+"""Ends a program cleanly: errors that a user can fix and exhausted memory with one line, signals with their exit code.
+
+Prints to any console: characters that it cannot show are replaced, and a closed pipe ends the program quietly.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import torch
 Value = TypeVar("Value")
 CLOSED_PIPE, INTERRUPTED = 141, 130  # exit codes of a shell for SIGPIPE and SIGINT
 POLL = 0.1  # seconds between two looks at a thread
+NO_MEMORY = ("not enough memory", "can't allocate memory")  # messages of torch's CPU allocator, by platform
 
 
 @contextlib.contextmanager
@@ -88,7 +90,7 @@ def discard_unwritten() -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Returns whether an allocation failed, on a GPU or in main memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
 def user_message(error: BaseException) -> str | None:

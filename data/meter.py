@@ -63,7 +63,7 @@ class Meter:
     def add(self, batch: Batch, loss: Tensor, correct_predictions: dict[str, Tensor]) -> None:
         """Adds one forward pass. loss: mean over examples, or a rank's part of it.
 
-        correct_predictions: by name, bool tensors of any shape.
+        correct_predictions: by name, tensors of any shape: bool, or fp32 (nats).
         """
         self.sums["loss"] += loss.item() * batch.total
         self.sums["count"] += batch.counted

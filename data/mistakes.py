@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from data.batches import Corpus
 from data.checked import show
+from data.corpus import Corpus
 from data.demo import kind_of
 from data.files import csv_text
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from data.checked import show
-from data.hub import check_legacy, is_plain
 from data.pickles import check_pickle
+from data.weight_files import check_legacy, is_plain
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")  # of arrays that are read
 

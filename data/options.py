@@ -2,8 +2,8 @@
 
 General options are the fields of `Options`. The options of a method and of an objective are dataclasses next to their
 math (peft/, losses/); the three tables name them, and `resolve` takes the tables as arguments. A value comes from
-default < model < method < objective < random or built-in weights < command line; for the built-in reviews see
-find_data.
+default < model < method < objective < random or built-in weights < adapter < command line; for the built-in reviews
+see find_data.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from data import Source, Splits, find_source, load_splits, load_texts
 from data.checked import about, as_object, check_types, has_type, listed
 from data.flags import check_choice, field_names, flag, merge_defaults, option, parse_flags, pick_fields
-from data.hub import adapter_method, find_adapter
+from data.hub import adapter_method, adapter_options, find_adapter
 from data.imdb import subset
 from data.labels import UNKNOWN
 from data.runs import Run
@@ -304,7 +304,7 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     if given.get("resume"):
         return resume(given, tables)
     model = check_choice("model", given.get("model", Options.model), tables.models)
-    own = adapter_options(given, tables)
+    own = continued_adapter(given, tables)
     method = check_choice("method", (given | own).get("peft", Options.peft), tables.methods)
     objective = check_choice("objective", given.get("loss", Options.loss), tables.objectives)
     weights = given.get("weights", objective.training.get("weights", model.weights))
@@ -345,8 +345,8 @@ def adapter_folder(weights: str) -> Path | None:
     return find_adapter(weights) if weights and Path(weights).expanduser().is_dir() else None
 
 
-def adapter_options(given: Mapping[str, Any], tables: Tables) -> dict[str, Any]:
-    """Returns {"peft": method} if --weights is an adapter, which is then trained further; otherwise {}.
+def continued_adapter(given: Mapping[str, Any], tables: Tables) -> dict[str, Any]:
+    """Returns the method and its options if --weights is an adapter, which is then trained further; otherwise {}.
 
     Raises ValueError for a flag that contradicts the adapter's own settings.
     """
@@ -364,7 +364,7 @@ def adapter_options(given: Mapping[str, Any], tables: Tables) -> dict[str, Any]:
     fixed = field_names(tables.methods[method].options) - {"lora_plus"}
     if clash := [flag(name) for name in given if name in fixed]:
         raise ValueError(f"{weights} is an adapter with settings of its own; leave out {', '.join(clash)}")
-    return {"peft": method}
+    return {"peft": method} | adapter_options(directory)
 
 
 def resume(given: Mapping[str, Any], tables: Tables) -> tuple[Settings, Run]:
@@ -468,7 +468,7 @@ def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
     """Returns the settings with the data source that was found, and the reason.
 
     The built-in reviews have defaults of their own. A model may have further ones for them, and a method may have
-    some for them and the built-in weights. They replace general defaults, those of the model, and those of the
+    some for them and the built-in weights. They replace general defaults and those of the model, the method and the
     built-in weights.
     """
     options, origins = absolute_paths(settings.options), settings.origins

@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 
 from data import Splits, overlap, ranks
-from data.batches import Corpus, Stream, examples_of
 from data.checksums import check_checksums, write_checksums
+from data.corpus import Corpus, examples_of
 from data.errors import interruptible
 from data.files import new_folder
 from data.labels import SENTIMENT
 from data.options import Options, Settings, read_splits, truncation_of
+from data.orders import Stream
 from data.runs import Run
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 

@@ -1,16 +1,16 @@
 """Ranks: processes that train one model together. `torchrun --nproc_per_node N train.py …` starts N of them.
 
-Every rank has the whole model and computes its share of the same batch. For a batch of n examples, of which rank r has
-n_r with the mean loss L_r,
+Every rank has the whole model (with --shard a part of it: nn/sharding.py) and computes its share of the same batch. For
+a batch of n examples, of which rank r has n_r with the mean loss L_r,
 
     L = Σ_r (n_r / n) L_r,    ∇L = Σ_r ∇ (n_r / n) L_r
 
 so that the gradient is that of one process, whatever n_r is. A loss that compares or counts across examples returns its
 rank's part instead: a number whose sum over the ranks is L (losses/).
 
-Without torchrun there is no process group (`alone`); every function here then returns what it received. Values are
-exchanged by gloo, the gradients of a GPU by NCCL (nn/distributed.py). Every exchange is an all-reduce or all-gather, in
-which all ranks take part in the same order.
+Without torchrun there is no process group (`alone`); every function here then acts on this process alone. Values are
+exchanged by gloo, the gradients of a GPU by NCCL (nn/distributed.py). Every exchange is collective: all ranks take part
+in it, in the same order.
 """
 
 import contextlib
@@ -29,7 +29,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.batches import Batch, Corpus, Share, Stream, step_batches
+from data.batches import Batch, Share
+from data.corpus import Corpus
+from data.orders import Stream, step_batches
 from data.seeds import derive_seed, random_state, set_random_state
 
 Value = TypeVar("Value")
@@ -107,7 +109,7 @@ def leaving() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_first_prints() -> Iterator[None]:
-    """Lets rank 0 alone print, and report an error that all ranks meet before they are joined.
+    """Lets rank 0 alone print, and report an error that all ranks raise before they are joined.
 
     The others wait until torchrun stops them, which it does as soon as rank 0 has ended.
     """

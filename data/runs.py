@@ -134,7 +134,7 @@ class Run:
         found = [path.name for path in run.folder.iterdir()]
         if "config.json" not in found and (others := [name for name in found if not name.startswith(".")]):
             raise ValueError(f"{folder} is no run and holds {listed(others, 3)}; choose another --name")
-        empty = {path.name for path in run.folder.iterdir()} <= {LOCK}
+        empty = set(found) <= {LOCK}
         run.lock()
         if (run.folder / "config.json").exists():
             run.release()

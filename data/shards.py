@@ -23,9 +23,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.batches import Corpus, merge_rows, write_rows
 from data.checked import show
 from data.checksums import is_intact, seal_file
+from data.corpus import Corpus, merge_rows, write_rows
 from data.files import replacing
 from data.locks import waiting_lock
 from data.readers import Source

@@ -26,10 +26,9 @@ def class_order(teacher: tuple[str, ...], labels: tuple[str, ...], source: str) 
 
 
 def kept_logits(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns the logits of the file `path`, fp32 [R, C] for R reviews. Computes them if it
-    does not exist or is damaged.
+    """Returns the logits of the file `path`, fp32 [R, C] for R reviews. Computes them if there is none.
 
-    With several ranks all call `compute` together, and rank 0 writes the file.
+    A damaged file is written anew. With several ranks all call `compute` together, and rank 0 writes the file.
     """
     if ranks.by_first(lambda: is_intact(path)):
         return np.load(path, allow_pickle=False)

@@ -225,7 +225,7 @@ class Tokenizer:
 
         truncate: head, tail and head+tail yield one example for each text; chunks yields the whole text as one or more
         examples of nearly equal length. Raises ValueError for another value and for max_length < 3. Overlapping windows
-        are made by `data.batches.examples_of`.
+        are made by `data.corpus.examples_of`.
         """
         limit = self.text_limit(max_length)
         if truncate not in TRUNCATE:

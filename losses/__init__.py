@@ -18,7 +18,7 @@ def no_preparation(model: Any, options: Any, tokenizer: Any) -> None:
 
 
 class ObjectiveEntry(NamedTuple):
-    objective: Callable  # (model, batch, options) -> (loss, logits or correct predictions)
+    objective: Callable  # (model, batch, options) -> (loss, logits or {name: a value of each prediction})
     options: type  # dataclass of its settings
     training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from those of Options (data/options.py)
     prepare: Callable = no_preparation  # (model, options, tokenizer): checks the model; adds modules for training only
@@ -38,6 +38,8 @@ PRETRAINING = {
     "vocab_size": 16_000,
     "batch_size": 32,
     "learning_rate": 5e-4,
+    "layer_decay": 1.0,
+    "weight_decay": 0.01,
     "warmup": 0.02,
     "epochs": 10,
 }

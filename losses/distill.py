@@ -16,8 +16,8 @@ makes the student's validation accuracy too high; this applies to the built-in l
 which it was trained.
 
 Differs from the paper: KL in place of the cross-entropy with p, whose gradient is the same.
-Differs from DistilBERT (Sanh et al. 2019, arXiv 1910.01108, §2–3): that distils the pretraining, with a cosine loss of
-hidden states and student layers that start as the teacher's.
+Differs from DistilBERT (Sanh et al. 2019, arXiv 1910.01108, §2–3): DistilBERT distils the pretraining, adds a cosine
+loss of hidden states, and initializes the student with layers of the teacher.
 """
 
 from dataclasses import dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from nn import Model
+from nn.autocast import at_least_fp32
 from nn.capsule_lstm import CapsuleLengths
 
 
@@ -34,8 +35,9 @@ def margin_loss(
     """Computes L, the mean over examples, each multiplied by the weight of its class.
 
     lengths: |v_c| in [0, 1), [B, C];  labels: int64 [B];  upper, lower, weight: m⁺, m⁻, λ;
-    class_weights: [C] -> scalar
+    class_weights: [C] -> scalar, fp32 or wider
     """
+    lengths = at_least_fp32(lengths)
     true = F.one_hot(labels, lengths.size(1))  # [B, C]
     present = (upper - lengths).clamp(min=0).square()
     absent = (lengths - lower).clamp(min=0).square()
@@ -48,4 +50,4 @@ def objective(model: Model, batch: Batch, options: MarginOptions) -> tuple[Tenso
     if not isinstance(model.classifier, CapsuleLengths):
         raise ValueError("--loss margin needs class capsules: --model capsule_lstm --shape head=capsules")
     lengths = model(batch.input_ids, batch.mask)
-    return margin_loss(lengths.float(), batch.labels, class_weights=batch.class_weights), lengths
+    return margin_loss(lengths, batch.labels, class_weights=batch.class_weights), lengths

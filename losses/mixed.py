@@ -1,4 +1,4 @@
-"""Semi-supervised training on embeddings: adversarial training, virtual adversarial training, entropy minimisation
+"""Semi-supervised training on embeddings: adversarial training, virtual adversarial training, entropy minimization
 (Miyato, Dai & Goodfellow 2017, arXiv 1605.07725; combined: Sachan, Zaheer & Salakhutdinov 2019, arXiv 2009.04007, §3).
 
 s: the embeddings of a review, [T, E];  p(·|s): the model's distribution;  θ̂: θ as a constant
@@ -60,8 +60,8 @@ class AdversarialOptions(CrossEntropyOptions):
 @dataclass(frozen=True)
 class MixedOptions(AdversarialOptions):
     vat_weight: float = option(1.0, "objective", "adversarial, mixed: λ_VAT of virtual adversarial training")
-    entropy_weight: float = option(1.0, "objective", "mixed: λ_EM of entropy minimisation")
-    unlabelled_batch: int = option(0, "objective", "mixed: unlabelled reviews in a pass; 0: as many as labelled")
+    entropy_weight: float = option(1.0, "objective", "mixed: λ_EM of entropy minimization")
+    unlabelled_batch: int = option(0, "objective", "mixed: unlabelled reviews in each pass; 0: as many as --batch-size")
 
 
 class Reviews(NamedTuple):

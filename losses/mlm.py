@@ -1,6 +1,6 @@
 """Masked language modelling (Devlin et al. 2019, arXiv 1810.04805, §3.1 and A.1): pretraining without labels.
 
-    S: the predicted positions; each real token is in S with probability 0.15
+    S: the predicted positions; each real token that is not special is in S with probability 0.15
     x'_t = [MASK] with probability 0.8, a random token with 0.1, x_t with 0.1, for t in S;   x'_t = x_t elsewhere
     u_t = LN(act(W h_t + b)),   log p(x_t | x') = log softmax(E u_t + c)[x_t],   h = encode(x')
     L_MLM = mean over S of -log p(x_t | x')
@@ -36,7 +36,7 @@ from nn import Model
 from nn.autocast import at_least_fp32
 from nn.encoder import Encoder, activation, init_weights
 
-MASKING_RATE = 0.15  # of real tokens
+MASKING_RATE = 0.15  # of real tokens that are not special
 BECOME_MASK, BECOME_RANDOM = 0.8, 0.1  # of the tokens in S
 
 
@@ -161,7 +161,7 @@ class MLM(Module):
         self.bag = BagHead(model.config.hidden_size, width, vocab_size) if with_bag else None
 
 
-def check(model: Model) -> Encoder:
+def check_encoder(model: Model) -> Encoder:
     """Returns the model. Raises ValueError if it cannot be pretrained."""
     if not isinstance(model, Encoder):
         raise ValueError(f"--loss mlm and rtd pretrain encoders over subwords, not {model.model_type}")
@@ -175,7 +175,7 @@ def prepare(model: Model, options: MLMOptions, tokenizer: Tokenizer) -> None:
 
     Raises ValueError for a model or a tokenizer that cannot be pretrained.
     """
-    model.pretraining = MLM(check(model), Vocabulary.of(tokenizer), with_bag=options.bag_weight > 0)
+    model.pretraining = MLM(check_encoder(model), Vocabulary.of(tokenizer), with_bag=options.bag_weight > 0)
     if model.source is not None:
         print(f"MLM head: {load_head(model.pretraining.head, model.embeddings.word.weight, model.source)}")
 

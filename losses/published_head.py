@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from data.hub import WeightFile, find_pretrained, weight_files
+from data.hub import find_pretrained
+from data.weight_files import WeightFile, weight_files
 
 
 class HeadNames(NamedTuple):

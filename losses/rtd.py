@@ -28,8 +28,9 @@ from torch.nn import Linear, Module
 from data.batches import Batch
 from data.flags import option
 from data.tokenization import Tokenizer
-from losses.mlm import MaskingOptions, Vocabulary, check, choose, head_for, mean_loss, predict, states
+from losses.mlm import MaskingOptions, Vocabulary, check_encoder, choose, head_for, mean_loss, predict, states
 from nn import Model
+from nn.autocast import at_least_fp32
 from nn.encoder import Encoder, SharedEmbedding, activation, init_weights
 
 
@@ -87,7 +88,7 @@ class RTD(Module):
 
 def prepare(model: Model, options: RTDOptions, tokenizer: Tokenizer) -> None:
     """Adds generator and heads to `model` and shares its embeddings. Raises ValueError as losses.mlm.prepare does."""
-    encoder = check(model)
+    encoder = check_encoder(model)
     encoder.pretraining = RTD(encoder, Vocabulary.of(tokenizer))
     encoder.embeddings.word = SharedEmbedding(encoder.pretraining.generator.embeddings.word)
 
@@ -109,8 +110,9 @@ def objective(model: Encoder, batch: Batch, options: RTDOptions) -> tuple[Tensor
     sampled = sample(logits.detach(), generator, start=before, total=int(all_chosen.sum()))
     corrupted = ids.masked_scatter(chosen, sampled)  # [B, T]
     replaced = (corrupted != ids)[mask]  # [real tokens]
-    scores = parts.detector(model.encode(model.embed(corrupted, mask), mask))[mask].float()  # [real tokens]
-    detection = F.binary_cross_entropy_with_logits(scores, replaced.float())
+    scores = parts.detector(model.encode(model.embed(corrupted, mask), mask))[mask]  # [real tokens]
+    scores = at_least_fp32(scores)
+    detection = F.binary_cross_entropy_with_logits(scores, replaced.to(scores.dtype))
     detected = (scores.detach() > 0) == replaced
     correct = {"acc": detected, "found": detected[replaced], "guessed": logits.detach().argmax(-1) == targets}
     loss = batch.part_of(mean_loss(logits, targets), all_chosen)

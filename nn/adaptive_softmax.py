@@ -27,8 +27,8 @@ SHRINK = 4  # factor of the width from each cluster to the next
 class AdaptiveSoftmax(Module):
     """Computes -log p(w|h).
 
-    cutoffs: n_0, n_1, … in ascending order; those that are not below vocab_size are left out. Raises ValueError for
-    others than ascending positive numbers.
+    cutoffs: n_0, n_1, … in ascending order; those that are not below vocab_size are left out. Raises ValueError
+    unless the cutoffs are positive and ascending.
     """
 
     def __init__(self, width: int, vocab_size: int, cutoffs: list[int]) -> None:

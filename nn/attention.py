@@ -85,8 +85,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
     """Computes `attention` by one of its equal forms. Arguments and result: `attention`.
 
-    On a CPU this is torch's fused kernel in fp32 without dropout, else `block_attention`, which needs less memory
-    (times: tests/bench/attention.py).
+    On a CPU: torch's fused kernel in fp32 without dropout, else `block_attention`, which needs less memory (times:
+    tests/bench/attention.py). On other devices: the fused kernel without dropout, `attention` with it.
     """
     if q.device.type == "cpu" and (dropout.active or q.dtype in HALF):
         return block_attention(q / math.sqrt(q.size(-1)), k, v, mask=mask, dropout=dropout)

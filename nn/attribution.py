@@ -111,22 +111,25 @@ def integrate(values: Function, slopes: Function, allowed: float) -> Tensor:
 
     values: F, [N] -> [N];  slopes: the parts of its derivative, [N] -> [N, T]. Stops at MOST_INTERVALS.
     """
-    edges = torch.linspace(0, 1, START_INTERVALS + 1, dtype=torch.float64)
-    start, end = edges[:-1], edges[1:]
-    kept = [torch.zeros(0), torch.zeros(0), None, torch.zeros(0)]
-    while True:
+
+    def measure(start: Tensor, end: Tensor) -> tuple[Tensor, ...]:
+        """Computes the integral over each interval, [N, T], and its error, [N]. Returns them after start and end."""
         half = (end - start)[:, None] / 2  # [N, 1]
         nodes = start[:, None] + half * (1 + NODES)  # [N, 4]
         parts = (half * WEIGHTS)[..., None] * slopes(nodes.flatten()).unflatten(0, nodes.shape)  # [N, 4, T]
         effects = parts.sum(1)  # [N, T]
-        errors = (effects.sum(1) - values(end) + values(start)).abs()
-        new = [start, end, effects, errors]
-        start, end, effects, errors = (b if a is None else torch.cat([a, b]) for a, b in zip(kept, new, strict=True))
-        if errors.sum() <= allowed or len(errors) >= MOST_INTERVALS:
+        return start, end, effects, (effects.sum(1) - values(end) + values(start)).abs()
+
+    edges = torch.linspace(0, 1, START_INTERVALS + 1, dtype=torch.float64)
+    intervals = measure(edges[:-1], edges[1:])
+    while True:
+        start, end, effects, errors = intervals
+        if not errors.sum() > allowed or len(errors) >= MOST_INTERVALS:  # NaN ends the loop too
             return effects.sum(0)
         split = errors > allowed / len(errors)
-        kept, middle = [part[~split] for part in (start, end, effects, errors)], (start + end)[split] / 2
-        start, end = torch.cat([start[split], middle]), torch.cat([middle, end[split]])
+        middle = (start + end)[split] / 2
+        halves = measure(torch.cat([start[split], middle]), torch.cat([middle, end[split]]))
+        intervals = tuple(torch.cat([old[~split], new]) for old, new in zip(intervals, halves, strict=True))
 
 
 @contextmanager

@@ -1,12 +1,14 @@
-"""The dtype of sums, and of matrix products under torch.autocast, for an autograd.Function, whose inputs autocast does
-not cast."""
+"""Chooses the dtype of sums and of matrix products.
+
+torch.autocast does not cast the inputs of an autograd.Function, so a Function casts them to `product_dtype`.
+"""
 
 import torch
 from torch import Tensor
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Returns x in fp32, or in float64 if it has it."""
+    """Returns x in fp32, or unchanged if it has fp32 or float64."""
     return x if x.dtype.itemsize >= 4 else x.float()
 
 

@@ -8,11 +8,10 @@ Differs from the published code: nothing; logits are equal up to rounding (tests
 
 from dataclasses import dataclass
 
-from torch.nn import Linear, ModuleList
+from torch.nn import Linear
 
-from nn.attention import MultiHeadAttention
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, init_weights
+from nn.encoder import Embeddings, Encoder, Pooler, bert_layers, init_weights
 
 # our module -> its published name; {}: the number of the layer
 KEYS = {
@@ -90,19 +89,7 @@ class Bert(Encoder):
             eps=c.layer_norm_eps,
             dropout=c.hidden_dropout_prob,
         )
-        self.layers = ModuleList(
-            EncoderBlock(
-                attention=MultiHeadAttention(
-                    hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
-                ),
-                hidden_size=c.hidden_size,
-                feed_forward_size=c.feed_forward_size,
-                act=c.hidden_act,
-                eps=c.layer_norm_eps,
-                dropout=c.hidden_dropout_prob,
-            )
-            for _ in range(c.num_layers)
-        )
+        self.layers = bert_layers(c)
         self.pooler = Pooler(c.hidden_size, "tanh")
         self.dropout = Dropout(c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))

@@ -28,7 +28,7 @@ from nn.dropout import LEVELS, Dropout, keep_mask
 BLOCK = 2**20  # scores in a block, unless one head of one review has more
 ROWS = 128  # rows of a relative term that are computed together
 
-Table = Tensor | None  # a row for each distance: of k_r for T - 1 … 1 - S, of q_r for 1 - S … T - 1; [H, T + S - 1, K]
+Rows = Tensor | None  # a row for each distance: of k_r for T - 1 … 1 - S, of q_r for 1 - S … T - 1; [H, T + S - 1, K]
 
 
 class Part(NamedTuple):
@@ -41,7 +41,7 @@ class Part(NamedTuple):
         """Selects the block and makes it contiguous. [B, H, T, K] -> [b, h, T, K]"""
         return x[self.reviews, self.heads].contiguous()
 
-    def rows(self, table: Table) -> Table:
+    def rows(self, table: Rows) -> Rows:
         """Selects the heads of the block. [H, N, K] -> [h, N, K]"""
         return None if table is None else table[self.heads]
 
@@ -107,7 +107,7 @@ def shifted_gradients(g: Tensor, x: Tensor, table: Tensor, dx: Tensor, dtable: T
         dtable[:, needed] += wide.transpose(1, 2) @ band.flatten(1, 2)
 
 
-def scores_of(q: Tensor, k: Tensor, k_r: Table, q_r: Table, prefix: int) -> Tensor:
+def scores_of(q: Tensor, k: Tensor, k_r: Rows, q_r: Rows, prefix: int) -> Tensor:
     """Computes S of a block without the bias. prefix: number P of the first keys, which have no position.
 
     q: [b, h, T, K];  k: [b, h, P + S, K] -> [b, h, T, P + S]
@@ -124,7 +124,7 @@ def scores_of(q: Tensor, k: Tensor, k_r: Table, q_r: Table, prefix: int) -> Tens
 
 
 def gradients_of_scores(
-    g: Tensor, q: Tensor, k: Tensor, tables: tuple[Table, Table], prefix: int, sums: tuple[Table, Table]
+    g: Tensor, q: Tensor, k: Tensor, tables: tuple[Rows, Rows], prefix: int, sums: tuple[Rows, Rows]
 ) -> tuple[Tensor, Tensor]:
     """Computes the gradients of `scores_of`. g: ∂L/∂S;  tables: k_r and q_r;  sums: their gradients, added to.
 
@@ -161,14 +161,15 @@ class BlockAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        k_r: Table,
-        q_r: Table,
+        k_r: Rows,
+        q_r: Rows,
         bias: Tensor | None,
-        settings: tuple[int, int, bool],
+        prefix: int,
+        threshold: int,
+        stores: bool,
     ) -> Tensor:
-        """q: [B, H, T, K];  k, v: [B, H, P + S, K];  bias: [B, 1, 1 or T, P + S];  settings: P, the threshold of
-        `keep_mask` or 0, whether to store what the backward pass needs -> [B, H, T, K]"""
-        prefix, threshold, training = settings
+        """q: [B, H, T, K];  k, v: [B, H, P + S, K];  bias: [B, 1, 1 or T, P + S];  prefix: P;  threshold: of
+        `keep_mask`, or 0;  stores: whether to store what the backward pass needs -> [B, H, T, K]"""
         out, stored = transposed_like(q), []
         mask = keep_mask(torch.Size([*q.shape[:3], k.size(2)]), threshold) if threshold else None
         for part in parts(q.size(0), q.size(1), scores=q.size(2) * k.size(2)):
@@ -178,7 +179,7 @@ class BlockAttention(torch.autograd.Function):
             weights = scores.softmax(-1)  # A, [b, h, T, P + S]
             kept = weights if mask is None else weights * part.of(mask)  # m ∘ A
             out[part.reviews, part.heads] = kept @ part.of(v)
-            if training:
+            if stores:
                 stored += [weights, kept]
         out *= LEVELS / (LEVELS - threshold)  # 1 / (1 - p), on the smaller tensor
         ctx.prefix, ctx.threshold = prefix, threshold
@@ -187,7 +188,7 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Table, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g: ∂L/∂o, [B, H, T, K]"""
         q, k, v, k_r, q_r, out, *stored = ctx.saved_tensors
         delta = (g.to(wide(g.dtype)) * out).sum(-1, keepdim=True).to(g.dtype)  # Δ, [B, H, T, 1]
@@ -207,7 +208,7 @@ class BlockAttention(torch.autograd.Function):
                 prefix=ctx.prefix,
                 sums=(part.rows(sums[0]), part.rows(sums[1])),
             )
-        return dq, dk, dv, *(r if r is None else r.to(q.dtype) for r in sums), None, None
+        return dq, dk, dv, *(r if r is None else r.to(q.dtype) for r in sums), None, None, None, None
 
 
 def block_attention(
@@ -216,8 +217,8 @@ def block_attention(
     v: Tensor,
     mask: Tensor,
     dropout: Dropout,
-    k_r: Table = None,
-    q_r: Table = None,
+    k_r: Rows = None,
+    q_r: Rows = None,
     prefix: int = 0,
 ) -> Tensor:
     """Computes o of the module docstring, under autocast in its dtype.
@@ -226,9 +227,9 @@ def block_attention(
     prefix: number P of the first keys, which have no relative terms -> [B, H, T, K]
     """
     threshold = dropout.threshold if dropout.active else 0
-    training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_r, q_r))
+    stores = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_r, q_r))
     dtype = product_dtype(q)
     bias = None if mask.all() else mask_bias(mask, dtype)
     tensors = (None if x is None else x.to(dtype) for x in (q, k, v, k_r, q_r))
     with torch.autocast(q.device.type, enabled=False):
-        return BlockAttention.apply(*tensors, bias, (prefix, threshold, training))
+        return BlockAttention.apply(*tensors, bias, prefix, threshold, stores)

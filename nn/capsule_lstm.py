@@ -50,7 +50,7 @@ def route(u: Tensor, mask: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 class CapsuleLayer(Module):
     """Routes [B, T, D] to J capsules [B, J, K]. Raises ValueError for fewer than one iteration.
 
-    W -> weight [J, K, D], initialised as Glorot & Bengio 2010.
+    W -> weight [J, K, D], initialized as Glorot & Bengio 2010.
     """
 
     def __init__(self, input_size: int, num_capsules: int, capsule_size: int, iterations: int) -> None:

@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from data.checked import about, read_object, reading, show
 from data.files import write_json, write_tensors
-from data.hub import CONFIG, WEIGHTS, WeightFile, fetch_config, find_pretrained, weight_files
+from data.hub import CONFIG, WEIGHTS, fetch_config, find_pretrained
 from data.seeds import random_state, set_random_state
+from data.weight_files import WeightFile, weight_files
 from nn import MODELS, Model
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
@@ -93,7 +94,7 @@ def read_config(cls: type[Model], published: dict[str, Any], labels: tuple[str, 
 
 
 def build_empty(cls: type[Model], published: dict[str, Any], labels: tuple[str, ...], where: Path, most: int) -> Model:
-    """Builds the model of a published config on the meta device: shapes without numbers.
+    """Builds the model of a published config on the meta device: shapes without values.
 
     where: the config.json.  most: number of tensors in the files, which is at least the number of layers. Raises
     ValueError for a config that these files cannot have.

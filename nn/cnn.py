@@ -43,7 +43,7 @@ from nn.words import Pooling, WordClassifier, WordConfig
 class Conv1d(Module):
     """Computes y_t = W·[x_t; …; x_{t+k-1}] + b as a matrix product with unfolded windows.
 
-    W -> weight [F, k, E], b -> bias [F]. Initialisation: W as Glorot & Bengio 2010, b = 0.
+    W -> weight [F, k, E], b -> bias [F]. Initialization: W as Glorot & Bengio 2010, b = 0.
     """
 
     def __init__(self, input_size: int, filters: int, width: int) -> None:
@@ -149,7 +149,8 @@ class CNN(WordClassifier):
         return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
 
     def add_regions(self, windows: list[Tensor], rows: Tensor) -> list[Tensor]:
-        """Adds V·u/√D to the windows of each width. windows: [B, T + K - 1, F];  rows: [B, T + 2K - 2, D], of E"""
+        """Adds V·u/√D to the windows of each width. windows: [B, T + K - 1, F];  rows: of the table E
+        of nn/regions.py, [B, T + 2K - 2, D]"""
         u, count = self.regions(rows) * self.config.region_width**-0.5, windows[0].size(1)
         return [
             window + view(u[:, middle : middle + count])
@@ -183,8 +184,9 @@ class CNN(WordClassifier):
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
         """Pools over the windows of each width: the T + K - 1 of the widest that cover a word, for every width.
 
-        The last K - k windows of a narrower width k cover no word; they are ReLU(b). h: [B, T + K - 1, n·F];
-        mask: bool [B, T] -> [B, n·F] of each pooling, concatenated
+        The last K - k windows of a narrower width k cover no word; without regions they are ReLU(b).
+
+        h: [B, T + K - 1, n·F];  mask: bool [B, T] -> [B, n·F] of each pooling, concatenated
         """
         return super().pool(h, pad(mask, (self.widest - 1, 0), value=True))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.checked import check_types, show
 
-LARGEST = 2**24  # of a size: a hundred times what published models have
+LARGEST = 2**24  # of a size: over 60 × the largest vocabulary of the supported models
 MOST_TEXT = 200  # characters of a text
 RATES = (0, 1 - 1e-6)  # of every dropout
 SIZE = (1, LARGEST)

@@ -48,7 +48,7 @@ from nn.attention import (
     split_heads,
     weighted_sum,
 )
-from nn.block_attention import Table, block_attention
+from nn.block_attention import Rows, block_attention
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, activation, in_product_dtype, init_weights
 from nn.triton_attention import DTYPES, disentangled_attention, runs_on
@@ -262,7 +262,7 @@ class DisentangledAttention(Module):
         self.dropout = Dropout(c.attention_probs_dropout_prob)
         self.position_dropout = Dropout(c.hidden_dropout_prob)
 
-    def project_rows(self, relative: Tensor) -> tuple[Table, Table]:
+    def project_rows(self, relative: Tensor) -> tuple[Rows, Rows]:
         """Projects the rows of R that occur. relative: [N, D]
 
         Returns K_r and Q_r / scale, [H, N, K], None for a term that is not in pos_att_type.
@@ -338,7 +338,7 @@ class DisentangledAttention(Module):
 
 
 def by_blocks(
-    q: Tensor, k: Tensor, v: Tensor, k_r: Table, q_r: Table, index: Tensor, mask: Tensor, prefix: int, dropout: Dropout
+    q: Tensor, k: Tensor, v: Tensor, k_r: Rows, q_r: Rows, index: Tensor, mask: Tensor, prefix: int, dropout: Dropout
 ) -> Tensor:
     """Computes disentangled attention by nn/block_attention.py.
 
@@ -351,7 +351,7 @@ def by_blocks(
 
 
 def by_kernel(
-    q: Tensor, k: Tensor, v: Tensor, k_r: Table, q_r: Table, index: Tensor, mask: Tensor, prefix: int, dropout: Dropout
+    q: Tensor, k: Tensor, v: Tensor, k_r: Rows, q_r: Rows, index: Tensor, mask: Tensor, prefix: int, dropout: Dropout
 ) -> Tensor:
     """Computes `by_blocks` by nn/triton_attention.py."""
     return disentangled_attention(

@@ -15,11 +15,10 @@ logits are equal up to rounding (tests/golden).
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import Linear, ModuleList
+from torch.nn import Linear
 
-from nn.attention import MultiHeadAttention
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, init_weights
+from nn.encoder import Embeddings, Encoder, Pooler, bert_layers, init_weights
 
 # our module -> its published name; {}: the number of the layer
 KEYS = {
@@ -106,19 +105,7 @@ class Electra(Encoder):
             dropout=c.hidden_dropout_prob,
         )
         self.project = Linear(c.embedding_size, c.hidden_size) if c.embedding_size != c.hidden_size else None
-        self.layers = ModuleList(
-            EncoderBlock(
-                attention=MultiHeadAttention(
-                    hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
-                ),
-                hidden_size=c.hidden_size,
-                feed_forward_size=c.feed_forward_size,
-                act=c.hidden_act,
-                eps=c.layer_norm_eps,
-                dropout=c.hidden_dropout_prob,
-            )
-            for _ in range(c.num_layers)
-        )
+        self.layers = bert_layers(c)
         self.pooler = Pooler(hidden_size=c.hidden_size, act="gelu", dropout=dropout)
         self.dropout = Dropout(dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, Parameter
+from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from torch.utils.checkpoint import checkpoint
 
-from nn.attention import Prefix, Queries, select_queries
+from nn.attention import MultiHeadAttention, Prefix, Queries, select_queries
 from nn.autocast import product_dtype
 from nn.dropout import Dropout
 
@@ -53,7 +53,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def init_weights(module: Module, std: float) -> None:
-    """Initialises every layer in `module` as BERT does: weights N(0, std²), padding row 0, biases 0, norms 1."""
+    """Initializes every layer in `module` as BERT does: weights N(0, std²), padding row 0, biases 0, norms 1."""
     for layer in module.modules():
         if isinstance(layer, LayerNorm):
             layer.reset_parameters()
@@ -139,11 +139,11 @@ class Embeddings(Module):
         self.dropout = Dropout(dropout)
 
     def combine(self, words: Tensor, mask: Tensor, first_position: int = 0, positions: Tensor | None = None) -> Tensor:
-        """Adds types and positions and applies projection, norm, mask and dropout. first_position: row of the position
-        table for the first token;  positions: the row of each token, if they do not follow each other, int64 [B, T].
-        Raises ValueError if T exceeds the position table.
+        """Adds types and positions and applies projection, norm, mask and dropout.
 
-        words: [B, T, E];  mask: bool [B, T] -> [B, T, D]
+        words: [B, T, E];  mask: bool [B, T];  first_position: row of the position table for the first token;
+        positions: the row of each token, int64 [B, T]; None: consecutive rows -> [B, T, D]. Raises ValueError if T
+        exceeds the position table.
         """
         x, length = words, words.size(1)
         if self.token_type is not None:
@@ -216,6 +216,23 @@ class EncoderBlock(Module):
         y = self.attention_dropout(attend(x, mask, prefix=prefix, queries=queries))  # [B, T, D]
         a = self.attention_norm(select_queries(x, queries) + y)
         return self.feed_forward_norm(a + self.dropout(self.feed_forward(a)))
+
+
+def bert_layers(c: Any) -> ModuleList:
+    """Builds the layers of BERT, RoBERTa and ELECTRA. c: a config with the fields of BertConfig"""
+    return ModuleList(
+        EncoderBlock(
+            attention=MultiHeadAttention(
+                hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
+            ),
+            hidden_size=c.hidden_size,
+            feed_forward_size=c.feed_forward_size,
+            act=c.hidden_act,
+            eps=c.layer_norm_eps,
+            dropout=c.hidden_dropout_prob,
+        )
+        for _ in range(c.num_layers)
+    )
 
 
 class Pooler(Module):

@@ -96,7 +96,7 @@ def explain(
             (title, sum_by_word(x.double().numpy(), word_of, count)) for title, x in own_weights(model, ids, label)
         ]
     removed = erasure(logits[:1], logits[1:], label).double().numpy()
-    blank = "no n-gram" if isinstance(model, NBLinear) else tokenizer.tokens[baseline_id(tokenizer)]
+    blank = "no n-gram" if isinstance(model, NBLinear) else f"each token as {tokenizer.tokens[baseline_id(tokenizer)]}"
     return Explanation(
         words=words,
         read=np.isin(np.arange(count), np.concatenate([word_of for _, word_of in examples])),
@@ -107,7 +107,7 @@ def explain(
         difference=difference,
         phrases=phrases or list(zip(words, removed.tolist(), strict=True)),
         weights=weights if parts == 1 else [],
-        baseline=f"the text with {blank}" if isinstance(model, NBLinear) else f"the text with each token as {blank}",
+        baseline=f"the text with {blank}",
         key=key,
         truth=truth,
     )

@@ -25,7 +25,7 @@ class GRULayer(Module):
     """Computes one layer in one or two directions.
 
     W -> weight [N, 3D, in], U -> recurrent [N, 3D, D], b -> bias [N, 3D], d_n -> recurrent_bias [N, D]; rows in the
-    order r, z, n. Initialisation: U orthogonal (Saxe et al. 2014), W as Glorot & Bengio 2010, biases 0.
+    order r, z, n. Initialization: U orthogonal (Saxe et al. 2014), W as Glorot & Bengio 2010, biases 0.
     """
 
     def __init__(self, input_size: int, hidden_size: int, bidirectional: bool = True) -> None:
@@ -45,8 +45,8 @@ class GRULayer(Module):
         """x: [B, T, in];  mask: bool [B, T], padding on the right -> h [B, T, N·D], 0 at padding."""
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
         a = project_inputs(x, weight=self.weight, bias=self.bias)  # [N, T·B, 3D]
-        ways = stack_directions(padding, len(a))  # [N, T, B]
-        h = fast_gru(a, u=self.recurrent, d=self.recurrent_bias, padding=ways)  # [N, T, B, D]
+        stacked = stack_directions(padding, len(a))  # [N, T, B]
+        h = fast_gru(a, u=self.recurrent, d=self.recurrent_bias, padding=stacked)  # [N, T, B, D]
         return join_directions(h, padding)  # [B, T, N·D]
 
 

@@ -14,7 +14,7 @@ from data.checked import listed, show
 from data.labels import SENTIMENT, canonical
 
 LONGEST_NAME = 200  # characters of a class name
-JOINERS = dict.fromkeys((0x200C, 0x200D))
+JOINERS = dict.fromkeys((0x200C, 0x200D))  # zero-width non-joiner and joiner
 WAYS_OUT = "train.py --head new trains a new last layer for the classes of the data"
 NEW_MODEL = "--weights none makes a new model for the classes of the data"
 OTHER_TASK = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice)$")  # end of an architecture's name

@@ -26,7 +26,7 @@ class LSTMLayer(Module):
     """Computes one layer in one or two directions.
 
     W -> weight [N, 4D, in], U -> recurrent [N, 4D, D], b -> bias [N, 4D]; rows in the order i, f, g, o.
-    Initialisation: U orthogonal (Saxe et al. 2014), b_f = 1 (Jozefowicz et al. 2015), W as Glorot & Bengio 2010.
+    Initialization: U orthogonal (Saxe et al. 2014), b_f = 1 (Jozefowicz et al. 2015), W as Glorot & Bengio 2010.
     """
 
     def __init__(self, input_size: int, hidden_size: int, bidirectional: bool = True) -> None:

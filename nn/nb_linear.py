@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import Embedding, Module, Parameter
 
-from data.batches import Corpus
+from data.corpus import Corpus
 from nn.dropout import Dropout
 from nn.words import WordClassifier, WordConfig
 

@@ -1,7 +1,7 @@
 """8-bit weights (LLM.int8(): Dettmers et al. 2022, arXiv 2208.07339, §2–3).
 
     W ≈ diag(s) Q,   s_n = max_k |W_nk| / 127,   Q_nk = round(W_nk / s_n) ∈ {-127 … 127}       absmax by row, §2.1
-    x ≈ diag(t) P,   likewise by token, without its outliers x_o: its numbers with |x| >= 6
+    x ≈ diag(t) P,   likewise by token, without its outliers x_o: its values with |x| >= 6
     y = diag(t) (P Qᵀ) diag(s) + x_o W_oᵀ + b                                                  Eq. (8)
     ∂L/∂x = (g ⊙ s) Q                                                                          W is frozen
 
@@ -12,9 +12,9 @@ Three paths compute the product:
     int8   the equations above, by torch._int_mm
     bf16   Q is converted to bf16, which represents it exactly; the product is multiplied by s
     fp32   diag(s) Q is computed in the dtype of x: the plain form
-`auto` selects, under mixed precision, bf16 on a CPU, for inputs that need a gradient, and on a GPU for at most 16 rows
-or widths that are not multiples of 8, and int8 otherwise; in fp32, int8 on CPUs with int8 instructions (AVX-512 VNNI)
-and fp32 otherwise.
+`auto` under mixed precision: bf16 on a CPU, for inputs that need a gradient, and on a GPU for at most 16 rows or for
+widths that are not multiples of 8; int8 otherwise. `auto` in fp32: int8 on CPUs with int8 instructions (AVX-512 VNNI);
+fp32 otherwise.
 
 Differs from the paper: weights are scaled by row and activations by token, as in bitsandbytes ("vector-wise"). There,
 x_o contains every column with an outlier in any token of the batch. Here it contains only each token's own outliers, so
@@ -255,8 +255,3 @@ def quantized_weights(model: Module) -> tuple[int, int]:
     count = sum(module.weight.numel() * 8 // module.BITS for module in modules)
     named = [pair for module in modules for pair in (*module.named_buffers(), *module.named_parameters())]
     return count, sum(t.numel() * t.element_size() for name, t in named if name != "bias")
-
-
-def resident_bytes(model: Module) -> int:
-    """Returns the size of all parameters and buffers, in bytes."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, ModuleList
+from torch.nn import Linear
 
-from nn.attention import MultiHeadAttention
 from nn.dropout import Dropout
-from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, init_weights
+from nn.encoder import Embeddings, Encoder, Pooler, bert_layers, init_weights
 
 # our module -> its published name; {}: the number of the layer
 KEYS = {
@@ -104,19 +103,7 @@ def assemble(model: Encoder, config: Any) -> None:
         eps=c.layer_norm_eps,
         dropout=c.hidden_dropout_prob,
     )
-    model.layers = ModuleList(
-        EncoderBlock(
-            attention=MultiHeadAttention(
-                hidden_size=c.hidden_size, num_heads=c.num_heads, dropout=c.attention_probs_dropout_prob
-            ),
-            hidden_size=c.hidden_size,
-            feed_forward_size=c.feed_forward_size,
-            act=c.hidden_act,
-            eps=c.layer_norm_eps,
-            dropout=c.hidden_dropout_prob,
-        )
-        for _ in range(c.num_layers)
-    )
+    model.layers = bert_layers(c)
     model.pooler = Pooler(hidden_size=c.hidden_size, act="tanh", dropout=dropout)
     model.dropout = Dropout(dropout)
     model.classifier = Linear(c.hidden_size, len(c.labels))

@@ -114,7 +114,7 @@ def choose_machine(device: str, precision: str) -> Machine:
     """Returns the machine. Raises ValueError for an unknown or unavailable device or precision."""
     found = choose_device(device)
     if found.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # True multiplies fp32 convolutions with 10 bits
+        torch.backends.cudnn.allow_tf32 = False  # True rounds the factors of fp32 convolutions to TF32
     return Machine(found, choose_precision(precision, found))
 
 

@@ -8,7 +8,7 @@ or everything outside the layers.
     backward    all-gather the layer again, compute, reduce-scatter:  g_r = rows of rank r in Σ_s g_s
     step        AdamW on the own rows
 
-    bytes of a rank     n (w + g + m) / R + one layer and all outside the layers: weights, there also gradients
+    bytes of a rank     n (w + g + m) / R + weights of one layer + weights and gradients of all outside the layers
     bytes it sends      3 (R - 1)/R n w in a pass: two all-gathers, one reduce-scatter (an all-reduce: 2 (R - 1)/R n g)
 
 n: parameters;  w, g, m: bytes of a weight, its gradient, its moments. What is outside the layers, embeddings and heads,
@@ -41,7 +41,7 @@ Value = TypeVar("Value")
 
 
 def place(model: Model, device: torch.device, sharded: bool) -> Model:
-    """Moves a model to the device, whole or sharded, in place, and returns it. All ranks get the numbers of rank 0.
+    """Moves a model to the device, whole or sharded, in place, and returns it. All ranks get the values of rank 0.
 
     A single process keeps the model whole.
     """
@@ -55,7 +55,7 @@ def place(model: Model, device: torch.device, sharded: bool) -> Model:
 def shard(model: Model, device: torch.device) -> Model:
     """Shards a model over all ranks and moves it to the device, layer by layer, in place. Returns the model.
 
-    All ranks must have the same numbers.
+    All ranks must have the same values.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method  # takes half a second
 

@@ -15,10 +15,12 @@ from torch.amp import GradScaler
 from torch.nn import Parameter
 
 from data import Splits, ranks
-from data.batches import Batch, Corpus, Stream
+from data.batches import Batch
+from data.corpus import Corpus
 from data.errors import Diverged, Interrupt, NotFinite, Stopped, out_of_memory
 from data.meter import Meter, Progress
 from data.options import Settings
+from data.orders import Stream
 from data.runs import Run
 from data.seeds import random_state, set_random_state
 from data.tokenization import Tokenizer
@@ -29,7 +31,7 @@ from nn.optim import Average
 from nn.runtime import Machine
 from nn.sharding import is_sharded, whole_tensors
 
-Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, correct predictions by name
+Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, values of its predictions by name
 
 
 @dataclass

@@ -91,7 +91,7 @@ class Transformer(WordClassifier):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialises all matrices except the embeddings as Glorot & Bengio 2010."""
+        """Initializes all matrices except the embeddings as Glorot & Bengio 2010."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2 and not name.startswith("embeddings"):
                 torch.nn.init.xavier_uniform_(parameter)

@@ -25,7 +25,8 @@ al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so it is drawn again i
 Four neighbouring keys share one counter.
 
 Triton is part of torch's builds for CUDA. On a CPU its interpreter runs these kernels (tests/test_triton_attention.py).
-Differs from the plain form: the scores stay in fp32 in half precision; p of dropout is not rounded.
+Differs from the plain form: the scores stay in fp32 in half precision; p of dropout is exact, where a CPU
+rounds it.
 """
 
 from __future__ import annotations  # the annotations below name `tl`, which a machine without Triton does not have
@@ -142,7 +143,7 @@ def tile_scores(
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
     """Computes A for N queries and N keys. q, k: [N, K];  k_d, q_d: windows [2N, K], ascending and descending ->
-    fp32 [N, N], the lowest number at masked keys, -inf beyond the last key"""
+    fp32 [N, N], -3e38 at masked keys, -inf beyond the last key"""
     key = first_key + tl.arange(0, BLOCK)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     is_token = (key >= num_prefix)[None, :]  # a prefix has no position
@@ -317,7 +318,10 @@ def key_kernel(
     H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     C2P: tl.constexpr, P2C: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Computes ∂v = wᵀ ∂y and ∂k = ∂Aᵀ q + unskew(∂Aᵀ) Q_d. Program: (key tile, review and head)."""
+    """Computes ∂v = w̃ᵀ ∂y, w̃ the weights after dropout, and ∂k = ∂Aᵀ q + unskew(∂Aᵀ) Q_d.
+
+    Program: (key tile, review and head).
+    """
     tiles = tl.cdiv(num_prefix + num_tokens, BLOCK)
     first_key, batch_head = tl.program_id(0) % tiles * BLOCK, tl.program_id(0) // tiles
     batch, head = (batch_head // H).to(tl.int64), batch_head % H

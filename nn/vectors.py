@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data import Splits
-from data.batches import Corpus
+from data.corpus import Corpus
 from data.files import user_path
 from data.old_pickle import read_pickle3
 from data.pipelines import SPECIAL_WORDS
@@ -33,8 +33,8 @@ def checkpoint_vectors(source: str | Path, words: Iterable[str]) -> WordVectors:
 
     source: a folder, or `builtin`. Words with unknown subwords are left out.
     """
-    word, tokenizer = load_pretrained(source).embeddings.word, load_tokenizer(source)
-    table = word(torch.arange(word.num_embeddings)).detach()  # not its weight, which may be in 8 bits
+    embedding, tokenizer = load_pretrained(source).embeddings.word, load_tokenizer(source)
+    table = embedding(torch.arange(embedding.num_embeddings)).detach()  # not its weight, which may be in 8 bits
     words = [word for word in words if word not in SPECIAL_WORDS.values()]
     pairs = zip(words, tokenizer.subword_ids(words), strict=True)
     found = {word: table[ids].mean(0) for word, ids in pairs if ids and tokenizer.unk_id not in ids}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Embedding, Module
 
-from data.batches import Corpus
+from data.corpus import Corpus
 from nn.attention import AdditiveAttention
 from nn.dropout import Dropout
 
@@ -28,7 +28,7 @@ POOLINGS = ("last", "mean", "max", "attention")
 
 
 class WordEmbedding(Module):
-    """Embeds word ids [B, T] -> [B, T, E], 0 at padding. E is initialised uniformly in (-a, a).
+    """Embeds word ids [B, T] -> [B, T, E], 0 at padding. E is initialized uniformly in (-a, a).
 
     A smaller range lets training determine more of an embedding, at the same learning rate.
     embedding_range -> a;  word_dropout -> p;  dropout: probability of dropping a column of a review's [T, E].

@@ -12,20 +12,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data.batches import Corpus, examples_of, no_check
+from data.batches import no_check
 from data.calibration import calibration
 from data.checked import listed
 from data.checksums import check_checksums
+from data.corpus import Corpus, examples_of
 from data.ensemble import Blend, Ensemble, Member, Part, read_members
 from data.explanation import Explanation
 from data.files import in_shell, user_path
 from data.flags import check_choice
-from data.hub import ADAPTER_CONFIG, LINEAR, MEMBERS, backbone_digests, find_adapter
+from data.hub import ADAPTER_CONFIG, LINEAR, MEMBERS, find_adapter
 from data.imdb import as_frame
 from data.labels import UNKNOWN
 from data.options import Options, Tables, recorded_settings, truncation_of
 from data.runs import Run
 from data.tokenization import Tokenizer, load_tokenizer
+from data.weight_files import backbone_digests
 from data.windows import Truncation
 from nn import MODELS, Model, name_of
 from nn.checkpoint import load_pretrained
@@ -118,8 +120,8 @@ class Scorer:
 def load_run(run: Run, device: torch.device, quantize: str, base: str = "") -> tuple[Model, Tokenizer]:
     """Loads the best model of a run, in eval() mode, and its tokenizer.
 
-    quantize: int8, nf4 or none.  base: the backbone of its adapter, if it was moved. Raises FileNotFoundError if no
-    epoch was finished, or if the backbone is not found.
+    quantize: int8, nf4 or none.  base: the backbone of its adapter, if it was moved. Raises ValueError for a base
+    without an adapter, and FileNotFoundError if no epoch was finished or the backbone is not found.
     """
     check_checksums(run.best)
     check_checksums(run.tokenizer)

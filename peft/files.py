@@ -9,8 +9,8 @@ Adapters that huggingface/peft 0.21 writes for these methods load here with equa
 methods that it can run (tests/golden/peft_interop.py). The encoder of virtual tokens is saved separately, in
 prompt_encoder.safetensors, which huggingface/peft does not have; with it, training can continue.
 
-Rows of the classifier have the order of the backbone's config in a file, which names them in id2label as well:
-huggingface/peft ignores that field and takes the names of the backbone.
+In a file, the rows of the classifier have the class order of the backbone's config. The adapter's id2label names them
+too; huggingface/peft ignores this field and takes the names from the backbone.
 """
 
 import re
@@ -84,7 +84,7 @@ def short_targets(model: Encoder, names: list[str]) -> list[str]:
 
 
 def save_base(model: Encoder, directory: str | Path) -> None:
-    """Writes the plain model inside an adapted one as a checkpoint directory, if the backbone was trained too."""
+    """Writes the plain model inside an adapted one as a checkpoint directory."""
     plain = ((backbone_name(n), p) for n, p in model.named_parameters() if not n.startswith(TRAINING_ONLY))
     state: dict[str, Tensor] = {translate(name, model.KEYS): p for name, p in plain if name is not None}
     write_json(Path(directory) / CONFIG, write_config(model))

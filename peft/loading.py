@@ -20,7 +20,6 @@ from data.hub import (
     ADAPTER_BIN,
     ADAPTER_CONFIG,
     ENCODER,
-    WeightFile,
     adapter_base,
     adapter_method,
     fetch_config,
@@ -29,6 +28,7 @@ from data.hub import (
     subfolder_hint,
 )
 from data.labels import SENTIMENT, canonical
+from data.weight_files import WeightFile
 from nn import Model
 from nn.checkpoint import (
     MOST_CLASSES,
@@ -216,7 +216,8 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     source: an adapter's directory or hub id.  trainable: restores the encoder of virtual tokens as well, so that
     training can continue. The classes are matched by name to those of the model; the model gets the adapter's names if
     they are others. Raises FileNotFoundError, or ValueError for an unsupported adapter, listing all tensors that are
-    missing, surplus or misshaped. Warns if DeBERTa's pooler is in no file.
+    missing, surplus or misshaped. After an error the adapter is attached in part: load the model again. Warns if
+    DeBERTa's pooler is in no file.
     """
     if not isinstance(model, Encoder):
         raise ValueError(f"{source} is an adapter for encoders, not for {model.model_type}")

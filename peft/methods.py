@@ -26,14 +26,14 @@ class MethodEntry(NamedTuple):
     apply: Callable[..., dict[str, Any]] | None  # (model, options, init_ids) -> settings to record; None: train all
     options: type  # dataclass of the method's settings
     training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from those of Options (data/options.py)
-    builtin: dict[str, Any] = {}  # noqa: RUF012  further defaults over the built-in weights, which are small
-    demo: dict[str, Any] = {}  # noqa: RUF012  further defaults over them on the built-in reviews, which are short
+    builtin: dict[str, Any] = {}  # noqa: RUF012  further defaults with the built-in weights, which are small
+    demo: dict[str, Any] = {}  # noqa: RUF012  further defaults with these weights on the built-in reviews, which are short
     merge: Callable[[Encoder], None] | None = None  # None: the method cannot be merged into the weights
 
 
 # The learning rate decides whether a method works at all. If an MLP computes the virtual tokens, one step moves them by
 # up to the MLP's width times the rate, and at 1e-3 a prefix did not learn (MiniLM on IMDB: data/results/SEARCH.md).
-# A model's layer decay is for the training of its own layers (ELECTRA: .8).
+# A model's layer decay is for the training of its own layers (ELECTRA: 0.8).
 FROZEN = {"head_learning_rate": 1e-3, "layer_decay": 1.0}
 LORA = FROZEN | {"learning_rate": 5e-4}
 PREFIX = FROZEN | {"learning_rate": 1e-2}

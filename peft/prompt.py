@@ -11,7 +11,7 @@ words. The classifier reads the real [CLS], which follows them. With pool `virtu
 in huggingface/peft. The prompt has P·E parameters; the head is trained as well.
 
 init: `vocabulary` draws rows of the word table (§3.2, "sampled vocabulary"), `text` copies the rows of given tokens,
-`random` draws vectors with the standard deviation of the table.
+`random` draws vectors with the standard deviation of the table's first 1,000 rows.
 
 Differs from the paper: a classification head reads [CLS]; the paper generates the words of an answer.
 """

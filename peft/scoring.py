@@ -1,6 +1,6 @@
 """Scores examples: their logits, with LoRA merged into copies of the weights, or the loss of held-out texts.
 
-The examples are computed in batches of similar length, in eval() mode and without gradients. With several ranks each
+The examples are scored in batches of similar length, in eval() mode and without gradients. With several ranks each
 computes its share, and all get the result.
 """
 
@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.batches import Corpus, batches, no_check, sorted_order
+from data.batches import no_check
+from data.corpus import Corpus
 from data.meter import Meter
+from data.orders import batches, sorted_order
 from data.ranks import add_rows, alone, is_first, own_share, rank, size
 from data.seeds import random_state, set_random_state
 from nn import Model
@@ -38,7 +40,8 @@ def held_out_loss(
     """Computes the loss and accuracies of a pretraining objective on held-out texts, in eval() mode.
 
     options: of the objective.  seed: of the masks, which are then the same every time.  check: called between batches.
-    Returns {"loss", "acc", …}, means over the texts. Restores the random state; the model is in train() mode after it.
+    Returns the mean loss over texts, and the mean of each other value over its predictions. Restores the random state;
+    the model is in train() mode after it.
     """
     meter, state = Meter(None, 0.0, 0.0), random_state(machine.device)
     model.eval()

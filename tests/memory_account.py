@@ -41,6 +41,11 @@ class Account(NamedTuple):
         return sum(self)
 
 
+def resident_bytes(model: Module) -> int:
+    """Returns the size of all parameters and buffers, in bytes."""
+    return bytes_of([*model.parameters(), *model.buffers()])
+
+
 def saved_bytes(model: Module, forward: Callable[[], Any]) -> int:
     """Measures the bytes that autograd saves of forward(), each storage once, without the model's parameters."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}

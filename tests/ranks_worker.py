@@ -27,7 +27,8 @@ from conftest import adapt, tiny, token_batch
 from test_pretraining import FakeTokenizer
 
 import train
-from data.batches import Batch, Corpus
+from data.batches import Batch
+from data.corpus import Corpus
 from data.errors import clean_exit
 from data.ranks import add_rows, alone, leaving, own_share, rank, size
 from losses import OBJECTIVES

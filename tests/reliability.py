@@ -38,9 +38,9 @@ from damage_run import FORMATS
 from safetensors.torch import load_file
 
 import train
-from data.batches import Corpus
 from data.checked import read_json
 from data.checksums import check_checksums, read_sealed_tensors
+from data.corpus import Corpus
 from data.demo import reviews
 from data.errors import clean_exit
 from data.files import write_json

@@ -26,6 +26,7 @@ from data.checked import read_json
 from data.files import write_json
 from data.flags import field_names
 from data.hub import ADAPTER, ADAPTER_CONFIG, ENCODER, WEIGHTS, adapter_options
+from data.options import resolve
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.quant import quantize_int8
 from peft import (
@@ -462,6 +463,15 @@ def test_a_run_continues_an_adapter(small_run: list[str], tmp_path: Path):
     assert not any(torch.equal(tensor, after[key]) for key, tensor in before.items() if ".lora_" in key)
     with pytest.raises(ValueError, match="is a lora adapter; leave out --peft prefix"):
         train.main([*again, "--peft", "prefix", "--name", "other"])
+
+
+def test_a_run_that_continues_an_adapter_records_its_options(tmp_path: Path):
+    save_adapter(adapt(tiny("bert"), "lora", rank=3, alpha=5, dora=True), tmp_path, "base")
+    settings, _ = resolve(["--model", "bert", "--weights", str(tmp_path)], train.TABLES)
+    assert (settings.method.rank, settings.method.alpha, settings.method.dora) == (3, 5, True)
+    assert settings.origins["peft"] == settings.origins["rank"] == "adapter"
+    with pytest.raises(ValueError, match="is an adapter with settings of its own; leave out --rank"):
+        resolve(["--model", "bert", "--weights", str(tmp_path), "--rank", "3"], train.TABLES)
 
 
 def test_a_run_over_8_bit_weights_merges_into_the_backbone(small_run: list[str], tmp_path: Path):

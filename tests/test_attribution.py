@@ -104,6 +104,11 @@ def test_a_linear_function_is_exact():
     torch.testing.assert_close(found.effects, (w * (x - baseline)).sum(1))
 
 
+def test_a_function_that_is_not_finite_ends_the_integration():
+    x, baseline = torch.ones(3, 5), torch.zeros(3, 5)
+    assert integrated_gradients(lambda x: (x * torch.nan).sum((1, 2)), x, baseline).effects.isnan().all()
+
+
 def test_a_linear_model_adds_its_ngrams_exactly():
     model, (ids, mask) = tiny("nb_linear").eval(), token_batch([11])
     spans, found = ngram_effects(model, ids[0], 1)

@@ -10,10 +10,11 @@ import torch
 from conftest import required_shape, tiny
 
 import train
-from data.batches import Corpus, batches, build_corpus, shuffled_order, sorted_order, step_batches, write_rows
+from data.corpus import Corpus, build_corpus, write_rows
 from data.errors import Interrupt
 from data.imdb import as_frame
 from data.options import Options, Settings
+from data.orders import batches, shuffled_order, sorted_order, step_batches
 from data.tokenization import train_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS

@@ -94,7 +94,7 @@ def test_a_mask_of_each_query_and_one_term():
 def test_gradcheck():
     tensors, mask = inputs()
     bias = blocks.mask_bias(mask, torch.float64)
-    assert torch.autograd.gradcheck(lambda *x: BlockAttention.apply(*x, bias, (0, 0, True)), tensors)
+    assert torch.autograd.gradcheck(lambda *x: BlockAttention.apply(*x, bias, 0, 0, True), tensors)
 
 
 def test_without_gradients_nothing_is_stored():

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from data.checked import read_json
 from data.files import write_json
-from data.hub import CONFIG, INDEX, WEIGHTS, find_pretrained, weight_files
+from data.hub import CONFIG, INDEX, WEIGHTS, find_pretrained
+from data.weight_files import weight_files
 from nn import MODELS, checkpoint
 from nn.checkpoint import load_pretrained, save_pretrained, translate
 

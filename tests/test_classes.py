@@ -12,8 +12,8 @@ from conftest import tiny_weights
 from safetensors.torch import load_file
 
 import train
-from data.batches import Corpus
 from data.checked import read_json
+from data.corpus import Corpus
 from data.runs import Run
 from eval import main as evaluate
 from losses.cross_entropy import cross_entropy

@@ -18,9 +18,9 @@ import tokenizer_cases as cases
 
 import data.readers
 from data import Source, load_splits, load_table
-from data.batches import Corpus
 from data.checked import within
 from data.checksums import is_intact, seal_file
+from data.corpus import Corpus
 from data.delimited import MOST_COLUMNS
 from data.download import unpack_archive
 from data.files import check_inside, write_stdout

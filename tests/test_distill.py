@@ -12,12 +12,14 @@ from conftest import fail_at, same, tiny, tiny_weights, token_batch
 from torch import Tensor
 
 import train
-from data.batches import Batch, Corpus, step_batches
+from data.batches import Batch
 from data.calibration import calibration
+from data.corpus import Corpus
 from data.errors import clean_exit
 from data.imdb import as_frame
 from data.metrics import softmax
 from data.options import read_splits
+from data.orders import step_batches
 from data.teacher import class_order, kept_logits
 from losses.cross_entropy import cross_entropy
 from losses.distill import DistillOptions, distill_loss, objective, soft_losses

@@ -9,8 +9,8 @@ from conftest import GOLDEN, ROOT, tiny
 from safetensors.torch import load_file, save_file
 
 import train
-from data.batches import Corpus
 from data.checked import read_json
+from data.corpus import Corpus
 from data.hub import CLASSIFIER, WEIGHTS
 from data.metrics import auc, metrics, print_metrics, softmax
 from data.tokenization import train_tokenizer

@@ -26,18 +26,15 @@ from data.hub import (
     BIN_INDEX,
     CONFIG,
     WEIGHTS,
-    WeightFile,
     adapter_base,
     adapter_method,
-    converted_path,
     fetch_config,
     find_adapter,
     find_tokenizer,
-    load_pickled,
     recorded_base,
     split_revision,
-    weight_files,
 )
+from data.weight_files import WeightFile, converted_path, load_pickled, weight_files
 from nn.checkpoint import load_pretrained
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}

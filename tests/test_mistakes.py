@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import train
-from data.batches import Corpus
 from data.checked import read_json
+from data.corpus import Corpus
 from data.imdb import as_frame
 from data.metrics import softmax
 from data.mistakes import accuracy_table, groups, mistakes, mistakes_csv

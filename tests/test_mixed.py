@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import Module
 
 import train
-from data.batches import Batch, Corpus, Stream
+from data.batches import Batch
+from data.corpus import Corpus
+from data.orders import Stream
 from losses import mixed
 from losses.mixed import (
     AdversarialOptions,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.batches import Corpus
+from data.corpus import Corpus
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.nb_linear import NBLinear, NBLinearConfig, count_ngrams, first_occurrences, log_count_ratios, ngram_keys
 

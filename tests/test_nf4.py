@@ -6,6 +6,7 @@ import pytest
 import reference
 import torch
 from conftest import ENCODERS, GOLDEN, adapt, fail_at, tiny, token_batch
+from memory_account import resident_bytes
 from safetensors.torch import load_file
 from test_quant import V3_BASE, assert_trains_as_dequantized
 from torch.nn import Linear
@@ -31,7 +32,6 @@ from nn.quant import (
     quantize_int8,
     quantize_rows,
     quantized_weights,
-    resident_bytes,
 )
 from nn.runtime import choose_machine, describe_memory
 from peft.classifier import Scorer

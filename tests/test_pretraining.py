@@ -10,8 +10,10 @@ from conftest import ENCODERS, adapt, tiny, token_batch
 from torch import Tensor
 from torch.nn import Module
 
+import train
 from data.batches import Batch
 from data.files import open_tensors
+from data.options import Options, resolve
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors
 from losses import OBJECTIVES, mlm, rtd
@@ -452,3 +454,10 @@ def test_unsupported_models_methods_and_tokenizers_raise(objective):
 def test_a_negative_bag_weight_raises():
     with pytest.raises(ValueError, match=r"bag weight -0\.5 must not be negative"):
         MLMOptions(bag_weight=-0.5)
+
+
+@pytest.mark.parametrize("model", ["electra", "roberta", "modernbert"])
+def test_rates_of_fine_tuning_are_not_those_of_pretraining(model):
+    """A model's layer decay and weight decay are for the training of its classifier."""
+    options = resolve(["--model", model, "--loss", "mlm"], train.TABLES)[0].options
+    assert (options.layer_decay, options.weight_decay) == (Options.layer_decay, Options.weight_decay)

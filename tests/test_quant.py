@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import ENCODERS, GOLDEN, adapt, tiny, tiny_weights, token_batch
+from memory_account import resident_bytes
 from safetensors.torch import load_file, save_file
 from torch.nn import Embedding, LayerNorm, Linear
 
@@ -27,7 +28,6 @@ from nn.quant import (
     quantizable,
     quantize_int8,
     quantize_rows,
-    resident_bytes,
 )
 from nn.quantized_linear import QuantizedLinear
 from nn.vectors import read_vectors

@@ -60,6 +60,7 @@ def test_autocast_lowers_only_matrix_products():
         (MemoryError(), "error: out of memory; lower --batch-size"),
         (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory; lower --batch-size"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory"),
         (RuntimeError("Could not determine home directory."), "error: no home directory is known for ~; write the"),
         (
             UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"),

@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT
 
 from data import Source, load_texts, shard_reader
-from data.batches import Corpus, shuffled_order
+from data.corpus import Corpus
+from data.orders import shuffled_order
 from data.shard_reader import split_of
 from data.shards import Job, Shards
 from data.tokenization import Tokenizer, train_tokenizer

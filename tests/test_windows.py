@@ -9,8 +9,8 @@ import torch
 from conftest import tiny, tiny_weights
 
 import train
-from data.batches import Corpus, examples_of
 from data.checked import read_json
+from data.corpus import Corpus, examples_of
 from data.errors import NotFinite
 from data.imdb import as_frame
 from data.runs import Run

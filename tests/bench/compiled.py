@@ -17,7 +17,8 @@ from collections.abc import Callable
 import torch
 from peers import BATCH, BERT, Step, alternate, bucketed_steps, of_ours, real_reviews
 
-from data.batches import Batch, sorted_order
+from data.batches import Batch
+from data.orders import sorted_order
 from nn import dropout
 from nn.bert import Bert, BertConfig
 from nn.runtime import CACHED_TOKENS, keep_freed_memory

@@ -20,8 +20,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from data import Source, load_splits
-from data.batches import Corpus, sorted_order
+from data.corpus import Corpus
 from data.imdb import subset
+from data.orders import sorted_order
 from data.tokenization import Tokenizer, load_tokenizer
 from nn.checkpoint import load_pretrained
 from nn.encoder import Encoder

@@ -18,7 +18,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from data import LABELED, find_file
-from data.batches import Corpus
+from data.corpus import Corpus
 from data.imdb import load_reviews
 from data.tokenization import load_tokenizer
 from losses.mixed import Reviews, kl, scale_to_length, virtual_perturbation

@@ -30,8 +30,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from data import LABELED, find_file
-from data.batches import shuffled_order
 from data.imdb import load_reviews
+from data.orders import shuffled_order
 from data.tokenization import train_tokenizer
 from nn.gru import GRU
 from nn.lstm import LSTM

@@ -21,10 +21,11 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from data import LABELED, Splits, find_file
-from data.batches import Corpus, build_corpus, shuffled_order, sorted_order, split_by_count
+from data.corpus import Corpus, build_corpus
 from data.errors import Interrupt
 from data.imdb import load_reviews
 from data.options import resolve
+from data.orders import shuffled_order, sorted_order, split_by_count
 from data.preparation import prepare_tokenizer
 from data.tokenization import Tokenizer, train_tokenizer
 from nn import MODELS
