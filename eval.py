@@ -14,7 +14,7 @@ python eval.py --compare runs/ONE runs/TWO --plot curves.png
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 import peft
-from data import Source, Splits, find_source, load_splits, load_table
+from data import Source, Splits, find_source, is_named_after, load_splits, load_table
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.compare import flips, significance
 from data.corpus import Corpus
@@ -108,25 +108,42 @@ def settings_of(run: Run) -> Settings:
     return recorded_settings(run, TABLES)
 
 
-def source_for(options: Options, trained: TrainOptions) -> Source:
+def source_for(given: dict[str, Any], trained: TrainOptions) -> Source:
     """Returns how files are read: as the command line says, otherwise as the run did."""
-    columns = {name: getattr(options, name) or getattr(trained, name) for name in COLUMNS}
-    return Source(**columns, skip_bad_rows=options.skip_bad_rows or trained.skip_bad_rows)
+    values = {name: given.get(name) or getattr(trained, name) for name in COLUMNS}
+    skips = given.get("skip_bad_rows", trained.skip_bad_rows)
+    return Source(**values, skip_bad_rows=skips, of_run=tuple(name for name in COLUMNS if not given.get(name)))
 
 
-def evaluate_data(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
-    """Prints the metrics of the reviews of --data, a folder or a file. source: how it is read."""
+def own_splits(run: Run) -> Splits:
+    """Reads the reviews of a run as in its training. Raises ValueError for a file that changed since."""
+    try:
+        splits = read_splits(settings_of(run).options, run.cache_to_score)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; restore it, or score reviews elsewhere: --data FILE_OR_FOLDER") from None
+    run.record_data(splits.labels, splits.files)
+    return splits
+
+
+def evaluate_data(
+    options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble, runs: Sequence[Run] = ()
+) -> None:
+    """Prints the metrics of the reviews of --data, a folder or a file. source: how it is read. runs: of the scorer"""
     if names_folder(options.data):
-        evaluate_folder(options, emit, source, scorer)
+        evaluate_folder(options, emit, source, scorer, runs)
     else:
         evaluate_file(options, emit, source, scorer)
 
 
-def evaluate_folder(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
+def evaluate_folder(
+    options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble, runs: Sequence[Run]
+) -> None:
     """Prints the metrics of the validation and test reviews of the folder --data."""
     folder, why = find_source(options.data)
     print(f"data: {folder} ({why})")
     splits = load_splits(replace(source, data=folder), labels=scorer.labels)
+    for run in runs:
+        check_held_out(run, splits)
     last: tuple[str, pd.DataFrame, np.ndarray] | None = None
     for name, frame in labelled_parts(splits):
         logits, truth = scorer.score_frame(frame), frame["sentiment"].to_numpy()
@@ -136,6 +153,21 @@ def evaluate_folder(options: Options, emit: Emit, source: Source, scorer: Scorer
         last = (name, frame, logits)
     if last is not None and not isinstance(scorer, Ensemble):
         list_mistakes(options, emit, scorer, *last)
+
+
+def check_held_out(run: Run, splits: Splits) -> None:
+    """Raises ValueError if validation reviews are split from a file that a run trained on as a whole."""
+    recorded = run.config.get("files", {})
+    if not (settings_of(run).options.validation or any(is_named_after(Path(p).name, "validation") for p in recorded)):
+        return  # the run split its training file in the same way
+    if any(is_named_after(Path(path).name, "validation") for path in splits.files):
+        return
+    for path, digest in splits.files.items():
+        if digest in recorded.values() and not is_named_after(Path(path).name, "test"):
+            raise ValueError(
+                f"all of {path} were training reviews of {run.folder}, which had a validation file of its own; score "
+                "that file or the test file: --data FILE"
+            )
 
 
 def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -151,11 +183,7 @@ def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
 def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     """Prints the metrics of the run's own validation and test reviews."""
     trained = settings_of(run).options
-    try:
-        splits = read_splits(trained, run.cache_to_score)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; restore it, or score reviews elsewhere: --data FILE_OR_FOLDER") from None
-    run.record_data(splits.labels, splits.files)
+    splits = own_splits(run)
     temperature = None if run.predictions("validation") is None and not options.plot else calibration(run)
     threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
     last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
@@ -331,7 +359,7 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     quantize = "none" if options.quantize == "run" else options.quantize
     how = {"quantize": quantize, "base": options.base, "max_length": options.max_length}
     scorer = load_checkpoint(options.weights, machine, **how, **given_truncation(options))
-    source = source_for(options, TrainOptions())
+    source = source_for(given, TrainOptions())
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
@@ -353,9 +381,9 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
-        predict(options, emit, source_for(options, trained), scorer)
+        predict(options, emit, source_for(given, trained), scorer)
     elif options.data:
-        evaluate_data(options, emit, source_for(options, trained), scorer)
+        evaluate_data(options, emit, source_for(given, trained), scorer, [run])
     else:
         evaluate(options, emit, run, scorer)
 
@@ -365,9 +393,7 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     runs = [Run.open(folder) for folder in options.run]
     trained, labels = [settings_of(run).options for run in runs], shared_labels(runs)
     if not (options.data or options.predict or "text" in given):
-        check_splits(
-            {str(run.folder): read_splits(t, run.cache_to_score) for run, t in zip(runs, trained, strict=True)}
-        )
+        check_splits({str(run.folder): own_splits(run) for run in runs})
         print_ensemble(runs, labels)
         return
     ensemble = Ensemble([member(options, run) for run in runs])
@@ -375,9 +401,9 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         frame = as_frame([("text", review_of(options), UNKNOWN)])
         print_answer(ensemble.labels, ensemble.score_frame(frame))
     elif options.predict:
-        predict(options, emit, source_for(options, trained[0]), ensemble)
+        predict(options, emit, source_for(given, trained[0]), ensemble)
     else:
-        evaluate_data(options, emit, source_for(options, trained[0]), ensemble)
+        evaluate_data(options, emit, source_for(given, trained[0]), ensemble, runs)
 
 
 def member(options: Options, run: Run) -> Member:

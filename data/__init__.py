@@ -184,7 +184,7 @@ def print_unread(root: Path, parts: Parts) -> None:
     others = [name for name in tables_in(root) if (root / name).resolve() not in read]
     unread = [name for name in others if not name.startswith(SUBMISSION)]
     if unread:
-        print(f"note: {root}: not read: {quoted(unread)}; --validation and --test name files")
+        print(f"note: {root}: not read: {quoted(unread)}; a file of a part is named train, validation or test")
 
 
 def tables_in(root: Path) -> list[str]:
@@ -208,7 +208,8 @@ def find_part(root: Path, names: tuple[str, ...]) -> Path | None:
     found = sorted(path for path in root.iterdir() if path.is_file() and part_of(path.name, "|".join(names)))
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
-        raise ValueError(f"{root} holds {listed} for one split; name the files with --train, --validation and --test")
+        way_out = "keep one of them, or name the files: train.py --train FILE --validation FILE"
+        raise ValueError(f"{root} holds {listed} for one split; {way_out}")
     return check_inside(found[0], root, "name it with --train, --validation or --test") if found else None
 
 
@@ -258,6 +259,8 @@ def load_splits(
     else:
         parts, test = find_parts(source), as_frame([])
         labelled, unlabelled, classes = read_labelled(loader, parts.train, labels)
+    if labels is None:
+        check_classes(labelled, classes, parts.train)
     if parts.test is not None:
         test = label_test(loader, parts.test, classes)
     if parts.validation is not None:
@@ -267,8 +270,6 @@ def load_splits(
     if with_unlabelled and parts.unlabelled is not None:
         further = label_reviews(loader.read(parts.unlabelled, texts_only=True), classes)[0]
         unlabelled = pd.concat([unlabelled, further], ignore_index=True) if len(unlabelled) else further
-    if labels is None:
-        check_classes(train, classes, parts.train)
     return Splits(train, validation, test, unlabelled, classes, loader.files)
 
 

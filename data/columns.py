@@ -44,12 +44,15 @@ def composed(title: str) -> str:
     return unicodedata.normalize("NFC", title).strip()
 
 
-def find_named(table: Table, name: str, flag: str) -> int:
-    """Returns the number of the column `name`. Raises ValueError if the header does not have it exactly once."""
+def find_named(table: Table, name: str, by: str) -> int:
+    """Returns the number of the column `name`. Raises ValueError if the header does not have it exactly once.
+
+    by: who names it, for the message.
+    """
     found = [number for number, title in enumerate(table.header) if title == name]
     found = found or [number for number, title in enumerate(table.header) if composed(title) == composed(name)]
     if not found:
-        raise ValueError(f"{table.path} has no column {name!r}, which {flag} names; {describe(table)}")
+        raise ValueError(f"{table.path} has no column {name!r}, which {by}; {describe(table)}")
     if len(found) > 1:
         raise ValueError(f"{table.path} has {len(found)} columns {name!r}; rename all but one; {describe(table)}")
     return found[0]
@@ -81,7 +84,9 @@ def find_columns(table: Table, source: Source, optional_label: bool = False) -> 
         if name == ABSENT and ABSENT not in table.header and use != "text":
             named[use] = None
         elif name and not (use == "label" and optional_label and name not in {t.strip() for t in table.header}):
-            named[use] = find_named(table, name, f"--{use}-column")
+            of_run = f"{use}_column" in source.of_run
+            by = f"the run names (--{use}-column replaces it)" if of_run else f"--{use}-column names"
+            named[use] = find_named(table, name, by)
     for use, usual in (("label", LABEL_NAMES), ("id", ("id",)), ("text", TEXT_NAMES)):
         if use not in named:
             taken = [number for number in named.values() if number is not None]

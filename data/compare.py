@@ -54,29 +54,36 @@ class Entry(NamedTuple):
         return np.stack([run.predictions("test").probabilities.argmax(1) for run in self.runs])  # type: ignore[union-attr]
 
 
-def origin(run: Run) -> tuple[int | None, list[str]]:
-    """Returns the seed of a run and the digests of its data."""
-    return run.config["options"].get("seed"), sorted(run.config.get("files", {}).values())
+def seed_of(run: Run) -> int | None:
+    """Returns the seed of a run."""
+    return run.config["options"].get("seed")
+
+
+def same_data(first: Run, second: Run) -> bool:
+    """Returns whether two runs read files with the same contents, as far as they recorded digests."""
+    digests = [sorted(run.config.get("files", {}).values()) for run in (first, second)]
+    return not all(digests) or digests[0] == digests[1]
 
 
 def entries(runs: Iterable[Run]) -> tuple[list[Entry], list[str]]:
-    """Groups runs that differ in IGNORED options only, in the order of their first run.
+    """Groups runs on the same data that differ in IGNORED options only, in the order of their first run.
 
-    Returns (entries, warnings). A run with the seed of an earlier one of its entry, on the same data, is left out with
-    a warning: equal commands give equal runs, whose deviation would be 0.
+    Returns (entries, warnings). A run that recorded no digests has the data of the others. A run with the seed of an
+    earlier one of its entry is left out with a warning: equal commands give equal runs, whose deviation would be 0.
     """
-    found: dict[str, Entry] = {}
+    found: list[tuple[dict[str, Any], Entry]] = []
     warnings = []
     for run in runs:
         recorded = {field.name: field.default for field in fields(Options)} | run.config["options"]  # by any version
         options = {name: value for name, value in recorded.items() if name not in IGNORED}
-        entry = found.setdefault(repr(sorted(options.items())), Entry(run.folder.name.partition("@")[0], []))
-        same = next((one for one in entry.runs if origin(one) == origin(run)), None)
-        if same is None:
-            entry.runs.append(run)
-        else:
+        entry = next((e for own, e in found if own == options and all(same_data(one, run) for one in e.runs)), None)
+        if entry is None:
+            found.append((options, Entry(run.folder.name.partition("@")[0], [run])))
+        elif (same := next((one for one in entry.runs if seed_of(one) == seed_of(run)), None)) is not None:
             warnings.append(f"warning: {run.folder.name} repeats {same.folder.name}, seed included; it is left out")
-    return list(found.values()), warnings
+        else:
+            entry.runs.append(run)
+    return [entry for _, entry in found], warnings
 
 
 def differences(first: Entry, second: Entry) -> Iterator[str]:

@@ -34,6 +34,8 @@ from typing import NamedTuple
 
 FIELD_LIMIT = 10 * 2**20  # characters of a field
 MOST_COLUMNS = 10_000
+FIRST_LINE = 2**20  # characters in which the end of the first line is looked for
+ENDS_IN_CR = re.compile(r'(?:[^"\r\n]|"[^"]*")*\r(?!\n)')  # a first line, quoted line ends apart
 # a first line that Excel reads and does not show
 SEP_LINE = re.compile(r'"?sep=([^\w\s"\x00-\x1f]|[\t ])"?(?=[\r\n])')
 DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
@@ -162,8 +164,8 @@ def read_delimited(
     default: delimiter of the file's ending.  names: possible names of the column of texts.  quoting: "" or one of
     READINGS.  kaggle: whether it is one of Kaggle's own files.
     """
-    if "\n" in text:
-        text = re.sub(r"\r(?!\n)", " ", text)  # the end of a line only in files that have no other
+    if "\n" in text and not ENDS_IN_CR.match(text[:FIRST_LINE]):
+        text = re.sub(r"\r(?!\n)", " ", text)  # the end of a line only in files whose first line ends so
     hint = SEP_LINE.match(text)
     text = text[hint.end() :] if hint else text
     delimiter = hint[1] if hint else find_delimiter(path, text, default, names)

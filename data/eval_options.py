@@ -1,5 +1,6 @@
 """Lists the options of eval.py. Each field is a flag."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,21 @@ def check_task(options: Options, given: dict[str, Any]) -> None:
         raise ValueError(f"--plot {options.plot} is not a picture: its name ends in {', '.join(PICTURES)}")
 
 
+def check_writable(path: str, name: str) -> None:
+    """Raises ValueError for an output that is a folder, or is to be in a file. name: its flag"""
+    if Path(path).is_dir() or path.endswith(("/", os.sep)):
+        raise ValueError(f"{name} {path} is a folder; name a file in it")
+    if blocks := next((parent for parent in Path(path).parents if parent.exists() and not parent.is_dir()), None):
+        raise ValueError(f"{name} {path}: {blocks} is a file, not a folder; name another one")
+
+
 def check_output(options: Options) -> None:
     """Raises ValueError for an output that is the file of the reviews, and for a default one that exists."""
     reviews = [Path(path) for path in (options.data, options.predict) if path and Path(path).exists()]
     for name in ("out", "explain", "plot"):
         path = getattr(options, name)
+        if path and not is_stdout(path):
+            check_writable(path, flag(name))
         if path and not is_stdout(path) and Path(path).exists() and any(map(Path(path).samefile, reviews)):
             raise ValueError(f"{flag(name)} {path} is the file of the reviews; name another one")
     if options.predict not in ("", "-") and not options.out and Path(DEFAULT_OUT).exists():

@@ -33,6 +33,8 @@ from data.readers import (
     UNLABELED,
     Source,
     decode,
+    decode_as,
+    parse_line,
     read_table,
 )
 from data.unpacking import base_name, read_content, unpack
@@ -294,25 +296,41 @@ def parse_acl(key: str, text: str) -> tuple[str, str] | str:
 def is_text_lines(path: Path, source: Source) -> bool:
     """Returns whether a .txt file holds one text a line.
 
-    It is a table if the first line is a header with the column of texts: its name in `source`, or a usual name. Only
-    tabs separate names of several words, since a text may contain the other delimiters.
+    It is a table if the first line is a header with the column of texts: its name in `source`, or a usual name. Raises
+    ValueError for JSON lines, and if the command line names columns of a file that is no table.
     """
     if not base_name(path.name).lower().endswith(".txt"):
         return False
     content = unpack(path, read_content(path, source.max_file_mib), source.max_file_mib)[1]
-    first = re.split(r"[\r\n]", decode(path, content, source.encoding), maxsplit=1)[0]
-    return not header_titles(first, source.text_column)
+    first = re.split(r"[\r\n]", decode_as(path, content, source), maxsplit=1)[0]
+    if header_titles(first, source.text_column):
+        return False
+    check_lines(path, first, source)
+    return True
+
+
+def check_lines(path: Path | str, first: str, source: Source) -> None:
+    """Raises ValueError if a text is JSON lines, or if the command line names its columns. first: its first line"""
+    if isinstance(parse_line(first), dict):
+        raise ValueError(f"{path} holds JSON objects, not one text a line; name it {Path(path).stem}.jsonl")
+    for name in ("text_column", "label_column", "id_column", "quoting"):
+        if getattr(source, name) not in ("", ABSENT) and name not in source.of_run:
+            raise ValueError(
+                f"{path} holds one text a line, so --{name.replace('_', '-')} has no effect: its first line, "
+                f"{show(first, 60)}, is no header with a column of texts; --text-column names it, if there is one"
+            )
 
 
 def header_titles(line: str, text_column: str = "") -> list[str]:
     """Returns the titles of a line that is the header of a table with texts, [] for any other line.
 
-    text_column: the title of the texts, if it is known; otherwise a usual one.
+    text_column: the title of the texts, if it is known; otherwise a usual one. Only tabs separate titles of several
+    words, since a text may contain the other delimiters, unless such a title is known.
     """
-    names = {text_column} if text_column else set(TEXT_NAMES)
+    names, is_phrase = {text_column} if text_column else set(TEXT_NAMES), not WORD.fullmatch(text_column)
     for delimiter in DELIMITERS:
         titles = [title.strip() for title in split_header(line, delimiter)]
-        are_names = delimiter == "\t" or all(map(WORD.fullmatch, titles))
+        are_names = is_phrase or delimiter == "\t" or all(map(WORD.fullmatch, titles))
         if are_names and names & {*titles, *(title.lower() for title in titles)}:
             return titles
     return []
@@ -324,7 +342,7 @@ def read_lines(path: Path, source: Source, keep_empty: bool = False) -> Reviews:
     Raises ValueError if the file is empty or cannot be decoded.
     """
     content = read_content(path, source.max_file_mib)
-    text = decode(path, unpack(path, content, source.max_file_mib)[1], source.encoding)
+    text = decode_as(path, unpack(path, content, source.max_file_mib)[1], source)
     lines = [line.strip() for line in io.StringIO(text, newline="")]  # U+0085 and U+2028 end no line
     lines = lines if keep_empty else [line for line in lines if line]
     if not lines:

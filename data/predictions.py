@@ -11,10 +11,10 @@ import pandas as pd
 from data.checked import reading, show
 from data.delimited import FIELD_LIMIT
 from data.files import csv_text
-from data.imdb import as_frame, clean, header_titles
+from data.imdb import as_frame, check_lines, clean, header_titles
 from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import softmax
-from data.readers import check_encoding
+from data.readers import Source, check_encoding
 
 
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
@@ -31,12 +31,12 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
     lines = io.TextIOWrapper(file, encoding=encoding or "utf-8-sig")
     with reading("standard input", "text", "name its encoding with --encoding"):
         reviews: list[tuple[str, str, int]] = []
-        titles: list[str] = []
+        first = ""
         for number, line in enumerate(bounded_lines(lines), 1):
-            if number == 1:
-                titles = header_titles(line.rstrip("\r\n"))
+            first = first or line.strip()
             reviews.append((str(number), clean(line), UNKNOWN))
-    if len(titles) > 1:
+    check_lines("standard input", first, Source())
+    if len(titles := header_titles(first)) > 1:
         raise ValueError(
             f"standard input is a table ({show(', '.join(titles), 60)}), not one review a line; --predict FILE reads it"
         )

@@ -33,7 +33,12 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
 
     pretraining, unlabelled: whether the objective needs texts without labels, or unlabelled reviews as well.
     """
-    splits = read_splits(options, run.cache, pretraining, unlabelled or options.word_vectors == "train")
+    try:
+        splits = read_splits(options, run.cache, pretraining, unlabelled or options.word_vectors == "train")
+    except FileNotFoundError as error:
+        if "files" not in run.config:
+            raise
+        raise FileNotFoundError(f"{error}; {run.folder} was trained on it: restore it there") from None
     run.record_data(splits.labels, splits.files)
     frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
     if splits.shards is None:

@@ -49,7 +49,8 @@ class Source:
 
     data: `demo`, a folder or a file;  train: a file instead of it;  validation, test: files.  The columns are found by
     their usual names if they are not named; `none` means that there is no such column.  encoding: "" is UTF-8, or by
-    the byte order mark.  quoting: "" or one of READINGS.  max_file_mib: MiB of an unpacked file.
+    the byte order mark.  quoting: "" or one of READINGS.  max_file_mib: MiB of an unpacked file.  of_run: names of the
+    settings that come from a run and not from the command line.
     """
 
     data: str = ""
@@ -63,6 +64,7 @@ class Source:
     skip_bad_rows: bool = False
     quoting: str = ""
     max_file_mib: int = 4096
+    of_run: tuple[str, ...] = ()
 
 
 class Table(NamedTuple):
@@ -88,7 +90,7 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
     with reading(path, "a table that can be read", "correct it, or fetch it again"):
         if content[:4] == PARQUET or ending in (".parquet", ".pq"):
             return read_parquet(path, content)
-        text = decode(path, content, source.encoding)
+        text = decode_as(path, content, source)
         if (lines := text.count("\n")) > (most := max(MOST_LINES, LINES_PER_MIB * source.max_file_mib)):
             raise too_large(path, f"{lines:,} lines; {most:,} are read", source.max_file_mib)
         if ending in (".json", ".jsonl", ".ndjson"):
@@ -103,8 +105,13 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
 # ---------------------------------------------------------------------------------------------------- encodings
 
 
-def check_encoding(path: Path | str, encoding: str, marked: str, content: bytes = b"") -> None:
-    """Raises ValueError for an unknown encoding, and for one that the byte order mark or the text excludes."""
+def check_encoding(
+    path: Path | str, encoding: str, marked: str, content: bytes = b"", by_chance: int = BY_CHANCE
+) -> None:
+    """Raises ValueError for an unknown encoding, and for one that the byte order mark or the text excludes.
+
+    by_chance: as in `is_utf8`.
+    """
     try:
         name = codecs.lookup(encoding).name
     except LookupError:
@@ -112,30 +119,35 @@ def check_encoding(path: Path | str, encoding: str, marked: str, content: bytes 
         raise ValueError(f"{path}: --encoding {encoding!r} is not an encoding; usual ones are {known}") from None
     if marked and name[:6].rstrip("-") != marked[:6].rstrip("-"):
         raise ValueError(f"{path} begins with the byte order mark of {marked}; --encoding {marked} reads it")
-    if content and not name.startswith("utf") and is_utf8(content):
+    if content and not name.startswith("utf") and is_utf8(content, by_chance):
         raise ValueError(f"{path} is UTF-8 text, not {encoding}; --encoding utf-8 reads it")
 
 
-def is_utf8(content: bytes) -> bool:
-    """Returns whether a text is valid UTF-8 with several characters that are not ASCII.
+def is_utf8(content: bytes, by_chance: int) -> bool:
+    """Returns whether a text is valid UTF-8 with more than `by_chance` characters that are not ASCII.
 
-    Texts in other encodings practically never are.
+    Texts in other encodings practically never are, except short ones.
     """
     try:
         text = content.decode()
     except UnicodeDecodeError:
         return False
-    return sum(not char.isascii() for char in text) > BY_CHANCE
+    return sum(not char.isascii() for char in text) > by_chance
 
 
-def decode(path: Path, content: bytes, encoding: str, whole: bool = True) -> str:
+def decode_as(path: Path, content: bytes, source: Source) -> str:
+    """Decodes a file with the encoding of a source. One that only a run names must not be contradicted by the text."""
+    return decode(path, content, source.encoding, by_chance=0 if "encoding" in source.of_run else BY_CHANCE)
+
+
+def decode(path: Path, content: bytes, encoding: str, whole: bool = True, by_chance: int = BY_CHANCE) -> str:
     """Decodes a file and removes its byte order mark. Raises ValueError with the offset of the first invalid byte.
 
-    whole: False for one file of many, which is too short to show its encoding.
+    whole: False for one file of many, which is too short to show its encoding.  by_chance: as in `is_utf8`
     """
     bom, marked = next(((bom, name) for bom, name in BOMS if content.startswith(bom)), (b"", ""))
     if encoding:
-        check_encoding(path, encoding, marked, content if whole else b"")
+        check_encoding(path, encoding, marked, content if whole else b"", by_chance)
     codec = marked or encoding or "utf-8"
     if not (encoding or marked):
         check_zeros(path, content)
@@ -174,13 +186,23 @@ def undecodable(path: Path, content: bytes, codec: str, start: int, encoding: st
 # ---------------------------------------------------------------------------------------------------- JSON, Parquet
 
 
+def decoded_or_none(value: bytes) -> str | None:
+    """Decodes UTF-8; None for other bytes."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def as_text(value: Any) -> str | None:
-    """Converts a value to a string: null and NaN to "", a list or an object to None."""
+    """Converts a value to a string: null and NaN to "", a list, an object or bytes that are no UTF-8 to None."""
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, float) and value != value):
         return ""
-    if isinstance(value, list | dict | bytes | np.ndarray):
+    if isinstance(value, bytes):
+        value = decoded_or_none(value)
+    if value is None or isinstance(value, list | dict | np.ndarray):
         return None
     return "" if value is pd.NA or value is pd.NaT else str(value)
 
@@ -270,18 +292,20 @@ def feature_names(content: bytes) -> dict[str, list[str]]:
 
 
 def check_parquet(content: bytes) -> None:
-    """Raises ValueError for a Parquet file of far more rows or bytes than its size: equal values need no space.
-
-    Does nothing without pyarrow.
+    """Raises ValueError for a Parquet file with two columns of one name, and for one of far more rows or bytes than its
+    size, since equal values need no space. Does nothing without pyarrow.
     """
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
         return
     try:
-        metadata = parquet.ParquetFile(io.BytesIO(content)).metadata
+        file = parquet.ParquetFile(io.BytesIO(content))
+        metadata, names = file.metadata, file.schema_arrow.names
     except (ValueError, OSError):  # read_parquet describes it
         return
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"it has {names.count(repeated[0])} columns {repeated[0]!r}; rename all but one")
     unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     for what, count in (("rows", metadata.num_rows * ROW_BYTES), ("bytes", unpacked)):
         if count > max(UNCHECKED, RATIO * len(content)):
@@ -301,8 +325,9 @@ def read_parquet(path: Path, content: bytes) -> Table:
         raise ValueError(f"{path} is a Parquet file; to read it: pip install pyarrow") from None
     except (ValueError, OSError, NotImplementedError) as error:
         raise ValueError(f"{path} is not a Parquet file, or is damaged ({show(error)}); fetch it again") from error
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
+    levels = [name for name in frame.index.names if name is not None]
+    if levels:
+        frame = frame.reset_index([name for name in levels if name not in frame.columns])
     header, names = [str(name) for name in frame.columns], feature_names(content)
     columns = [[as_text(value) for value in frame.iloc[:, i].tolist()] for i in range(len(header))]
     for title, column in zip(header, columns, strict=True):

@@ -255,6 +255,8 @@ class Tokenizer:
             "do_lower_case": self.lowercase,
             "padding_side": "right",
         }
+        if state(self.backend.pre_tokenizer).get("add_prefix_space"):
+            config["add_prefix_space"] = True  # version 4 of transformers sets it to False otherwise
         if self.spm is not None and self.spm.split_by_punct:
             config["split_by_punct"] = True
         if self.truncation_side != "right":

@@ -3,8 +3,9 @@
 The ids equal those of transformers' fast tokenizers for WordPiece and BPE, and those of the sentencepiece library for a
 model of SentencePiece. Where versions 4 and 5 of transformers read tokenizer.json differently, version 4 applies: the
 options of tokenizer_config.json change its pipeline and do not replace it; in ModernBERT's folders and for DeBERTa-v2's
-do_lower_case and split_by_punct, version 5 applies. Options of slow tokenizers only (do_basic_tokenize, never_split)
-have no effect, as in transformers' fast tokenizers.
+do_lower_case and split_by_punct, version 5 applies. A file of the class PreTrainedTokenizerFast is used as it is, also
+as in version 5. Options of slow tokenizers only (do_basic_tokenize, never_split) have no effect, as in transformers'
+fast tokenizers.
 """
 
 import json

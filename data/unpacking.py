@@ -15,6 +15,7 @@ from typing import Any
 from data.checked import reading, show
 
 CHUNK = 2**20  # bytes
+KIND_BYTES = 256  # at the beginning of a file, which show that it is no text
 LINE_BYTES = 2**25  # of a line of text
 UNCHECKED = 2**24  # unpacked bytes of any ratio
 RATIO = 100  # unpacked bytes for a packed one
@@ -28,6 +29,14 @@ REFUSED = {
     **dict.fromkeys((".bz2", ".xz", ".zst", ".lz4"), "compressed in a form that is not read; unpack it"),
     **dict.fromkeys((".pkl", ".pickle", ".feather", ".arrow", ".h5"), "not a table in text; save it as CSV or Parquet"),
 }
+# first bytes of such files under another name
+BINARY = {
+    b"BZh": REFUSED[".bz2"], b"\xfd7zXZ": REFUSED[".xz"], b"\x28\xb5\x2f\xfd": REFUSED[".zst"],
+    b"\x04\x22\x4d\x18": REFUSED[".lz4"], b"7z\xbc\xaf\x27\x1c": REFUSED[".7z"], b"Rar!": REFUSED[".rar"],
+    b"\xd0\xcf\x11\xe0": REFUSED[".xls"], b"ORC": REFUSED[".arrow"], b"ARROW1": REFUSED[".arrow"],
+    b"\x89HDF": REFUSED[".h5"], b"SQLite format 3\0": REFUSED[".h5"], GZIP: "compressed twice; unpack it",
+    ZIP: "compressed twice; unpack it",
+}  # fmt: skip
 
 
 def base_name(name: str) -> str:
@@ -82,16 +91,27 @@ def unpack(path: Path, content: bytes, limit: int) -> tuple[str, bytes]:
     """Returns (name, content) of the file inside a .gz or .zip, or of the file itself.
 
     The first bytes decide, since some programs unpack a download and keep its name. limit: MiB of the unpacked file.
-    Raises ValueError for a damaged file, for one beyond a limit, and for a .zip that does not contain exactly one file.
+    Raises ValueError for a damaged file, for one beyond a limit, for a .zip that does not contain exactly one file, and
+    for a content that is no text.
     """
+    name = base_name(path.name)
     if content[:2] == GZIP:
-        return base_name(path.name), unpack_gzip(path, content, limit)
-    if content[:4] in (ZIP, EMPTY_ZIP) and path.suffix.lower() not in REFUSED:
+        content = unpack_gzip(path, content, limit)
+    elif content[:4] in (ZIP, EMPTY_ZIP) and path.suffix.lower() not in REFUSED:
         with reading(path, "a zip file"):
-            return unpack_zip(path, content, limit)
-    if path.suffix.lower() == ".zip":
+            name, content = unpack_zip(path, content, limit)
+    elif path.suffix.lower() == ".zip":
         raise ValueError(f"{path} is not a zip file, or is damaged; fetch it again")
-    return base_name(path.name), content
+    if PurePath(name).suffix.lower() not in REFUSED:  # read_table names these by their ending
+        for start, kind in BINARY.items():
+            if content.startswith(start) and not is_plain_text(content[:KIND_BYTES]):
+                raise ValueError(f"{path} is {kind}")
+    return name, content
+
+
+def is_plain_text(start: bytes) -> bool:
+    """Returns whether the beginning of a file has no control characters but white space: `ORC` may begin a text."""
+    return not any(byte < 32 and byte not in b"\t\n\v\f\r" for byte in start)
 
 
 def has_lines(name: str) -> bool:
@@ -115,6 +135,8 @@ def unpack_zip(path: Path, content: bytes, limit: int) -> tuple[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
             members = [m for m in members if not PurePath(m.filename).name.startswith(".")]
+            if any(m.filename == "[Content_Types].xml" for m in members):
+                raise ValueError(f"{path} is {REFUSED['.xlsx']}")
             if len(members) != 1:
                 names = show(", ".join(m.filename for m in members[:5])) + (", …" if len(members) > 5 else "")
                 raise ValueError(

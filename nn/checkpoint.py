@@ -111,9 +111,10 @@ def build_empty(cls: type[Model], published: dict[str, Any], labels: tuple[str, 
 
 def write_config(model: Model) -> dict[str, Any]:
     """Returns the published config of a model, with the fields that transformers needs to load it."""
-    values = asdict(model.config)
+    values, defaults = asdict(model.config), {field.name: field.default for field in fields(model.config)}
     labels = values.pop("labels")
-    published = {model.CONFIG_KEYS.get(name, name): value for name, value in values.items() if value is not None}
+    kept = {name: value for name, value in values.items() if value is not None or defaults[name] is not None}
+    published = {model.CONFIG_KEYS.get(name, name): value for name, value in kept.items()}
     return {
         "model_type": model.model_type,
         "architectures": [model.architecture],

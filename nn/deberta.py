@@ -140,8 +140,8 @@ class DebertaConfig:
         if not self.relative_attention:
             raise ValueError("config: relative_attention = False is not supported; supported: True")
         kinds = self.pos_att_type
-        kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds or ()
-        object.__setattr__(self, "pos_att_type", tuple(kind.strip() for kind in kinds if kind.strip()))
+        kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds or ()
+        object.__setattr__(self, "pos_att_type", tuple(kind for kind in kinds if kind))
         unknown = set(self.pos_att_type) - {"c2p", "p2c"}
         if unknown:
             raise ValueError(f"pos_att_type {', '.join(sorted(unknown))} is not supported; supported: c2p, p2c")

@@ -70,14 +70,20 @@ def adapter_parameters(model: Encoder) -> dict[str, Parameter]:
     }
 
 
-def short_targets(model: Encoder, names: list[str]) -> list[str]:
-    """Finds the shortest name suffixes that select exactly the layers `names` (peft matches the end of a name)."""
-    all_names, chosen = {module_name(model, n) for n in linear_layers(model)}, {module_name(model, n) for n in names}
+def short_targets(model: Encoder, *groups: list[str]) -> list[list[str]]:
+    """Finds the shortest name suffixes, of equal depth, that select exactly the layers of each group.
+
+    huggingface/peft matches the end of a name. The suffixes of a group that is part of another are among the other's.
+    """
+    every = {module_name(model, name) for name in linear_layers(model)}
+    chosen = [{module_name(model, name) for name in names} for names in groups]
     for depth in range(1, 20):
-        suffixes = sorted({".".join(name.split(".")[-depth:]) for name in chosen})
-        if {name for name in all_names if matches(name, suffixes)} == chosen:
+        suffixes = [sorted({".".join(name.split(".")[-depth:]) for name in names}) for names in chosen]
+        if all(
+            {name for name in every if matches(name, s)} == names for s, names in zip(suffixes, chosen, strict=True)
+        ):
             return suffixes
-    return sorted(chosen)
+    return [sorted(names) for names in chosen]
 
 
 # ----------------------------------------------------------------------------------------------------------- save
@@ -108,7 +114,7 @@ def lora_config(model: Encoder) -> dict[str, Any]:
         "r": settings["rank"],
         "lora_alpha": settings["alpha"],
         "lora_dropout": settings["lora_dropout"],
-        "target_modules": short_targets(model, settings["names"]),
+        "target_modules": short_targets(model, settings["names"])[0],
         "rank_pattern": {re.escape(name): rank for name, rank in ranks.items()},
         "alpha_pattern": {re.escape(name): alpha for name, alpha in alphas.items()},
         "bias": settings["lora_bias"],
@@ -119,11 +125,8 @@ def lora_config(model: Encoder) -> dict[str, Any]:
 
 def ia3_config(model: Encoder) -> dict[str, Any]:
     """Returns the fields of adapter_config.json that describe IA³."""
-    settings = model.adapter
-    return {
-        "target_modules": short_targets(model, settings["names"]),
-        "feedforward_modules": short_targets(model, settings["inputs"]),
-    }
+    targets, inputs = short_targets(model, model.adapter["names"], model.adapter["inputs"])
+    return {"target_modules": targets, "feedforward_modules": inputs}
 
 
 def own_config(model: Encoder) -> dict[str, Any]:

@@ -81,8 +81,8 @@ def adapter_directory(source: str | Path) -> Path:
     return directory
 
 
-def target_layers(model: Encoder, config: dict[str, Any], where: Path) -> list[str]:
-    """Returns the layers that an adapter_config.json adapts. Raises ValueError for none, and for embeddings."""
+def target_layers(model: Encoder, config: dict[str, Any], file: WeightFile) -> list[str]:
+    """Returns the layers that an adapter's config adapts. Raises ValueError for none, and for embeddings."""
     targets, excluded = config.get("target_modules") or [], config.get("exclude_modules") or []
     if isinstance(targets, str) and targets.lower() == "all-linear":
         targets = r"(?!classifier$).*"
@@ -96,8 +96,11 @@ def target_layers(model: Encoder, config: dict[str, Any], where: Path) -> list[s
         and not matches(module, excluded)
         and not any(re.match(pattern, module) for pattern in saved)
     ]
+    where = file.path.parent
     if not targets:
         raise ValueError(f"{where / ADAPTER_CONFIG} names no target_modules; add the layers that it adapts")
+    if not names and any("lora_embedding" in name for name in file.shapes):
+        raise ValueError(f"{where}: LoRA on embeddings is not supported; {MERGE_THERE}")
     if not names:
         shown = show(targets) if isinstance(targets, str) else listed(targets, 20)
         raise ValueError(f"{where}: none of its target_modules ({shown}) is in this model")
@@ -116,10 +119,9 @@ def check_ranks(layers: dict[str, tuple[int, float]], file: WeightFile) -> None:
 
 def attach_lora(model: Encoder, config: dict[str, Any], file: WeightFile) -> None:
     """Attaches LoRA to `model`, in place, with the settings of an adapter_config.json."""
-    where = file.path.parent
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
     layers = {}
-    for name in target_layers(model, config, where):
+    for name in target_layers(model, config, file):
         module = module_name(model, name)
         layers[name] = (
             from_pattern(module, config.get("rank_pattern"), rank),
@@ -137,9 +139,9 @@ def attach_lora(model: Encoder, config: dict[str, Any], file: WeightFile) -> Non
     add_method(model, "lora", lambda: lora.wrap(model, layers, options))
 
 
-def attach_ia3(model: Encoder, config: dict[str, Any], where: Path) -> None:
+def attach_ia3(model: Encoder, config: dict[str, Any], file: WeightFile) -> None:
     """Attaches IA³ to `model`, in place, to the layers that an adapter_config.json names."""
-    names, patterns = target_layers(model, config, where), config.get("feedforward_modules") or []
+    names, patterns = target_layers(model, config, file), config.get("feedforward_modules") or []
     inputs = [name for name in names if matches_end(module_name(model, name), patterns)]
     add_method(model, "ia3", lambda: ia3.wrap(model, names, inputs))
 
@@ -229,14 +231,14 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
         if config["peft_type"] == "LORA":
             attach_lora(model, config, file)
         elif config["peft_type"] == "IA3":
-            attach_ia3(model, config, directory)
+            attach_ia3(model, config, file)
         elif config["peft_type"] == "HOULSBY":
             attach_houlsby(model, config)
         elif config["peft_type"] in ("HEAD", "BITFIT"):
             apply(model, adapter_method(directory))
         else:
             attach_virtual_tokens(model, config, file, trainable)
-    replace_backbone(model, file)
+    replace_backbone(model, config, file)
     fill_parameters(model, config, file)
     merge_head(model)
     order_classes(model, config, file)
@@ -244,8 +246,9 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
 
 
 def tensor_names(file: WeightFile) -> set[str]:
-    """Returns the names of the tensors that become parameters: neither virtual tokens nor peft's copies."""
-    return {name for name in file.shapes if name != "prompt_embeddings" and not COPY.search(name)}
+    """Returns the names of the tensors that become parameters: neither virtual tokens and their encoder nor copies."""
+    others = ("prompt_embeddings", "prompt_encoder.")
+    return {name for name in file.shapes if not name.startswith(others) and not COPY.search(name)}
 
 
 def plain_names(model: Encoder) -> dict[str, str]:
@@ -254,10 +257,16 @@ def plain_names(model: Encoder) -> dict[str, str]:
     return {published(model, name): plain for name, plain in names if plain is not None}
 
 
-def replace_backbone(model: Encoder, file: WeightFile) -> None:
-    """Makes the parameters of the backbone that an adapter file contains part of the adapter, and trainable."""
+def replace_backbone(model: Encoder, config: dict[str, Any], file: WeightFile) -> None:
+    """Makes the parameters of the backbone that an adapter file contains part of the adapter, and trainable.
+
+    Raises ValueError for huggingface/peft's prompts with a word table, which peft writes and does not use.
+    """
     keys = (tensor_names(file) & plain_names(model).keys()) - adapter_parameters(model).keys()
     found = sorted(plain_names(model)[key] for key in keys)
+    prompts = config["peft_type"] in ("PROMPT_TUNING", "P_TUNING") and not config.get("method")
+    if prompts and "embeddings.word.weight" in found:
+        raise ValueError(f"{file.path} has a word table, which huggingface/peft does not use with virtual tokens")
     model.adapter["replaced"] = (*model.adapter.get("replaced", ()), *found)
     remember_backbone(model)
     for name, parameter in model.named_parameters():

@@ -286,6 +286,9 @@ def test_what_cannot_be_loaded_is_refused_with_the_way_out(tmp_path: Path):
     pefts_file(tmp_path, low_rank(*QUERIES) | table | head(), target_modules=["query", "word_embeddings"])
     with pytest.raises(ValueError, match=r"lora_embedding_A \(LoRA on embeddings is not supported; hugging"):
         load_adapter(tiny("bert"), tmp_path)
+    pefts_file(tmp_path, table | head(), target_modules=["word_embeddings"])
+    with pytest.raises(ValueError, match=r": LoRA on embeddings is not supported; hugging"):
+        load_adapter(tiny("bert"), tmp_path)
     pefts_file(tmp_path, low_rank(*QUERIES) | {f"{name}.weight": torch.randn(61, 12)} | head())
     with pytest.raises(ValueError, match=r"\.weight \(it would replace quantized weights; load without --quantize\)"):
         load_adapter(quantize_int8(tiny("bert")), tmp_path)

@@ -86,7 +86,7 @@ def test_tables_of_a_folder_that_are_not_read_are_listed(tmp_path: Path, capsys:
     for name in ("train.csv", "held.csv", "devel.csv"):
         (tmp_path / name).write_text(rows)
     load_splits(Source(data=str(tmp_path), test=str(tmp_path / "held.csv")))
-    note = f"note: {tmp_path}: not read: 'devel.csv'; --validation and --test name files\n"
+    note = f"note: {tmp_path}: not read: 'devel.csv'; a file of a part is named train, validation or test\n"
     assert capsys.readouterr().out.startswith(note)
     load_splits(Source(train=str(tmp_path / "train.csv")))
     assert "not read" not in capsys.readouterr().out
@@ -114,7 +114,10 @@ def test_folders_that_are_not_clear_are_refused(tmp_path: Path):
         load_splits(Source(data=str(tmp_path / "one")))
     (tmp_path / "two").mkdir()
     make_files(tmp_path / "two", {"train": "csv", "dev": "csv", "valid": "tsv"})
-    with pytest.raises(ValueError, match=r"holds dev.csv, valid.tsv for one split; name the files with --train"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds dev.csv, valid.tsv for one split; keep one of them, or name the files: train.py --train",
+    ):
         load_splits(Source(data=str(tmp_path / "two")))
 
 

@@ -205,6 +205,9 @@ def test_pos_att_type_is_a_string_or_a_list():
     assert parsed("p2c|c2p") == parsed(["p2c", "c2p"]) == ("p2c", "c2p")
     with pytest.raises(ValueError, match="p2p is not supported"):
         parsed("c2p|p2p")
+    assert parsed(" C2P | p2c") == ("c2p", "p2c")
+    with pytest.raises(ValueError, match="  c2p is not supported"):  # transformers strips a string only
+        parsed([" c2p", "p2c"])
 
 
 @pytest.mark.parametrize(("positions", "supported"), [(9, False), (17, False), (18, True), (60, True)])

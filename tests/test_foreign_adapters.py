@@ -13,7 +13,8 @@ from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG
 from data.tokenization import load_tokenizer
 from eval import main as evaluate
 from nn.checkpoint import load_pretrained, save_pretrained
-from peft import load_adapted, save_adapter
+from peft import load_adapted, load_adapter, save_adapter
+from peft.loading import plain_names
 
 
 def change(path: Path, **values: object) -> None:
@@ -129,3 +130,28 @@ def test_the_side_of_truncation_is_the_default(tmp_path: Path, capsys: pytest.Ca
     change(folder / "tokenizer_config.json", truncation_side="middle")
     with pytest.raises(ValueError, match="truncation_side must be left or right, not 'middle'"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(("encoder", "hidden"), [("MLP", "mlp_head.0.weight"), ("LSTM", "lstm_head.bias_hh_l0")])
+def test_the_encoder_of_virtual_tokens_in_a_file_is_left_out(encoder: str, hidden: str, tmp_path: Path):
+    """Its output is prompt_embeddings. huggingface/peft writes it if modules_to_save names a `head`."""
+    model = adapt(tiny("modernbert"), "p_tuning")
+    save_adapter(model, tmp_path, "base")
+    expected = load_adapter(tiny("modernbert"), tmp_path).eval()(*token_batch([5, 3]))
+    change(tmp_path / ADAPTER_CONFIG, encoder_reparameterization_type=encoder)
+    tensors = load_file(tmp_path / ADAPTER) | {f"prompt_encoder.default.{hidden}": torch.ones(3)}
+    save_file(tensors, tmp_path / ADAPTER)
+    assert torch.equal(load_adapter(tiny("modernbert"), tmp_path).eval()(*token_batch([5, 3])), expected)
+
+
+def test_a_word_table_beside_virtual_tokens_of_peft_is_refused(tmp_path: Path):
+    """huggingface/peft writes the table and embeds the words by that of the backbone."""
+    model = adapt(tiny("modernbert"), "prompt")
+    save_adapter(model, tmp_path, "base")
+    (name,) = (key for key, plain in plain_names(model).items() if plain == "embeddings.word.weight")
+    table = model.embeddings.word.weight.detach().clone()
+    tensors = load_file(tmp_path / ADAPTER) | {name: table}
+    save_file(tensors, tmp_path / ADAPTER)
+    change(tmp_path / ADAPTER_CONFIG, method=None)
+    with pytest.raises(ValueError, match="has a word table, which huggingface/peft does not use with virtual tokens"):
+        load_adapter(tiny("modernbert"), tmp_path)

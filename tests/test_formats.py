@@ -1,7 +1,9 @@
 """Tests of JSON, Parquet and compressed files, and of the columns that are read."""
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pandas as pd
@@ -102,9 +104,35 @@ def test_the_values_of_a_parquet_file_become_strings(tmp_path: Path, monkeypatch
     read_back, labels = load_table(tmp_path / "x.parquet", Source(), keep_empty=True)
     assert labels == ("2", "10")
     assert read_back.values.tolist() == [["7", "a", 0], ["8", "", UNKNOWN], ["9", "c", 1]]
-    assert [as_text(v) for v in (None, float("nan"), pd.NA, True, 3, [1], {}, b"x")] == ["", "", "", "True", "3"] + [
-        None
-    ] * 3
+    values = (None, float("nan"), pd.NA, True, 3, b"x", b"\xff", [1], {})
+    assert [as_text(value) for value in values] == ["", "", "", "True", "3", "x", None, None, None]
+
+
+def test_an_index_of_a_parquet_file_may_be_a_column_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    frame = pd.DataFrame({"id": [7, 8], "text": ["a", "b"]}).set_index("id", drop=False)
+    monkeypatch.setattr(pd, "read_parquet", lambda _, **__: frame)
+    table = read(write(tmp_path / "x.parquet", b""))
+    assert (table.header, [r.fields for r in table.records]) == (["id", "text"], [["7", "a"], ["8", "b"]])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bz2.compress(b"text\nx\n"), "compressed in a form that is not read; unpack it"),
+        (lzma.compress(b"text\nx\n"), "compressed in a form that is not read; unpack it"),
+        (gzip.compress(gzip.compress(b"text\nx\n")), "compressed twice; unpack it"),
+        (zipped({"[Content_Types].xml": b"<x/>", "xl/workbook.xml": b"<x/>"}), "a workbook; save the sheet as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "a workbook; save the sheet as CSV"),
+        (b"ORC\x0a\x00\x01", "not a table in text"),
+    ],
+)
+def test_binary_files_under_the_name_of_a_table_are_named(content: bytes, message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=rf"x\.csv is {message}"):
+        load_table(write(tmp_path / "x.csv", content), Source())
+
+
+def test_a_text_may_begin_as_a_binary_file(tmp_path: Path):
+    assert len(load_table(write(tmp_path / "x.csv", b"ORC,text\n1,fine\n"), Source())[0]) == 1
 
 
 def test_class_names_of_a_parquet_file_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

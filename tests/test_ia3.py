@@ -14,8 +14,11 @@ from data.options import Options
 from nn.optim import parameter_groups
 from nn.quant import quantize_int8
 from peft import apply, is_adapter_parameter, load_adapter, merge, save_adapter, unmerge
-from peft.ia3 import IA3Linear
-from peft.wrapped import wrapped
+from peft.adapters import add_method
+from peft.files import module_name
+from peft.ia3 import IA3Linear, wrap
+from peft.rules import matches
+from peft.wrapped import linear_layers, wrapped
 
 L, D, F = 2, 12, 17
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64
@@ -107,3 +110,22 @@ def test_a_pattern_of_a_file_that_takes_long_is_refused(tmp_path):
     write_json(tmp_path / ADAPTER_CONFIG, read_json(tmp_path / ADAPTER_CONFIG) | {"feedforward_modules": "(a+)+$"})
     with pytest.raises(ValueError, match=r"feedforward_modules: the pattern \(a\+\)\+\$ repeats a group"):
         load_adapter(tiny("bert"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("targets", "inputs"),
+    [
+        (["value", "key", "intermediate.dense"], ["value"]),
+        (["query", "key", "value", "attention.output.dense", "intermediate.dense"], ["intermediate.dense"]),
+    ],
+)
+def test_feed_forward_modules_are_among_the_targets_with_equal_names(targets: list[str], inputs: list[str], tmp_path):
+    names = [n for n in linear_layers(tiny("bert")) if matches(module_name(tiny("bert"), n), targets)]
+    chosen = [n for n in names if matches(module_name(tiny("bert"), n), inputs)]
+    model = tiny("bert")
+    add_method(model, "ia3", lambda: wrap(model, names, chosen))
+    save_adapter(model, tmp_path, "base")
+    config = read_json(tmp_path / ADAPTER_CONFIG)
+    assert set(config["feedforward_modules"]) <= set(config["target_modules"])
+    again = load_adapter(tiny("bert"), tmp_path)
+    assert (again.adapter["names"], again.adapter["inputs"]) == (names, chosen)

@@ -376,3 +376,11 @@ def test_a_golden_checkpoint_with_old_fields_gives_the_same_logits(tmp_path: Pat
     (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
     ours = load_pretrained(tmp_path).eval()(expected["input_ids"], expected["mask"])
     torch.testing.assert_close(ours, expected["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_no_padding_token_is_saved_as_none(tmp_path: Path):
+    """A missing pad_token_id means the default, 50283, which is outside a small vocabulary."""
+    model = tiny("modernbert", pad_token_id=None)
+    save_pretrained(model, tmp_path)
+    assert read_json(tmp_path / CONFIG)["pad_token_id"] is None
+    assert load_pretrained(tmp_path).config == model.config

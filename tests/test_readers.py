@@ -134,6 +134,12 @@ def test_a_carriage_return_ends_a_line_only_if_nothing_else_does(tmp_path: Path)
         assert load_reviews(path).values.tolist() == [["2", "a b", 1], ["3", "c", 0]]
 
 
+def test_a_quoted_line_feed_is_no_line_end_of_a_file_with_carriage_returns(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'text,label\r"one\ntwo",1\rthree,0\r')
+    assert [record.fields for record in read(path).records] == [["one\ntwo", "1"], ["three", "0"]]
+
+
 def test_empty_lines_are_no_rows(tmp_path: Path):
     path = write(tmp_path / "x.csv", "\n\nreview,label\n\na,1\n\n\nb,0\n\n")
     assert load_reviews(path).values.tolist() == [["5", "a", 1], ["8", "b", 0]]

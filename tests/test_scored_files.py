@@ -206,3 +206,92 @@ def test_a_table_on_standard_input_is_refused(delimiter, monkeypatch):
 def test_a_dash_is_no_review():
     with pytest.raises(ValueError, match="--text takes the review itself; --predict - reads standard input"):
         evaluate(["--text", "-"])
+
+
+def linear_run(folder: Path, train_file: Path, name: str, *flags: str) -> str:
+    """Trains a small linear model on a file. Returns its run folder."""
+    text = f"--model nb_linear --train {train_file} --min-count 1 --epochs 1 --name {name} --runs {folder / 'runs'}"
+    train.main([*text.split(), "--shape", "min_reviews=1", *flags])
+    return str(folder / "runs" / name)
+
+
+def test_runs_on_other_contents_of_a_file_are_no_seeds_of_one_experiment(tmp_path, capsys):
+    path, test = write_reviews(tmp_path / "train.csv", "ac"), write_reviews(tmp_path / "test.csv", "ac")
+    first = linear_run(tmp_path, path, "first", "--test", str(test))
+    write_reviews(path, "ac", 13)
+    second = linear_run(tmp_path, path, "second", "--test", str(test), "--seed", "43")
+    lines = outcome(["--compare", first, second], capsys)
+    assert "warning: first and second have different data" in lines
+    assert "2 seeds" not in lines
+    assert "ensemble" not in lines
+    with pytest.raises(ValueError, match=r"train\.csv changed since .*first was (started|trained)"):
+        evaluate(["--run", first, second])
+
+
+def test_the_validation_part_of_a_folder_is_not_the_training_reviews_of_the_run(tmp_path, capsys):
+    path = write_reviews(tmp_path / "data/train.csv", "ac", 20)
+    held_out = write_reviews(tmp_path / "held_out.csv", "ac")
+    run = linear_run(tmp_path, path, "own", "--validation", str(held_out))
+    with pytest.raises(ValueError, match=r"all of .*train\.csv were training reviews of .*own, which had a validation"):
+        evaluate(["--run", run, "--data", str(path.parent)])
+    split = linear_run(tmp_path, path, "split")
+    assert "validation: accuracy" in outcome(["--run", split, "--data", str(path.parent)], capsys)
+
+
+def test_flags_replace_what_the_run_recorded(tmp_path, capsys):
+    path = write_reviews(tmp_path / "train.csv", "ac", 20)
+    with path.open("a") as file:
+        file.write("one,two,three\n")
+    table = pd.read_csv(path, on_bad_lines="skip").rename(columns={"text": "Review Text"}).assign(uid=range(40))
+    named = tmp_path / "named.csv"
+    table.to_csv(named, index=False)
+    run = linear_run(tmp_path, path, "skips", "--skip-bad-rows")
+    assert "40 predictions" in outcome(["--run", run, "--predict", str(path), "--out", str(tmp_path / "x.csv")], capsys)
+    with pytest.raises(ValueError, match="broken row"):
+        evaluate(["--run", run, "--predict", str(path), "--no-skip-bad-rows", "--out", str(tmp_path / "y.csv")])
+    run = linear_run(tmp_path, named, "names", "--text-column", "Review Text", "--id-column", "uid")
+    with pytest.raises(ValueError, match=r"no column 'Review Text', which the run names \(--text-column replaces it\)"):
+        evaluate(["--run", run, "--predict", str(write_reviews(tmp_path / "other.csv", "ac")), "--out", "-"])
+
+
+def test_an_encoding_of_the_run_is_not_that_of_a_file_in_utf8(tmp_path, capsys):
+    run = linear_run(tmp_path, write_reviews(tmp_path / "train.csv", "ac"), "old", "--encoding", "cp1252")
+    path = tmp_path / "new.csv"
+    path.write_text("text\ngreat café déjà\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"new\.csv is UTF-8 text, not cp1252; --encoding utf-8 reads it"):
+        evaluate(["--run", run, "--predict", str(path), "--out", "-"])
+    assert "great" not in outcome(["--run", run, "--predict", str(path), "--encoding", "utf-8", "--out", "-"], capsys)
+
+
+@pytest.mark.parametrize("line", ['{"text": "great", "label": 1}', '  {"review": "great"}'])
+def test_json_lines_are_no_texts(line: str, tmp_path, monkeypatch):
+    path = tmp_path / "x.txt"
+    path.write_text(f"{line}\n{line}\n")
+    with pytest.raises(ValueError, match=r"x\.txt holds JSON objects, not one text a line; name it x\.jsonl"):
+        evaluate(["--predict", str(path), "--out", "-"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    with pytest.raises(ValueError, match="standard input holds JSON objects"):
+        evaluate(["--predict", "-"])
+
+
+def test_a_named_column_makes_a_text_file_a_table(tmp_path, capsys):
+    path = tmp_path / "x.txt"
+    path.write_text("id,Review Text,label\n7,superb and moving,positive\n8,awful,negative\n")
+    flags = ["--predict", str(path), "--out", "-", "--text-column", "Review Text"]
+    rows = [line.split(",")[:2] for line in outcome(flags, capsys).splitlines()]
+    assert rows == [["id", "label"], ["7", "positive"], ["8", "negative"]]
+    with pytest.raises(ValueError, match=r"x\.txt holds one text a line, so --text-column has no effect"):
+        evaluate(["--predict", str(path), "--out", "-", "--text-column", "Nope"])
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_scored(tmp_path):
+    reviews = str(write_reviews(tmp_path / "x.csv", "ac"))
+    (tmp_path / "page.html").mkdir()
+    for flags, message in (
+        (["--predict", reviews, "--out", str(tmp_path)], r"--out .* is a folder; name a file in it"),
+        (["--predict", reviews, "--out", f"{tmp_path}/new/"], r"--out .*new/ is a folder"),
+        (["--predict", reviews, "--out", f"{reviews}/y.csv"], r"x\.csv is a file, not a folder"),
+        (["--data", reviews, "--explain", f"{tmp_path}/page.html"], r"--explain .*page\.html is a folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate([*flags, "--weights", "nowhere/at-all"])

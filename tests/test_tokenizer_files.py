@@ -9,6 +9,7 @@ import tokenizer_cases as cases
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from data.checked import read_json
 from data.pipelines import template_tokens
 from data.spm_segmenter import lower, punctuation
 from data.tokenization import Tokenizer, load_tokenizer
@@ -117,6 +118,15 @@ def test_the_largest_length_is_read_and_saved(tmp_path: Path):
         assert tokenizer.model_max_length == expected
         tokenizer.save(tmp_path / "to")
         assert load_tokenizer(tmp_path / "to").model_max_length == expected
+
+
+def test_the_space_before_a_text_is_saved_for_both_versions_of_transformers(tmp_path: Path):
+    """The generic class of version 4 takes a missing add_prefix_space as false, and changes the file's pipeline."""
+    for value in (True, False):
+        (tmp_path / "from").mkdir(exist_ok=True)
+        cases.merges(tmp_path / "from", config={"add_prefix_space": value})
+        load_tokenizer(tmp_path / "from").save(tmp_path / "to")
+        assert read_json(tmp_path / "to/tokenizer_config.json").get("add_prefix_space", False) is value
 
 
 def test_special_tokens_have_the_names_in_the_files(tmp_path: Path):
