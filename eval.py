@@ -121,7 +121,8 @@ def own_splits(run: Run) -> Splits:
         splits = read_splits(settings_of(run).options, run.cache_to_score)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; restore it, or score reviews elsewhere: --data FILE_OR_FOLDER") from None
-    run.record_data(splits.labels, splits.files)
+    if "files" in run.config:
+        run.record_data(splits.labels, splits.files)
     return splits
 
 
@@ -143,7 +144,7 @@ def evaluate_folder(
     print(f"data: {folder} ({why})")
     splits = load_splits(replace(source, data=folder), labels=scorer.labels)
     for run in runs:
-        check_held_out(run, splits)
+        check_held_out(run, folder, splits)
     last: tuple[str, pd.DataFrame, np.ndarray] | None = None
     for name, frame in labelled_parts(splits):
         logits, truth = scorer.score_frame(frame), frame["sentiment"].to_numpy()
@@ -155,19 +156,29 @@ def evaluate_folder(
         list_mistakes(options, emit, scorer, *last)
 
 
-def check_held_out(run: Run, splits: Splits) -> None:
-    """Raises ValueError if validation reviews are split from a file that a run trained on as a whole."""
-    recorded = run.config.get("files", {})
-    if not (settings_of(run).options.validation or any(is_named_after(Path(p).name, "validation") for p in recorded)):
-        return  # the run split its training file in the same way
+def check_held_out(run: Run, folder: str, splits: Splits) -> None:
+    """Raises ValueError if validation reviews are split from reviews that a run trained on as a whole.
+
+    folder: of the reviews, or `demo`.
+    """
+    trained, recorded = settings_of(run).options, run.config.get("files", {})
+    named = [Path(path).name for path in recorded]
+    if not (trained.validation or any(is_named_after(name, "validation") for name in named)):
+        return  # the run split its training reviews in the same way
     if any(is_named_after(Path(path).name, "validation") for path in splits.files):
         return
-    for path, digest in splits.files.items():
-        if digest in recorded.values() and not is_named_after(Path(path).name, "test"):
-            raise ValueError(
-                f"all of {path} were training reviews of {run.folder}, which had a validation file of its own; score "
-                "that file or the test file: --data FILE"
-            )
+    parts, files = ("validation", "test"), (trained.validation, trained.test)
+    others = [path for path in recorded if path in files or any(is_named_after(Path(path).name, p) for p in parts)]
+    whole = [digest for path, digest in recorded.items() if path not in others]
+    found = [path for path, digest in splits.files.items() if digest in whole]
+    found = [path for path in found if not is_named_after(Path(path).name, "test")]
+    if folder == trained.data and not trained.train:  # the built-in reviews have no file; a folder has one digest
+        found = [folder]
+    if found:
+        raise ValueError(
+            f"all training reviews of {found[0]} were training reviews of {run.folder}, which had a validation file of "
+            "its own; score that file or the test file: --data FILE"
+        )
 
 
 def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:

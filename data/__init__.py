@@ -25,6 +25,7 @@ from data.files import check_inside
 from data.imdb import (
     Reviews,
     as_frame,
+    check_columns,
     clean,
     hash_rank,
     is_text_lines,
@@ -324,6 +325,7 @@ def load_table(
     """
     path = existing(path)
     if is_text_lines(path, source):
+        check_columns(path, source)
         reviews = read_lines(path, source, keep_empty=True)
         with reading(path, "a text", "correct it"):
             records = [(str(number), clean(text), "") for number, (_, text, _) in enumerate(reviews.records, 1)]
@@ -390,8 +392,11 @@ def train_table(source: Source) -> Path | None:
 
 def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
     """Reads the texts of a file."""
-    if is_text_lines(path, loader.source):
-        reviews = read_lines(path, loader.source)
+    source = loader.source
+    if is_text_lines(path, source):
+        if not source.validation and path == Path(source.train or source.data).expanduser().absolute():
+            check_columns(path, source)  # no other file is read, which could have the column
+        reviews = read_lines(path, source)
         loader.record(reviews)
     else:
         reviews = loader.read(path, texts_only=True)

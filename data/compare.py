@@ -61,8 +61,10 @@ def seed_of(run: Run) -> int | None:
 
 def same_data(first: Run, second: Run) -> bool:
     """Returns whether two runs read files with the same contents, as far as they recorded digests."""
-    digests = [sorted(run.config.get("files", {}).values()) for run in (first, second)]
-    return not all(digests) or digests[0] == digests[1]
+    files = [{Path(path).name: d for path, d in run.config.get("files", {}).items()} for run in (first, second)]
+    if shared := files[0].keys() & files[1].keys():  # a test file may have been added between the runs
+        return all(files[0][name] == files[1][name] for name in shared)
+    return not all(files) or sorted(files[0].values()) == sorted(files[1].values())
 
 
 def entries(runs: Iterable[Run]) -> tuple[list[Entry], list[str]]:
@@ -78,7 +80,9 @@ def entries(runs: Iterable[Run]) -> tuple[list[Entry], list[str]]:
         options = {name: value for name, value in recorded.items() if name not in IGNORED}
         entry = next((e for own, e in found if own == options and all(same_data(one, run) for one in e.runs)), None)
         if entry is None:
-            found.append((options, Entry(run.folder.name.partition("@")[0], [run])))
+            name = run.folder.name.partition("@")[0]
+            taken = any(one.name == name for _, one in found)
+            found.append((options, Entry(run.folder.name if taken else name, [run])))
         elif (same := next((one for one in entry.runs if seed_of(one) == seed_of(run)), None)) is not None:
             warnings.append(f"warning: {run.folder.name} repeats {same.folder.name}, seed included; it is left out")
         else:

@@ -35,7 +35,7 @@ from typing import NamedTuple
 FIELD_LIMIT = 10 * 2**20  # characters of a field
 MOST_COLUMNS = 10_000
 FIRST_LINE = 2**20  # characters in which the end of the first line is looked for
-ENDS_IN_CR = re.compile(r'(?:[^"\r\n]|"[^"]*")*\r(?!\n)')  # a first line, quoted line ends apart
+ENDS_IN_CR = re.compile(r'(?:[^"\r\n]|"[^"]*")*\r(?!\r*\n)')  # a first line, quoted line ends apart
 # a first line that Excel reads and does not show
 SEP_LINE = re.compile(r'"?sep=([^\w\s"\x00-\x1f]|[\t ])"?(?=[\r\n])')
 DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}

@@ -263,6 +263,14 @@ def adapter_options(directory: str | Path) -> dict[str, Any]:
     """Returns the options of a method that an adapter's file fixes, by the names of their flags: {"rank": 8, …}."""
     config, method = read_adapter_config(directory), adapter_method(directory)
     options = {ours: config[theirs] for theirs, ours in OPTIONS.items() if config.get(theirs) is not None}
+    if method == "lora":
+        options = {"rank": 8, "alpha": 8.0} | options  # of a file without them
+        targets = config.get("target_modules") or []
+        options["targets"] = f"re:{targets}" if isinstance(targets, str) else ",".join(targets)
+        for name in ("rank_pattern", "alpha_pattern"):
+            options[name] = " ".join(f"{pattern}={value}" for pattern, value in (config.get(name) or {}).items())
+    if method in ("prompt", "p_tuning"):
+        options = {"pool": "virtual"} | options  # huggingface/peft has no other
     if config.get("encoder_reparameterization_type"):
         options["prompt_encoder"] = config["encoder_reparameterization_type"].lower()
     if config.get("encoder_hidden_size") and method in ("p_tuning", "prefix"):

@@ -23,7 +23,7 @@ from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 from data.checked import reading, show
 from data.checksums import is_intact, seal_file
 from data.columns import ABSENT, Columns, describe, find_columns, similar_columns
-from data.delimited import DELIMITERS, FIELD_LIMIT, Record, split_header
+from data.delimited import DELIMITERS, FIELD_LIMIT, FIRST_LINE, Record, split_header
 from data.files import check_inside, replacing
 from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
 from data.readers import (
@@ -51,7 +51,7 @@ MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
 SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"
 SURROGATE = re.compile("[\ud800-\udfff]")
 WORD = re.compile(r"[\w.-]*")  # a column's name
-CACHE_VERSION = 4  # part of the cache key: increase it when cleaning or reading changes
+CACHE_VERSION = 5  # part of the cache key: increase it when cleaning or reading changes
 NAMED = (LABELED, UNLABELED, TEST)
 
 
@@ -297,40 +297,54 @@ def is_text_lines(path: Path, source: Source) -> bool:
     """Returns whether a .txt file holds one text a line.
 
     It is a table if the first line is a header with the column of texts: its name in `source`, or a usual name. Raises
-    ValueError for JSON lines, and if the command line names columns of a file that is no table.
+    ValueError for JSON.
     """
     if not base_name(path.name).lower().endswith(".txt"):
         return False
     content = unpack(path, read_content(path, source.max_file_mib), source.max_file_mib)[1]
-    first = re.split(r"[\r\n]", decode_as(path, content, source), maxsplit=1)[0]
-    if header_titles(first, source.text_column):
+    first = first_line(decode_as(path, content, source))
+    of_run = "text_column" in source.of_run
+    if header_titles(first, source.text_column, of_run) or (of_run and header_titles(first)):
         return False
-    check_lines(path, first, source)
+    check_lines(path, first)
     return True
 
 
-def check_lines(path: Path | str, first: str, source: Source) -> None:
-    """Raises ValueError if a text is JSON lines, or if the command line names its columns. first: its first line"""
-    if isinstance(parse_line(first), dict):
-        raise ValueError(f"{path} holds JSON objects, not one text a line; name it {Path(path).stem}.jsonl")
+def first_line(text: str) -> str:
+    """Returns the first line that is not blank."""
+    return next((line for line in re.split(r"[\r\n]+", text[:FIRST_LINE]) if line.strip()), "")
+
+
+def check_lines(path: Path | None, first: str) -> None:
+    """Raises ValueError if a text is JSON. path: None: standard input.  first: its first line that is not blank"""
+    value, is_opened = parse_line(first), first.strip() in ("{", "[")
+    if is_opened or isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+        ending = "json" if is_opened or isinstance(value, list) else "jsonl"
+        way_out = f"name it {base_name(path.name)[:-4]}.{ending}" if path else f"--predict FILE.{ending} reads a file"
+        raise ValueError(f"{path or 'standard input'} holds JSON objects, not one text a line; {way_out}")
+
+
+def check_columns(path: Path, source: Source) -> None:
+    """Raises ValueError if the command line names columns of a file with one text a line."""
     for name in ("text_column", "label_column", "id_column", "quoting"):
         if getattr(source, name) not in ("", ABSENT) and name not in source.of_run:
             raise ValueError(
-                f"{path} holds one text a line, so --{name.replace('_', '-')} has no effect: its first line, "
-                f"{show(first, 60)}, is no header with a column of texts; --text-column names it, if there is one"
+                f"{path} holds one text a line, so --{name.replace('_', '-')} has no effect: its first line is no "
+                "header with the column of texts, which --text-column names"
             )
 
 
-def header_titles(line: str, text_column: str = "") -> list[str]:
+def header_titles(line: str, text_column: str = "", of_run: bool = False) -> list[str]:
     """Returns the titles of a line that is the header of a table with texts, [] for any other line.
 
     text_column: the title of the texts, if it is known; otherwise a usual one. Only tabs separate titles of several
-    words, since a text may contain the other delimiters, unless such a title is known.
+    words, since a text may contain the other delimiters, unless the command line names the column. of_run: whether a
+    run does instead.
     """
-    names, is_phrase = {text_column} if text_column else set(TEXT_NAMES), not WORD.fullmatch(text_column)
+    names, is_named = {text_column} if text_column else set(TEXT_NAMES), bool(text_column) and not of_run
     for delimiter in DELIMITERS:
         titles = [title.strip() for title in split_header(line, delimiter)]
-        are_names = is_phrase or delimiter == "\t" or all(map(WORD.fullmatch, titles))
+        are_names = is_named or delimiter == "\t" or all(map(WORD.fullmatch, titles))
         if are_names and names & {*titles, *(title.lower() for title in titles)}:
             return titles
     return []

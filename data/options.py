@@ -206,7 +206,7 @@ class Settings(NamedTuple):
         method = pick_fields(check_choice("method", options.peft, tables.methods).options, values)
         objective = pick_fields(check_choice("objective", options.loss, tables.objectives).options, values)
         for part in (options, method, objective):
-            check_signs(part)
+            check_signs(part, origins)
         names = field_names(Options) | field_names(type(method)) | field_names(type(objective))
         return cls(options, method, objective, {name: origin for name, origin in origins.items() if name in names})
 
@@ -215,10 +215,13 @@ class Settings(NamedTuple):
         return asdict(self.options) | asdict(self.method) | asdict(self.objective)
 
 
-def check_signs(options: Any) -> None:
-    """Raises ValueError for a negative number in an options dataclass: a negative rate or weight trains backwards."""
+def check_signs(options: Any, origins: Mapping[str, str]) -> None:
+    """Raises ValueError for a negative number in an options dataclass: a negative rate or weight trains backwards.
+
+    The file of an adapter may have one, such as alpha.
+    """
     for name, value in vars(options).items():
-        if isinstance(value, int | float) and value < 0 and name not in SIGNED:
+        if isinstance(value, int | float) and value < 0 and name not in SIGNED and origins.get(name) != "adapter":
             raise ValueError(f"{flag(name)} {value} is negative")
 
 

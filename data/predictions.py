@@ -14,7 +14,7 @@ from data.files import csv_text
 from data.imdb import as_frame, check_lines, clean, header_titles
 from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import softmax
-from data.readers import Source, check_encoding
+from data.readers import check_encoding
 
 
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
@@ -33,9 +33,9 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
         reviews: list[tuple[str, str, int]] = []
         first = ""
         for number, line in enumerate(bounded_lines(lines), 1):
-            first = first or line.strip()
+            first = first or line.rstrip("\r\n") * bool(line.strip())
             reviews.append((str(number), clean(line), UNKNOWN))
-    check_lines("standard input", first, Source())
+    check_lines(None, first)
     if len(titles := header_titles(first)) > 1:
         raise ValueError(
             f"standard input is a table ({show(', '.join(titles), 60)}), not one review a line; --predict FILE reads it"

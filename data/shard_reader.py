@@ -25,11 +25,11 @@ from tqdm import tqdm
 from data.checked import read_object, reading, show
 from data.checksums import seal, unseal
 from data.columns import ABSENT, Columns, find_columns
-from data.delimited import Record
+from data.delimited import FIRST_LINE, Record
 from data.files import check_inside, write_json
-from data.imdb import check_lines, clean, parse_record
+from data.imdb import check_lines, clean, first_line, parse_record
 from data.locks import waiting_lock
-from data.readers import SPLIT_NAMES, BrokenLine, Source, Table, as_text, parse_line
+from data.readers import SPLIT_NAMES, BrokenLine, Source, Table, as_text, check_encoding, parse_line
 from data.unpacking import LINE_BYTES
 
 LINES, OBJECTS, PARQUETS = (".txt",), (".jsonl", ".ndjson"), (".parquet", ".pq")
@@ -138,9 +138,11 @@ def cut_into_parts(source: Source, files: list[Path], cache: Path) -> tuple[list
 
 def find_column(path: Path, source: Source) -> str:
     """Returns the name of the column of texts, "" for a .txt file. Raises ValueError if it is not found."""
+    if source.encoding:
+        check_encoding(path, source.encoding, "")
     if path.suffix.lower() in LINES:
         with path.open("rb") as file:
-            check_lines(path, file.readline(LINE_BYTES).decode(source.encoding or "utf-8-sig", "replace"), source)
+            check_lines(path, first_line(file.read(FIRST_LINE).decode(source.encoding or "utf-8-sig", "replace")))
         return ""
     if path.suffix.lower() in PARQUETS:
         names = [str(name) for name in open_parquet(path).schema_arrow.names]

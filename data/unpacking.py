@@ -136,7 +136,9 @@ def unpack_zip(path: Path, content: bytes, limit: int) -> tuple[str, bytes]:
             members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
             members = [m for m in members if not PurePath(m.filename).name.startswith(".")]
             if any(m.filename == "[Content_Types].xml" for m in members):
-                raise ValueError(f"{path} is {REFUSED['.xlsx']}")
+                is_workbook = any(m.filename.startswith("xl/") for m in members)
+                kind = REFUSED[".xlsx"] if is_workbook else "an Office document; save its table as CSV"
+                raise ValueError(f"{path} is {kind}")
             if len(members) != 1:
                 names = show(", ".join(m.filename for m in members[:5])) + (", …" if len(members) > 5 else "")
                 raise ValueError(

@@ -245,10 +245,12 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     return model
 
 
-def tensor_names(file: WeightFile) -> set[str]:
-    """Returns the names of the tensors that become parameters: neither virtual tokens and their encoder nor copies."""
-    others = ("prompt_embeddings", "prompt_encoder.")
-    return {name for name in file.shapes if not name.startswith(others) and not COPY.search(name)}
+def tensor_names(config: dict[str, Any], file: WeightFile) -> set[str]:
+    """Returns the names of the tensors that become parameters: neither virtual tokens, their encoder nor copies."""
+    names = {name for name in file.shapes if name != "prompt_embeddings" and not COPY.search(name)}
+    if config["peft_type"] == "P_TUNING":
+        names = {name for name in names if not name.startswith("prompt_encoder.")}
+    return names
 
 
 def plain_names(model: Encoder) -> dict[str, str]:
@@ -262,7 +264,7 @@ def replace_backbone(model: Encoder, config: dict[str, Any], file: WeightFile) -
 
     Raises ValueError for huggingface/peft's prompts with a word table, which peft writes and does not use.
     """
-    keys = (tensor_names(file) & plain_names(model).keys()) - adapter_parameters(model).keys()
+    keys = (tensor_names(config, file) & plain_names(model).keys()) - adapter_parameters(model).keys()
     found = sorted(plain_names(model)[key] for key in keys)
     prompts = config["peft_type"] in ("PROMPT_TUNING", "P_TUNING") and not config.get("method")
     if prompts and "embeddings.word.weight" in found:
@@ -281,7 +283,7 @@ def fill_parameters(model: Encoder, config: dict[str, Any], file: WeightFile) ->
     Raises ValueError with all tensors that do not fit. Warns of a pooler that is in no file.
     """
     expected, where = adapter_parameters(model), file.path.parent
-    spelled = bias_names(expected.keys(), tensor_names(file))
+    spelled = bias_names(expected.keys(), tensor_names(config, file))
     found = spelled.keys()
     required, optional = split_required(model, config)
     biases = {name for name in expected if name.endswith(".base_layer.bias")}

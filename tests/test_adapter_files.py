@@ -473,6 +473,19 @@ def test_a_run_that_continues_an_adapter_records_its_options(tmp_path: Path):
     settings, _ = resolve(["--model", "bert", "--weights", str(tmp_path)], train.TABLES)
     assert (settings.method.rank, settings.method.alpha, settings.method.dora) == (3, 5, True)
     assert settings.origins["peft"] == settings.origins["rank"] == "adapter"
+    config = {
+        "peft_type": "LORA",
+        "lora_alpha": -16,
+        "target_modules": ["query", "value"],
+        "rank_pattern": {"query": 2},
+    }
+    write_json(tmp_path / ADAPTER_CONFIG, config)
+    method = resolve(["--model", "bert", "--weights", str(tmp_path)], train.TABLES)[0].method
+    assert (method.rank, method.alpha, method.targets, method.rank_pattern) == (8, -16, "query,value", "query=2")
+    write_json(tmp_path / ADAPTER_CONFIG, {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3})
+    method = resolve(["--model", "bert", "--weights", str(tmp_path)], train.TABLES)[0].method
+    assert (method.virtual_tokens, method.pool) == (3, "virtual")
+    save_adapter(adapt(tiny("bert"), "lora"), tmp_path, "base")
     with pytest.raises(ValueError, match="is an adapter with settings of its own; leave out --rank"):
         resolve(["--model", "bert", "--weights", str(tmp_path), "--rank", "3"], train.TABLES)
 

@@ -59,8 +59,17 @@ def test_utf8_is_not_read_in_another_encoding(encoding: str, tmp_path: Path):
     assert load_reviews(path, encoding="utf-8")["review"].tolist() == ["café"] * 5
     plain = write(tmp_path / "y.csv", "review,label\ncoffee,1\n")
     assert load_reviews(plain, encoding=encoding)["review"].tolist() == ["coffee"]
+    of_run = Source(encoding=encoding, of_run=("encoding",))
+    with pytest.raises(ValueError, match=rf"is UTF-8 text, not {encoding}; --encoding utf-8 reads it"):
+        load_table(write(tmp_path / "u.csv", "review,label\ncafé,1\n"), of_run)
     chance = write(tmp_path / "z.csv", "review,label\n模式,1\n".encode("gbk"))  # which is valid UTF-8
     assert load_reviews(chance, encoding="gbk")["review"].tolist() == ["模式"]
+
+
+def test_utf8_is_not_read_in_utf16_of_a_run(tmp_path: Path):
+    path = write(tmp_path / "x.txt", "great film.bad film!")
+    with pytest.raises(ValueError, match="is UTF-8 text, not utf-16-le; --encoding utf-8 reads it"):
+        load_table(path, Source(encoding="utf-16-le", of_run=("encoding",)))
 
 
 def test_wrong_encodings_are_refused(tmp_path: Path):
@@ -138,6 +147,14 @@ def test_a_quoted_line_feed_is_no_line_end_of_a_file_with_carriage_returns(tmp_p
     path = tmp_path / "x.csv"
     path.write_bytes(b'text,label\r"one\ntwo",1\rthree,0\r')
     assert [record.fields for record in read(path).records] == [["one\ntwo", "1"], ["three", "0"]]
+
+
+@pytest.mark.parametrize("delimiter", ["", ",label"])
+def test_doubled_carriage_returns_of_windows_end_one_line(delimiter: str, tmp_path: Path):
+    """Python's csv writes them on Windows into a file that was opened without newline=""."""
+    path = tmp_path / "x.csv"
+    path.write_bytes(f"text{delimiter}\r\r\ngood{delimiter and ',1'}\r\r\nbad{delimiter and ',0'}\r\r\n".encode())
+    assert load_reviews(path)["id"].tolist() == ["2", "3"]
 
 
 def test_empty_lines_are_no_rows(tmp_path: Path):

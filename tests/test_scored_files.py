@@ -12,6 +12,7 @@ import pytest
 
 import train
 from data.hub import LINEAR
+from data.imdb import header_titles
 from data.metrics import metrics, print_metrics
 from data.predictions import predictions_csv
 from data.runs import check_digests
@@ -232,8 +233,10 @@ def test_the_validation_part_of_a_folder_is_not_the_training_reviews_of_the_run(
     path = write_reviews(tmp_path / "data/train.csv", "ac", 20)
     held_out = write_reviews(tmp_path / "held_out.csv", "ac")
     run = linear_run(tmp_path, path, "own", "--validation", str(held_out))
-    with pytest.raises(ValueError, match=r"all of .*train\.csv were training reviews of .*own, which had a validation"):
+    with pytest.raises(ValueError, match=r"all training reviews of .*train\.csv were training reviews of .*own, which"):
         evaluate(["--run", run, "--data", str(path.parent)])
+    exchanged = linear_run(tmp_path, held_out, "exchanged", "--validation", str(path), "--test", str(path))
+    assert "validation: accuracy" in outcome(["--run", exchanged, "--data", str(path.parent)], capsys)
     split = linear_run(tmp_path, path, "split")
     assert "validation: accuracy" in outcome(["--run", split, "--data", str(path.parent)], capsys)
 
@@ -263,11 +266,17 @@ def test_an_encoding_of_the_run_is_not_that_of_a_file_in_utf8(tmp_path, capsys):
     assert "great" not in outcome(["--run", run, "--predict", str(path), "--encoding", "utf-8", "--out", "-"], capsys)
 
 
-@pytest.mark.parametrize("line", ['{"text": "great", "label": 1}', '  {"review": "great"}'])
-def test_json_lines_are_no_texts(line: str, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("line", "ending"),
+    [
+        ('{"text": "great", "label": 1}', "jsonl"), ('\n  {"review": "great"}', "jsonl"),
+        ('[{"text": "great"}]', "json"), ('{\n"text": "great"}', "json"),
+    ],
+)  # fmt: skip
+def test_json_is_no_text(line: str, ending: str, tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
     path.write_text(f"{line}\n{line}\n")
-    with pytest.raises(ValueError, match=r"x\.txt holds JSON objects, not one text a line; name it x\.jsonl"):
+    with pytest.raises(ValueError, match=rf"x\.txt holds JSON objects, not one text a line; name it x\.{ending}$"):
         evaluate(["--predict", str(path), "--out", "-"])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
     with pytest.raises(ValueError, match="standard input holds JSON objects"):
@@ -295,3 +304,25 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_scored(t
     ):
         with pytest.raises(ValueError, match=message):
             evaluate([*flags, "--weights", "nowhere/at-all"])
+
+
+def test_a_text_table_without_the_column_of_the_run_is_no_list_of_texts(tmp_path):
+    path = write_reviews(tmp_path / "train.csv", "ac")
+    pd.read_csv(path).rename(columns={"text": "Review Text"}).to_csv(path, index=False)
+    run = linear_run(tmp_path, path, "phrase", "--text-column", "Review Text")
+    table = tmp_path / "x.txt"
+    table.write_text("text\tlabel\ngreat\ta\n")
+    with pytest.raises(ValueError, match=r"no column 'Review Text', which the run names"):
+        evaluate(["--run", run, "--predict", str(table), "--out", "-"])
+    assert not header_titles("I liked it, Review Text, and so on", "Review Text", of_run=True)
+    assert header_titles("id,text,star rating", "text") == ["id", "text", "star rating"]
+
+
+def test_the_built_in_reviews_are_not_held_out_from_a_run_on_them(tmp_path):
+    run = tmp_path / "runs/demo"
+    held_out = tmp_path / "v.csv"
+    held_out.write_text("text,label\ngreat film,positive\nawful film,negative\n")
+    text = f"--model nb_linear --data demo --validation {held_out} --epochs 1 --runs {run.parent} --name demo"
+    train.main([*text.split(), "--train-reviews", "64"])
+    with pytest.raises(ValueError, match="all training reviews of demo were training reviews of"):
+        evaluate(["--run", str(run), "--data", "demo"])

@@ -258,3 +258,14 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path):
     assert process.returncode == 0
     assert seen > 5
     assert 100 < most < MOST_MIB
+
+
+def test_flags_of_files_that_have_columns_may_stand_beside_a_text_file(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one text\nanother text\n" * 50)
+    (tmp_path / "b.jsonl").write_text('{"body": "a third text"}\n' * 50)
+    splits = load_texts(Source(data=str(tmp_path), text_column="body"), tmp_path / "cache")
+    assert splits.shards is not None
+    with pytest.raises(ValueError, match=r"a\.txt holds one text a line, so --text-column has no effect"):
+        load_texts(Source(data=str(tmp_path / "a.txt"), text_column="body"), None)
+    with pytest.raises(ValueError, match="--encoding 'nope' is not an encoding"):
+        load_texts(Source(data=str(tmp_path), encoding="nope"), tmp_path / "cache")

@@ -11,7 +11,7 @@ from conftest import tiny_weights
 
 import train
 from data.checked import read_json
-from data.compare import Entry, ScoredPart
+from data.compare import Entry, ScoredPart, entries
 from data.files import write_json
 from data.rows import open_runs, publish
 from data.runs import Run
@@ -196,3 +196,14 @@ def test_test_reviews_are_compared_by_the_digest_of_their_file():
     assert tests["folder"].equals(tests["old"])  # no digest: by name
     assert not tests["folder"].equals(tests["other"])
     assert not tests["old"].equals(tests["named"])
+
+
+def test_runs_with_a_test_file_that_was_added_later_are_seeds_of_one_experiment():
+    def run(name: str, seed: int, **files: str) -> SimpleNamespace:
+        config = {"options": {"seed": seed, "data": "/a"}, "files": {f"/a/{k}.csv": v for k, v in files.items()}}
+        return SimpleNamespace(folder=Path(name), config=config)
+
+    runs = [run("x@42", 42, train="1"), run("x@43", 43, train="1", test="2"), run("x@44", 44, train="3")]
+    found, warnings = entries(runs)
+    assert [(entry.name, entry.runs) for entry in found] == [("x", runs[:2]), ("x@44", runs[2:])]
+    assert warnings == []
