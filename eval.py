@@ -162,16 +162,17 @@ def check_held_out(run: Run, folder: str, splits: Splits) -> None:
     folder: of the reviews, or `demo`.
     """
     trained, recorded = settings_of(run).options, run.config.get("files", {})
-    named = [Path(path).name for path in recorded]
-    if not (trained.validation or any(is_named_after(name, "validation") for name in named)):
+
+    def is_part(path: str, part: str) -> bool:
+        """Returns whether a file is a part of a data folder by its name, or of the run by its options."""
+        return is_named_after(Path(path).name, part) or str(Path(path).resolve()) == getattr(trained, part)
+
+    if not (trained.validation or any(is_part(path, "validation") for path in recorded)):
         return  # the run split its training reviews in the same way
     if any(is_named_after(Path(path).name, "validation") for path in splits.files):
         return
-    parts, files = ("validation", "test"), (trained.validation, trained.test)
-    others = [path for path in recorded if path in files or any(is_named_after(Path(path).name, p) for p in parts)]
-    whole = [digest for path, digest in recorded.items() if path not in others]
-    found = [path for path, digest in splits.files.items() if digest in whole]
-    found = [path for path in found if not is_named_after(Path(path).name, "test")]
+    whole = [d for path, d in recorded.items() if not (is_part(path, "validation") or is_part(path, "test"))]
+    found = [path for path, d in splits.files.items() if d in whole and not is_named_after(Path(path).name, "test")]
     if folder == trained.data and not trained.train:  # the built-in reviews have no file; a folder has one digest
         found = [folder]
     if found:

@@ -25,7 +25,7 @@ from data.files import check_inside
 from data.imdb import (
     Reviews,
     as_frame,
-    check_columns,
+    check_column_flags,
     clean,
     hash_rank,
     is_text_lines,
@@ -325,7 +325,7 @@ def load_table(
     """
     path = existing(path)
     if is_text_lines(path, source):
-        check_columns(path, source)
+        check_column_flags(path, source)
         reviews = read_lines(path, source, keep_empty=True)
         with reading(path, "a text", "correct it"):
             records = [(str(number), clean(text), "") for number, (_, text, _) in enumerate(reviews.records, 1)]
@@ -395,7 +395,7 @@ def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
     source = loader.source
     if is_text_lines(path, source):
         if not source.validation and path == Path(source.train or source.data).expanduser().absolute():
-            check_columns(path, source)  # no other file is read, which could have the column
+            check_column_flags(path, source)  # no other file is read, which could have the column
         reviews = read_lines(path, source)
         loader.record(reviews)
     else:

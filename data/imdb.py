@@ -306,7 +306,7 @@ def is_text_lines(path: Path, source: Source) -> bool:
     of_run = "text_column" in source.of_run
     if header_titles(first, source.text_column, of_run) or (of_run and header_titles(first)):
         return False
-    check_lines(path, first)
+    check_not_json(path, first)
     return True
 
 
@@ -315,7 +315,7 @@ def first_line(text: str) -> str:
     return next((line for line in re.split(r"[\r\n]+", text[:FIRST_LINE]) if line.strip()), "")
 
 
-def check_lines(path: Path | None, first: str) -> None:
+def check_not_json(path: Path | None, first: str) -> None:
     """Raises ValueError if a text is JSON. path: None: standard input.  first: its first line that is not blank"""
     value, is_opened = parse_line(first), first.strip() in ("{", "[")
     if is_opened or isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
@@ -324,7 +324,7 @@ def check_lines(path: Path | None, first: str) -> None:
         raise ValueError(f"{path or 'standard input'} holds JSON objects, not one text a line; {way_out}")
 
 
-def check_columns(path: Path, source: Source) -> None:
+def check_column_flags(path: Path, source: Source) -> None:
     """Raises ValueError if the command line names columns of a file with one text a line."""
     for name in ("text_column", "label_column", "id_column", "quoting"):
         if getattr(source, name) not in ("", ABSENT) and name not in source.of_run:

@@ -11,7 +11,7 @@ import pandas as pd
 from data.checked import reading, show
 from data.delimited import FIELD_LIMIT
 from data.files import csv_text
-from data.imdb import as_frame, check_lines, clean, header_titles
+from data.imdb import as_frame, check_not_json, clean, header_titles
 from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import softmax
 from data.readers import check_encoding
@@ -35,7 +35,7 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
         for number, line in enumerate(bounded_lines(lines), 1):
             first = first or line.rstrip("\r\n") * bool(line.strip())
             reviews.append((str(number), clean(line), UNKNOWN))
-    check_lines(None, first)
+    check_not_json(None, first)
     if len(titles := header_titles(first)) > 1:
         raise ValueError(
             f"standard input is a table ({show(', '.join(titles), 60)}), not one review a line; --predict FILE reads it"

@@ -27,7 +27,7 @@ from data.checksums import seal, unseal
 from data.columns import ABSENT, Columns, find_columns
 from data.delimited import FIRST_LINE, Record
 from data.files import check_inside, write_json
-from data.imdb import check_lines, clean, first_line, parse_record
+from data.imdb import check_not_json, clean, first_line, parse_record
 from data.locks import waiting_lock
 from data.readers import SPLIT_NAMES, BrokenLine, Source, Table, as_text, check_encoding, parse_line
 from data.unpacking import LINE_BYTES
@@ -142,7 +142,7 @@ def find_column(path: Path, source: Source) -> str:
         check_encoding(path, source.encoding, "")
     if path.suffix.lower() in LINES:
         with path.open("rb") as file:
-            check_lines(path, first_line(file.read(FIRST_LINE).decode(source.encoding or "utf-8-sig", "replace")))
+            check_not_json(path, first_line(file.read(FIRST_LINE).decode(source.encoding or "utf-8-sig", "replace")))
         return ""
     if path.suffix.lower() in PARQUETS:
         names = [str(name) for name in open_parquet(path).schema_arrow.names]
