@@ -119,9 +119,11 @@ def check_encoding(
         raise ValueError(f"{path}: --encoding {encoding!r} is not an encoding; usual ones are {known}") from None
     if marked and name[:6].rstrip("-") != marked[:6].rstrip("-"):
         raise ValueError(f"{path} begins with the byte order mark of {marked}; --encoding {marked} reads it")
-    wide = name.startswith(("utf-16", "utf-32"))
-    is_other = not name.startswith("utf") or (wide and not by_chance and b"\0" not in content)
-    if content and is_other and is_utf8(content, -1 if wide else by_chance):
+    if name.startswith(("utf-16", "utf-32")):  # in which spaces and Latin letters have zero bytes
+        is_other = not by_chance and b"\0" not in content and is_utf8(content, by_chance=-1)
+    else:
+        is_other = not name.startswith("utf") and is_utf8(content, by_chance)
+    if content and is_other:
         raise ValueError(f"{path} is UTF-8 text, not {encoding}; --encoding utf-8 reads it")
 
 
