@@ -27,6 +27,7 @@ import pandas as pd
 import peft
 from data import Source, Splits, find_source, is_named_after, load_splits, load_table
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
+from data.cleaning import clean
 from data.compare import flips, significance
 from data.corpus import Corpus
 from data.ensemble import (
@@ -52,7 +53,7 @@ from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
 from data.hub import CLASSIFIER
-from data.imdb import as_frame, clean
+from data.imdb import as_frame
 from data.labels import SENTIMENT, UNKNOWN
 from data.metrics import metrics, print_metrics, softmax
 from data.mistakes import (
@@ -65,8 +66,9 @@ from data.mistakes import (
     most_confident_mistakes,
 )
 from data.options import Options as TrainOptions
-from data.options import Settings, Tables, read_splits, recorded_settings
+from data.options import Settings, Tables, read_splits
 from data.predictions import predictions_csv, print_answer, read_lines
+from data.resolve import recorded_settings
 from data.rows import open_runs
 from data.runs import Run, check_digests
 from data.tables import comparison, draw_curves

@@ -39,19 +39,10 @@ from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
-from data.options import (
-    Options,
-    Settings,
-    Tables,
-    adapter_folder,
-    find_data,
-    recorded_settings,
-    repeats_batches,
-    resolve,
-    truncation_of,
-)
+from data.options import Options, Settings, Tables, truncation_of
 from data.orders import shuffled_order
 from data.preparation import prepare_tokenizer, read_data, start_run, unlabelled_corpus, unlabelled_stream
+from data.resolve import adapter_folder, find_data, recorded_settings, repeats_batches, resolve
 from data.runs import Run, command_line
 from data.seeds import derive_seed
 from data.teacher import class_order, kept_logits

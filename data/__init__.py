@@ -19,25 +19,16 @@ import pandas as pd
 
 from data import demo
 from data.checked import reading
+from data.cleaning import clean
 from data.columns import ABSENT
 from data.download import fetch_imdb
 from data.files import check_inside
-from data.imdb import (
-    Reviews,
-    as_frame,
-    check_column_flags,
-    clean,
-    hash_rank,
-    is_text_lines,
-    label_reviews,
-    missing_labels,
-    read_lines,
-    read_reviews,
-    split_train,
-)
+from data.imdb import Reviews, as_frame, label_reviews, missing_labels, read_reviews
 from data.labels import SENTIMENT, UNKNOWN, canonical, quoted
 from data.readers import LABELED, SPLIT_NAMES, SUBMISSION, TABLES, TEST, UNLABELED, Source
 from data.shards import Shards
+from data.splitting import hash_rank, split_train
+from data.text_lines import check_column_flags, is_text_lines, read_lines
 from data.unpacking import COMPRESSED
 
 __all__ = [

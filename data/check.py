@@ -18,9 +18,11 @@ from data.ensemble import read_members
 from data.errors import clean_exit
 from data.files import open_tensors
 from data.hub import ADAPTER_CONFIG, CONFIG, MEMBERS, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
-from data.imdb import is_text_lines, label_reviews, missing_labels, read_lines, read_reviews
-from data.options import Tables, recorded_settings
+from data.imdb import label_reviews, missing_labels, read_reviews
+from data.options import Tables
+from data.resolve import recorded_settings
 from data.runs import OLD_STATE, Run
+from data.text_lines import is_text_lines, read_lines
 from data.tokenization import load_tokenizer
 from data.word_vectors import load_vectors, read_published_vectors
 from losses import OBJECTIVES

@@ -9,48 +9,24 @@ A review becomes one row of a DataFrame: id (str), review (str, cleaned), sentim
 """
 
 import hashlib
-import io
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
 from data.checked import reading, show
 from data.checksums import is_intact, seal_file
+from data.cleaning import clean, has_surrogate
 from data.columns import ABSENT, Columns, describe, find_columns, similar_columns
-from data.delimited import DELIMITERS, FIELD_LIMIT, FIRST_LINE, Record, split_header
+from data.delimited import FIELD_LIMIT, Record
 from data.files import check_inside, replacing
 from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
-from data.readers import (
-    LABELED,
-    TEST,
-    TEXT_NAMES,
-    UNLABELED,
-    Source,
-    decode,
-    decode_as,
-    parse_line,
-    read_table,
-)
-from data.unpacking import base_name, read_content, unpack
+from data.readers import LABELED, TEST, UNLABELED, Source, decode, read_table
+from data.unpacking import base_name, read_content
 
-BREAKS = re.compile(r"</?(?:br|p|div|li|tr|td|hr|h[1-6]|ul|ol|blockquote)\b[^<>]*>", re.IGNORECASE)
-NO_TAG = re.compile(r"<(?!/?[a-zA-Z][^<>]*>)")  # a "<" that does not open a tag: `a < b`, `<3`, `<!--`
-NO_ENTITY = re.compile(r"&(?!#?\w{1,40};)")  # an "&" that does not open an entity: `AT&T`
-# tags whose text is not shown; one that is not closed is a word: `I loved the <style> of this film`
-RAW = [
-    (re.compile(f"<(?={name}\\b)", re.IGNORECASE), re.compile(f"</{name}\\b", re.IGNORECASE))
-    for name in ("script", "style", "template")
-]
-MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
-SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"
-SURROGATE = re.compile("[\ud800-\udfff]")
-WORD = re.compile(r"[\w.-]*")  # a column's name
 CACHE_VERSION = 5  # part of the cache key: increase it when cleaning or reading changes
 NAMED = (LABELED, UNLABELED, TEST)
 
@@ -66,38 +42,6 @@ class Reviews(NamedTuple):
     likely: list[str]  # columns that look like labels, and are not read
     possible: list[str]  # columns that could be labels
     notes: list[str]  # to be printed after the path
-
-
-def clean(text: str) -> str:
-    """Converts HTML to plain text.
-
-    Line breaks and block tags become a space, other tags are removed, entities are decoded, and a run of spaces, tabs
-    and line breaks becomes one space. Raises ValueError for a text with very many tags.
-    """
-    text = BREAKS.sub(" ", text)
-    if "<" in text or "&" in text:
-        text = without_tags(text)
-    for blank in "\t\r\n":
-        text = text.replace(blank, " ")
-    return SPACES.sub(" ", text).strip(" ")
-
-
-def without_tags(text: str) -> str:
-    """Removes HTML tags and decodes entities. Raises ValueError for a text with very many tags."""
-    text = NO_TAG.sub("&lt;", NO_ENTITY.sub("&amp;", text))
-    for opening, closing in RAW:
-        end = max((match.end() for match in closing.finditer(text)), default=0)
-        text = text[:end] + opening.sub("&lt;", text[end:])
-    if (tags := text.count("<")) > MOST_TAGS:
-        raise ValueError(f"a review with {tags:,} HTML tags; {MOST_TAGS:,} are allowed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a review may look like a file name
-        return BeautifulSoup(text, "html.parser").get_text()
-
-
-def has_surrogate(text: str) -> bool:
-    """Returns whether a text contains half of a surrogate pair."""
-    return not text.isascii() and SURROGATE.search(text) is not None
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -293,80 +237,6 @@ def parse_acl(key: str, text: str) -> tuple[str, str] | str:
         return str(error)
 
 
-def is_text_lines(path: Path, source: Source) -> bool:
-    """Returns whether a .txt file holds one text a line.
-
-    It is a table if the first line is a header with the column of texts: its name in `source`, or a usual name. Raises
-    ValueError for JSON.
-    """
-    if not base_name(path.name).lower().endswith(".txt"):
-        return False
-    content = unpack(path, read_content(path, source.max_file_mib), source.max_file_mib)[1]
-    first = first_line(decode_as(path, content, source))
-    of_run = "text_column" in source.of_run
-    if header_titles(first, source.text_column, of_run) or (of_run and header_titles(first)):
-        return False
-    check_not_json(path, first)
-    return True
-
-
-def first_line(text: str) -> str:
-    """Returns the first line that is not blank."""
-    return next((line for line in re.split(r"[\r\n]+", text[:FIRST_LINE]) if line.strip()), "")
-
-
-def check_not_json(path: Path | None, first: str) -> None:
-    """Raises ValueError if a text is JSON. path: None: standard input.  first: its first line that is not blank"""
-    value, is_opened = parse_line(first), first.strip() in ("{", "[")
-    if is_opened or isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
-        ending = "json" if is_opened or isinstance(value, list) else "jsonl"
-        way_out = f"name it {base_name(path.name)[:-4]}.{ending}" if path else f"--predict FILE.{ending} reads a file"
-        raise ValueError(f"{path or 'standard input'} holds JSON objects, not one text a line; {way_out}")
-
-
-def check_column_flags(path: Path, source: Source) -> None:
-    """Raises ValueError if the command line names columns of a file with one text a line."""
-    for name in ("text_column", "label_column", "id_column", "quoting"):
-        if getattr(source, name) not in ("", ABSENT) and name not in source.of_run:
-            raise ValueError(
-                f"{path} holds one text a line, so --{name.replace('_', '-')} has no effect: its first line is no "
-                "header with the column of texts, which --text-column names"
-            )
-
-
-def header_titles(line: str, text_column: str = "", of_run: bool = False) -> list[str]:
-    """Returns the titles of a line that is the header of a table with texts, [] for any other line.
-
-    text_column: the title of the texts, if it is known; otherwise a usual one. Only tabs separate titles of several
-    words, since a text may contain the other delimiters, unless the command line names the column. of_run: whether a
-    run does instead.
-    """
-    names, is_named = {text_column} if text_column else set(TEXT_NAMES), bool(text_column) and not of_run
-    for delimiter in DELIMITERS:
-        titles = [title.strip() for title in split_header(line, delimiter)]
-        are_names = is_named or delimiter == "\t" or all(map(WORD.fullmatch, titles))
-        if are_names and names & {*titles, *(title.lower() for title in titles)}:
-            return titles
-    return []
-
-
-def read_lines(path: Path, source: Source, keep_empty: bool = False) -> Reviews:
-    """Reads a text file, one text a line. Ids count the lines from 0, without the empty ones unless they are kept.
-
-    Raises ValueError if the file is empty or cannot be decoded.
-    """
-    content = read_content(path, source.max_file_mib)
-    text = decode_as(path, unpack(path, content, source.max_file_mib)[1], source)
-    lines = [line.strip() for line in io.StringIO(text, newline="")]  # U+0085 and U+2028 end no line
-    lines = lines if keep_empty else [line for line in lines if line]
-    if not lines:
-        raise ValueError(f"{path} holds no text")
-    if longest := [number for number, line in enumerate(lines, 1) if len(line) > FIELD_LIMIT]:
-        raise ValueError(f"{path}: text {longest[0]} has more than {FIELD_LIMIT:,} characters; split it")
-    records = [(str(number), line, "") for number, line in enumerate(lines)]
-    return Reviews(path, hashlib.sha256(content).hexdigest(), records, "", "", [], [], [])
-
-
 # -------------------------------------------------------------------------------------------------------- frames
 
 
@@ -439,51 +309,3 @@ def as_frame(records: Iterable[tuple[str, str, int]]) -> pd.DataFrame:
     """Converts records (id, review, sentiment) to a DataFrame."""
     frame = pd.DataFrame(list(records), columns=["id", "review", "sentiment"])
     return frame.astype({"id": str, "review": str, "sentiment": "int64"})
-
-
-# --------------------------------------------------------------------------------------------------------- split
-
-
-def hash_key(key: str) -> int:
-    """Hashes a text to a pseudo-random integer of 60 bits, the same on every machine."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:15], 16)
-
-
-def hash_rank(ids: pd.Series, salt: str) -> pd.Series:
-    """Hashes each id to an integer of 60 bits, which orders the reviews. salt: another order"""
-    return ids.map(lambda key: hash_key(f"{salt}:{key}"))
-
-
-def split_train(
-    frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42, labels: tuple[str, ...] = SENTIMENT
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Splits reviews into (training, validation), stratified by sentiment. labels: the class names, for messages.
-
-    The hash of seed and id decides: the split is the same on every machine and for any order of the file.
-    Raises ValueError if a split would be empty or a class is missing.
-    """
-    rank = hash_rank(frame["id"], str(seed))
-    validation = pd.Series(False, index=frame.index)
-    for _, group in rank.groupby(frame["sentiment"]):
-        validation[group.sort_values().index[: round(len(group) * fraction)]] = True
-    train, held_out = frame[~validation], frame[validation]
-    if not len(train) or not len(held_out) or train["sentiment"].nunique() < 2:
-        counts = {labels[number]: count for number, count in frame["sentiment"].value_counts().items()}
-        raise ValueError(
-            f"cannot split {len(frame)} reviews with labels {counts}: at least three of each label are needed"
-        )
-    return train.reset_index(drop=True), held_out.reset_index(drop=True)
-
-
-def subset(frame: pd.DataFrame, count: int, seed: int, flag: str = "--train-reviews") -> pd.DataFrame:
-    """Selects `count` reviews, balanced between labels as far as possible, by the hash of seed and id.
-
-    A larger subset contains every smaller one. flag: the name of the count in error messages.
-    Raises ValueError if `count` is below the number of labels or above the number of reviews.
-    """
-    labels = sorted(frame["sentiment"].unique())
-    if not len(labels) <= count <= len(frame):
-        raise ValueError(f"{flag} {count} is outside {len(labels)} … {len(frame)}")
-    rank = hash_rank(frame["id"], f"subset {seed}").groupby(frame["sentiment"]).rank(method="first")  # 1, 2, … a label
-    order = pd.DataFrame({"rank": rank, "label": frame["sentiment"]}).sort_values(["rank", "label"])
-    return frame.loc[sorted(order.index[:count])].reset_index(drop=True)

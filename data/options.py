@@ -1,25 +1,18 @@
-"""The options of train.py, and where each value comes from.
+"""The options of train.py.
 
 General options are the fields of `Options`. The options of a method and of an objective are dataclasses next to their
-math (peft/, losses/); the three tables name them, and `resolve` takes the tables as arguments. A value comes from
-default < model < method < objective < random or built-in weights < adapter < command line; for the built-in reviews
-see find_data.
+math (peft/, losses/), which the three tables name. data/resolve.py finds the value of each option and its origin.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import Source, Splits, find_source, load_splits, load_texts
-from data.checked import about, as_object, check_types, has_type, listed
-from data.flags import check_choice, field_names, flag, merge_defaults, option, parse_flags, pick_fields
-from data.hub import adapter_method, adapter_options, find_adapter
-from data.imdb import subset
+from data import Source, Splits, load_splits, load_texts
+from data.flags import check_choice, field_names, flag, option, pick_fields
 from data.labels import UNKNOWN
-from data.runs import Run
-from data.tokenization import TRUNCATE
+from data.splitting import subset
 from data.windows import POOLING, Truncation
 
 DESCRIPTION = (
@@ -225,198 +218,6 @@ def check_signs(options: Any, origins: Mapping[str, str]) -> None:
             raise ValueError(f"{flag(name)} {value} is negative")
 
 
-def check_owners(given: Mapping[str, Any], options: Options, tables: Tables) -> None:
-    """Raises ValueError for a flag of another method or objective, which would have no effect."""
-    owners = tables.option_classes()
-    active = ("train.py", f"--loss {options.loss}", f"--peft {options.peft}")
-    for name in given:
-        if not any(name in field_names(owners[owner]) for owner in active):
-            elsewhere = [owner for owner, cls in owners.items() if name in field_names(cls)]
-            raise ValueError(f"{flag(name)} has no effect here; it is for {', '.join(elsewhere)}")
-
-
-def check_values(options: Options, model: Any, objective: Any) -> None:
-    """Raises ValueError for values and combinations that are not supported. model, objective: table entries."""
-    for name in ("epochs", "batch_size", "accumulation", "max_length", "max_file_mib"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
-    for field in fields(options):
-        if choices := field.metadata["choices"]:
-            check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))
-    name = options.name
-    if name and (name in (".", "..") or Path(name).name != name or not name.isprintable()):
-        raise ValueError(f"--name {name!r} must be the name of one folder; --runs DIR names its parent")
-    check_choice("truncation", options.truncate, dict.fromkeys((*TRUNCATE, "windows")))
-    if options.truncate == "windows" and objective.pretraining:
-        raise ValueError(f"--truncate windows reads tokens twice; --loss {options.loss} takes --truncate chunks")
-    if options.truncate != "windows" and (options.window_stride or options.window_pooling != "mean"):
-        raise ValueError("--window-stride and --window-pooling are for --truncate windows")
-    if options.truncate == "chunks" and not objective.pretraining:
-        raise ValueError(
-            "--truncate chunks separates a review from its label; it is for pretraining: --loss mlm, rtd, lm and tv"
-        )
-    if options.quantize != "none" and (options.peft == "none" or options.weights == "none"):
-        raise ValueError(f"--quantize {options.quantize} is for frozen weights: it needs --weights and a --peft method")
-    if options.unfreeze == "gradual" and options.peft != "none":
-        raise ValueError(f"--unfreeze gradual is for --peft none, which trains all layers; not for {options.peft}")
-    if options.unfreeze == "gradual" and (options.weights == "none" or objective.pretraining):
-        raise ValueError("--unfreeze gradual is for pretrained layers under a classifier: it needs --weights")
-    if options.unfreeze == "gradual" and options.shard:
-        raise ValueError("--unfreeze gradual freezes layers that --shard has divided; leave out one of them")
-    if options.shape and options.weights != "none":
-        raise ValueError(f"--shape is for --weights none; {options.weights} has its own config")
-    if options.shard and model.tokenizer == "wordlevel":
-        raise ValueError(f"--shard cuts the layers of an encoder; {options.model} is small: leave it out")
-    if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
-        raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
-
-
-def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objective: Any) -> None:
-    """Raises ValueError for a flag that is given and would have no effect. model, objective: table entries"""
-    options, without_labels = settings.options, getattr(settings.objective, "distill_alpha", 0.0) == 1
-    weights, vectors = options.weights, options.word_vectors
-    idle: list[tuple[bool, str, tuple[str, ...]]] = [
-        (weights != "none", f"{weights} has a vocabulary of its own", ("vocab_size", "min_count")),
-        (weights != "none", f"{weights} has word vectors of its own", ("word_vectors", "whiten_vectors")),
-        (weights == "none", "it is for --weights", ("head", "tokenizer", "reinit_layers")),
-        (vectors == "none", "it is for --word-vectors", ("whiten_vectors",)),
-        (model.tokenizer != "wordlevel", f"{options.model} reads subwords", ("min_count",)),
-        (options.loss == "tv", "only the regions are trained", ("train_vectors",)),
-        (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
-        (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
-        (without_labels, "--distill-alpha 1 leaves out the labels", ("class_weights",)),
-        (objective.pretraining, "pretraining has no labels", ("class_weights", "head", "classifier_dropout")),
-        (objective.pretraining, "pretraining has no test score", ("test", "test_reviews")),
-    ]
-    for applies, why, names in idle:
-        for name in names:
-            off = getattr(options, name) == getattr(Options, name) and name not in COUNTS
-            if applies and name in given and not off:
-                raise ValueError(f"{flag(name)} has no effect here: {why}")
-
-
-def parse(argv: list[str] | None, tables: Tables) -> dict[str, Any]:
-    """Returns {field: value} for the flags on the command line."""
-    lists = {"model": tables.models, "peft": tables.methods, "loss": tables.objectives}
-    return parse_flags(tables.option_classes(), argv, DESCRIPTION, lists, EXAMPLES)
-
-
-def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | None]:
-    """Resolves the command line into settings; returns the run as well if it resumes one."""
-    given = parse(argv, tables)
-    if given.get("resume"):
-        return resume(given, tables)
-    model = check_choice("model", given.get("model", Options.model), tables.models)
-    own = continued_adapter(given, tables)
-    method = check_choice("method", (given | own).get("peft", Options.peft), tables.methods)
-    objective = check_choice("objective", given.get("loss", Options.loss), tables.objectives)
-    weights = given.get("weights", objective.training.get("weights", model.weights))
-    layers = [("model", model.training | {"weights": model.weights}), ("method", method.training)]
-    layers += [("objective", objective_defaults(given, tables, weights))]
-    if weights == "none" and model.weights != "none" and not objective.pretraining:
-        layers += [("random weights", FROM_RANDOM)]
-    if weights == "builtin" and not objective.pretraining:
-        layers += [("built-in weights", FROM_BUILTIN | method.builtin)]
-    classes = (Options, method.options, objective.options)
-    values, origins = merge_defaults(classes, [*layers, ("adapter", own), ("command line", given)])
-    settings = Settings.build(values, origins, tables)
-    check_owners(given, settings.options, tables)
-    check_effect(given, settings, model, objective)
-    check_values(settings.options, model, objective)
-    return settings, None
-
-
-def objective_defaults(given: Mapping[str, Any], tables: Tables, weights: str) -> dict[str, Any]:
-    """Returns the training defaults of the objective; with trained weights those to continue from them, and no shape.
-
-    Raises ValueError for a model whose config lacks a field of the shape.
-    """
-    objective, model = given.get("loss", Options.loss), given.get("model", Options.model)
-    defaults = dict(tables.objectives[objective].training)
-    if weights != "none":
-        defaults |= tables.objectives[objective].continued
-        defaults.pop("shape", None)
-    needed = {part.partition("=")[0] for part in defaults.get("shape", "").split()}
-    fitting = [name for name, entry in tables.models.items() if needed <= field_names(entry.build.Config)]
-    if model not in fitting:
-        raise ValueError(f"--loss {objective} is for --model {' or '.join(fitting)}, not {model}")
-    return defaults
-
-
-def adapter_folder(weights: str) -> Path | None:
-    """Returns the folder `weights` if it is an adapter, otherwise None; an adapter on the hub is not one."""
-    return find_adapter(weights) if weights and Path(weights).expanduser().is_dir() else None
-
-
-def continued_adapter(given: Mapping[str, Any], tables: Tables) -> dict[str, Any]:
-    """Returns the method and its options if --weights is an adapter, which is then trained further; otherwise {}.
-
-    Raises ValueError for a flag that contradicts the adapter's own settings.
-    """
-    weights = given.get("weights", "")
-    directory = adapter_folder(weights)
-    if directory is None:
-        if given.get("base"):
-            raise ValueError("--base names the backbone of an adapter; --weights is none")
-        return {}
-    method = adapter_method(directory)
-    if given.get("peft", method) != method:
-        raise ValueError(f"{weights} is a {method} adapter; leave out --peft {given['peft']}")
-    if given.get("reinit_layers"):
-        raise ValueError(f"--reinit-layers changes a backbone, which the adapter {weights} leaves frozen; leave it out")
-    fixed = field_names(tables.methods[method].options) - {"lora_plus"}
-    if clash := [flag(name) for name in given if name in fixed]:
-        raise ValueError(f"{weights} is an adapter with settings of its own; leave out {', '.join(clash)}")
-    return {"peft": method} | adapter_options(directory)
-
-
-def resume(given: Mapping[str, Any], tables: Tables) -> tuple[Settings, Run]:
-    """Returns the settings of the run folder given["resume"], and the run. Raises ValueError for any other flag."""
-    if others := [flag(name) for name in given if name != "resume"]:
-        raise ValueError(f"--resume uses the run's own options; leave out {', '.join(others)}")
-    run = Run.open(given["resume"], "--resume")
-    return recorded_settings(run, tables), run
-
-
-def recorded_settings(run: Run, tables: Tables) -> Settings:
-    """Returns the settings that a run's config.json records.
-
-    An option that is missing has its default, which is printed. Raises ValueError that names the file for an unknown
-    option, and for a value of another type or out of range: another version of this program may have written it.
-    """
-    path, config = run.folder / "config.json", run.config
-    as_object(config, path)
-    values, origins = as_object(config.get("options"), f"options of {path}"), config.get("origins", {})
-    if isinstance(teacher := values.get("teacher"), str):  # one name, in runs before 2026-11-28
-        values = values | {"teacher": tuple(filter(None, [teacher]))}
-    with about(path):
-        check_types(values, {"model": str, "peft": str, "loss": str})
-        if not has_type(origins, dict[str, str]) or not has_type(config.get("labels"), list[str] | None):
-            raise ValueError("origins must be an object of texts, and labels a list of texts")
-        if not all(name.isprintable() for name in config.get("labels") or ()):
-            raise ValueError(f"labels contains control characters: {listed(config['labels'])}")
-        model = check_choice("model", values.get("model", ""), tables.models)
-        method = check_choice("method", values.get("peft", ""), tables.methods)
-        objective = check_choice("objective", values.get("loss", ""), tables.objectives)
-        known = {field.name: field for cls in (Options, method.options, objective.options) for field in fields(cls)}
-        if unknown := [name for name in values if name not in known]:
-            raise ValueError(f"unknown options {listed(unknown)}; another version of this program wrote them")
-        if missing := [name for name in known if name not in values]:
-            warn_of_older_version(path, listed(missing))
-        values = {name: field.default for name, field in known.items()} | values
-        origins = dict.fromkeys(known, "default") | origins
-        check_types(values, {name: field.type for name, field in known.items()})
-        settings = Settings.build(values, origins, tables)
-        check_values(settings.options, model, objective)
-    return settings
-
-
-@cache
-def warn_of_older_version(path: Path, missing: str) -> None:
-    """Prints once that a config.json lacks options."""
-    print(f"warning: {path} lacks {missing}, as an older version wrote it; the defaults are used")
-
-
 def source_of(options: Options) -> Source:
     """Returns where the reviews of a run come from and how its files are read."""
     return pick_fields(Source, asdict(options))
@@ -446,58 +247,3 @@ def read_splits(
             frame = known if len(known) and part != "train" else frame
             splits = splits._replace(**{part: subset(frame, count, seed, f"--{part}-reviews")})
     return splits
-
-
-def absolute_paths(options: Any) -> Any:
-    """Returns an options dataclass with absolute paths, so that a run can be used from any folder."""
-    keywords = {"weights": ("none", "builtin"), "word_vectors": ("none", "train", "builtin")}
-    changes: dict[str, Any] = {}
-    for name in ("weights", "base", "word_vectors", "train", "validation", "test"):
-        value = getattr(options, name, "")
-        if value and value not in keywords.get(name, ()):
-            changes[name] = absolute_path(value)
-    if teacher := getattr(options, "teacher", ()):
-        changes["teacher"] = tuple(map(absolute_path, teacher))
-    return replace(options, **changes)
-
-
-def absolute_path(name: str) -> str:
-    """Returns the absolute path of a file or folder that exists; other names, such as hub ids, as they are."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
-
-
-def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
-    """Returns the settings with the data source that was found, and the reason.
-
-    The built-in reviews have defaults of their own. A model may have further ones for them, and a method may have
-    some for them and the built-in weights. They replace general defaults and those of the model, the method and the
-    built-in weights.
-    """
-    options, origins = absolute_paths(settings.options), settings.origins
-    settings = settings._replace(objective=absolute_paths(settings.objective))
-    if options.train:
-        return settings._replace(options=options), f"--train {options.train}"
-    source, why = find_source(options.data)
-    defaults: dict[str, Any] = {}
-    if source == "demo":
-        if idle := [name for name in (*COLUMNS, "skip_bad_rows") if origins[name] == "command line"]:
-            raise ValueError(f"{flag(idle[0])} has no effect here: the built-in reviews are in no file")
-        of_weights = tables.methods[options.peft].demo if options.weights == "builtin" else {}
-        defaults = FROM_DEMO | tables.models[options.model].demo | of_weights
-    replaced = ("default", "model", "method", "built-in weights")
-    values = {name: value for name, value in defaults.items() if origins[name] in replaced}
-    origins = origins | dict.fromkeys(values, "built-in reviews")
-    return settings._replace(options=replace(options, data=source, **values), origins=origins), why
-
-
-def repeats_batches(options: Options) -> bool:
-    """Returns whether the weights come from a run with the same seed and data.
-
-    This run would then see the same batches under the same dropout masks as that one, and those batches are memorized
-    (data/results/SEARCH.md: "The same seed twice").
-    """
-    run = Run.of_weights(options.weights)
-    before = run.config.get("options", {}) if run is not None else {}
-    same = ("seed", "data", "train", "train_reviews", "truncate", "batch_size")
-    return bool(before) and all(before.get(name, "") == getattr(options, name) for name in same)

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from data.checked import reading, show
+from data.cleaning import clean
 from data.delimited import FIELD_LIMIT
 from data.files import csv_text
-from data.imdb import as_frame, check_not_json, clean, header_titles
+from data.imdb import as_frame
 from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import softmax
 from data.readers import check_encoding
+from data.text_lines import check_not_json, header_titles
 
 
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:

@@ -24,12 +24,14 @@ from tqdm import tqdm
 
 from data.checked import read_object, reading, show
 from data.checksums import seal, unseal
+from data.cleaning import clean
 from data.columns import ABSENT, Columns, find_columns
 from data.delimited import FIRST_LINE, Record
 from data.files import check_inside, write_json
-from data.imdb import check_not_json, clean, first_line, parse_record
+from data.imdb import parse_record
 from data.locks import waiting_lock
 from data.readers import SPLIT_NAMES, BrokenLine, Source, Table, as_text, check_encoding, parse_line
+from data.text_lines import check_not_json, first_line
 from data.unpacking import LINE_BYTES
 
 LINES, OBJECTS, PARQUETS = (".txt",), (".jsonl", ".ndjson"), (".parquet", ".pq")

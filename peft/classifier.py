@@ -24,7 +24,8 @@ from data.flags import check_choice
 from data.hub import ADAPTER_CONFIG, LINEAR, MEMBERS, find_adapter
 from data.imdb import as_frame
 from data.labels import UNKNOWN
-from data.options import Options, Tables, recorded_settings, truncation_of
+from data.options import Options, Tables, truncation_of
+from data.resolve import recorded_settings
 from data.runs import Run
 from data.tokenization import Tokenizer, load_tokenizer
 from data.weight_files import backbone_digests

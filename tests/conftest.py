@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import data.imdb
+import data.splitting
 import peft
 from data.demo import reviews
 from data.errors import Stopped
@@ -43,7 +43,7 @@ def _quick_runs() -> Iterator[None]:
     requires, and the ids of the built-in reviews are hashed once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr(data.imdb, "hash_key", functools.cache(data.imdb.hash_key))
+        patch.setattr(data.splitting, "hash_key", functools.cache(data.splitting.hash_key))
         yield
 
 

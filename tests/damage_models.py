@@ -21,7 +21,8 @@ from data.checked import read_json
 from data.demo import reviews
 from data.files import write_json, write_tensors
 from data.hub import ADAPTER, ADAPTER_CONFIG, BIN, CONFIG, ENCODER, INDEX, MEMBERS, WEIGHTS, adapter_options
-from data.options import Tables, resolve
+from data.options import Tables
+from data.resolve import resolve
 from data.runs import Run
 from data.tables import comparison
 from data.tokenization import train_tokenizer

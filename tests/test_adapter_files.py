@@ -26,7 +26,7 @@ from data.checked import read_json
 from data.files import write_json
 from data.flags import field_names
 from data.hub import ADAPTER, ADAPTER_CONFIG, ENCODER, WEIGHTS, adapter_options
-from data.options import resolve
+from data.resolve import resolve
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.quant import quantize_int8
 from peft import (

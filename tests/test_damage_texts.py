@@ -20,11 +20,12 @@ import data.readers
 from data import Source, load_splits, load_table
 from data.checked import within
 from data.checksums import is_intact, seal_file
+from data.cleaning import MOST_TAGS, clean
 from data.corpus import Corpus
 from data.delimited import MOST_COLUMNS
 from data.download import unpack_archive
 from data.files import check_inside, write_stdout
-from data.imdb import MOST_TAGS, clean, load_reviews
+from data.imdb import load_reviews
 from data.labels import find_classes
 from data.patterns import check_pattern, growth
 from data.pipelines import WORD

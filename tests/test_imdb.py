@@ -13,9 +13,11 @@ from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 import data
 from data import Source, find_source, load_splits, overlap
 from data.checksums import seal_file
-from data.imdb import BREAKS, NO_ENTITY, NO_TAG, as_frame, clean, load_reviews, rating_label, split_train, subset
+from data.cleaning import BREAKS, NO_ENTITY, NO_TAG, clean
+from data.imdb import as_frame, load_reviews, rating_label
 from data.labels import SENTIMENT, UNKNOWN
 from data.options import Options, read_splits
+from data.splitting import split_train, subset
 
 
 def kaggle(rows: list[str], header: str = "id\tsentiment\treview") -> str:

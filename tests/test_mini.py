@@ -9,7 +9,8 @@ from conftest import GOLDEN
 import peft
 from data.checked import read_json
 from data.hub import BUILTIN
-from data.options import Tables, resolve
+from data.options import Tables
+from data.resolve import resolve
 from data.tokenization import load_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS

@@ -13,7 +13,8 @@ from torch.nn import Module
 import train
 from data.batches import Batch
 from data.files import open_tensors
-from data.options import Options, resolve
+from data.options import Options
+from data.resolve import resolve
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors
 from losses import OBJECTIVES, mlm, rtd

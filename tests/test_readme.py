@@ -16,7 +16,7 @@ import train
 from data import Splits, load_splits
 from data.flags import parse_flags
 from data.imdb import UNKNOWN
-from data.options import resolve
+from data.resolve import resolve
 from data.tables import READMES, with_tables
 from eval import Options as EvalOptions
 from eval import main as evaluate

@@ -12,10 +12,10 @@ import pytest
 
 import train
 from data.hub import LINEAR
-from data.imdb import header_titles
 from data.metrics import metrics, print_metrics
 from data.predictions import predictions_csv
 from data.runs import check_digests
+from data.text_lines import header_titles
 from eval import main as evaluate
 
 WORDS = {"a": "awful boring dull", "b": "fine decent watchable", "c": "superb moving brilliant"}

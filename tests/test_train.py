@@ -15,7 +15,8 @@ from data.errors import clean_exit
 from data.flags import field_names
 from data.hub import LINEAR
 from data.meter import Meter, step_loss
-from data.options import Settings, find_data, repeats_batches, resolve
+from data.options import Settings
+from data.resolve import find_data, repeats_batches, resolve
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import main as evaluate

@@ -11,7 +11,8 @@ from torch.nn.functional import logsigmoid, pad
 
 import train
 from data.batches import Batch
-from data.options import Options, resolve
+from data.options import Options
+from data.resolve import resolve
 from losses import tv
 from losses.tv import TVOptions, draw_words, prepare
 from nn.cnn import CNN, CNNConfig

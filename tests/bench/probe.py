@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from data import Source, load_splits
 from data.corpus import Corpus
-from data.imdb import subset
 from data.orders import sorted_order
+from data.splitting import subset
 from data.tokenization import Tokenizer, load_tokenizer
 from nn.checkpoint import load_pretrained
 from nn.encoder import Encoder

@@ -24,9 +24,9 @@ from data import LABELED, Splits, find_file
 from data.corpus import Corpus, build_corpus
 from data.errors import Interrupt
 from data.imdb import load_reviews
-from data.options import resolve
 from data.orders import shuffled_order, sorted_order, split_by_count
 from data.preparation import prepare_tokenizer
+from data.resolve import resolve
 from data.tokenization import Tokenizer, train_tokenizer
 from nn import MODELS
 from nn.bert import Bert, BertConfig

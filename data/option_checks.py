@@ -1,0 +1,80 @@
+"""Checks the options of train.py: values, combinations, and flags that would have no effect."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from data.flags import check_choice, field_names, flag
+from data.options import COUNTS, Options, Settings, Tables
+from data.tokenization import TRUNCATE
+
+
+def check_owners(given: Mapping[str, Any], options: Options, tables: Tables) -> None:
+    """Raises ValueError for a flag of another method or objective, which would have no effect."""
+    owners = tables.option_classes()
+    active = ("train.py", f"--loss {options.loss}", f"--peft {options.peft}")
+    for name in given:
+        if not any(name in field_names(owners[owner]) for owner in active):
+            elsewhere = [owner for owner, cls in owners.items() if name in field_names(cls)]
+            raise ValueError(f"{flag(name)} has no effect here; it is for {', '.join(elsewhere)}")
+
+
+def check_values(options: Options, model: Any, objective: Any) -> None:
+    """Raises ValueError for values and combinations that are not supported. model, objective: table entries."""
+    for name in ("epochs", "batch_size", "accumulation", "max_length", "max_file_mib"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
+    for field in fields(options):
+        if choices := field.metadata["choices"]:
+            check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))
+    name = options.name
+    if name and (name in (".", "..") or Path(name).name != name or not name.isprintable()):
+        raise ValueError(f"--name {name!r} must be the name of one folder; --runs DIR names its parent")
+    check_choice("truncation", options.truncate, dict.fromkeys((*TRUNCATE, "windows")))
+    if options.truncate == "windows" and objective.pretraining:
+        raise ValueError(f"--truncate windows reads tokens twice; --loss {options.loss} takes --truncate chunks")
+    if options.truncate != "windows" and (options.window_stride or options.window_pooling != "mean"):
+        raise ValueError("--window-stride and --window-pooling are for --truncate windows")
+    if options.truncate == "chunks" and not objective.pretraining:
+        raise ValueError(
+            "--truncate chunks separates a review from its label; it is for pretraining: --loss mlm, rtd, lm and tv"
+        )
+    if options.quantize != "none" and (options.peft == "none" or options.weights == "none"):
+        raise ValueError(f"--quantize {options.quantize} is for frozen weights: it needs --weights and a --peft method")
+    if options.unfreeze == "gradual" and options.peft != "none":
+        raise ValueError(f"--unfreeze gradual is for --peft none, which trains all layers; not for {options.peft}")
+    if options.unfreeze == "gradual" and (options.weights == "none" or objective.pretraining):
+        raise ValueError("--unfreeze gradual is for pretrained layers under a classifier: it needs --weights")
+    if options.unfreeze == "gradual" and options.shard:
+        raise ValueError("--unfreeze gradual freezes layers that --shard has divided; leave out one of them")
+    if options.shape and options.weights != "none":
+        raise ValueError(f"--shape is for --weights none; {options.weights} has its own config")
+    if options.shard and model.tokenizer == "wordlevel":
+        raise ValueError(f"--shard cuts the layers of an encoder; {options.model} is small: leave it out")
+    if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
+        raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
+
+
+def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objective: Any) -> None:
+    """Raises ValueError for a flag that is given and would have no effect. model, objective: table entries"""
+    options, without_labels = settings.options, getattr(settings.objective, "distill_alpha", 0.0) == 1
+    weights, vectors = options.weights, options.word_vectors
+    idle: list[tuple[bool, str, tuple[str, ...]]] = [
+        (weights != "none", f"{weights} has a vocabulary of its own", ("vocab_size", "min_count")),
+        (weights != "none", f"{weights} has word vectors of its own", ("word_vectors", "whiten_vectors")),
+        (weights == "none", "it is for --weights", ("head", "tokenizer", "reinit_layers")),
+        (vectors == "none", "it is for --word-vectors", ("whiten_vectors",)),
+        (model.tokenizer != "wordlevel", f"{options.model} reads subwords", ("min_count",)),
+        (options.loss == "tv", "only the regions are trained", ("train_vectors",)),
+        (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
+        (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
+        (without_labels, "--distill-alpha 1 leaves out the labels", ("class_weights",)),
+        (objective.pretraining, "pretraining has no labels", ("class_weights", "head", "classifier_dropout")),
+        (objective.pretraining, "pretraining has no test score", ("test", "test_reviews")),
+    ]
+    for applies, why, names in idle:
+        for name in names:
+            off = getattr(options, name) == getattr(Options, name) and name not in COUNTS
+            if applies and name in given and not off:
+                raise ValueError(f"{flag(name)} has no effect here: {why}")

@@ -1,0 +1,52 @@
+"""Splits reviews into training and validation, and selects subsets, by the hash of their ids."""
+
+import hashlib
+
+import pandas as pd
+
+from data.labels import SENTIMENT
+
+
+def hash_key(key: str) -> int:
+    """Hashes a text to a pseudo-random integer of 60 bits, the same on every machine."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:15], 16)
+
+
+def hash_rank(ids: pd.Series, salt: str) -> pd.Series:
+    """Hashes each id to an integer of 60 bits, which orders the reviews. salt: another order"""
+    return ids.map(lambda key: hash_key(f"{salt}:{key}"))
+
+
+def split_train(
+    frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42, labels: tuple[str, ...] = SENTIMENT
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Splits reviews into (training, validation), stratified by sentiment. labels: the class names, for messages.
+
+    The hash of seed and id decides: the split is the same on every machine and for any order of the file.
+    Raises ValueError if a split would be empty or a class is missing.
+    """
+    rank = hash_rank(frame["id"], str(seed))
+    validation = pd.Series(False, index=frame.index)
+    for _, group in rank.groupby(frame["sentiment"]):
+        validation[group.sort_values().index[: round(len(group) * fraction)]] = True
+    train, held_out = frame[~validation], frame[validation]
+    if not len(train) or not len(held_out) or train["sentiment"].nunique() < 2:
+        counts = {labels[number]: count for number, count in frame["sentiment"].value_counts().items()}
+        raise ValueError(
+            f"cannot split {len(frame)} reviews with labels {counts}: at least three of each label are needed"
+        )
+    return train.reset_index(drop=True), held_out.reset_index(drop=True)
+
+
+def subset(frame: pd.DataFrame, count: int, seed: int, flag: str = "--train-reviews") -> pd.DataFrame:
+    """Selects `count` reviews, balanced between labels as far as possible, by the hash of seed and id.
+
+    A larger subset contains every smaller one. flag: the name of the count in error messages.
+    Raises ValueError if `count` is below the number of labels or above the number of reviews.
+    """
+    labels = sorted(frame["sentiment"].unique())
+    if not len(labels) <= count <= len(frame):
+        raise ValueError(f"{flag} {count} is outside {len(labels)} … {len(frame)}")
+    rank = hash_rank(frame["id"], f"subset {seed}").groupby(frame["sentiment"]).rank(method="first")  # 1, 2, … a label
+    order = pd.DataFrame({"rank": rank, "label": frame["sentiment"]}).sort_values(["rank", "label"])
+    return frame.loc[sorted(order.index[:count])].reset_index(drop=True)
