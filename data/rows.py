@@ -5,6 +5,7 @@ A published row is one experiment. Its first seed is ROW.json, the others are RO
 
 import glob
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +102,7 @@ class Row(NamedTuple):
 
     name: str
     results: list[dict[str, Any]]
+    before: tuple["Row", ...] = ()  # the published rows that it continues, the nearest first
 
     @property
     def group(self) -> str:
@@ -134,10 +136,15 @@ class Row(NamedTuple):
 
     @property
     def minutes(self) -> float:
-        """Returns the mean time of all seeds, with that of pretraining."""
+        """Returns the mean time of all seeds, with that of pretraining, without that of the rows before."""
         return (
             statistics.mean(result["seconds"] for result in self.results) / 60 + self.pretraining.get("seconds", 0) / 60
         )
+
+    @property
+    def all_minutes(self) -> float:
+        """Returns the minutes of the row and of those that it continues."""
+        return self.minutes + sum(row.minutes for row in self.before)
 
     def accuracies(self, split: str) -> list[float]:
         """Returns the accuracy of each seed on `validation` or `test`."""
@@ -159,17 +166,26 @@ def published_rows(folder: Path = RESULTS) -> list[Row]:
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
         if path.stem not in OTHER_RESULTS:
             rows.setdefault(path.stem.partition("@")[0], []).append(read_json(path))
-    return [Row(name, results) for name, results in rows.items()]
+    return [Row(name, results, tuple(rows_before(name, rows))) for name, results in rows.items()]
+
+
+def rows_before(name: str, rows: dict[str, list[dict[str, Any]]]) -> Iterator[Row]:
+    """Yields the rows that a row continues, as far as they are published under the names of their runs."""
+    row = Row(name, rows[name])
+    while row.continues and (name := Path(row.options["weights"]).parent.name) in rows:
+        row = Row(name, rows[name])
+        yield row
 
 
 def best_by_model(folder: Path = RESULTS) -> dict[str, Row]:
     """Returns the row with the highest validation accuracy of each model, the best test accuracy first.
 
-    Only rows that scored all test reviews take part, and none that continues another run with labels.
+    Only rows that scored all test reviews take part, and of those that continue a run with labels only the ones whose
+    training is published from its start.
     """
     best: dict[str, Row] = {}
     for row in published_rows(folder):
-        if row.full_test and not row.continues:
+        if row.full_test and not (row, *row.before)[-1].continues:
             model = row.options["model"]
             best[model] = max(best.get(model, row), row, key=lambda row: row.mean("validation"))
     return dict(sorted(best.items(), key=lambda item: -item[1].mean("test")))

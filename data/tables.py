@@ -163,15 +163,16 @@ def start_of(options: dict[str, Any]) -> str:
 def models_row(model: str, row: Row) -> tuple[str, ...]:
     """Returns the cells of one model in `models_table`."""
     options = row.options
+    start = f"`--loss {row.pretraining['loss']}`" if row.pretraining else start_of(options)
     return (
         f"`{model}`",
-        f"`--loss {row.pretraining['loss']}`" if row.pretraining else start_of(options),
+        row.before[0].name if row.before else start,
         options["peft"],
         options["loss"],
         millions(row.trained),
         mean_and_deviation(row.accuracies("validation")),
         f"**{mean_and_deviation(row.accuracies('test'))}**",
-        f"{row.minutes:.0f}",
+        f"{row.all_minutes:.0f}",
         row.name,
     )
 

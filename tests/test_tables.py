@@ -73,11 +73,18 @@ def test_best_row_of_a_model_is_chosen_by_validation_accuracy(tmp_path: Path):
     write_result(tmp_path, "gru-a", validation=0.90, test=0.80)
     write_result(tmp_path, "gru-b", validation=0.88, test=0.95)
     write_result(tmp_path, "gru-few", validation=0.99, test_reviews=100)
-    write_result(tmp_path, "gru-continued", validation=0.99, weights="runs/gru-a/best")
+    write_result(tmp_path, "gru-of-a-stranger", validation=0.99, weights="runs/unknown/best")
     write_result(tmp_path, "cnn", validation=0.85, test=0.85, model="cnn")
     assert {model: row.name for model, row in best_by_model(tmp_path).items()} == {"cnn": "cnn", "gru": "gru-a"}
     assert list(best_by_model(tmp_path)) == ["cnn", "gru"]  # the best test accuracy first
     assert "| `gru` | GloVe | none | ce | 3.14 M | 0.9000 | **0.8000** | 1 |" in models_table(tmp_path)
+
+
+def test_a_row_that_continues_others_has_the_minutes_of_all(tmp_path: Path):
+    write_result(tmp_path, "gru-a", validation=0.90, test=0.80)
+    write_result(tmp_path, "gru-b", validation=0.91, test=0.81, weights="runs/gru-a/best")
+    write_result(tmp_path, "gru-c", validation=0.92, test=0.82, weights="runs/gru-b/best")
+    assert "| `gru` | gru-b | none | ce | 3.14 M | 0.9200 | **0.8200** | 3 | gru-c |" in models_table(tmp_path)
 
 
 def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
