@@ -13,6 +13,7 @@ python eval.py --compare runs/ONE runs/TWO --plot curves.png
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of OpenMP, for torch: waiting threads soon release their cores
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports prints no traceback
 
 import numpy as np
 import pandas as pd

@@ -11,6 +11,7 @@ handles failed steps.
 
 import math
 import os
+import signal
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of OpenMP, for torch: waiting threads soon release their cores
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports prints no traceback
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import peft
@@ -41,7 +43,7 @@ from data.meter import Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
 from data.options import Options, Settings, Tables, truncation_of
 from data.orders import shuffled_order
-from data.preparation import prepare_tokenizer, read_data, start_run, unlabelled_corpus, unlabelled_stream
+from data.preparation import naming_run, prepare_tokenizer, read_data, start_run, unlabelled_corpus, unlabelled_stream
 from data.resolve import adapter_folder, find_data, recorded_settings, repeats_batches, resolve
 from data.runs import Run, command_line
 from data.seeds import derive_seed
@@ -59,6 +61,7 @@ from nn.encoder import Encoder
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
 from nn.quant import describe_products, form_of, is_quantized
 from nn.runtime import (
+    DTYPES,
     Machine,
     choose_machine,
     describe_memory,
@@ -69,7 +72,7 @@ from nn.runtime import (
     tokens_per_pass,
 )
 from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release
-from nn.training import Pass, Training, attempt, epoch_name
+from nn.training import Pass, Training, attempt, clip, epoch_name
 from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import embedding_table, start_from_vectors
 from nn.words import WordClassifier
@@ -187,7 +190,8 @@ def prepare_training(
     labelled = corpus
     if entry.teacher:
         corpus = with_teacher(corpus, settings, run, splits, tokenizer, machine, interrupt)
-    model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
+    with naming_run(run):
+        model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     if model.adapter is not None and model.source is not None:
         backbone = model.source
         ranks.by_first(lambda: run.record_backbone(backbone_digests(backbone)))
@@ -195,9 +199,9 @@ def prepare_training(
         model.fit(labelled)
     if options.word_vectors != "none" and options.weights == "none":
         start = partial(start_from_vectors, model, source=options.word_vectors, whiten=options.whiten_vectors)
-        ranks.in_turn(
-            lambda: start(splits=splits, corpus=labelled, tokenizer=tokenizer, cache=run.cache, check=interrupt.check)
-        )
+        reads: dict[str, Any] = {"splits": splits, "corpus": labelled, "tokenizer": tokenizer, "cache": run.cache}
+        with naming_run(run):
+            ranks.in_turn(lambda: start(**reads, check=interrupt.check))
     if not options.train_vectors:
         embedding_table(model).requires_grad_(False)
     model = place(model, machine.device, options.shard).train()
@@ -221,6 +225,12 @@ def prepare_training(
     )  # fmt: skip
     ranks.seed_dropout(options.seed)
     training.load()
+    progress = training.progress
+    if problem := ranks.by_first(lambda: run.problem_of_best(progress.best_epoch)):
+        if progress.epoch >= options.epochs:
+            raise ValueError(f"{problem}; no epoch is left that could replace it: start again with another --name")
+        print(f"warning: {problem}; the best of the next epochs replaces it")
+        progress.best, progress.best_epoch = -1.0, progress.epoch
     return training
 
 
@@ -247,8 +257,7 @@ def train(t: Training) -> None:
                 if passes is None:  # out of memory: the same step again, in smaller passes
                     continue
                 t.scaler.unscale_(t.optimizer)
-                if options.clip:
-                    clip_grad_norm_(t.trainable, options.clip)
+                clip(t)
                 t.scaler.step(t.optimizer)
                 t.scaler.update()
                 t.average.update(step)
@@ -353,6 +362,8 @@ def finish_epoch(t: Training) -> None:
     with t.average.in_place():
         found, logits = validate(t)
         release(t.model)
+        if not math.isfinite(found["loss"]):
+            raise Diverged(f"the held-out loss is {found['loss']} after {name}; best/ is as before")
         shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
         better = t.entry.pretraining or shown["acc"] > progress.best
         if better:
@@ -373,6 +384,7 @@ def finish_epoch(t: Training) -> None:
     progress.epoch, progress.step = progress.epoch + 1, 0
     t.meter.reset()
     t.save()
+    ranks.by_first(lambda: t.run.keep_best(progress.best_epoch))
 
 
 def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -391,20 +403,18 @@ def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
 
 
 def save_best(t: Training) -> None:
-    """Writes best/: a model directory, or an adapter that names its backbone. A trained backbone goes to best/base.
-
-    Pretraining saves no classifier.
-    """
-    options, model, run = t.settings.options, t.model, t.run
-    t.tokenizer.save(run.best)
+    """Writes what becomes best/: a model directory, or an adapter that names its backbone. A trained backbone goes to
+    best/base. Pretraining saves no classifier."""
+    options, model, folder = t.settings.options, t.model, t.run.next_best / f"{t.progress.epoch + 1}"
+    t.tokenizer.save(folder)
     if not isinstance(model, Encoder) or model.adapter is None:
-        save_pretrained(model, run.best, heads=not t.entry.pretraining)
+        save_pretrained(model, folder, heads=not t.entry.pretraining)
     elif peft.trains_backbone(model):
-        peft.save_base(model, run.best / "base")
-        peft.save_adapter(model, run.best, "base")
+        peft.save_base(model, folder / "base")
+        peft.save_adapter(model, folder, "base")
     else:
-        peft.save_adapter(model, run.best, recorded_base(options.weights, options.base))
-    write_checksums(run.best)
+        peft.save_adapter(model, folder, recorded_base(options.weights, options.base))
+    write_checksums(folder)
 
 
 # ------------------------------------------------------------------------------------------------------ the score
@@ -516,6 +526,18 @@ def main(argv: list[str] | None = None) -> None:
         run_experiment(settings, run)
 
 
+def machine_of(settings: Settings, run: Run | None = None) -> Machine:
+    """Returns the machine. A run that is resumed keeps the precision that `auto` was when it started."""
+    machine = choose_machine(settings.options.device, settings.options.precision)
+    if run is None or settings.options.precision != "auto":
+        return machine
+    before = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+    dtype = before.get(str(run.config.get("machine")).rpartition(", ")[2], machine.dtype)
+    if dtype != machine.dtype:
+        print(f"warning: {run.folder} began in {dtype} and keeps it; a new run would have {machine.dtype} here")
+    return machine._replace(dtype=dtype)
+
+
 def run_experiment(settings: Settings, run: Run | None) -> None:
     """Creates or resumes the run folder, on rank 0, and trains in it."""
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
@@ -523,7 +545,7 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
         raise ValueError(f"--loss {options.loss} cannot be computed by several ranks; leave out torchrun")
     if options.shard and ranks.alone() and run is None:
         raise ValueError("--shard divides a model among ranks: torchrun --standalone --nproc_per_node 2 train.py …")
-    machine = choose_machine(options.device, options.precision)
+    machine = machine_of(settings, run)
 
     def start() -> str:
         """Creates, resumes or reopens the run, on rank 0, and locks it. Returns its folder."""
@@ -537,7 +559,7 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
         if run is None:
             settings, why = find_data(settings, TABLES)  # the built-in reviews have defaults of their own
             print(f"data: {settings.options.train or settings.options.data} ({why})")
-            machine = choose_machine(settings.options.device, settings.options.precision)
+            machine = machine_of(settings)
             run = prepare_run(settings, machine)
         elif run.result is None:
             run.lock()
@@ -547,7 +569,7 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
     if not ranks.is_first():
         run = Run.open(folder)
         settings = recorded_settings(run, TABLES)
-        machine = choose_machine(settings.options.device, settings.options.precision)
+        machine = machine_of(settings, run)
     assert run is not None
     if run.result is not None:
         print_result(run)

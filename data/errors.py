@@ -117,7 +117,7 @@ class NotFinite(Exception):
 
 
 class Diverged(ValueError):
-    """Ends a run whose loss is not finite: a resumed run would come to the same step."""
+    """Ends a run whose loss, gradient or logits are not finite: a resumed run would come to the same step."""
 
 
 class Stopped(BaseException):

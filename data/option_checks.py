@@ -28,6 +28,8 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     for field in fields(options):
         if choices := field.metadata["choices"]:
             check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))
+    if options.adam_epsilon == 0:
+        raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
     name = options.name
     if name and (name in (".", "..") or Path(name).name != name or not name.isprintable()):
         raise ValueError(f"--name {name!r} must be the name of one folder; --runs DIR names its parent")

@@ -1,6 +1,8 @@
 """Prepares a run before its model is built: the folder, the reviews, the tokenizer; prints what was found."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data import Splits, overlap, ranks
@@ -26,6 +28,17 @@ def start_run(settings: Settings, machine: str) -> Run:
         return Run.create(Path(options.runs) / options.name, config)
     name = f"{options.model}-{options.peft}-{source}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Run.create(new_folder(Path(options.runs) / name), config)
+
+
+@contextmanager
+def naming_run(run: Run) -> Iterator[None]:
+    """Adds to the error about a missing file that a resumed run was started from it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not run.state_file.exists():
+            raise
+        raise FileNotFoundError(f"{error}; {run.folder} was started from it: restore it there") from None
 
 
 def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -> Splits:

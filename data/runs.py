@@ -4,6 +4,7 @@ runs/<name>/config.json   options, origins, command, commit, versions, device, S
             log.jsonl     one event a line; `epoch` events contain train_acc and val_acc
             tokenizer/    the tokenizer
             best/         the model or adapter of the best epoch
+            .best/EPOCH   the next best/, until the state of its epoch is saved
             state/        the state to resume from, and the one before it
             result.json   written when the run is finished: config.json, history and scores
             validation.probabilities.safetensors, test.probabilities.safetensors    of the best epoch
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor
 
 from data.checked import listed, read_json, read_object, reading
-from data.checksums import read_sealed_tensors, seal, unseal, write_sealed_tensors
+from data.checksums import SUMS, check_checksums, read_sealed_tensors, seal, unseal, write_sealed_tensors
 from data.files import in_shell, open_tensors, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
@@ -115,6 +116,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.best, self.tokenizer = self.folder / "best", self.folder / "tokenizer"
+        self.next_best = self.folder / ".best"  # becomes best/ when the state of its epoch is saved
         self.state_file = self.folder / "state" / "state.safetensors"
         self.state_before = self.folder / "state" / "before.safetensors"
         self.log_file = self.folder / "log.jsonl"
@@ -296,7 +298,7 @@ class Run:
         """Returns the saved (tensors, progress) and sets the log back to that moment.
 
         A damaged state is replaced by the one before it, which is printed. Returns None and empties the log if no state
-        was saved yet. Raises ValueError if no saved state can be read.
+        was saved yet. Raises ValueError if no saved state can be read, or if there is none although an epoch ended.
         """
         problem = ""
         for path in (path for path in (self.state_file, self.state_before) if path.exists()):
@@ -313,8 +315,38 @@ class Run:
             return tensors, progress
         if problem:
             raise ValueError(f"{problem}; no other state of {self.folder} can be read: start again with another --name")
+        if self.best.exists():
+            way_out = "restore it, use best/ with eval.py, or start again with another --name"
+            raise FileNotFoundError(f"{self.state_file} is missing, although {self.best} exists; {way_out}")
         self.log_file.write_text("", encoding="utf-8")
         return None
+
+    def problem_of_best(self, epoch: int) -> str:
+        """Returns why best/ cannot be used, "" if it can or if there was none yet. epoch: of the saved state"""
+        self.keep_best(epoch)
+        try:
+            if epoch and not self.best.is_dir():
+                raise FileNotFoundError(f"{self.best} is missing")
+            check_checksums(self.best)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return ""
+
+    def keep_best(self, epoch: int) -> None:
+        """Replaces best/ by the model of an epoch that was saved beside it, if that is complete. Removes any other.
+
+        A process that is killed before this leaves the best/ before it, and does it when it resumes.
+        """
+        old, new = self.folder / ".best-before", self.next_best / f"{epoch}"
+        if (new / SUMS).is_file():
+            if self.best.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                self.best.rename(old)
+            new.rename(self.best)
+        elif old.exists() and not self.best.exists():
+            old.rename(self.best)
+        for folder in (old, self.next_best):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def restore_log(self, progress: dict[str, Any]) -> None:
         """Sets the log back to the moment of a state. If its content is lost, it is written from the history."""

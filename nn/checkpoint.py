@@ -373,15 +373,17 @@ def save_pretrained(
 # -------------------------------------------------------------------------------------------------- resume state
 
 
-def trained_parameters(model: Model, optimizer: torch.optim.Optimizer) -> list[tuple[str, Parameter]]:
-    """Returns (name, parameter) of all that the optimizer trains, those frozen in this epoch (nn/unfreezing.py) too."""
+def state_parameters(model: Model, optimizer: torch.optim.Optimizer) -> list[tuple[str, Parameter]]:
+    """Returns (name, parameter) of all but the backbone of an adapter, which stays where it is: what the optimizer
+    trains, those frozen in this epoch (nn/unfreezing.py) too, and frozen word vectors and regions."""
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [(name, p) for name, p in model.named_parameters() if id(p) in trained]
+    whole = model.adapter is None
+    return [(name, p) for name, p in model.named_parameters() if whole or id(p) in trained]
 
 
 def training_state(model: Model, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:
-    """Returns all tensors that training changes: the optimizer's parameters and moments, random states."""
-    tensors = {f"model.{name}": p for name, p in trained_parameters(model, optimizer)}
+    """Returns what a run continues from: parameters, the optimizer's moments, random states."""
+    tensors = {f"model.{name}": p for name, p in state_parameters(model, optimizer)}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
     return tensors | random_state(device)
@@ -393,8 +395,11 @@ def restore_training_state(
     """Restores what `training_state` returned, bit for bit. Raises ValueError if it belongs to another model."""
     moments: dict[int, dict[str, Tensor]] = {}
     members = [p for group in optimizer.param_groups for p in group["params"]]  # in the order of their numbers
-    for name, parameter in trained_parameters(model, optimizer):
+    trained = set(map(id, members))
+    for name, parameter in state_parameters(model, optimizer):
         saved = tensors.get(f"model.{name}")
+        if saved is None and id(parameter) not in trained:
+            continue  # frozen; states from before 2026-11-28 lack it
         if saved is None or saved.shape != parameter.shape:
             raise ValueError(f"the saved state does not fit the model: {name} is missing or misshaped")
         parameter.data.copy_(rows_like(saved, parameter))

@@ -3,6 +3,7 @@
 A step fails if the loss is not finite, if memory runs out, or if a signal stops the run. All ranks then do the same.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
 
 from data import Splits, ranks
 from data.batches import Batch
+from data.checked import show
 from data.corpus import Corpus
 from data.errors import Diverged, Interrupt, NotFinite, Stopped, out_of_memory
 from data.meter import Meter, Progress
@@ -29,8 +32,13 @@ from nn.checkpoint import restore_training_state, training_state
 from nn.distributed import GradientSum
 from nn.optim import Average
 from nn.runtime import Machine
-from nn.sharding import is_sharded, whole_tensors
+from nn.sharding import is_sharded, whole, whole_tensors
 
+# options that decide what a step of a number computes, and which tensors a state has
+FIXED = (
+    "model", "peft", "loss", "train_reviews", "max_length", "truncate", "epochs", "batch_size", "tokens_per_batch",
+    "accumulation", "average", "unfreeze", "seed",
+)  # fmt: skip
 Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, values of its predictions by name
 
 
@@ -63,6 +71,7 @@ class Training:
             "sums": self.meter.of_all_ranks().sums,
             "seconds": self.meter.total(),
             "scaler": self.scaler.state_dict(),
+            "options": {name: getattr(self.settings.options, name) for name in FIXED},
         }
         tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
         tensors = whole_tensors(tensors) | ranks.random_states(self.machine.device)
@@ -75,6 +84,7 @@ class Training:
         sums, seconds = None, 0.0
         if (saved := ranks.in_turn(self.run.load_state)) is not None:
             tensors, state = saved
+            self.check_options(state.get("options", {}))
             restore_training_state(tensors, self.model, self.optimizer, self.machine.device)
             ranks.restore_random_state(tensors, self.machine.device)
             self.average.restore(tensors)
@@ -83,10 +93,29 @@ class Training:
             sums = state.get("sums") if ranks.is_first() else None  # each rank adds its own
         self.meter = Meter(sums, seconds, self.settings.options.save_minutes)
 
+    def check_options(self, before: dict[str, Any]) -> None:
+        """Raises ValueError if the options of config.json are not those with which the state was saved."""
+        changed = [name for name in before if getattr(self.settings.options, name, None) != before[name]]
+        if changed:
+            file, was = self.run.folder / "config.json", show(before[changed[0]])
+            raise ValueError(f"{file} changed since the state was saved: its {changed[0]} was {was}; restore it")
+
 
 def epoch_name(t: Training) -> str:
     """Returns the number of the epoch, as it is printed."""
     return f"epoch {t.progress.epoch + 1}/{t.settings.options.epochs}"
+
+
+def clip(t: Training) -> None:
+    """Scales the gradient down to the norm that --clip allows.
+
+    Raises Diverged, after saving the state, for a gradient that is not finite; in fp16 the scaler leaves out its step.
+    """
+    norm = clip_grad_norm_(t.trainable, t.settings.options.clip or math.inf)
+    if not (t.scaler.is_enabled() or math.isfinite(whole(norm).item())):
+        t.save()
+        where = f"{epoch_name(t)}, step {t.progress.step + 1}"
+        raise Diverged(f"the gradient is not finite at {where}; the state before it is saved")
 
 
 def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -> list[Pass] | None:

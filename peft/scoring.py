@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.batches import no_check
 from data.corpus import Corpus
+from data.errors import Diverged
 from data.meter import Meter
 from data.orders import batches, sorted_order
 from data.ranks import add_rows, alone, is_first, own_share, rank, size
@@ -76,7 +77,7 @@ def score(
 
     LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
     between batches.  bar: whether to show a progress bar. Returns fp32 [N, C] in the order of the reviews; those of a
-    review in windows are pooled.
+    review in windows are pooled. Raises Diverged if the model computes NaN or infinity.
     """
     training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
@@ -94,4 +95,8 @@ def score(
                 progress.update(len(batch.labels))
             check()
     model.train(training)
-    return corpus.pool(add_rows(logits))
+    pooled = corpus.pool(add_rows(logits))
+    if bad := int(np.sum(~np.isfinite(pooled).all(1))):
+        way_out = "; --precision fp32 has a larger range" if machine.dtype == torch.float16 else ""
+        raise Diverged(f"the model computes numbers that are not finite for {bad:,} of {len(pooled):,} texts{way_out}")
+    return pooled
