@@ -273,7 +273,7 @@ def predict(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend
     if options.predict == "-":
         frame = read_lines(sys.stdin.buffer, options.encoding)
     else:
-        frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True)
+        frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True, needs_labels=False)
     logits = scorer.score_frame(frame)
     emit(predictions_csv(frame["id"], logits, scorer.labels, options.submission))
     if not is_stdout(options.out):

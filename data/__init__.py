@@ -305,14 +305,19 @@ def check_classes(train: pd.DataFrame, labels: tuple[str, ...], path: Path) -> N
 
 
 def load_table(
-    path: str | Path, source: Source, labels: tuple[str, ...] | None = None, keep_empty: bool = False
+    path: str | Path,
+    source: Source,
+    labels: tuple[str, ...] | None = None,
+    keep_empty: bool = False,
+    needs_labels: bool = True,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Reads all rows of one file, in their order: (DataFrame id, review, sentiment, classes).
 
     labels: the classes, to which labels are mapped by name; None: those of the file, () if it has no labels.
-    keep_empty: empty reviews are rows. A missing label column is noted, not an error. A .txt file holds one text a
-    line, and the ids are line numbers, unless its first line is the header of a table. Raises FileNotFoundError, or
-    ValueError for a label that is none of `labels` and for a file that cannot be read.
+    keep_empty: empty reviews are rows.  needs_labels: False: labels of a column that the command line does not name are
+    left out with a note if they are none of `labels`. A missing label column is noted, not an error. A .txt file holds
+    one text a line, and the ids are line numbers, unless its first line is the header of a table. Raises
+    FileNotFoundError, or ValueError for a label that is none of `labels` and for a file that cannot be read.
     """
     path = existing(path)
     if is_text_lines(path, source):
@@ -324,7 +329,15 @@ def load_table(
     else:
         reviews = read_reviews(path, source, keep_empty=keep_empty, optional_label=True)
     note_similar(reviews)
-    return label_reviews(reviews, labels)
+    try:
+        return label_reviews(reviews, labels)
+    except ValueError as error:
+        is_named = bool(source.label_column) and "label_column" not in source.of_run
+        if needs_labels or is_named:
+            raise
+        print(f"the labels are not read: {error}")
+        unknown = [(key, review, "") for key, review, _ in reviews.records]
+        return label_reviews(reviews._replace(records=unknown), labels)
 
 
 def overlap(splits: Splits) -> dict[str, int]:

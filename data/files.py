@@ -37,6 +37,15 @@ def in_shell(path: str | Path) -> str:
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of standard output
 
 
+def stamp(path: Path) -> list[int]:
+    """Returns what changes with the content of a file: size, times of change, and number on its disk.
+
+    An archive or `cp -p` sets the first time to that of the original, but not the second.
+    """
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same directory and renames it to `path` when the block ends.

@@ -80,7 +80,9 @@ def unigram(
     """
     backend = Backend(models.Unigram(subwords, unk_id=unk_id, byte_fallback=byte_fallback))
     backend.normalizer = normalizers.Sequence(normalizer)
-    words: list[PreTokenizer] = [pre_tokenizers.Punctuation("isolated")] if split_by_punct else []
+    words: list[PreTokenizer] = []
+    if split_by_punct:  # without the space before a mark, which would become a subword
+        words += [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Split(Regex(" +$"), "removed")]
     words.append(pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True))
     # No ordinary subword contains such a string.
     cut = pre_tokenizers.Split(token_names(special), "merged_with_previous")

@@ -27,7 +27,7 @@ from data.checksums import seal, unseal
 from data.cleaning import clean
 from data.columns import ABSENT, Columns, find_columns
 from data.delimited import FIRST_LINE, Record
-from data.files import check_inside, write_json
+from data.files import check_inside, stamp, write_json
 from data.imdb import parse_record
 from data.locks import waiting_lock
 from data.readers import SPLIT_NAMES, BrokenLine, Source, Table, as_text, check_encoding, parse_line
@@ -49,7 +49,7 @@ class Part(NamedTuple):
     start: int
     end: int
     first: int  # number of its first line or row
-    stamp: tuple[int, int]  # size and time of change of the file
+    stamp: list[int]  # of the file, see data/files.py
     held_out: float  # fraction of its documents
 
 
@@ -132,8 +132,8 @@ def cut_into_parts(source: Source, files: list[Path], cache: Path) -> tuple[list
     with waiting_lock(cache):
         for path, name, share in tqdm(chosen, desc="indexing", unit=" files", leave=False, disable=None):
             index, column = indexed(path, cache), find_column(path, source)
-            stamp = (index["size"], index["changed"])
-            parts += [Part(path, name, column, start, end, first, stamp, share) for start, end, first in index["parts"]]
+            places, found = index["parts"], index["stamp"]
+            parts += [Part(path, name, column, start, end, first, found, share) for start, end, first in places]
             digest.update(f"{name}\0{index['digest']}\0{share}\n".encode("utf-8", "surrogateescape"))
     return parts, digest.hexdigest()
 
@@ -174,19 +174,19 @@ def indexed(path: Path, cache: Path) -> dict[str, Any]:
 
     It is computed once: a file of the same size and time of change is not read again.
     """
-    status = path.stat()
+    now = stamp(path)
     stored = cache / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}.json"
     if stored.is_file():
         try:
             index = unseal(read_object(stored), stored)
-            if (index["size"], index["changed"]) == (status.st_size, status.st_mtime_ns):
+            if index.get("stamp") == now:
                 return index
         except ValueError as error:
             print(f"{show(error)}; it is made again")
     parts, digest = index_text(path)
     if path.suffix.lower() in PARQUETS:
         parts = index_parquet(path)
-    index = {"size": status.st_size, "changed": status.st_mtime_ns, "digest": digest, "parts": parts}
+    index = {"stamp": now, "digest": digest, "parts": parts}
     write_json(stored, seal(index))
     return index
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data.checked import show
 from data.checksums import is_intact, seal_file
 from data.corpus import Corpus, merge_rows, write_rows
-from data.files import replacing
+from data.files import replacing, stamp
 from data.locks import waiting_lock
 from data.readers import Source
 from data.shard_reader import PART_BYTES, Part, cut_into_parts, documents, find_shards
@@ -68,8 +68,7 @@ class Job:
             with replacing(path) as temporary:
                 rows = (tokenizer.encode(g, self.max_length, self.truncate) for g in grouped(texts))
                 write_rows(temporary, (row for group in rows for row in group))
-        status = part.path.stat()
-        if (status.st_size, status.st_mtime_ns) != part.stamp:
+        if stamp(part.path) != part.stamp:
             raise ValueError(f"{part.path} changed while it was read; start again")
         for path in self.paths(number):
             seal_file(path)

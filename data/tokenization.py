@@ -254,6 +254,7 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "do_lower_case": self.lowercase,
             "padding_side": "right",
+            "model_input_names": ["input_ids", "attention_mask"],  # DistilBERT takes no types; all types are 0
         }
         if state(self.backend.pre_tokenizer).get("add_prefix_space"):
             config["add_prefix_space"] = True  # version 4 of transformers sets it to False otherwise

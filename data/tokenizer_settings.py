@@ -105,7 +105,7 @@ def read_settings(directory: Path) -> Settings:
     """Reads the settings of the tokenizer in a folder. Raises ValueError that names the file and the value."""
     path = directory / "tokenizer_config.json"
     config = read_object(path)
-    if config.get("sp_model_kwargs"):
+    if config.get("sp_model_kwargs") not in (None, {}, {"enable_sampling": False}):
         raise ValueError(f"{path}: sp_model_kwargs {show(config['sp_model_kwargs'])} is not supported")
     if config.get("split_special_tokens"):
         raise ValueError(f"{path}: split_special_tokens = true is not supported")

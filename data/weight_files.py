@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.checked import listed, read_object, reading, show
 from data.checksums import file_digest
-from data.files import open_tensors, write_tensors
+from data.files import open_tensors, stamp, write_tensors
 from data.hub import BIN, BIN_INDEX, CONFIG, INDEX, WEIGHTS
 from data.pickles import check_pickle
 
@@ -68,15 +68,14 @@ def shards(directory: Path, index: str) -> list[Path]:
 
 
 def converted_path(path: Path) -> Path | None:
-    """Returns the cache path of a pytorch_model.bin converted to safetensors, keyed by its path, size and time.
+    """Returns the cache path of a pytorch_model.bin converted to safetensors, keyed by its path and `stamp`.
 
     Returns None if no folder for caches is known (a user without a home directory).
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  (it never raises)
     if not os.path.isabs(cache):  # noqa: PTH117
         return None
-    status = path.stat()
-    key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    key = f"{path.resolve()} {stamp(path)}"
     return Path(cache) / "imdb-from-scratch" / hashlib.sha256(key.encode()).hexdigest()[:32] / WEIGHTS
 
 

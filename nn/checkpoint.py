@@ -5,6 +5,7 @@ model.safetensors.index.json. KEYS and CONFIG_KEYS of each model translate tenso
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -312,10 +313,22 @@ def check_tensors(
     missing = [name for stripped, name in names.items() if stripped not in found]
     in_head = [name for name in missing if name.split(".")[0] in model.HEAD]
     problems += [f"missing {translate(name, model.KEYS)}" for name in missing if name not in in_head]
+    if prefix := wrapper_of([key for file in files for key in file.shapes], names):
+        way_out = "save the state of the model inside: torch's DataParallel and torch.compile add such a name"
+        raise ValueError(f"{directory}: the name of every tensor begins with {prefix!r}; {way_out}")
     if problems:
         shown = "; ".join(show(problem, 300) for problem in problems[:20]) + ("; …" if len(problems) > 20 else "")
         raise ValueError(f"{directory} does not fit its {CONFIG} ({len(problems)} problems): {shown}")
     return in_head
+
+
+def wrapper_of(keys: list[str], names: Iterable[str]) -> str:
+    """Returns the prefix that a wrapper of the model put before the name of every tensor, "" if there is none."""
+    for prefix in ("module.", "_orig_mod.", "base_model.model.", "model."):
+        inner = {strip_backbone(key.removeprefix(prefix)) for key in keys if key.startswith(prefix)}
+        if len(inner) == len(keys) and inner <= set(names) and not inner <= set(map(strip_backbone, keys)):
+            return prefix
+    return ""
 
 
 def tensor_problems(model: Model, file: WeightFile, key: str, name: str, quantized: bool) -> list[str]:

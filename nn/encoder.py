@@ -34,7 +34,9 @@ from nn.dropout import Dropout
 GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), from the paper of "gelu"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact: x · Φ(x), Hendrycks & Gimpel 2016, arXiv 1606.08415, §2
+    "gelu_python": F.gelu,
     "gelu_new": GELU_TANH,
+    "gelu_fast": GELU_TANH,
     "gelu_pytorch_tanh": GELU_TANH,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # ibid.
     "silu": F.silu,  # x · σ(x), ibid.

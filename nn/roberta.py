@@ -48,7 +48,7 @@ CONFIG_KEYS = {
 }
 # published config fields that would change the math, with the values implemented here
 SUPPORTED = {
-    "position_embedding_type": ("absolute",),
+    "position_embedding_type": ("absolute", None),
     "is_decoder": (False,),
     "add_cross_attention": (False,),
 }

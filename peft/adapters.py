@@ -9,6 +9,7 @@ the plain model; `attach_adapter` restores the adapter.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -214,13 +215,18 @@ def unmerge(model: Encoder) -> Encoder:
     return attach_adapter(model, merged)
 
 
+def positions(model: Model) -> tuple[int, float]:
+    """Returns the number of virtual tokens that have a position, and of all positions: infinity without a table."""
+    if not isinstance(model, Encoder) or model.embeddings.position is None:
+        return 0, math.inf
+    shifts = model.virtual is not None and (model.PREFIX_SHIFTS or not isinstance(model.virtual, DeepPrefix))
+    virtual = model.adapter["virtual_tokens"] if shifts and model.adapter is not None else 0
+    return virtual, model.embeddings.position.num_embeddings - model.first_position
+
+
 def check_positions(model: Model, max_length: int) -> None:
     """Raises ValueError if a review of max_length tokens, with the virtual tokens, exceeds the position table."""
-    if not isinstance(model, Encoder) or model.embeddings.position is None:
-        return
-    shifts = model.virtual is not None and (model.PREFIX_SHIFTS or not isinstance(model.virtual, DeepPrefix))
-    virtual = model.adapter["virtual_tokens"] if shifts else 0
-    available = model.embeddings.position.num_embeddings - model.first_position
+    virtual, available = positions(model)
     if virtual + max_length > available:
         what, way_out = f"--max-length {max_length} needs {max_length}", "lower it"
         if virtual:

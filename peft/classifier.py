@@ -35,6 +35,7 @@ from nn.checkpoint import load_pretrained
 from nn.explain import explain
 from nn.quant import FORMS
 from nn.runtime import Machine
+from peft.adapters import positions
 from peft.loading import load_adapted
 from peft.scoring import score
 
@@ -85,7 +86,8 @@ class Scorer:
             raise ValueError(f"{weights} has no classifier (its files lack {listed(lacks)}); {command} trains one")
         trained = MODELS[name_of(model)].training
         limit = trained.get("max_length", 512)
-        limit = max_length or min(limit, tokenizer.model_max_length or limit)
+        virtual, available = positions(model)
+        limit = max_length or int(min(limit, tokenizer.model_max_length or limit, available - virtual))
         own = "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head")
         return cls(model.to(machine.device).eval(), tokenizer, machine, Truncation(limit, own)._replace(**other))
 

@@ -138,6 +138,14 @@ def test_pytorch_model_bin_is_converted_once_into_our_cache(checkpoint, tmp_path
     assert sorted(path.name for path in checkpoint.iterdir()) == [CONFIG, "pytorch_model.bin"]
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "model."])
+def test_the_prefix_of_a_wrapper_is_named(checkpoint, prefix):
+    tensors = {prefix + name: t for name, t in load_file(checkpoint / WEIGHTS).items()}
+    save_file(tensors, checkpoint / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"the name of every tensor begins with '{prefix}'; save the state"):
+        load_pretrained(checkpoint)
+
+
 def test_a_pickle_that_does_not_fit_is_not_converted(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (checkpoint / WEIGHTS).unlink()

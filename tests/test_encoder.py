@@ -144,7 +144,9 @@ def gelu_tanh(x: float) -> float:
 
 FORMULAS = {
     "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_python": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
     "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "quick_gelu": lambda x: x * sigmoid(1.702 * x),
     "silu": lambda x: x * sigmoid(x),
@@ -163,7 +165,7 @@ def test_an_activation_is_its_formula(name):
 
 
 def test_an_unknown_activation_raises_with_the_known_names():
-    with pytest.raises(ValueError, match=r"unknown activation 'laplace'; known: gelu, gelu_new, .*, relu, tanh"):
+    with pytest.raises(ValueError, match=r"unknown activation 'laplace'; known: gelu, gelu_python, .*, relu, tanh"):
         activation("laplace")
 
 

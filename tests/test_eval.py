@@ -5,19 +5,20 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, tiny
+from conftest import GOLDEN, ROOT, tiny, tiny_weights
 from safetensors.torch import load_file, save_file
 
 import train
 from data.checked import read_json
 from data.corpus import Corpus
+from data.files import write_json
 from data.hub import CLASSIFIER, WEIGHTS
 from data.metrics import auc, metrics, print_metrics, softmax
 from data.tokenization import train_tokenizer
 from eval import main as evaluate
 from nn.checkpoint import save_pretrained
-from nn.runtime import CACHED_TOKENS, Machine, tokens_per_pass
-from peft.classifier import load_checkpoint
+from nn.runtime import CACHED_TOKENS, Machine, choose_machine, tokens_per_pass
+from peft.classifier import Scorer, load_checkpoint
 from peft.scoring import score
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -170,6 +171,27 @@ def test_the_built_in_classifier_labels_a_file(tmp_path, capsys):
         "positive",
         "negative",
     ]
+
+
+def test_predictions_need_no_labels_of_the_file(tmp_path, capsys):
+    (tmp_path / "reviews.csv").write_text("review,label\nA wonderful film.,1 star\nA waste of time.,3 stars\n")
+    command = ["--predict", str(tmp_path / "reviews.csv"), "--out", str(tmp_path / "out.csv")]
+    evaluate(command)
+    assert "the labels are not read: " in capsys.readouterr().out
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+    with pytest.raises(ValueError, match="1 star"):
+        evaluate([*command, "--label-column", "label"])
+
+
+def test_a_checkpoint_reads_as_many_tokens_as_it_has_positions(tmp_path):
+    model = tiny_weights(tmp_path / "bert")
+    config = read_json(model / "tokenizer_config.json")
+    write_json(model / "tokenizer_config.json", config | {"model_max_length": 512})
+    cpu = choose_machine("cpu", "fp32")
+    limit = read_json(model / "config.json")["max_position_embeddings"]
+    scorer = Scorer.of_checkpoint(str(model), cpu)
+    assert scorer.truncation.max_length == limit
+    assert np.isfinite(scorer.score_texts(["good " * 600])).all()
 
 
 def test_a_checkpoint_that_lacks_its_pooler_does_not_answer(tmp_path):

@@ -306,6 +306,18 @@ def test_the_format_of_torch_before_1_6_is_read(checkpoint: Path, cache: Path):
     assert_same(weights(load_pretrained(checkpoint)), before)
 
 
+def test_a_replaced_file_of_the_same_size_and_time_is_read(checkpoint: Path, cache: Path):
+    """Archives with fixed times give two files the same one."""
+    path = legacy(checkpoint)
+    os.utime(path, (1, 1))
+    load_pretrained(checkpoint)
+    tensors = load_pickled(path)
+    torch.save({name: -t for name, t in tensors.items()}, path, _use_new_zipfile_serialization=False)
+    os.utime(path, (1, 1))
+    read = WeightFile(weight_files(checkpoint)[0]).read("classifier.weight")
+    assert torch.equal(read, -tensors["classifier.weight"])
+
+
 def test_a_damaged_converted_file_is_not_used(checkpoint: Path, cache: Path):
     before = weights(load_pretrained(checkpoint))
     path = legacy(checkpoint)

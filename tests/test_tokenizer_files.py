@@ -226,6 +226,8 @@ def test_deberta_lowercases_and_splits_before_sentencepiece(tmp_path: Path):
     assert spm_ids(tmp_path, "GOOD ΟΔΟΣ", {"do_lower_case": True}) == spm_ids(tmp_path, "good οδοσ", {})
     (left, right), both = (spm_ids(tmp_path, text, {})[1:-1] for text in ("good", ",")), {"split_by_punct": True}
     assert spm_ids(tmp_path, "good ,good", both) == [1, *left, *right, *left, 2]
+    tokenizer, text = load_tokenizer(tmp_path), "good [x] , good!  ( good )"
+    assert tokenizer.backend.encode(text, add_special_tokens=False).ids == next(tokenizer.subword_ids([text]))
     with pytest.raises(ValueError, match="add_prefix_space = false is not supported"):
         spm_ids(tmp_path, "good", {"add_prefix_space": False})
 
