@@ -61,7 +61,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, None)  # None: of numpy.save
+        if isinstance(error, OSError) and error.errno not in full:
             raise
         raise OSError(f"cannot write {path}: {error}; an existing file of that name is unchanged") from error
     finally:

@@ -77,6 +77,8 @@ def test_a_full_disk_raises_and_leaves_the_previous_file_unchanged(tmp_path: Pat
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path):
     with pytest.raises(OSError, match=r"cannot write .*a\.txt: .*No space left"), replacing(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match=r"cannot write .*b\.npy: 9 requested and 4"), replacing(tmp_path / "b.npy"):
+        raise OSError("9 requested and 4 written")  # of numpy.save, without a number
 
 
 def test_errors_of_readers_name_the_file(tmp_path: Path):
