@@ -41,7 +41,7 @@ def clean_exit() -> Iterator[None]:
         if is_closed_pipe(error):
             sys.exit(CLOSED_PIPE)
         message = user_message(error)
-        if message is None or os.environ.get("DEBUG"):
+        if message is None or os.environ.get("DEBUG") == "1":
             raise
         traceback.clear_frames(error.__traceback__)
         print(f"error: {message}", file=sys.stderr)

@@ -75,6 +75,13 @@ def test_errors_that_a_user_can_fix_are_one_line(error: Exception, message: str,
     assert capsys.readouterr().err.startswith(message)
 
 
+def test_debug_1_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch):
+    for value, raised in (("0", SystemExit), ("1", ValueError)):
+        monkeypatch.setenv("DEBUG", value)
+        with pytest.raises(raised), clean_exit():
+            raise ValueError("a wrong value")
+
+
 def test_defects_of_the_program_keep_their_traceback():
     with pytest.raises(RuntimeError, match="shapes"), clean_exit():
         raise RuntimeError("shapes do not match")
