@@ -71,6 +71,7 @@ from data.mistakes import (
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits
 from data.predictions import predictions_csv, print_answer, read_lines
+from data.ranks import environment_number
 from data.resolve import recorded_settings
 from data.rows import open_runs
 from data.runs import Run, check_digests
@@ -434,7 +435,7 @@ def member(options: Options, run: Run) -> Member:
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+    if environment_number("WORLD_SIZE", 1) > 1 and "RANK" in os.environ:
         raise ValueError("eval.py is one process; start it without torchrun")
     given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES, once=True)
     options = Options(**given)

@@ -36,6 +36,7 @@ from data.seeds import derive_seed, random_state, set_random_state
 
 Value = TypeVar("Value")
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets
+NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")  # that torch reads as whole numbers
 FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks find the addresses of the killed ones
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
 STOPPING = 60  # seconds that torchrun has to stop a rank
@@ -53,6 +54,15 @@ class Elsewhere(Exception):
 # ------------------------------------------------------------------------------------------------------ the group
 
 
+def environment_number(name: str, default: int = 0) -> int:
+    """Returns the whole number of an environment variable that torchrun sets. Raises ValueError for other text."""
+    value = os.environ.get(name, str(default))
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"the environment variable {name} is {value!r}, not a whole number; unset it") from None
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
     """Joins the ranks that torchrun started, for the block; does nothing without torchrun.
@@ -64,7 +74,9 @@ def joined(device: str) -> Iterator[None]:
     if not all(name in os.environ for name in TORCHRUN):
         yield
         return
-    local, backend = int(os.environ.get("LOCAL_RANK", "0")), "gloo"
+    local, backend = environment_number("LOCAL_RANK"), "gloo"
+    for name in NUMBERS:
+        environment_number(name)
     if device.startswith("cuda:"):
         raise ValueError(f"--device {device} would be shared by all ranks; --device cuda gives each rank its own GPU")
     if device in ("auto", "cuda") and torch.cuda.is_available():
@@ -113,7 +125,7 @@ def only_first_prints() -> Iterator[None]:
 
     The others wait until torchrun stops them, which it does as soon as rank 0 has ended.
     """
-    if not all(name in os.environ for name in TORCHRUN) or os.environ["RANK"] == "0":
+    if not all(name in os.environ for name in TORCHRUN) or environment_number("RANK") == 0:
         yield
         return
     try:
@@ -148,12 +160,12 @@ def is_first() -> bool:
 
 def restarted() -> bool:
     """Returns whether torchrun started the ranks again after a failure (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return environment_number("TORCHELASTIC_RESTART_COUNT") > 0
 
 
 def restarts() -> bool:
     """Returns whether torchrun will start the ranks again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    return environment_number("TORCHELASTIC_MAX_RESTARTS") > 0
 
 
 # ------------------------------------------------------------------------------------------------- exchanged values

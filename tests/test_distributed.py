@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import train
 from data import ranks
 from data.ranks import FRESH_STORE, share_bounds
+from eval import main as evaluate
 
 minutes = pytest.mark.skipif("RANKS" not in os.environ, reason="takes minutes: RANKS=1")
 TOLERANCE = 1e-6  # of fp32 sums in another order, relative to the largest gradient; of losses and weights
@@ -283,6 +284,24 @@ def test_torchrun_restarts_after_a_killed_rank(alone, folder):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_equal_weights(alone / "lora", place / "lora")
+
+
+@pytest.mark.parametrize("name", [*ranks.NUMBERS, "LOCAL_RANK"])
+def test_a_variable_that_is_no_number_is_named(name: str, monkeypatch: pytest.MonkeyPatch):
+    for variable, value in zip(ranks.TORCHRUN, ("0", "1", "localhost", "1"), strict=True):
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ValueError, match=f"^the environment variable {name} is 'x', not a whole number; unset it$"):
+        train.main(["--data", "demo", "--device", "cpu"])
+
+
+def test_variables_without_torchrun_that_are_no_numbers_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "x")
+    with pytest.raises(ValueError, match=r"^the environment variable TORCHELASTIC_RESTART_COUNT is 'x', not a whole"):
+        ranks.restarted()
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with pytest.raises(ValueError, match=r"^the environment variable WORLD_SIZE is '', not a whole number; unset it$"):
+        evaluate(["--text", "good"])
 
 
 def test_an_error_before_the_ranks_are_joined_is_reported_once(monkeypatch, capsys):
