@@ -53,7 +53,7 @@ class Splits(NamedTuple):
     """The reviews of a source: four DataFrames id, review, sentiment. `test` and `unlabelled` may be empty.
 
     labels: the class names; sentiment is their index.  files: absolute path -> SHA-256 of each file that was read; of a
-    folder of aclImdb, one digest of all its files.
+    folder of aclImdb, one digest of all its files; of the built-in reviews, the digest under the name `demo`.
     """
 
     train: pd.DataFrame
@@ -247,6 +247,7 @@ def load_splits(
         if labels is not None and tuple(map(canonical, labels)) != SENTIMENT:
             raise ValueError(f"the built-in reviews have the classes negative and positive, not {quoted(labels)}")
         classes: tuple[str, ...] = SENTIMENT
+        loader.files["demo"] = demo.digest()
         parts, unlabelled = with_named_files(Parts(Path("demo")), source), as_frame([])
     else:
         parts, test = find_parts(source), as_frame([])

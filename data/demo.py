@@ -8,6 +8,8 @@ A pair of reviews, one negative and one positive, has the same kind and the same
 also draw from rarer opinion words and idioms that do not occur in the labelled reviews (data/demo_words.py).
 """
 
+import hashlib
+import json
 import random
 import re
 from functools import cache
@@ -114,3 +116,9 @@ def reviews(split: str) -> list[tuple[str, str, int]]:
             taken.add(text)
             written.append((f"{kind}_{split}_{len(written):04d}", text, int(good)))
     return written
+
+
+@cache
+def digest() -> str:
+    """Returns the SHA-256 of all ids, reviews and sentiments, which changes with the generator."""
+    return hashlib.sha256(json.dumps([reviews(split) for split in SIZES]).encode()).hexdigest()

@@ -71,8 +71,14 @@ def versions() -> dict[str, str]:
 def check_files(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
     """Raises ValueError if a data file of a run changed, vanished or was added since the run started.
 
-    before, now: path -> SHA-256. Test reviews may be added: they do not change the training.
+    before, now: path, or `demo` for the built-in reviews -> SHA-256. Test reviews may be added: they do not change the
+    training. Runs of older versions have no digest of the built-in reviews.
     """
+    before, now = dict(before), dict(now)
+    built_in = (before.pop("demo", None), now.pop("demo", None))
+    if None not in built_in and built_in[0] != built_in[1]:
+        way_out = "check out the commit in its config.json, start a new run, or score the new ones: eval.py --data demo"
+        raise ValueError(f"the built-in reviews changed since {folder} was started; {way_out}")
     for path, digest in before.items():
         if path in now and now[path] != digest:
             way_out = "restore it, start a new run, or score the new file with eval.py --data"
@@ -86,7 +92,8 @@ def check_files(before: dict[str, str], now: dict[str, str], folder: Path) -> No
 
 def check_digests(before: dict[str, str], now: dict[str, str]) -> None:
     """Raises ValueError if a file that is read has other content than each file of before. Both: path -> SHA-256."""
-    if changed := [path for path, digest in now.items() if before and digest not in before.values()]:
+    changed = [path for path, digest in now.items() if before and digest not in before.values()]
+    if changed := [path for path in changed if path != "demo" or path in before]:  # an older version did not record it
         raise ValueError(f"{min(changed)} changed since the run was started")
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import train
+from data import Source, load_splits
 from data.files import new_folder, write_json, write_tensors
 from data.locks import FILE as LOCK
 from data.meter import Meter
-from data.runs import Run
+from data.runs import Run, check_digests
 from eval import main as evaluate
 
 
@@ -69,6 +70,22 @@ def test_a_data_file_that_was_added_is_refused_unless_it_has_test_reviews(tmp_pa
     run.record_data(("a", "b"), {"/d/train.csv": "1", "/d/test.csv": "2"})
     with pytest.raises(ValueError, match=r"/d/validation\.csv was added since .* was started; move it away, or start"):
         run.record_data(("a", "b"), {"/d/train.csv": "1", "/d/validation.csv": "2"})
+
+
+def test_built_in_reviews_that_changed_are_noticed(tmp_path: Path):
+    """Runs of older versions recorded no digest of them."""
+    now = load_splits(Source(data="demo")).files
+    assert [*now] == ["demo"]
+    run, old = (Run.create(tmp_path / name, {}) for name in ("r", "old"))
+    old.record_data(("a", "b"), {"/d/valid.csv": "1"})
+    old.record_data(("a", "b"), now | {"/d/valid.csv": "1"})
+    check_digests(old.config["files"], now)
+    run.record_data(("a", "b"), now)
+    run.record_data(("a", "b"), now)
+    with pytest.raises(ValueError, match=r"^the built-in reviews changed since .*r was started; check out the commit"):
+        run.record_data(("a", "b"), {"demo": "0"})
+    with pytest.raises(ValueError, match=r"^demo changed since the run was started"):
+        check_digests(now, {"demo": "0"})
 
 
 def test_a_printed_command_quotes_its_path(tmp_path: Path):
