@@ -24,8 +24,11 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\
 Result = TypeVar("Result")
 
 
+FETCH = "fetch it again"  # the way out for a file that was not written here
+
+
 @contextlib.contextmanager
-def reading(path: Path | str, kind: str, way_out: str = "fetch it again") -> Iterator[None]:
+def reading(path: Path | str, kind: str, way_out: str = FETCH) -> Iterator[None]:
     """Raises each error of the block as `PATH is damaged or not KIND (the error); WAY_OUT`, a ValueError.
 
     A ValueError that names the path stays as it is, and so does an error of the operating system (no such file, no
@@ -51,6 +54,11 @@ def damaged(path: Path | str, kind: str, error: BaseException, way_out: str) -> 
     """Describes a file that cannot be parsed."""
     reason = "it needs more memory than is available" if isinstance(error, MemoryError) else show(str(error), 200)
     return f"{path} is damaged or not {kind} ({reason or type(error).__name__}); {way_out}"
+
+
+def with_way_out(problem: str, way_out: str) -> str:
+    """Returns the message `PROBLEM; WAY_OUT`, without the second part if it is empty."""
+    return f"{problem}; {way_out}" if way_out else problem
 
 
 def show(value: Any, limit: int = SHOWN) -> str:
@@ -84,16 +92,19 @@ def silent_stderr() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------ JSON
 
 
-def parse_json(text: str | bytes, where: Path | str, way_out: str = "fetch it again") -> Any:
-    """Parses JSON. Raises ValueError that names `where` for text that is not JSON, too large, or nested too deeply."""
+def parse_json(text: str | bytes, where: Path | str, way_out: str = FETCH) -> Any:
+    """Parses JSON. Raises ValueError that names `where` for text that is not JSON, too large, or nested too deeply.
+
+    way_out: the end of the message, "" if the caller continues it.
+    """
     if len(text) > JSON_BYTES:
         raise ValueError(f"{where} has {len(text):,} bytes; a JSON file of at most {JSON_BYTES:,} is read")
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply to be read; {way_out}") from error
+        raise ValueError(with_way_out(f"{where} is nested too deeply to be read", way_out)) from error
     except ValueError as error:  # also UnicodeDecodeError, and numbers of thousands of digits
-        raise ValueError(f"{where} is not valid JSON ({show(error)}); {way_out}") from error
+        raise ValueError(with_way_out(f"{where} is not valid JSON ({show(error)})", way_out)) from error
 
 
 def as_object(value: Any, where: Path | str) -> dict[str, Any]:
@@ -103,21 +114,21 @@ def as_object(value: Any, where: Path | str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file. Raises FileNotFoundError or ValueError, each naming the file."""
+def read_json(path: Path, way_out: str = FETCH) -> Any:
+    """Reads a JSON file. Raises FileNotFoundError or ValueError, each naming the file. way_out: as of parse_json"""
     try:
         if (size := path.stat().st_size) > JSON_BYTES:
             raise ValueError(f"{path} has {size:,} bytes; a JSON file of at most {JSON_BYTES:,} is read")
-        return parse_json(path.read_bytes().decode("utf-8-sig"), path)
+        return parse_json(path.read_bytes().decode("utf-8-sig"), path, way_out)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+        raise ValueError(with_way_out(f"{path} is not valid JSON ({error})", way_out)) from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file with one object. Raises FileNotFoundError or ValueError, each naming the file."""
-    return as_object(read_json(path), path)
+def read_object(path: Path, way_out: str = FETCH) -> dict[str, Any]:
+    """Reads a JSON file with one object. Raises as read_json does."""
+    return as_object(read_json(path, way_out), path)
 
 
 # ------------------------------------------------------------------------------------------------------------ time

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.checked import CONTROL, show
+from data.checked import CONTROL, FETCH, show, with_way_out
 
 
 def user_path(text: str | Path) -> Path:
@@ -163,15 +163,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
-    """Opens a memory-mapped safetensors file. Raises FileNotFoundError, or ValueError if it is truncated or damaged."""
+def open_tensors(path: Path, way_out: str = FETCH) -> Iterator[Any]:
+    """Opens a memory-mapped safetensors file. Raises FileNotFoundError, or ValueError if it is truncated or damaged.
+
+    way_out: the end of the message, "" if the caller continues it.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or damaged ({show(error)}); fetch it again") from error
+        raise ValueError(with_way_out(f"{path} is cut short or damaged ({show(error)})", way_out)) from error
 
 
 # ----------------------------------------------------------------------------------------------- links

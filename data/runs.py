@@ -44,6 +44,7 @@ from data.locks import FolderLock
 ROOT = Path(__file__).parent.parent
 FORMAT = 2  # of config.json: 2 has a checksum
 OLD_STATE = frozenset({"format", "progress"})  # metadata of a state from before there were checksums
+RESTORE = "restore it, or start another run"  # the way out for a damaged config.json
 LONG = 60.0  # seconds of preparation after which a tokenizer is kept when the start fails
 PACKAGES = ("torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers")
 
@@ -106,7 +107,8 @@ class Predictions(NamedTuple):
 
 def read_predictions(path: Path) -> Predictions:
     """Reads kept predictions. Raises ValueError for a damaged file."""
-    with reading(path, "kept probabilities", "delete it"), open_tensors(path) as file:
+    way_out = "delete it: the run can be used without it"
+    with reading(path, "kept probabilities", way_out), open_tensors(path, way_out) as file:
         probabilities, labels = (file.get_tensor(name).numpy() for name in ("probabilities", "labels"))
         if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
             raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} do not fit each other")
@@ -209,7 +211,7 @@ class Run:
                     raise FileNotFoundError(f"{folder} is inside the run {parent}; give {flag} {in_shell(parent)}")
         if not (run.folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not a run folder: it has no config.json")
-        if "model_type" in read_object(run.folder / "config.json"):
+        if "model_type" in read_object(run.folder / "config.json", RESTORE):
             raise ValueError(f"{folder} is a checkpoint, not a run folder; --weights {in_shell(folder)} uses it")
         return run
 
@@ -250,14 +252,14 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Reads config.json. Raises ValueError if it changed."""
         path = self.folder / "config.json"
-        config = read_object(path)
+        config = read_object(path, RESTORE)
         return unseal(config, path) if "sha256" in config or "format" in config else config
 
     @property
     def result(self) -> dict[str, Any] | None:
         """Reads result.json, None before the run is finished."""
         path = self.folder / "result.json"
-        return read_object(path) if path.exists() else None
+        return read_object(path, "delete it: --resume then scores again") if path.exists() else None
 
     @property
     def cache_to_score(self) -> Path | None:
@@ -282,8 +284,10 @@ class Run:
 
     def save_calibration(self, facts: dict[str, Any]) -> None:
         """Keeps the temperature and what it was fitted on in calibration.json, unless the folder is read-only."""
-        path = self.folder / "calibration.json"
-        if os.access(self.folder, os.W_OK) and not (path.exists() and read_json(path) == facts):
+        path, kept = self.folder / "calibration.json", None
+        with contextlib.suppress(OSError, ValueError):  # a missing or damaged file is written anew
+            kept = read_json(path)
+        if kept != facts and os.access(self.folder, os.W_OK):
             write_json(path, facts)
 
     # ------------------------------------------------------------------------------------------------------- state

@@ -48,9 +48,10 @@ def epochs(run: Run) -> list[dict[str, Any]]:
     Raises ValueError for a log that is damaged.
     """
     path = run.log_file
-    with reading(path, "the log of a run", "restore it, or leave the run out"):
+    way_out = "restore it, or leave the run out"
+    with reading(path, "the log of a run", way_out):
         lines = path.read_text(encoding="utf-8").splitlines()
-        events = [as_object(parse_json(line, path), f"{path}: line {n}") for n, line in enumerate(lines, 1)]
+        events = [as_object(parse_json(line, path, way_out), f"{path}: line {n}") for n, line in enumerate(lines, 1)]
         found = [event for event in events if event.get("event") == "epoch"]
         numbers = ("train_acc", "val_acc", "seconds", "epoch")
         if not all(has_type(event.get(name, 0), float) for event in found for name in numbers):

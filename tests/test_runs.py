@@ -11,10 +11,13 @@ import torch
 
 import train
 from data import Source, load_splits
-from data.files import new_folder, write_json, write_tensors
+from data.checked import read_json
+from data.checksums import read_sealed_tensors
+from data.files import new_folder, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.meter import Meter
 from data.runs import Run, check_digests
+from data.tables import epochs
 from eval import main as evaluate
 
 
@@ -113,6 +116,38 @@ def test_a_changed_bit_of_a_state_is_noticed(tmp_path: Path):
         run.state_file.write_bytes(damaged)
         with pytest.raises(ValueError, match="no other state"):
             run.load_state()
+
+
+DAMAGED = {
+    "result.json": (lambda run: run.result, r"is not valid JSON \(.*\); delete it: --resume then scores again$"),
+    "config.json": (lambda run: Run.open(run.folder), r"is not valid JSON \(.*\); restore it, or start another run$"),
+    "log.jsonl": (epochs, r"is not valid JSON \(.*\); restore it, or leave the run out$"),
+    "test.probabilities.safetensors": (
+        lambda run: run.predictions("test"), r"is cut short or damaged \(.*\); delete it: the run can be used without",
+    ),
+    "state/state.safetensors": (
+        lambda run: read_sealed_tensors(run.state_file), r"is cut short or damaged \([^;]*\)$",  # load_state goes on
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_run_has_its_own_way_out(name: str, tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    run.release()
+    use, message = DAMAGED[name]
+    for text in ("{", "\0\n") if name == "log.jsonl" else ("", "{"):
+        write_text(run.folder / name, text)
+        with pytest.raises(ValueError, match=f"{re.escape(name)} {message}"):
+            use(run)
+
+
+def test_a_damaged_calibration_is_written_again(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    for text in ("", "{}", "\udcff"):
+        (run.folder / "calibration.json").write_bytes(text.encode(errors="surrogateescape"))
+        run.save_calibration({"temperature": 1.5})
+        assert read_json(run.folder / "calibration.json") == {"temperature": 1.5}
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:20], lambda text: text.replace("0.5", "0.6"), lambda text: ""])
