@@ -237,10 +237,10 @@ def prepare_training(
 def train(t: Training) -> None:
     """Trains, and keeps the best epoch by validation accuracy in best/ (for pretraining: the last)."""
     options, progress = t.settings.options, t.progress
-    orders = epoch_orders(t.corpus, options)
-    steps = [math.ceil(len(order) / options.accumulation) for order in orders]  # of each epoch
+    steps = steps_of_epochs(t.corpus, options)
+    total = sum(steps)
     while progress.epoch < options.epochs and not out_of_patience(progress, options):
-        order, before = orders[progress.epoch], sum(steps[: progress.epoch])
+        order, before = epoch_order(t.corpus, options, progress.epoch), sum(steps[: progress.epoch])
         if options.unfreeze == "gradual":
             unfreeze(t.model, t.trainable, progress.epoch + 1)
             print(f"{epoch_name(t)}: {describe_epoch(t.model, progress.epoch + 1, options.epochs)}")
@@ -249,7 +249,7 @@ def train(t: Training) -> None:
         with t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved
             while progress.step < steps[progress.epoch]:
                 step = before + progress.step  # counted over the whole run
-                rate_factor = schedule(step, sum(steps), options.warmup, options.schedule)
+                rate_factor = schedule(step, total, options.warmup, options.schedule)
                 for group in t.optimizer.param_groups:
                     group["lr"] = group["peak"] * rate_factor
                 micro_batches = order[progress.step * options.accumulation : (progress.step + 1) * options.accumulation]
@@ -270,12 +270,16 @@ def train(t: Training) -> None:
         finish_epoch(t)
 
 
-def epoch_orders(corpus: Corpus, options: Options) -> list[list[Any]]:
-    """Returns the micro-batches of every epoch, as rows of the corpus."""
-    return [
-        shuffled_order(corpus.lengths, options.batch_size, options.seed, epoch, options.tokens_per_batch)
-        for epoch in range(options.epochs)
-    ]
+def epoch_order(corpus: Corpus, options: Options, epoch: int) -> list[np.ndarray]:
+    """Returns the micro-batches of epoch 0, 1, …, as rows of the corpus."""
+    return shuffled_order(corpus.lengths, options.batch_size, options.seed, epoch, options.tokens_per_batch)
+
+
+def steps_of_epochs(corpus: Corpus, options: Options) -> list[int]:
+    """Returns the number of optimizer steps of each epoch. It depends on the order only with tokens_per_batch."""
+    different, repeats = (options.epochs, 1) if options.tokens_per_batch else (1, options.epochs)
+    orders = (epoch_order(corpus, options, epoch) for epoch in range(different))
+    return [math.ceil(len(order) / options.accumulation) for order in orders] * repeats
 
 
 def out_of_patience(progress: Progress, options: Options) -> bool:

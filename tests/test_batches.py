@@ -1,4 +1,5 @@
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,22 @@ def test_batches_by_token_budget():
     assert all(np.array_equal(a, b) for a, b in zip(order, again, strict=True))
     other = shuffled_order(lengths, batch_size=16, seed=1, epoch=1, tokens_per_batch=256)
     assert not np.array_equal(order[0], other[0])
+
+
+@pytest.mark.parametrize("size", [{"batch_size": 7}, {"tokens_per_batch": 64}])
+def test_the_steps_of_each_epoch_are_those_of_its_order(size: dict[str, int]):
+    texts = one_token_rows(np.random.default_rng(0).integers(1, 60, 300))
+    options = Options(epochs=5, accumulation=2, **size)
+    expected = [math.ceil(len(train.epoch_order(texts, options, epoch)) / 2) for epoch in range(5)]
+    assert train.steps_of_epochs(texts, options) == expected
+    assert (len(set(expected)) > 1) == ("tokens_per_batch" in size)
+
+
+def test_many_epochs_need_one_order(monkeypatch: pytest.MonkeyPatch):
+    computed = []
+    monkeypatch.setattr(train, "shuffled_order", lambda *arguments: computed.append(arguments) or [[0]] * 5)
+    assert train.steps_of_epochs(corpus(), Options(epochs=100_000)) == [5] * 100_000
+    assert len(computed) == 1
 
 
 def one_token_rows(lengths: Iterable[int]) -> Corpus:

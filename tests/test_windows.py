@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_names_reviews(small_run, monkeypatch):
     with pytest.raises(ValueError, match="the loss is nan at epoch 1/2, step 1") as error:
         train.main([*small_run, *flags])
     texts, corpus = seen[0]
-    row = train.epoch_orders(corpus, settings_of(Run.open("runs/small")).options)[0][0][0]
+    row = train.epoch_order(corpus, settings_of(Run.open("runs/small")).options, 0)[0][0]
     assert len(corpus) > 2 * len(texts)
     assert str(error.value).endswith(f"batch: {texts['id'].iloc[corpus.review[row]]}")
 

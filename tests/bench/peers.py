@@ -61,7 +61,7 @@ from memory_account import Live
 from data import LABELED, find_file
 from data.imdb import load_reviews
 from nn.runtime import choose_machine, describe_device, keep_freed_memory
-from train import epoch_orders
+from train import epoch_order
 
 Rows = list[dict[str, Any]]
 OURS = ("ours", "ours, auto")
@@ -229,7 +229,7 @@ def mlm(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
             flags = [*MLM.split(), f"num_layers={layers} {NO_DROPOUT}", "--max-length", str(length)]
             t = training([*flags, "--precision", precision], frame, tokenizer, folder)
             tokenizer = t.tokenizer
-            steps = epoch_orders(t.corpus, t.settings.options)[0][:MLM_BATCHES]
+            steps = epoch_order(t.corpus, t.settings.options, 0)[:MLM_BATCHES]
             runs[name] = lambda t=t, steps=steps: [optimizer_step(t, [rows]) for rows in steps]
         subwords = int(sum(t.corpus.lengths[rows].sum() for rows in steps))
         row |= {name: round(subwords / value) for name, value in alternate(runs, repeats).items()}

@@ -39,7 +39,7 @@ from peft.scoring import score
 from train import (
     TABLES,
     attempt_step,
-    epoch_orders,
+    epoch_order,
     gradient,
     prepare_run,
     prepare_training,
@@ -203,7 +203,7 @@ def update(t: Training) -> None:
 
 def epoch(t: Training) -> Callable[[], None]:
     """Returns a function that runs one epoch of optimizer steps."""
-    order = epoch_orders(t.corpus, t.settings.options)[0]
+    order = epoch_order(t.corpus, t.settings.options, 0)
 
     def run() -> None:
         for number, rows in enumerate(order):
