@@ -53,9 +53,9 @@ from data.eval_options import (
     names_folder,
 )
 from data.explanation import Explanation, as_page, as_text, has_colours
-from data.files import is_stdout, write_output
+from data.files import filling, is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
-from data.hub import CLASSIFIER
+from data.hub import CLASSIFIER, CONFIG
 from data.imdb import as_frame
 from data.labels import SENTIMENT, UNKNOWN
 from data.metrics import metrics, print_metrics, softmax
@@ -329,15 +329,14 @@ def export(options: Options, run: Run, machine: Machine) -> None:
     classifier. Raises ValueError if the folder holds files, and for an adapter that cannot be merged (virtual tokens,
     Houlsby).
     """
-    folder, dtype = options.merge, check_choice("dtype", options.dtype, DTYPES)
-    if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
-        raise ValueError(f"--merge {folder} exists and is not empty; name a new folder")
-    model, tokenizer = load_run(run, machine.device, "none", options.base)
-    if isinstance(model, Encoder) and model.adapter is not None:
-        peft.merge(model)
-    save_pretrained(model, folder, dtype, heads=not is_pretraining(run, TABLES))
-    tokenizer.save(folder)
-    print(f"{folder}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    dtype = check_choice("dtype", options.dtype, DTYPES)
+    with filling(Path(options.merge), flag="--merge", last=CONFIG) as folder:
+        model, tokenizer = load_run(run, machine.device, "none", options.base)
+        if isinstance(model, Encoder) and model.adapter is not None:
+            peft.merge(model)
+        save_pretrained(model, folder, dtype, heads=not is_pretraining(run, TABLES))
+        tokenizer.save(folder)
+    print(f"{options.merge}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 def compare(options: Options, emit: Emit) -> None:

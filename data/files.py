@@ -7,10 +7,12 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import stat
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def in_shell(path: str | Path) -> str:
     return shlex.quote(str(path))
 
 
+UNFINISHED = ".unfinished"  # the staging folder of `filling`
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of standard output
 
 
@@ -54,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
     is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{host_digits()}-{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -67,6 +70,44 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path}: {error}; an existing file of that name is unchanged") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def host_digits() -> str:
+    """Returns eight digits that stand for the name of this machine or container."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Deletes the temporary files of `replacing` below a folder whose process on this machine was killed.
+
+    They stay on systems without /proc, which shows the processes.
+    """
+    if not Path("/proc/self").exists():
+        return
+    for path in folder.rglob(f".*.{host_digits()}-*.tmp"):
+        number = path.name.removesuffix(".tmp").rpartition("-")[2]
+        if number.isdigit() and not Path("/proc", number).exists():
+            with suppress(OSError):  # in a folder of another user
+                path.unlink()
+
+
+@contextmanager
+def filling(folder: Path, flag: str, last: str) -> Iterator[Path]:
+    """Yields a staging folder within `folder`, and moves its files to `folder` when the block ends.
+
+    A staging folder that a killed process left is replaced.  flag: names `folder` on the command line.  last: the file
+    that is moved last. Raises ValueError if `folder` contains other files.
+    """
+    staging = folder / UNFINISHED
+    if folder.exists() and not (folder.is_dir() and (staging.is_dir() or not any(folder.iterdir()))):
+        raise ValueError(f"{flag} {folder} exists and is not empty; name a new folder")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        yield staging
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def new_folder(path: Path) -> Path:

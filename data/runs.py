@@ -37,7 +37,7 @@ from torch import Tensor
 
 from data.checked import listed, read_json, read_object, reading
 from data.checksums import SUMS, check_checksums, read_sealed_tensors, seal, unseal, write_sealed_tensors
-from data.files import in_shell, open_tensors, write_json, write_tensors, write_text
+from data.files import in_shell, open_tensors, remove_abandoned, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
 
@@ -178,7 +178,7 @@ class Run:
         return True
 
     def lock(self) -> None:
-        """Locks the run for this process, and removes the temporary files of processes that were killed.
+        """Locks the run for this process, and removes temporary files of killed processes, also from the cache.
 
         Raises ValueError if another process has the lock.
         """
@@ -186,6 +186,7 @@ class Run:
         for path in self.folder.rglob(".*.tmp"):
             with contextlib.suppress(OSError):
                 path.unlink()
+        remove_abandoned(self.cache)
 
     def release(self) -> None:
         """Unlocks the run."""

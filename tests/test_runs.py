@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import train
 from data import Source, load_splits
 from data.checked import read_json
 from data.checksums import read_sealed_tensors
-from data.files import new_folder, write_json, write_tensors, write_text
+from data.files import host_digits, new_folder, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.meter import Meter
 from data.runs import Run, check_digests
@@ -193,6 +195,19 @@ def test_a_run_has_one_owner(tmp_path: Path):
     with pytest.raises(ValueError, match="exists; continue with --resume"):
         Run.create(tmp_path / "r", {})
     assert not temporary.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_run_removes_temporary_files_of_killed_processes_from_the_cache(tmp_path: Path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    owners = {f"{host_digits()}-{number}" for number in (ended.pid, os.getpid(), "x")}
+    owners.add(f"00000000-{ended.pid}")  # on another machine
+    for owner in owners:
+        write_text(tmp_path / f".cache/shards/.a.npy.{owner}.tmp", "")
+    Run.create(tmp_path / "r", {}).release()
+    left = {path.name for path in tmp_path.rglob(".*.tmp")}
+    assert left == {f".a.npy.{owner}.tmp" for owner in owners - {f"{host_digits()}-{ended.pid}"}}
 
 
 def test_only_what_a_failed_start_created_is_discarded(tmp_path: Path):

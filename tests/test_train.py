@@ -167,9 +167,8 @@ def test_eval_scores_predicts_and_answers(small_run, tmp_path, capsys):
 def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsys):
     train.main([*small_run, "--epochs", "1"])
     evaluate(["--run", "runs/small", "--merge", "plain"])
-    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+    whole = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == whole
     ids = torch.arange(1, 9)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
     adapted, _ = load_run(Run.open("runs/small"), torch.device("cpu"), "none")
@@ -180,6 +179,10 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsy
         evaluate(["--run", "runs/small", "--merge", "mine"])
     with pytest.raises(ValueError, match="--merge plain exists and is not empty"):
         evaluate(["--run", "runs/small", "--merge", "plain"])
+    (tmp_path / "plain/config.json").unlink()
+    (tmp_path / "plain/.unfinished").mkdir()  # as a process leaves it that is killed
+    evaluate(["--run", "runs/small", "--merge", "plain"])
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == whole
 
 
 def test_patience_stops_early(small_run, tmp_path):
