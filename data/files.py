@@ -110,12 +110,21 @@ def filling(folder: Path, flag: str, last: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def make_folder(path: Path, way_out: str) -> None:
+    """Creates a folder and its parents, unless it exists. Raises OSError, which ends in the way out, if it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path} cannot be created as a folder ({error.strerror}); {way_out}") from error
+
+
 def new_folder(path: Path) -> Path:
     """Creates a folder of this name, with a number after it if the name is taken, and returns it."""
+    make_folder(path.parent, "choose another --runs")
     for number in range(1, 1000):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
         except FileExistsError:
             continue
         return folder

@@ -32,11 +32,12 @@ BYTE = 2**30  # the byte that is locked on Windows, where no other process can r
 class FolderLock:
     """Holds the lock of an existing folder until `release`, or until the process ends.
 
-    Raises ValueError that names the process that holds it.
+    Raises ValueError that names the process that holds it, and OSError if the file of the lock cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        with writing(folder / FILE):
+            self.file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             lock_file(self.file)
         except OSError as error:
@@ -49,14 +50,25 @@ class FolderLock:
                 raise
             by = f" by {owner}" if owner and owner.isprintable() else ""
             raise ValueError(f"{folder} is in use{by}; wait until it ends, or choose another --name") from error
-        os.ftruncate(self.file, 0)
-        os.write(self.file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        with writing(folder / FILE):
+            os.ftruncate(self.file, 0)
+            os.write(self.file, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def release(self) -> None:
         """Releases the lock. A second call does nothing."""
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises each OSError of the block with the path and the way out: the file may be a folder, a loop of links, …"""
+    try:
+        yield
+    except OSError as error:
+        way_out = "delete it, or choose another --name or --runs"
+        raise OSError(f"{path} cannot be written ({error.strerror}); {way_out}") from error
 
 
 @contextmanager

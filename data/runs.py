@@ -37,7 +37,7 @@ from torch import Tensor
 
 from data.checked import listed, read_json, read_object, reading
 from data.checksums import SUMS, check_checksums, read_sealed_tensors, seal, unseal, write_sealed_tensors
-from data.files import in_shell, open_tensors, remove_abandoned, write_json, write_tensors, write_text
+from data.files import in_shell, make_folder, open_tensors, remove_abandoned, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
 
@@ -141,7 +141,7 @@ class Run:
         files.
         """
         run = cls(folder)
-        run.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder, "choose another --name or --runs")
         found = [path.name for path in run.folder.iterdir()]
         if "config.json" not in found and (others := [name for name in found if not name.startswith(".")]):
             raise ValueError(f"{folder} is no run and holds {listed(others, 3)}; choose another --name")
@@ -180,8 +180,11 @@ class Run:
     def lock(self) -> None:
         """Locks the run for this process, and removes temporary files of killed processes, also from the cache.
 
-        Raises ValueError if another process has the lock.
+        Raises ValueError if another process has the lock, and if a part of the run is a file instead of a folder.
         """
+        for folder in (self.state_file.parent, self.best, self.tokenizer):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise ValueError(f"{folder} is not a folder; restore it, or choose another --name")
         self.owned = FolderLock(self.folder)
         for path in self.folder.rglob(".*.tmp"):
             with contextlib.suppress(OSError):

@@ -197,6 +197,31 @@ def test_a_run_has_one_owner(tmp_path: Path):
     assert not temporary.exists()
 
 
+def test_names_that_cannot_be_run_folders_have_a_way_out(tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("absent")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("file", "dangling", "loop", "file/r"):
+        with pytest.raises(OSError, match=f"{name} cannot be created as a folder .*; choose another --name or --runs$"):
+            Run.create(tmp_path / name, {})
+    with pytest.raises(OSError, match=r"dangling cannot be created as a folder \(File exists\); choose another --runs"):
+        new_folder(tmp_path / "dangling/r")
+    (tmp_path / "locked" / LOCK).mkdir(parents=True)
+    with pytest.raises(OSError, match=rf"locked/{LOCK} cannot be written \(Is a directory\); delete it, or choose"):
+        Run.create(tmp_path / "locked", {})
+
+
+@pytest.mark.parametrize("part", ["state", "best", "tokenizer"])
+def test_a_part_of_a_run_that_is_a_file_is_named_before_the_log_is_emptied(part: str, tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    run.log("step", step=1)
+    run.release()
+    (run.folder / part).touch()
+    with pytest.raises(ValueError, match=f"r/{part} is not a folder; restore it, or choose another --name"):
+        run.lock()
+    assert run.log_file.read_text()
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_a_run_removes_temporary_files_of_killed_processes_from_the_cache(tmp_path: Path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
