@@ -37,7 +37,7 @@ from nn.distributed import gather_features
 
 @dataclass(frozen=True)
 class SupConOptions(CrossEntropyOptions):
-    supcon_weight: float = option(0.1, "objective", "SupCon: λ in (1 - λ)·CE + λ·SupCon, in [0, 1]")
+    supcon_weight: float = option(0.1, "objective", "SupCon: λ in (1 - λ)·CE + λ·SupCon, in [0, 1]; 1: no classifier")
     temperature: float = option(0.3, "objective", "SupCon: τ, above 0")
     projection: int = option(0, "objective", "SupCon: width of a projection head, discarded after training; 0: none")
 
@@ -92,7 +92,10 @@ class Projection(Module):
 
 
 def prepare(model: Model, options: SupConOptions, tokenizer: Tokenizer | None) -> None:
-    """Adds the projection head to `model` if options.projection is not 0."""
+    """Adds the projection head to `model` if options.projection is not 0. Warns if the classifier is not trained."""
+    if options.supcon_weight == 1:
+        way_out = "a further run with --weights RUN/best --head new trains one"
+        print(f"warning: --supcon-weight 1 trains no classifier, so that the accuracies mean nothing; {way_out}")
     if options.projection:
         model.projection = Projection(model.classifier.in_features, options.projection)
 

@@ -150,6 +150,12 @@ def test_the_projection_head_is_trained_and_not_saved(name, tmp_path):
     assert torch.equal(again(batch.input_ids, batch.mask), model(batch.input_ids, batch.mask))
 
 
+def test_a_classifier_that_is_not_trained_is_a_warning(capsys: pytest.CaptureFixture[str]):
+    for weight in (0.9, 1.0):
+        prepare(tiny("bert"), SupConOptions(supcon_weight=weight), None)
+    assert capsys.readouterr().out.count("warning: --supcon-weight 1 trains no classifier") == 1
+
+
 def test_unsupported_settings_raise():
     with pytest.raises(ValueError, match="temperature 0 must be above 0"):
         supcon_loss(torch.randn(3, 5), LABELS[:3], 0)
