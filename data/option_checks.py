@@ -60,8 +60,11 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
 
 def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objective: Any) -> None:
     """Raises ValueError for a flag that is given and would have no effect. model, objective: table entries"""
-    options, without_labels = settings.options, getattr(settings.objective, "distill_alpha", 0.0) == 1
+    options, values = settings.options, settings.values()
     weights, vectors = options.weights, options.word_vectors
+    alpha, contrast, vat = (values.get(name) for name in ("distill_alpha", "supcon_weight", "vat_weight"))
+    without_teacher = alpha == 0 and not values["distill_unlabelled"]
+    unperturbed, entropy = vat == values.get("adversarial_weight") == 0, values.get("entropy_weight")
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
         (weights != "none", f"{weights} has a vocabulary of its own", ("vocab_size", "min_count")),
         (weights != "none", f"{weights} has word vectors of its own", ("word_vectors", "whiten_vectors")),
@@ -71,12 +74,17 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
         (options.loss == "tv", "only the regions are trained", ("train_vectors",)),
         (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
-        (without_labels, "--distill-alpha 1 leaves out the labels", ("class_weights",)),
+        (alpha == 1, "--distill-alpha 1 leaves out the labels", ("class_weights",)),
+        (without_teacher, "--distill-alpha 0 leaves out the teacher", ("teacher", "distill_temperature")),
+        (contrast == 0, "--supcon-weight 0 leaves out the contrast", ("temperature", "projection")),
+        (contrast == 1, "--supcon-weight 1 leaves out the cross-entropy", ("label_smoothing", "class_weights")),
+        (unperturbed, "no loss of perturbed embeddings has a weight", ("radius", "normalize_embeddings")),
+        (vat == entropy == 0, "no loss of unlabelled reviews has a weight", ("unlabelled_batch",)),
         (objective.pretraining, "pretraining has no labels", ("class_weights", "head", "classifier_dropout")),
         (objective.pretraining, "pretraining has no test score", ("test", "test_reviews")),
     ]
     for applies, why, names in idle:
         for name in names:
-            off = getattr(options, name) == getattr(Options, name) and name not in COUNTS
+            off = values.get(name) == getattr(Options, name, 0) and name not in COUNTS
             if applies and name in given and not off:
                 raise ValueError(f"{flag(name)} has no effect here: {why}")

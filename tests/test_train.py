@@ -282,12 +282,27 @@ def test_layers_of_a_frozen_backbone_are_not_initialized_again():
             "--model gru --loss distill --distill-alpha 1 --class-weights balanced",
             "--class-weights has no effect here: --distill-alpha 1 leaves out the labels",
         ),
+        ("--loss distill --distill-alpha 0 --teacher T", "--teacher has no effect here: --distill-alpha 0 leaves out"),
+        ("--loss supcon --supcon-weight 0 --temperature 0.3", "--temperature has no effect here: --supcon-weight 0"),
+        ("--loss rdrop_supcon --supcon-weight 1 --label-smoothing 0.1", "--label-smoothing has no effect here: --supc"),
+        ("--loss adversarial --adversarial-weight 0 --radius 3", "--radius has no effect here: no loss of perturbed"),
+        (
+            "--loss mixed --vat-weight 0 --entropy-weight 0 --unlabelled-batch 8",
+            "--unlabelled-batch has no effect here: no loss of unlabelled reviews",
+        ),
         ("--loss mlm --test-reviews 5", "--test-reviews has no effect here: pretraining has no test score"),
     ],
 )
 def test_a_flag_without_effect_is_refused(flags: str, message: str):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         resolved(flags.split())
+
+
+def test_flags_of_a_loss_that_has_a_weight_are_accepted():
+    for flags in ("distill --distill-alpha 0 --teacher T --distill-unlabelled", "mixed --vat-weight 0 --radius 3"):
+        resolved(f"--loss {flags}".split())
+    for flags in ("supcon --supcon-weight 0 --projection 0", "supcon --supcon-weight 1 --label-smoothing 0"):
+        resolved(f"--loss {flags}".split())
 
 
 @pytest.mark.parametrize(
