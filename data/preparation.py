@@ -10,7 +10,7 @@ from data.checksums import check_checksums, write_checksums
 from data.corpus import Corpus, examples_of
 from data.errors import interruptible
 from data.files import new_folder
-from data.labels import SENTIMENT
+from data.labels import SENTIMENT, UNKNOWN
 from data.options import Options, Settings, read_splits, truncation_of
 from data.orders import Stream
 from data.runs import Run
@@ -66,7 +66,7 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
 def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> Tokenizer:
     """Returns the tokenizer of the weights; for random weights a new one of this kind, trained on the training split.
 
-    It is saved in the run, from which a resumed run reads it.
+    It is saved in the run, from which a resumed run reads it. Raises ValueError for texts too short for pretraining.
     """
     if (run.tokenizer / "tokenizer_config.json").is_file():  # the last file that Tokenizer.save writes
         check_checksums(run.tokenizer)
@@ -76,12 +76,21 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> 
         tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer, options.base)
+    if splits.shards is None and (splits.train["sentiment"] == UNKNOWN).all():
+        check_texts(splits, tokenizer)
     limit = tokenizer.model_max_length or options.max_length
     if options.max_length > limit:
         print(f"warning: --max-length {options.max_length} is above {limit}, the tokenizer's model_max_length")
     tokenizer.save(run.tokenizer)
     write_checksums(run.tokenizer)
     return tokenizer
+
+
+def check_texts(splits: Splits, tokenizer: Tokenizer) -> None:
+    """Raises ValueError if no training text or no held-out text of pretraining has a token to predict from another."""
+    for name, frame in (("training", splits.train), ("held-out", splits.validation)):
+        if not any(len(ids) > 1 for ids in tokenizer.subword_ids(frame["review"])):
+            raise ValueError(f"the {name} texts are too short for pretraining: each is a single token; add longer ones")
 
 
 def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:

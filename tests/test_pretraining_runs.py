@@ -1,16 +1,22 @@
 """Corpora without labels, and pretraining runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny
 
 import train
 from data import Source, load_texts
+from data.batches import Batch
+from data.corpus import Corpus
 from data.files import open_tensors
 from data.imdb import UNKNOWN
 from data.tokenization import train_tokenizer
 from eval import main as evaluate
+from nn.runtime import choose_machine
+from peft.scoring import held_out_loss
 
 
 def test_long_texts_become_chunks_of_similar_length():
@@ -54,6 +60,28 @@ def pretrain(folder, name: str, text: str) -> list[dict]:
     train.main([*argv, "--runs", str(folder), "--name", name, "--precision", "fp32"])
     events = map(json.loads, (folder / name / "log.jsonl").read_text().splitlines())
     return [event for event in events if event["event"] == "epoch"]
+
+
+@pytest.mark.parametrize("options", ["--model bert --loss mlm", "--model lstm --loss lm --min-count 1"])
+def test_texts_without_a_token_to_predict_are_refused(options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("good\nbad\n" * 9)
+    (tmp_path / "texts.txt").write_text("a good film\na bad film\n" * 9)
+    for files, name in ((("words", "texts"), "training"), (("texts", "words"), "held-out")):
+        data = f"--train {files[0]}.txt --validation {files[1]}.txt --name r"
+        with pytest.raises(ValueError, match=f"the {name} texts are too short for pretraining: each is a single token"):
+            train.main([*options.split(), *data.split()])
+    assert not (tmp_path / "runs/r").exists()
+
+
+def test_a_loss_without_predictions_is_a_warning(capsys: pytest.CaptureFixture[str]):
+    def objective(model: torch.nn.Module, batch: Batch, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return torch.zeros(()), {"acc": torch.ones(count, dtype=torch.bool)}
+
+    corpus, machine = Corpus.from_rows([[1, 2]], [-1], pad_id=0), choose_machine("cpu", "fp32")
+    for count in (0, 2):
+        held_out_loss(tiny("bert"), corpus, objective, count, machine, seed=0)
+    assert capsys.readouterr().out.count("warning: no token of the held-out texts was predicted") == 1
 
 
 @pytest.mark.parametrize(("model", "objective"), [("deberta", "rtd"), ("bert", "mlm"), ("roberta", "rtd")])
