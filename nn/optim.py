@@ -87,9 +87,9 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
     """Returns the factor of the peak rate at step 0 … total - 1.
 
     The factor rises linearly during the warm-up, then falls linearly to 0 (linear) or stays 1 (constant).  warmup: a
-    fraction of `total` if below 1, otherwise a number of steps.
+    fraction of `total` if below 1, otherwise a number of steps; if it exceeds `total`, the factor stays below 1.
     """
-    rise = math.ceil(warmup * total) if warmup < 1 else min(total, int(warmup))
+    rise = math.ceil(warmup * total) if warmup < 1 else int(warmup)
     if step < rise:
         return (step + 1) / rise
     return (total - step) / max(1, total - rise) if kind == "linear" else 1.0

@@ -113,7 +113,7 @@ def test_description_of_the_groups():
         (4, "linear", [1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
         (4, "constant", [1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 1, 1, 1, 1]),
         (0, "linear", [1, 9 / 10, 8 / 10, 7 / 10, 6 / 10, 5 / 10, 4 / 10, 3 / 10, 2 / 10, 1 / 10]),
-        (99, "linear", [n / 10 for n in range(1, 11)]),  # more steps than the run has
+        (99, "linear", [n / 99 for n in range(1, 11)]),  # more steps than the run has
         (1, "constant", [1] * 10),
     ],
 )
