@@ -125,6 +125,7 @@ def test_an_index_of_a_parquet_file_may_be_a_column_as_well(tmp_path: Path, monk
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "a workbook; save the sheet as CSV"),
         (b"ORC\x0a\x00\x01", "not a table in text"),
     ],
+    ids=["bzip2", "xz", "gzip twice", "workbook", "old workbook", "ORC"],  # gzip contains the time
 )
 def test_binary_files_under_the_name_of_a_table_are_named(content: bytes, message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=rf"x\.csv is {message}"):
