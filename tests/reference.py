@@ -69,14 +69,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Szegedy et al. 2016, §7, by loops."""
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, weights: list[float]) -> Tensor:
+    """Szegedy et al. 2016, §7, by loops. weights: of the classes."""
     total = logits.new_zeros(())
     for row, label in zip(logits, labels.tolist(), strict=True):
         p = row.exp() / row.exp().sum()
         for c in range(len(row)):
             q = (1 - smoothing) * (c == label) + smoothing / len(row)
-            total = total - q * p[c].log()
+            total = total - weights[label] * q * p[c].log()
     return total / len(labels)
 
 

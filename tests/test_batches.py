@@ -15,7 +15,7 @@ from data.corpus import Corpus, build_corpus, write_rows
 from data.errors import Interrupt
 from data.imdb import as_frame
 from data.options import Options, Settings
-from data.orders import batches, shuffled_order, sorted_order, step_batches
+from data.orders import Stream, batches, shuffled_order, sorted_order, step_batches
 from data.tokenization import train_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS
@@ -61,6 +61,13 @@ def test_order_is_a_pure_function_of_seed_and_epoch():
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is not used
+
+
+def test_batches_are_not_in_the_order_of_their_lengths():
+    """Within a bucket, the longest review of the next batch is longer about half the time."""
+    lengths = np.random.default_rng(0).integers(1, 200, 160)
+    longest = [lengths[rows].max() for rows in shuffled_order(lengths, batch_size=4, seed=1, epoch=0)]
+    assert 0.3 < np.mean(np.diff(longest) > 0) < 0.7
 
 
 def test_length_buckets_leave_little_padding():
@@ -218,6 +225,20 @@ def test_passes_are_split_by_tokens():
     assert split_sizes(halves, num_splits=1, tokens_per_pass=40) == [4, 3, 3, 2, 2, 2, 2, 2]
     assert split_sizes([np.arange(18, 20)], num_splits=1, tokens_per_pass=5) == [1, 1]
     assert len(split_sizes([np.arange(20)], num_splits=4, tokens_per_pass=200)) == 4
+
+
+def test_each_micro_batch_has_the_next_unlabelled_batch_in_an_order_of_its_own():
+    """Two steps of two micro-batches, each in two passes."""
+    corpus = one_token_rows(range(1, 21))
+    stream, micro_batches = Stream(corpus, batch_size=3, seed=5), [np.arange(4), np.arange(4, 8)]
+    found = [
+        batch.unlabelled.rows.tolist()
+        for number in (0, 2)
+        for batch in step_batches(corpus, stream, micro_batches, number=number, num_splits=2)
+    ]
+    assert found == [stream.batch(number).rows.tolist() for number in (0, 0, 1, 1, 2, 2, 3, 3)]
+    labelled = shuffled_order(corpus.lengths, batch_size=3, seed=5, epoch=0)
+    assert found[::2] != [rows.tolist() for rows in labelled[:4]]
 
 
 @pytest.mark.parametrize("loss", [name for name, entry in OBJECTIVES.items() if entry.additive])

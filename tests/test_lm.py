@@ -137,6 +137,16 @@ def test_padding_changes_nothing_and_every_trained_parameter_has_a_gradient(name
             assert parameter.grad.abs().sum() > 0, key
 
 
+def test_training_drops_columns_and_states_but_no_words():
+    model, batch = prepared("lstm", word_dropout=0.9, embedding_dropout=0.0, dropout=0.0)
+    expected, _ = lm.objective(model, batch, LMOptions())
+    assert torch.equal(lm.objective(model.train(), batch, LMOptions())[0], expected)
+    for dropout in (model.embeddings.dropout, model.dropout):
+        dropout.p = 0.5
+        assert not torch.isclose(lm.objective(model, batch, LMOptions())[0], expected)
+        dropout.p = 0.0
+
+
 def test_a_text_of_one_word_predicts_nothing():
     model, batch = prepared("lstm")
     one = Batch(batch.input_ids[:, :1], batch.mask[:, :1], batch.labels, batch.rows)

@@ -13,13 +13,17 @@ from losses.cross_entropy import cross_entropy
 from losses.margin import MarginOptions, margin_loss
 from losses.margin import objective as margin_objective
 
+WEIGHTS = [0.5, 2.0, 1.5]  # of the classes; the weights of a batch do not add up to its size
+
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_equals_the_loop_with_gradients(smoothing):
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=str)
+def test_cross_entropy_equals_the_loop_with_gradients(smoothing, weights):
     torch.manual_seed(0)
     logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([2, 0, 1, 1, 2])
-    pair = cross_entropy(logits, labels, smoothing), reference.cross_entropy(logits, labels, smoothing)
+    labels, class_weights = torch.tensor([2, 0, 1, 1, 2]), weights and torch.tensor(weights, dtype=torch.float64)
+    ours = cross_entropy(logits, labels, smoothing, class_weights)
+    pair = ours, reference.cross_entropy(logits, labels, smoothing, weights or [1.0, 1.0, 1.0])
     torch.testing.assert_close(*pair)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in pair))
 
@@ -85,6 +89,25 @@ def test_the_loss_of_a_bf16_pass_is_computed_in_fp32(name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, entry in OBJECTIVES.items() if not (entry.pretraining or entry.unlabelled)]
+)
+def test_class_weights_multiply_the_terms_with_labels(name):
+    """With equal class weights w the loss is a + w·b. b > 0 are the terms with labels; w = 1 is no weighting."""
+    shape, entry = required_shape(name), OBJECTIVES[name]
+    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
+    teacher = torch.tensor([[0.5, -1.0], [2.0, 1.0], [-3.0, 0.0]])
+    batch = Batch(*token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), torch.arange(3), teacher=teacher)
+    equal = [None, *(torch.full((2,), weight) for weight in (1.0, 2.0, 3.0))]
+    batches = [batch._replace(class_weights=weights) for weights in equal]
+    unweighted, one, two, three = (entry.objective(model, each, entry.options())[0] for each in batches)
+    torch.testing.assert_close(one, unweighted)
+    assert two > one + 0.01
+    torch.testing.assert_close(three - two, two - one)
+    if name in ("ce", "margin", "adversarial"):  # a = 0
+        torch.testing.assert_close(two, 2 * one)
+
+
 def test_margin_loss_against_numbers_by_hand():
     lengths = torch.tensor([[0.95, 0.3], [0.6, 0.05], [0.2, 0.2]])
     labels = torch.tensor([0, 0, 1])
@@ -92,7 +115,8 @@ def test_margin_loss_against_numbers_by_hand():
     assert margin_loss(lengths, labels).item() == pytest.approx(sum(by_hand) / 3)
 
 
-def test_margin_loss_equals_the_loop_with_gradients():
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=str)
+def test_margin_loss_equals_the_loop_with_gradients(weights):
     torch.manual_seed(0)
     lengths = torch.rand(5, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 2, 1, 1, 0])
@@ -101,8 +125,10 @@ def test_margin_loss_equals_the_loop_with_gradients():
         for c, length in enumerate(row):
             slack = (0.9 - length) if c == label else (length - 0.1)
             if slack > 0:
-                plain = plain + (1 if c == label else 0.5) * slack**2 / 5
-    ours = margin_loss(lengths, labels)
+                weight = weights[label] if weights else 1
+                plain = plain + weight * (1 if c == label else 0.5) * slack**2 / 5
+    class_weights = weights and torch.tensor(weights, dtype=torch.float64)
+    ours = margin_loss(lengths, labels, class_weights=class_weights)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(*(torch.autograd.grad(loss, lengths)[0] for loss in (ours, plain)))
 

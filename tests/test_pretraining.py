@@ -12,6 +12,7 @@ from torch.nn import Module
 
 import train
 from data.batches import Batch
+from data.corpus import Corpus
 from data.files import open_tensors
 from data.options import Options
 from data.resolve import resolve
@@ -20,7 +21,9 @@ from data.word_vectors import WordVectors
 from losses import OBJECTIVES, mlm, rtd
 from losses.mlm import MLMOptions, Vocabulary, choose, corrupt
 from nn.checkpoint import load_pretrained, save_pretrained
+from nn.runtime import Machine
 from nn.vectors import put_vectors
+from peft.scoring import held_out_loss
 
 # of encoders; those of networks over words are in tests/test_lm.py and tests/test_tv.py
 PRETRAINING = [name for name, entry in OBJECTIVES.items() if entry.pretraining and name not in ("lm", "tv")]
@@ -34,6 +37,19 @@ def test_the_generator_has_the_first_half_of_any_layer_types():
     types = ("sliding_attention", "full_attention", "sliding_attention", "sliding_attention")
     model = tiny("modernbert", num_layers=4, layer_types=types)
     assert rtd.RTD(model, VOCABULARY).generator.config.layer_types == types[:2]
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(1, 1), (2, 1), (3, 1), (4, 2)])
+def test_the_generator_has_half_of_the_layers_rounded_down_but_at_least_one(layers, expected):
+    assert len(rtd.RTD(tiny("bert", num_layers=layers), VOCABULARY).generator.layers) == expected
+
+
+def test_new_heads_are_initialized_as_the_layers():
+    """Weights are drawn from N(0, initializer_range²), biases are 0."""
+    parts = rtd.RTD(tiny("bert", initializer_range=0.001), VOCABULARY)
+    for layer in (parts.head.dense, parts.detector.dense, parts.detector.query):
+        assert 0.001 < layer.weight.abs().max() < 0.005
+        assert (layer.bias == 0).all()
 
 
 class FakeTokenizer:
@@ -217,6 +233,32 @@ def test_mlm_equals_the_dense_formula_with_gradients(name, whole_words):
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(torch.autograd.grad(loss, inputs), expected)
     assert correct["acc"].tolist() == [bool(log_p[b, t].argmax() == ids[b, t]) for b, t in positions]
+
+
+@pytest.mark.parametrize(("act", "function"), [("gelu", F.gelu), ("relu", F.relu)])
+def test_the_head_has_the_activation_of_the_layers(act, function):
+    x = torch.linspace(-2, 2, 9)
+    assert torch.equal(mlm.head_for(tiny("bert", hidden_act=act)).activation(x), function(x))
+
+
+@pytest.mark.parametrize("objective", PRETRAINING)
+def test_held_out_masks_depend_on_the_seed_alone_and_the_random_state_is_restored(objective):
+    model, batch, options = prepared("bert", objective)
+    rows = [ids[mask].tolist() for ids, mask in zip(batch.input_ids, batch.mask, strict=True)]
+    corpus, machine = Corpus.from_rows(rows, [-1] * len(rows), pad_id=0), Machine(torch.device("cpu"), torch.float32)
+
+    def evaluate(seed: int) -> dict[str, float]:
+        """Returns the held-out loss and accuracies."""
+        return held_out_loss(model, corpus, OBJECTIVES[objective].objective, options, machine, seed)
+
+    found = []
+    for start in (1, 2):
+        torch.manual_seed(start)
+        before = torch.get_rng_state()
+        found.append(evaluate(seed=7))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert model.training
+    assert found[0] == found[1] != evaluate(seed=8)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

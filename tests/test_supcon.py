@@ -107,13 +107,16 @@ def four_reviews() -> Batch:
     return Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
 
 
-def test_the_objective_is_the_weighted_sum_of_both_losses():
+def test_the_objective_is_the_weighted_sum_of_both_losses_with_gradients():
     model, batch = tiny("bert").eval(), four_reviews()
     options = SupConOptions(supcon_weight=0.3, temperature=0.5, label_smoothing=0.1)
     loss, logits = objective(model, batch, options)
     x = model.features(batch.input_ids, batch.mask)
-    ce = cross_entropy(logits, batch.labels, 0.1)
-    torch.testing.assert_close(loss, 0.7 * ce + 0.3 * supcon_loss(x, batch.labels, 0.5))
+    torch.testing.assert_close(logits, model.classifier(x))
+    expected = 0.7 * cross_entropy(model.classifier(x), batch.labels, 0.1) + 0.3 * supcon_loss(x, batch.labels, 0.5)
+    torch.testing.assert_close(loss, expected)
+    inside = [*model.layers[-1].parameters(), model.pooler.dense.weight]
+    torch.testing.assert_close(*(torch.autograd.grad(y, inside) for y in (loss, expected)))
 
 
 def test_the_two_passes_of_rdrop_are_two_views():
@@ -144,6 +147,7 @@ def test_the_projection_head_is_trained_and_not_saved(name, tmp_path):
     hidden = (x @ first.weight.T + first.bias).clamp(min=0)
     torch.testing.assert_close(loss, supcon_loss(hidden @ second.weight.T + second.bias, batch.labels, 0.5))
     assert first.weight.grad.abs().sum() > 0
+    assert model.embeddings.word.weight.grad.abs().sum() > 0
     save_pretrained(model, tmp_path)
     again = load_pretrained(tmp_path).eval()
     assert again.projection is None

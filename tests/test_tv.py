@@ -81,6 +81,15 @@ def test_the_loss_equals_the_loop_over_pairs_with_gradients(monkeypatch):
         assert ours.abs().sum() > 0
 
 
+@pytest.mark.parametrize("weight", [0.5, 5.0])
+def test_scores_start_near_the_bias_that_is_optimal_without_information(weight):
+    """O is uniform in (-0.1, 0.1), and c is -log k."""
+    torch.manual_seed(0)
+    start = tv.TwoViews(V, D, negative_weight=weight)
+    torch.testing.assert_close(start.bias.detach(), torch.full((V,), -math.log(weight)))
+    assert 0.09 < start.word.weight.abs().max() <= 0.1
+
+
 def test_padding_changes_nothing(monkeypatch):
     model, batch = prepared()
     monkeypatch.setattr(tv, "draw_words", lambda *_: torch.arange(FIRST, V))
