@@ -22,6 +22,10 @@ def test_additive_attention_equals_the_loop_with_gradients():
     torch.testing.assert_close(*(torch.autograd.grad(y, inputs, upstream) for y in (actual, expected)))
 
 
+def test_the_attention_has_its_own_width():
+    assert tiny("attention_lstm", attention_size=A).attention.dense.weight.shape == (A, 2 * 12)
+
+
 def test_weights_sum_to_one_over_real_words():
     model, (ids, mask) = tiny("attention_lstm").eval(), token_batch([7, 4])
     weights = model.attention_weights(ids, mask)

@@ -52,6 +52,13 @@ def test_scores_of_class_capsules_are_their_lengths():
     torch.testing.assert_close(lengths, model.features(ids, mask).view(2, 2, 4).norm(dim=-1))
 
 
+def test_capsules_start_as_glorot_and_bengio():
+    """The matrix of each capsule, [K, D], is uniform within √(6 / (K + D))."""
+    layer, bound = CapsuleLayer(input_size=200, num_capsules=3, capsule_size=100, iterations=1), (6 / 300) ** 0.5
+    for matrix in layer.weight:
+        assert 0.99 * bound < matrix.abs().max() <= bound
+
+
 def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match="unknown head 'sum'; known: linear, capsules"):
         CapsuleLSTM(CapsuleLSTMConfig(head="sum"))

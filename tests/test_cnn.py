@@ -26,6 +26,13 @@ def test_convolution_equals_torch():
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_convolutions_start_as_glorot_and_bengio():
+    """Weights are uniform within √(6 / (k (E + F)))."""
+    weight = Conv1d(input_size=300, filters=100, width=K).weight
+    bound = (6 / (K * (300 + 100))) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+
+
 def test_features_are_the_maximum_over_all_windows():
     """Compares with Kim 2014, Eq. (3), review by review, each padded with zeros at both ends."""
     model = CNN(CNNConfig(vocab_size=61, embedding_size=E, filters=FILTERS)).eval()

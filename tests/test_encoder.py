@@ -4,11 +4,21 @@ import pytest
 import reference
 import torch
 from conftest import ENCODERS, tiny, token_batch
-from torch.nn import Linear
+from torch.nn import Embedding, LayerNorm, Linear
 
 from nn.attention import MultiHeadAttention
 from nn.dropout import Dropout
-from nn.encoder import ACTIVATIONS, Embeddings, Encoder, EncoderBlock, FeedForward, Pooler, activation, checkpointed
+from nn.encoder import (
+    ACTIVATIONS,
+    Embeddings,
+    Encoder,
+    EncoderBlock,
+    FeedForward,
+    Pooler,
+    activation,
+    checkpointed,
+    init_weights,
+)
 
 B, T, D, H, F = 2, 5, 6, 2, 13
 
@@ -38,6 +48,13 @@ def test_layer_norm_is_the_equation_over_the_last_axis():
     norm.bias.data.normal_()
     x = torch.randn(B, T, D, dtype=torch.float64)
     torch.testing.assert_close(norm(x), reference.layer_norm(x, norm.weight, norm.bias, 1e-7))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_norm_has_the_epsilon_of_the_config(name):
+    model = tiny(name, layer_norm_eps=0.003, norm_rel_ebd="layer_norm", conv_kernel_size=3)
+    found = {module.eps for module in model.modules() if isinstance(module, LayerNorm)}
+    assert found == {1e-12 if name == "distilbert" else 0.003}  # DistilBERT's config has no such field
 
 
 def test_block_is_post_norm():
@@ -94,6 +111,12 @@ def test_embeddings_add_word_type_and_position_before_the_norm(first_position):
     e = layer.word.weight[ids] + layer.token_type.weight[0] + layer.position.weight[positions]
     expected = reference.layer_norm(e @ layer.project.weight.T, layer.norm.weight, layer.norm.bias, 1e-12)
     torch.testing.assert_close(layer(ids, mask, first_position=first_position), expected * mask[..., None])
+
+
+def test_the_row_of_padding_alone_starts_at_zero():
+    layer = Embedding(11, 5, padding_idx=2)
+    init_weights(layer, 0.02)
+    assert layer.weight.eq(0).all(1).nonzero().tolist() == [[2]]
 
 
 def test_embeddings_drop_after_the_norm():

@@ -104,6 +104,14 @@ def test_equals_torch_with_copied_weights():
     torch.testing.assert_close(last_states(actual, MASK), torch.cat([h[2], h[3]], -1), rtol=1e-5, atol=1e-6)
 
 
+def test_initialisation():
+    layer = GRULayer(input_size=IN, hidden_size=D)
+    for u in layer.recurrent.unflatten(1, (3, D)).flatten(0, 1):
+        torch.testing.assert_close(u @ u.T, torch.eye(D), rtol=0, atol=1e-5)
+    assert (layer.bias == 0).all()
+    assert (layer.recurrent_bias == 0).all()
+
+
 def test_padding_changes_nothing():
     torch.manual_seed(0)
     gru, x = GRU(input_size=IN, hidden_size=D, num_layers=2), torch.randn(B, T, IN)

@@ -44,6 +44,11 @@ def test_starts_at_the_base_with_the_parameters_of_the_formula():
     assert trained == L * (4 * D * M + 6 * D + 2 * M) + 2 * D + HEAD
 
 
+def test_the_first_matrix_starts_with_the_standard_deviation_of_the_paper():
+    torch.manual_seed(0)
+    assert AdapterLinear(Linear(100, 100), 50).down.std().item() == pytest.approx(0.01, rel=0.1)
+
+
 def test_unsuitable_sizes_and_merging_raise():
     for size in (0, D):
         with pytest.raises(ValueError, match=f"--adapter-size {size} is outside 1 … 11: the width is 12"):

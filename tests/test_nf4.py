@@ -21,7 +21,7 @@ from eval import settings_of
 from nn.attribution import token_effects
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.deberta import Deberta
-from nn.nf4 import BLOCK, CONSTANTS, DYNAMIC, NF4, NF4Linear, dequantize_nf4, quantize_nf4
+from nn.nf4 import BLOCK, CONSTANTS, DYNAMIC, NF4, NF4Linear, dequantize_nf4, quantize_blocks, quantize_nf4
 from nn.quant import (
     Int8Embedding,
     Int8Linear,
@@ -68,6 +68,13 @@ def test_equals_the_loop():
     w[3, :200] = 0
     expected = reference.nf4_weight(w.double(), NF4.double().tolist(), DYNAMIC.double().tolist())
     torch.testing.assert_close(dequantize_nf4(quantize_nf4(w), (37, 450)).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("values", [NF4, DYNAMIC], ids=["weights", "constants"])
+def test_the_lower_of_two_equally_near_values_is_taken(values):
+    middle = (values[:-1] + values[1:]) / 2
+    codes, _ = quantize_blocks(torch.cat([middle, torch.ones(1)]), len(values), values)
+    assert codes.tolist() == [list(range(len(values)))]
 
 
 def test_codes_constants_and_values_equal_bitsandbytes():

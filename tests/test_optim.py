@@ -40,6 +40,13 @@ def test_the_rate_decays_from_each_layer_to_the_one_below(name):
     assert len({group["peak"] for group in found.values()}) == 4
 
 
+def test_the_last_norm_of_the_transformer_has_the_rate_of_the_last_layer():
+    model = tiny("transformer", num_layers=3, pre_norm=True)
+    found = groups_by_name(model, Options(learning_rate=RATE, layer_decay=0.5))
+    assert found["norm.weight"]["peak"] == found["layers.2.attention_norm.weight"]["peak"] == RATE
+    assert found["project.weight"]["peak"] == found["embeddings.word.weight"]["peak"] == RATE / 8
+
+
 def test_virtual_tokens_have_the_rate_of_the_last_layer():
     found = groups_by_name(adapt(tiny("bert"), "prefix"), Options(learning_rate=RATE, layer_decay=0.5))
     rates = {key.split(".")[0]: group["peak"] for key, group in found.items()}

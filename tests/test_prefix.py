@@ -106,6 +106,12 @@ def test_the_mlp_equals_the_loop_with_gradients_and_starts_at_the_initial_rows()
         torch.testing.assert_close(mine, theirs)
 
 
+def test_the_inputs_of_the_mlp_are_standard_normal():
+    torch.manual_seed(0)
+    inputs = PrefixEncoder(torch.zeros(20, 24), width=100, hidden_size=7).inputs
+    assert inputs.std().item() == pytest.approx(1, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_number_of_parameters(name):
     counts = {}

@@ -236,9 +236,10 @@ def test_mlm_equals_the_dense_formula_with_gradients(name, whole_words):
 
 
 @pytest.mark.parametrize(("act", "function"), [("gelu", F.gelu), ("relu", F.relu)])
-def test_the_head_has_the_activation_of_the_layers(act, function):
-    x = torch.linspace(-2, 2, 9)
-    assert torch.equal(mlm.head_for(tiny("bert", hidden_act=act)).activation(x), function(x))
+def test_the_head_has_the_activation_and_the_epsilon_of_the_layers(act, function):
+    head, x = mlm.head_for(tiny("bert", hidden_act=act, layer_norm_eps=0.003)), torch.linspace(-2, 2, 9)
+    assert torch.equal(head.activation(x), function(x))
+    assert head.norm.eps == 0.003
 
 
 @pytest.mark.parametrize("objective", PRETRAINING)

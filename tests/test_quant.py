@@ -125,6 +125,13 @@ def test_a_row_does_not_depend_on_the_others():
     torch.testing.assert_close(int8_product(x, small.weight, small.scale), alone, rtol=1e-5, atol=1e-5)
 
 
+def test_a_value_at_the_threshold_is_an_outlier():
+    """The other values are below half a step of 6 / 127, and would be rounded to 0 beside it."""
+    x, q = torch.tensor([[OUTLIER, 0.02, -0.01]]), torch.tensor([[0, 1, 1]], dtype=torch.int8)
+    assert int8_product(x, q, torch.ones(1)).item() == pytest.approx(0.01, rel=0.02)
+    assert int8_product(-x, q, torch.ones(1)).item() == pytest.approx(-0.01, rel=0.02)
+
+
 def test_outlier_columns_are_kept_whole():
     torch.manual_seed(0)
     layer, small = pair()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny, token_batch
 
-from nn.transformer import TransformerBlock, sinusoids
+from nn.transformer import Transformer, TransformerBlock, TransformerConfig, sinusoids
 
 B, T, D, H, F = 2, 7, 12, 3, 17
 MASK = torch.arange(T) < torch.tensor([7, 4])[:, None]
@@ -48,6 +48,16 @@ def test_equals_torch_with_copied_weights(pre_norm: bool):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     gradients = (torch.autograd.grad(y.square().sum(), x) for y in (actual, expected))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_matrices_start_as_glorot_and_bengio():
+    """Weights of a matrix [m, n] are uniform within √(6 / (m + n))."""
+    model = Transformer(TransformerConfig(vocab_size=50))
+    matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2 and name != "embeddings.word.weight"}
+    assert len(matrices) == 2 + 6 * len(model.layers)
+    for name, matrix in matrices.items():
+        bound = (6 / sum(matrix.shape)) ** 0.5
+        assert 0.95 * bound < matrix.abs().max() <= bound, name
 
 
 def test_logits_depend_on_the_order_of_words():
