@@ -3,6 +3,7 @@
     x⁰ = LN(word + type + position);   xˡ = EncoderBlock(xˡ⁻¹), l = 1 … L
     f = tanh(W xᴸ[CLS] + b);   logits = W_c dropout(f) + b_c
 
+Differs from the paper: the embeddings are normalized, and the head has a hidden layer, f, as in the published code.
 Differs from the published code: nothing; logits are equal up to rounding (tests/golden).
 """
 

@@ -5,11 +5,12 @@
                         ▲                   ▲
           virtual tokens among words     prefix: extra keys and values in every layer
 
-    x  = LN(word[id] + type[0] + position[t])                  Devlin et al. 2019, arXiv 1810.04805, Fig. 2
+    x  = dropout(LN(word[id] + type[0] + position[t]))         Devlin et al. 2019, arXiv 1810.04805, Fig. 2: the sum
     a  = LN(x + dropout(SelfAttention(x)))                     Vaswani et al. 2017, arXiv 1706.03762, §3.1 and §5.4
     y  = LN(a + dropout(W₂ act(W₁ a + b₁) + b₂))               §3.3, Eq. (2)
     f  = act(W dropout(h_[CLS]) + b)                           the pooler
 
+Differs from the papers: the pooler, and LN and dropout after the sum of embeddings, are those of the published code.
 Differs from the published code: unused outputs are not computed. If the classifier reads [CLS] only, the last layer
 has the keys and values of all tokens but a single query, residual and feed-forward per review (T = 1). This saves
 nearly one of L layers; logits and gradients are the same. In masked language modelling the queries of the last layer

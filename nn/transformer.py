@@ -6,7 +6,8 @@
     features = dropout(Σ_t m_t x_t / Σ_t m_t)
 
 Differs from the paper: encoder only; embeddings are projected to D, not scaled by √D, so that word vectors of any width
-can be used.
+can be used. Dropout acts on columns of the word vectors, before the projection (nn/words.py), where §5.4 drops the sum
+of embeddings and positions. Attention weights are dropped too.
 """
 
 from dataclasses import dataclass
