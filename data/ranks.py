@@ -19,6 +19,7 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from data.batches import Batch, Share
 from data.corpus import Corpus
+from data.errors import interruptible
 from data.orders import Stream, step_batches
 from data.seeds import derive_seed, random_state, set_random_state
 
@@ -39,6 +41,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # variables tha
 NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")  # that torch reads as whole numbers
 FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks find the addresses of the killed ones
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
+JOINING, NOTICE = 600, 10  # seconds that ranks have to start; after which a waiting rank says so
 STOPPING = 60  # seconds that torchrun has to stop a rank
 FINE, HALVE, NOT_FINITE, END = range(4)  # how a step went on a rank; the maximum decides what all ranks do
 
@@ -69,14 +72,17 @@ def joined(device: str) -> Iterator[None]:
 
     Each rank of a machine has a GPU of its own, unless `device` is another kind. Ranks other than 0 print nothing.
     Raises ValueError if there are fewer GPUs than ranks, or for a device that the ranks would share; ConnectionError
-    if another rank ended. A rank that fails leaves the group by ending, after its message is printed.
+    if the ranks cannot be connected, and if another rank ended. A rank that fails leaves the group by ending, after its
+    message is printed.
     """
-    if not all(name in os.environ for name in TORCHRUN):
+    if not launched():
         yield
         return
     local, backend = environment_number("LOCAL_RANK"), "gloo"
-    for name in NUMBERS:
-        environment_number(name)
+    number, count, _ = (environment_number(name) for name in NUMBERS)
+    if not 0 <= number < count:
+        problem = f"RANK {number} and WORLD_SIZE {count} do not fit: ranks are 0 to WORLD_SIZE - 1"
+        raise ValueError(f"the environment variables {problem}; unset them")
     if device.startswith("cuda:"):
         raise ValueError(f"--device {device} would be shared by all ranks; --device cuda gives each rank its own GPU")
     if device in ("auto", "cuda") and torch.cuda.is_available():
@@ -87,7 +93,7 @@ def joined(device: str) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
     if restarts() and os.environ.get(FRESH_STORE) != "1":
         raise ValueError(f"torchrun --max-restarts needs {FRESH_STORE}=1 in its environment to connect the ranks again")
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    connect(backend)
     if not is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
     try:
@@ -97,6 +103,25 @@ def joined(device: str) -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise ConnectionError(f"rank {rank()} ends because another rank ended") from error
+
+
+def connect(backend: str) -> None:
+    """Initializes the process group of all ranks. A signal ends the wait for the others.
+
+    Raises ConnectionError if the address of rank 0 cannot be used, and if a rank is missing after JOINING seconds.
+    """
+    count, place = os.environ["WORLD_SIZE"], f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    notice = threading.Timer(NOTICE, lambda: print(f"waiting for {count} ranks at {place}", file=sys.stderr))
+    notice.daemon = True
+    if environment_number("LOCAL_RANK") == 0:  # one line on each machine
+        notice.start()
+    try:
+        interruptible(lambda: dist.init_process_group(backend, timeout=TIMEOUT), JOINING)
+    except (RuntimeError, TimeoutError) as error:
+        reason = str(error) or f"not all {count} of them joined within {JOINING / 60:g} minutes"
+        raise ConnectionError(f"the ranks cannot be connected at {place}: {reason}") from error
+    finally:
+        notice.cancel()
 
 
 @contextlib.contextmanager
@@ -110,10 +135,10 @@ def leaving() -> Iterator[None]:
     try:
         yield
     except SystemExit as end_of_process:
-        if alone():
+        if alone() and not launched():  # a rank that was launched may still be connecting, in a thread
             raise
         code = int(end_of_process.code or 0)
-    if not alone():
+    if launched() or not alone():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -125,7 +150,7 @@ def only_first_prints() -> Iterator[None]:
 
     The others wait until torchrun stops them, which it does as soon as rank 0 has ended.
     """
-    if not all(name in os.environ for name in TORCHRUN) or environment_number("RANK") == 0:
+    if not launched() or environment_number("RANK") == 0:
         yield
         return
     try:
@@ -136,6 +161,11 @@ def only_first_prints() -> Iterator[None]:
             raise
         time.sleep(STOPPING)
         sys.exit(2)
+
+
+def launched() -> bool:
+    """Returns whether torchrun, or a caller that sets the same variables, started this process."""
+    return all(name in os.environ for name in TORCHRUN)
 
 
 def alone() -> bool:

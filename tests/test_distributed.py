@@ -5,6 +5,7 @@ Those that take minutes run with `RANKS=1 python -m pytest -n0 tests/test_distri
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -286,10 +287,62 @@ def test_torchrun_restarts_after_a_killed_rank(alone, folder):
     assert_equal_weights(alone / "lora", place / "lora")
 
 
+def set_ranks(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
+    """Sets the variables of torchrun: rank, number of ranks, and port of rank 0."""
+    for name, value in zip(("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"), (*values, "localhost"), strict=True):
+        monkeypatch.setenv(name, value)
+
+
+def start_lonely_rank(monkeypatch: pytest.MonkeyPatch, joining: float) -> tuple[subprocess.Popen, str]:
+    """Starts one of two ranks, which waits for the other for `joining` seconds. Returns it, and the line it prints."""
+    port = str(free_port())
+    set_ranks(monkeypatch, "1", "2", port)
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    program += f"from data import ranks, errors; ranks.JOINING, ranks.NOTICE = {joining}, 0.1\n"
+    program += 'with ranks.leaving(), errors.clean_exit(), ranks.joined("cpu"): pass'
+    started = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    return started, f"waiting for 2 ranks at localhost:{port}\n"
+
+
+def test_a_missing_rank_ends_the_wait_for_it_by_one_line(monkeypatch: pytest.MonkeyPatch):
+    started, line = start_lonely_rank(monkeypatch, joining=1.5)
+    _, errors = started.communicate(timeout=60)
+    problem = "not all 2 of them joined within 0.025 minutes"
+    place = line.split()[-1]
+    assert errors == f"{line}error: the ranks cannot be connected at {place}: {problem}\n"
+    assert started.returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_another_rank(number: int, monkeypatch: pytest.MonkeyPatch):
+    started, line = start_lonely_rank(monkeypatch, joining=60)
+    assert started.stderr.readline() == line
+    started.send_signal(number)
+    assert started.communicate(timeout=30)[1] == ""
+    assert started.returncode == 128 + number
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        set_ranks(monkeypatch, "0", "2", port)
+        with pytest.raises(ConnectionError, match=f"^the ranks cannot be connected at localhost:{port}: .*EADDRINUSE"):
+            train.main(["--data", "demo", "--device", "cpu"])
+
+
+@pytest.mark.parametrize(("number", "count"), [("2", "2"), ("-1", "2"), ("0", "0")])
+def test_a_rank_outside_of_the_number_of_ranks_is_refused(number: str, count: str, monkeypatch: pytest.MonkeyPatch):
+    set_ranks(monkeypatch, number, count, "1")
+    message = f"RANK {number} and WORLD_SIZE {count} do not fit: ranks are 0 to"
+    with pytest.raises(ValueError, match=message), ranks.joined("cpu"):
+        pass
+
+
 @pytest.mark.parametrize("name", [*ranks.NUMBERS, "LOCAL_RANK"])
 def test_a_variable_that_is_no_number_is_named(name: str, monkeypatch: pytest.MonkeyPatch):
-    for variable, value in zip(ranks.TORCHRUN, ("0", "1", "localhost", "1"), strict=True):
-        monkeypatch.setenv(variable, value)
+    set_ranks(monkeypatch, "0", "1", "1")
     monkeypatch.setenv(name, "x")
     with pytest.raises(ValueError, match=f"^the environment variable {name} is 'x', not a whole number; unset it$"):
         train.main(["--data", "demo", "--device", "cpu"])
@@ -305,8 +358,7 @@ def test_variables_without_torchrun_that_are_no_numbers_are_named(monkeypatch: p
 
 
 def test_an_error_before_the_ranks_are_joined_is_reported_once(monkeypatch, capsys):
-    for name, value in zip(ranks.TORCHRUN, ("1", "2", "localhost", "1"), strict=True):
-        monkeypatch.setenv(name, value)
+    set_ranks(monkeypatch, "1", "2", "1")
     monkeypatch.setattr(ranks, "STOPPING", 0)
     with pytest.raises(SystemExit) as stop:
         train.main(["--dta", "demo"])
