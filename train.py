@@ -502,15 +502,18 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in values.items()))
     with Interrupt() as interrupt:
         try:
-            splits = ranks.in_turn(lambda: read_data(options, run, entry.pretraining, unlabelled))
-            tokenizer = ranks.in_turn(lambda: prepare_tokenizer(options, run, splits, MODELS[options.model].tokenizer))
-            training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
-            train(training)
-            finish(training)
+            with ranks.naming_lost_ranks():
+                kind = MODELS[options.model].tokenizer
+                splits = ranks.in_turn(lambda: read_data(options, run, entry.pretraining, unlabelled))
+                tokenizer = ranks.in_turn(lambda: prepare_tokenizer(options, run, splits, kind))
+                training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
+                train(training)
+                finish(training)
         except Stopped as stopped:
             print(f"\nstopped and saved; continue with: python train.py --resume {in_shell(run.folder)}")
             sys.exit(stopped.exit_code)
         except Exception as error:
+            interrupt.deferring = True  # torchrun stops all ranks when one has failed
             if is_closed_pipe(error):
                 command = f"python train.py --resume {in_shell(run.folder)}"
                 print(f"the output was closed; continue with: {command}", file=sys.stderr)

@@ -42,7 +42,7 @@ NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")  # that torch reads as whole num
 FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks find the addresses of the killed ones
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
 JOINING, NOTICE = 600, 10  # seconds that ranks have to start; after which a waiting rank says so
-STOPPING = 60  # seconds that torchrun has to stop a rank
+STOPPING, ANSWERING = 60, 5  # seconds that torchrun has to stop a rank; that its store has to answer
 FINE, HALVE, NOT_FINITE, END = range(4)  # how a step went on a rank; the maximum decides what all ranks do
 
 
@@ -52,6 +52,10 @@ class Elsewhere(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+class Ended(Exception):
+    """Ends this rank with code 2 and without a message: another rank prints why."""
 
 
 # ------------------------------------------------------------------------------------------------------ the group
@@ -72,8 +76,8 @@ def joined(device: str) -> Iterator[None]:
 
     Each rank of a machine has a GPU of its own, unless `device` is another kind. Ranks other than 0 print nothing.
     Raises ValueError if there are fewer GPUs than ranks, or for a device that the ranks would share; ConnectionError
-    if the ranks cannot be connected, and if another rank ended. A rank that fails leaves the group by ending, after its
-    message is printed.
+    if the ranks cannot be connected, and if another rank ended. Exits with code 2 if that rank reported why. A rank
+    that fails leaves the group by ending, after its message is printed.
     """
     if not launched():
         yield
@@ -97,12 +101,11 @@ def joined(device: str) -> Iterator[None]:
     if not is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
     try:
-        yield
-        dist.barrier()  # rank 0 has the store of the group, and ends last
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        raise ConnectionError(f"rank {rank()} ends because another rank ended") from error
+        with naming_lost_ranks():
+            yield
+            dist.barrier()  # rank 0 has the store of the group, and ends last
+    except Ended:
+        sys.exit(2)
 
 
 def connect(backend: str) -> None:
@@ -122,6 +125,32 @@ def connect(backend: str) -> None:
         raise ConnectionError(f"the ranks cannot be connected at {place}: {reason}") from error
     finally:
         notice.cancel()
+
+
+@contextlib.contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Raises ConnectionError in place of torch's error if another rank ended; Ended if another rank reports it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if alone() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        if not reports_lost_rank():
+            raise Ended from error
+        raise ConnectionError(f"rank {rank()} ends because another rank ended") from error
+
+
+def reports_lost_rank() -> bool:
+    """Returns whether this rank is the first one that reports that another ended.
+
+    The ranks count themselves in the store of the group, if torchrun has it. Otherwise rank 0 has it and may have ended
+    with it, so that ranks 0 and 1 report.
+    """
+    with contextlib.suppress(RuntimeError, TimeoutError):
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = dist.distributed_c10d._get_default_store()
+            return interruptible(lambda: store.add("lost", 1), ANSWERING) == 1
+    return rank() < 2
 
 
 @contextlib.contextmanager
@@ -247,7 +276,7 @@ def add_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def by_first(work: Callable[[], Value]) -> Value:
-    """Returns work(), a JSON value that rank 0 computes. If it raises there, the other ranks exit with code 2."""
+    """Returns work(), a JSON value that rank 0 computes. If it raises there, the other ranks raise Ended."""
     if alone():
         return work()
     if is_first():
@@ -263,13 +292,13 @@ def by_first(work: Callable[[], Value]) -> Value:
 
 
 def end() -> NoReturn:
-    """Ends this rank with code 2 after the rank that failed has ended, so that torchrun does not stop that one early.
+    """Raises Ended after the rank that failed has ended, so that torchrun does not stop that one early.
 
     The failed rank prints its message, ends, and thereby closes the connection.
     """
     with contextlib.suppress(RuntimeError):
         agree(0)
-    sys.exit(2)
+    raise Ended
 
 
 def first_message(message: str | None) -> str:

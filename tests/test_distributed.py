@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 import train
 from data import ranks
+from data.errors import clean_exit
 from data.ranks import FRESH_STORE, share_bounds
 from eval import main as evaluate
 
@@ -263,9 +265,10 @@ def test_out_of_memory_that_cannot_be_split_ends_all_ranks(folder):
 @minutes
 def test_ranks_end_when_another_was_killed(folder):
     place = folder / "killed"
-    codes, _, errors = outcome(start(place, 2, runs(place, FAST), "killed 1 3"))
+    codes, output, errors = outcome(start(place, 2, [[*runs(place, FAST)[0], "--save-minutes", "0"]], "killed 1 3"))
     assert codes == [2, -9]
     assert errors == "error: rank 0 ends because another rank ended\n"
+    assert "another --name starts a new one" in output
 
 
 @minutes
@@ -368,3 +371,49 @@ def test_an_error_before_the_ranks_are_joined_is_reported_once(monkeypatch, caps
     with pytest.raises(SystemExit):
         train.main(["--dta", "demo"])
     assert "unknown flag --dta" in capsys.readouterr().err
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sets the variables of a single rank, and destroys the group that it joins."""
+    set_ranks(monkeypatch, "0", "1", str(free_port()))
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("step", ["read_data", "finish"])
+@pytest.mark.parametrize("message", ["error: rank 0 ends because another rank ended\n", ""])
+def test_rank_0_removes_the_folder_or_prints_how_to_continue_when_another_rank_failed(
+    step: str,
+    message: str,
+    small_run: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """message: printed if the other rank was lost; a rank that failed prints its own."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer") if message else ranks.Ended
+
+    monkeypatch.setattr(train, step, fail)
+    with pytest.raises(SystemExit) as stop, clean_exit():
+        train.main([*small_run, "--epochs", "1", "--device", "cpu"])
+    assert stop.value.code == 2
+    output, errors = capsys.readouterr()
+    assert errors == message
+    assert Path("runs/small").exists() == (step == "finish")
+    way_out = f"--resume {Path('runs/small').absolute()} continues the run, another --name starts a new one\n"
+    assert output.endswith(f"small keeps what was done; {way_out}") == (step == "finish")
+
+
+@pytest.mark.usefixtures("group")
+def test_one_rank_reports_a_lost_rank(monkeypatch: pytest.MonkeyPatch):
+    port = int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore("localhost", port, is_master=True, wait_for_workers=False)  # as torchrun has it
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with ranks.joined("cpu"):
+        assert ranks.reports_lost_rank()
+        with pytest.raises(ranks.Ended), ranks.naming_lost_ranks():
+            raise torch.distributed.DistBackendError
+    del store
