@@ -71,7 +71,7 @@ from data.mistakes import (
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits
 from data.predictions import predictions_csv, print_answer, read_lines
-from data.ranks import environment_number
+from data.ranks import environment_number, only_first_prints
 from data.resolve import recorded_settings
 from data.rows import open_runs
 from data.runs import Run, check_digests
@@ -434,8 +434,9 @@ def member(options: Options, run: Run) -> Member:
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
-    if environment_number("WORLD_SIZE", 1) > 1 and "RANK" in os.environ:
-        raise ValueError("eval.py is one process; start it without torchrun")
+    with only_first_prints():
+        if environment_number("WORLD_SIZE", 1) > 1 and "RANK" in os.environ:
+            raise ValueError("eval.py is one process; start it without torchrun")
     given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES, once=True)
     options = Options(**given)
     options = replace(options, run=tuple(split_folders(options.run)))

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from data.batches import Batch, Share
 from data.corpus import Corpus
-from data.errors import interruptible
+from data.errors import interruptible, user_message
 from data.orders import Stream, step_batches
 from data.seeds import derive_seed, random_state, set_random_state
 
@@ -177,19 +177,23 @@ def leaving() -> Iterator[None]:
 def only_first_prints() -> Iterator[None]:
     """Lets rank 0 alone print, and report an error that all ranks raise before they are joined.
 
-    The others wait until torchrun stops them, which it does as soon as rank 0 has ended.
+    The others wait until torchrun stops them, which it does as soon as rank 0 has ended. If it does not, the error is
+    theirs alone, and they raise ValueError with their number.
     """
     if not launched() or environment_number("RANK") == 0:
         yield
         return
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as printed:
             yield
     except (Exception, SystemExit) as error:
         if not getattr(error, "code", 2):  # --help
             raise
         time.sleep(STOPPING)
-        sys.exit(2)
+        message = printed.getvalue().removeprefix("error: ") if isinstance(error, SystemExit) else user_message(error)
+        if message is None:
+            raise
+        raise ValueError(f"rank {os.environ['RANK']}: {message}") from error
 
 
 def launched() -> bool:

@@ -360,17 +360,36 @@ def test_variables_without_torchrun_that_are_no_numbers_are_named(monkeypatch: p
         evaluate(["--text", "good"])
 
 
-def test_an_error_before_the_ranks_are_joined_is_reported_once(monkeypatch, capsys):
+@pytest.mark.parametrize("error", ["unknown flag --dta", "nowhere is not a run folder"])
+def test_an_error_before_the_ranks_are_joined_is_reported_once(
+    error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--dta", "demo"] if "flag" in error else ["--resume", "nowhere"]
     set_ranks(monkeypatch, "1", "2", "1")
-    monkeypatch.setattr(ranks, "STOPPING", 0)
-    with pytest.raises(SystemExit) as stop:
-        train.main(["--dta", "demo"])
-    assert stop.value.code == 2
-    assert capsys.readouterr() == ("", "")
+    waits: list[float] = []
+    monkeypatch.setattr(ranks.time, "sleep", waits.append)
+    with pytest.raises(SystemExit) as stop, clean_exit():
+        train.main(arguments)
+    assert (stop.value.code, waits) == (2, [ranks.STOPPING])
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith(f"error: rank 1: {error}")
+    assert errors.count("\n") == 1
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(SystemExit):
-        train.main(["--dta", "demo"])
-    assert "unknown flag --dta" in capsys.readouterr().err
+    with pytest.raises(SystemExit), clean_exit():
+        train.main(arguments)
+    assert capsys.readouterr().err.startswith(f"error: {error}")
+    assert len(waits) == 1
+
+
+def test_eval_refuses_ranks_by_one_line(monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+    monkeypatch.setattr(ranks.time, "sleep", waits.append)
+    for number in ("0", "1"):
+        set_ranks(monkeypatch, number, "2", "1")
+        with pytest.raises(ValueError, match=r"^(rank 1: )?eval.py is one process; start it without torchrun$"):
+            evaluate(["--text", "good"])
+    assert waits == [ranks.STOPPING]  # of rank 1, which torchrun stops
 
 
 @pytest.fixture
