@@ -226,10 +226,11 @@ def prepare_training(
     ranks.seed_dropout(options.seed)
     training.load()
     progress = training.progress
+    ranks.by_first(lambda: run.keep_best(progress.best_epoch))
     if problem := ranks.by_first(lambda: run.problem_of_best(progress.best_epoch)):
         if progress.epoch >= options.epochs:
             raise ValueError(f"{problem}; no epoch is left that could replace it: start again with another --name")
-        print(f"warning: {problem}; the best of the next epochs replaces it")
+        print(f"warning: {problem.partition(';')[0]}; the best of the next epochs replaces it")
         progress.best, progress.best_epoch = -1.0, progress.epoch
     return training
 
@@ -387,8 +388,9 @@ def finish_epoch(t: Training) -> None:
     progress.history = [*progress.history, {"epoch": progress.epoch + 1, **record}]
     progress.epoch, progress.step = progress.epoch + 1, 0
     t.meter.reset()
-    t.save()
-    ranks.by_first(lambda: t.run.keep_best(progress.best_epoch))
+    with t.interrupt.deferred():  # no signal ends the run between the state and best/
+        t.save()
+        ranks.by_first(lambda: t.run.keep_best(progress.best_epoch))
 
 
 def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -552,7 +554,7 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
         raise ValueError(f"--loss {options.loss} cannot be computed by several ranks; leave out torchrun")
     if options.shard and ranks.alone() and run is None:
         raise ValueError("--shard divides a model among ranks: torchrun --standalone --nproc_per_node 2 train.py …")
-    machine = machine_of(settings, run)
+    machine = machine_of(settings, run if run is not None and run.result is None else None)
 
     def start() -> str:
         """Creates, resumes or reopens the run, on rank 0, and locks it. Returns its folder."""
@@ -563,6 +565,7 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
         exists = ranks.restarted() and (named / "config.json").is_file()  # torchrun repeats the command after a failure
         if run is None and exists and Run.open(named).config["command"] == command_line():
             settings, run = resolve(["--resume", str(named)], TABLES)
+            machine = machine_of(settings, run)
         if run is None:
             settings, why = find_data(settings, TABLES)  # the built-in reviews have defaults of their own
             print(f"data: {settings.options.train or settings.options.data} ({why})")

@@ -73,8 +73,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def host_digits() -> str:
-    """Returns eight digits that stand for the name of this machine or container."""
-    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    """Returns eight digits that stand for this machine or container: its name and its numbers of processes."""
+    namespace = Path("/proc/self/ns/pid")
+    numbers = namespace.readlink() if namespace.is_symlink() else ""
+    return f"{zlib.crc32(f'{socket.gethostname()} {numbers}'.encode()):08x}"
 
 
 def remove_abandoned(folder: Path) -> None:

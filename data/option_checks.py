@@ -28,8 +28,6 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     for field in fields(options):
         if choices := field.metadata["choices"]:
             check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))
-    if options.adam_epsilon == 0:
-        raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
     name = options.name
     if name and (name in (".", "..") or Path(name).name != name or not name.isprintable()):
         raise ValueError(f"--name {name!r} must be the name of one folder; --runs DIR names its parent")
@@ -65,6 +63,8 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     alpha, contrast, vat = (values.get(name) for name in ("distill_alpha", "supcon_weight", "vat_weight"))
     without_teacher = alpha == 0 and not values["distill_unlabelled"]
     unperturbed, entropy = vat == values.get("adversarial_weight") == 0, values.get("entropy_weight")
+    if options.adam_epsilon == 0:  # a run of an older version may have it, and can be scored
+        raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
         (weights != "none", f"{weights} has a vocabulary of its own", ("vocab_size", "min_count")),
         (weights != "none", f"{weights} has word vectors of its own", ("word_vectors", "whiten_vectors")),

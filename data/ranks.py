@@ -202,7 +202,7 @@ def launched() -> bool:
 
 
 def alone() -> bool:
-    """Returns whether this process was not started by torchrun."""
+    """Returns whether this process has joined no group of ranks."""
     return not dist.is_initialized()
 
 

@@ -313,7 +313,8 @@ class Run:
         """Returns the saved (tensors, progress) and sets the log back to that moment.
 
         A damaged state is replaced by the one before it, which is printed. Returns None and empties the log if no state
-        was saved yet. Raises ValueError if no saved state can be read, or if there is none although an epoch ended.
+        was saved yet. Raises ValueError if no saved state can be read, and FileNotFoundError if there is none although
+        an epoch ended.
         """
         problem = ""
         for path in (path for path in (self.state_file, self.state_before) if path.exists()):
@@ -338,7 +339,6 @@ class Run:
 
     def problem_of_best(self, epoch: int) -> str:
         """Returns why best/ cannot be used, "" if it can or if there was none yet. epoch: of the saved state"""
-        self.keep_best(epoch)
         try:
             if epoch and not self.best.is_dir():
                 raise FileNotFoundError(f"{self.best} is missing")

@@ -172,7 +172,7 @@ def open_parquet(path: Path) -> Any:
 def indexed(path: Path, cache: Path) -> dict[str, Any]:
     """Returns the index of a shard: size, changed, digest, and parts [start, end, first].
 
-    It is computed once: a file of the same size and time of change is not read again.
+    It is computed once: a file with the same `stamp` is not read again.
     """
     now = stamp(path)
     stored = cache / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}.json"

@@ -62,6 +62,7 @@ class Training:
     average: Average
     trainable: list[Parameter]
     gradient_sum: GradientSum
+    before: dict[str, Tensor] = field(default_factory=dict)  # the random state before the step
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=lambda: Meter(None, 0.0, 0.0))
 
@@ -113,6 +114,7 @@ def clip(t: Training) -> None:
     """
     norm = clip_grad_norm_(t.trainable, t.settings.options.clip or math.inf)
     if not (t.scaler.is_enabled() or math.isfinite(whole(norm).item())):
+        set_random_state(t.before, t.machine.device)
         t.save()
         where = f"{epoch_name(t)}, step {t.progress.step + 1}"
         raise Diverged(f"the gradient is not finite at {where}; the state before it is saved")
@@ -125,7 +127,7 @@ def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -
     finite, after saving the state.
     """
     options, progress = t.settings.options, t.progress
-    before = random_state(t.machine.device)
+    before = t.before = random_state(t.machine.device)
     message = None
 
     def agreed(own: int) -> int:
