@@ -21,10 +21,8 @@ JSON_BYTES = 2**28  # of a JSON file; the largest tokenizer.json in use has 35 M
 SHOWN = 100  # characters of a value in a message
 # characters that change what a terminal shows: controls, line separators, marks of direction and of byte order
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-Result = TypeVar("Result")
-
-
 FETCH = "fetch it again"  # the way out for a file that was not written here
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager

@@ -41,9 +41,9 @@ STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of standa
 
 
 def stamp(path: Path) -> list[int]:
-    """Returns what changes with the content of a file: size, times of change, and number on its disk.
+    """Returns size, modification time, change time and inode of a file, some of which differ after a replacement.
 
-    An archive or `cp -p` sets the first time to that of the original, but not the second.
+    Archives and `cp -p` set the modification time to that of the original, but they cannot set the change time.
     """
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
@@ -73,10 +73,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def host_digits() -> str:
-    """Returns eight digits that stand for this machine or container: its name and its numbers of processes."""
-    namespace = Path("/proc/self/ns/pid")
-    numbers = namespace.readlink() if namespace.is_symlink() else ""
-    return f"{zlib.crc32(f'{socket.gethostname()} {numbers}'.encode()):08x}"
+    """Returns eight hexadecimal digits: a hash of the host name and, on Linux, of the container's PID namespace."""
+    link = Path("/proc/self/ns/pid")
+    namespace = link.readlink() if link.is_symlink() else ""
+    return f"{zlib.crc32(f'{socket.gethostname()} {namespace}'.encode()):08x}"
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -57,13 +57,16 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
 
 
 def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objective: Any) -> None:
-    """Raises ValueError for a flag that is given and would have no effect. model, objective: table entries"""
+    """Raises ValueError for a flag that is given and would have no effect, and for an ε of 0.
+
+    model, objective: table entries. Not for recorded options: an older run may have an ε of 0.
+    """
     options, values = settings.options, settings.values()
     weights, vectors = options.weights, options.word_vectors
     alpha, contrast, vat = (values.get(name) for name in ("distill_alpha", "supcon_weight", "vat_weight"))
     without_teacher = alpha == 0 and not values["distill_unlabelled"]
     unperturbed, entropy = vat == values.get("adversarial_weight") == 0, values.get("entropy_weight")
-    if options.adam_epsilon == 0:  # a run of an older version may have it, and can be scored
+    if options.adam_epsilon == 0:
         raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
         (weights != "none", f"{weights} has a vocabulary of its own", ("vocab_size", "min_count")),

@@ -350,7 +350,7 @@ class Run:
     def keep_best(self, epoch: int) -> None:
         """Replaces best/ by the model of an epoch that was saved beside it, if that is complete. Removes any other.
 
-        A process that is killed before this leaves the best/ before it, and does it when it resumes.
+        If the process is killed before this call, best/ is that of an earlier epoch; a resumed run repeats the call.
         """
         old, new = self.folder / ".best-before", self.next_best / f"{epoch}"
         if (new / SUMS).is_file():

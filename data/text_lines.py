@@ -1,4 +1,4 @@
-"""Reads text files that hold one text a line, and tells them from tables and JSON under the same name."""
+"""Reads text files with one text per line, and distinguishes them from tables and JSON files that are named .txt."""
 
 import hashlib
 import io

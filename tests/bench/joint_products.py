@@ -9,7 +9,6 @@ single query, keeps three products. bf16 is measured if the CPU has bf16 product
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from losses.cross_entropy import cross_entropy
 from nn.attention import MultiHeadAttention, Prefix, Queries, attend, merge_heads, split_heads
 from nn.bert import Bert, BertConfig
 from nn.runtime import keep_freed_memory, native_bf16
-from tests.bench.measure import seconds
+from tests.bench.measure import seconds, speed_ups
 
 three_forward = MultiHeadAttention.forward
 BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
@@ -69,10 +68,7 @@ def measure(batch: int, length: int, dtype: torch.dtype, repeats: int) -> dict:
             for work in (step, score):
                 times.setdefault(f"{work.__name__} {name}", []).append(seconds(work))
     MultiHeadAttention.forward = three_forward
-    medians = {key: statistics.median(values[1:]) for key, values in times.items()}  # the first call is a warm-up
-    row = {key: round(value, 3) for key, value in medians.items()}
-    for work in ("step", "score"):
-        row[f"{work}, three / one"] = round(medians[f"{work} three"] / medians[f"{work} one"], 2)
+    row = speed_ups(times, works=("step", "score"), slow="three", fast="one")
     return {"batch": f"{batch} x {length}", "precision": str(dtype).removeprefix("torch."), **row}
 
 

@@ -8,9 +8,7 @@ seconds, and "whole / [CLS]" is the speed-up by the single query.
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from nn.attention import Prefix, Queries
 from nn.bert import Bert, BertConfig
 from nn.checkpoint import load_pretrained
 from nn.runtime import keep_freed_memory
+from tests.bench.measure import seconds, speed_ups
 
 BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
 BUILT_IN = Path(__file__).parent.parent.parent / "data" / "weights" / "deberta-mini"
@@ -53,13 +52,8 @@ def measure(name: str, batch: int, length: int, repeats: int) -> dict:
         for last in ("whole", "[CLS]"):
             model.encode = whole if last == "whole" else encode
             for work in (step, score):
-                begin = time.perf_counter()
-                work()
-                times.setdefault(f"{work.__name__} {last}", []).append(time.perf_counter() - begin)
-    medians = {key: statistics.median(values[1:]) for key, values in times.items()}  # the first call is a warm-up
-    row = {key: round(value, 3) for key, value in medians.items()}
-    for work in ("step", "score"):
-        row[f"{work}, whole / [CLS]"] = round(medians[f"{work} whole"] / medians[f"{work} [CLS]"], 2)
+                times.setdefault(f"{work.__name__} {last}", []).append(seconds(work))
+    row = speed_ups(times, works=("step", "score"), slow="whole", fast="[CLS]")
     return {"model": name, "batch": f"{batch} x {length}", **row}
 
 

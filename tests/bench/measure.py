@@ -113,6 +113,17 @@ def alternate(runs: dict[str, Run], repeats: int) -> dict[str, float]:
     return {name: statistics.median(undisturbed(values[1:])) for name, values in times.items()}
 
 
+def speed_ups(times: dict[str, list[float]], works: tuple[str, ...], slow: str, fast: str) -> dict[str, float]:
+    """Returns the median times without the first call, a warm-up, and how much faster the form `fast` is than `slow`.
+
+    times: name of the work and of its form, such as "step plain" -> seconds of each call.
+    """
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    ratios = {work: medians[f"{work} {slow}"] / medians[f"{work} {fast}"] for work in works}
+    row = {name: round(value, 3) for name, value in medians.items()}
+    return row | {f"{work}, {slow} / {fast}": round(ratio, 2) for work, ratio in ratios.items()}
+
+
 def compared_row(
     work: str, medians: dict[str, float], ours: tuple[str, ...], peers: list[str], amount: float
 ) -> dict[str, Any]:
