@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import sys
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,38 +33,42 @@ from data import Splits, ranks
 from data.batches import Batch
 from data.checked import read_json, reading
 from data.checksums import write_checksums
-from data.corpus import Corpus, examples_of
+from data.corpus import Corpus
 from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, is_closed_pipe, user_message
 from data.files import in_shell, write_json
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
-from data.options import Options, Settings, Tables, truncation_of
+from data.options import Options, Settings, Tables
 from data.orders import shuffled_order
-from data.preparation import naming_run, prepare_tokenizer, read_data, start_run, unlabelled_corpus, unlabelled_stream
+from data.preparation import (
+    make_corpora,
+    naming_run,
+    prepare_tokenizer,
+    read_data,
+    start_run,
+    unlabelled_corpus,
+    unlabelled_stream,
+)
 from data.resolve import adapter_folder, find_data, recorded_settings, repeats_batches, resolve
 from data.runs import Run, command_line
 from data.seeds import derive_seed
-from data.teacher import class_order, kept_logits
+from data.teacher import with_teacher
 from data.tokenization import Tokenizer
 from data.weight_files import backbone_digests
-from data.windows import Truncation
 from losses import OBJECTIVES
-from nn import MODELS, Model
-from nn.build import check_architecture, pretrained_model, random_model
+from nn import MODELS
 from nn.checkpoint import model_class, save_pretrained
 from nn.distributed import GradientSum
-from nn.dropout import Dropout, set_dropout
 from nn.encoder import Encoder
-from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
+from nn.optim import Average, describe_groups, parameter_groups, schedule
 from nn.quant import describe_products, form_of, is_quantized
 from nn.runtime import (
-    DTYPES,
     Machine,
-    choose_machine,
     describe_memory,
     keep_freed_memory,
+    machine_of,
     num_parameters,
     peak_memory,
     release_freed_memory,
@@ -77,106 +80,14 @@ from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import embedding_table, start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
-from peft.classifier import Scorer, check_backbone, load_classifier
+from peft.build import build_model
+from peft.classifier import Scorer, load_classifier
 from peft.scoring import held_out_loss, score
 
 TABLES = Tables(MODELS, METHODS, OBJECTIVES)
 LOG_STEPS = 50
 
-# -------------------------------------------------------------------------------------- the model and its method
-
-
-def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...] = SENTIMENT) -> Model:
-    """Builds the model from random or published weights, applies the method, and prepares the objective.
-
-    labels: names of the classes.
-    """
-    options, continues_adapter = settings.options, False
-    torch.manual_seed(derive_seed(options.seed, "initialisation"))
-    if options.weights == "none":
-        model = random_model(options.model, options.shape, labels, tokenizer)
-        if options.peft != "none":
-            print(f"warning: random weights are all trained, including those that --peft {options.peft} would freeze")
-    else:
-        quantize, new_head = options.quantize, options.head == "new"
-        continues_adapter = adapter_folder(options.weights) is not None
-        if continues_adapter:
-            model = peft.load_adapted(
-                options.weights, options.base, labels, quantize=quantize, trainable=True, new_head=new_head
-            )
-            check_architecture(model, options.model, options.weights)
-            check_backbone(Run.of_weights(options.weights), model, options.base)
-        else:
-            model = pretrained_model(options.model, options.weights, labels, quantize, new_head)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        sizes = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.config.vocab_size:,}"
-        raise ValueError(f"{sizes}: they do not belong together; fetch the checkpoint again, or use other --weights")
-    if options.dropout >= 0:
-        set_dropout(model, options.dropout)
-    if options.classifier_dropout >= 0:
-        model.dropout = Dropout(options.classifier_dropout)
-    if options.checkpointing and not len(model.layers):
-        raise ValueError(f"--checkpointing recomputes stacked layers; {options.model} has none")
-    model.checkpointing = options.checkpointing
-    reinitialize(model, options.reinit_layers)
-    if not continues_adapter:
-        apply_method(model, settings, tokenizer)
-    peft.check_positions(model, options.max_length)
-    OBJECTIVES[options.loss].prepare(model, settings.objective, tokenizer)
-    return model
-
-
-def apply_method(model: Model, settings: Settings, tokenizer: Tokenizer) -> None:
-    """Applies the parameter-efficient method to the model, in place."""
-    init_ids = None
-    if isinstance(settings.method, peft.VirtualTokenOptions):
-        init_ids = next(tokenizer.subword_ids([settings.method.prompt_text]))
-    peft.apply(model, settings.options.peft, init_ids, **asdict(settings.method))
-
-
-# ------------------------------------------------------------------------------------------------------ the loop
-
-
-def make_corpora(tokenizer: Tokenizer, splits: Splits, truncation: Truncation, cache: Path) -> tuple[Corpus, Corpus]:
-    """Returns the training and the validation examples."""
-    if splits.shards is not None:
-        release_freed_memory()  # of the sample of texts: the processes that tokenize would inherit it
-        return splits.shards.corpora(tokenizer, truncation.max_length, truncation.truncate, cache)
-    frames = (splits.train, splits.validation)
-    train, held_out = (examples_of(tokenizer, frame, truncation, cache) for frame in frames)
-    return train, held_out
-
-
-def with_teacher(
-    corpus: Corpus,
-    settings: Settings,
-    run: Run,
-    splits: Splits,
-    tokenizer: Tokenizer,
-    machine: Machine,
-    interrupt: Interrupt,
-) -> Corpus:
-    """Returns the training corpus with the teacher's logits, which are computed once and kept in the run folder.
-
-    With --distill-unlabelled, the corpus contains the unlabelled reviews as well.
-    """
-    name, frame = ", ".join(settings.objective.teacher) or "the built-in linear model", splits.train
-    if settings.objective.distill_unlabelled:
-        corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
-        frame = pd.concat([frame, splits.unlabelled], ignore_index=True)
-
-    def score_reviews() -> np.ndarray:
-        """Scores the reviews in eval() mode."""
-        teacher = ranks.in_turn(lambda: load_classifier(settings.objective.teacher, machine, TABLES))
-        order = class_order(teacher.labels, splits.labels, name)
-        return teacher.score_frame(frame, interrupt.check)[:, order].astype(np.float32)
-
-    logits = kept_logits(run.folder / "teacher.npy", score_reviews)
-    known = corpus.labels >= 0
-    accuracy = np.mean((logits.argmax(1) == corpus.labels)[known])
-    more = "" if known.all() else f"; {np.sum(~known):,} reviews have its logits alone"
-    print(f"teacher: {name}, accuracy {accuracy:.4f} on the training reviews{more}")
-    return replace(corpus, teacher=logits)
+# --------------------------------------------------------------------------------------------- what the loop needs
 
 
 def prepare_training(
@@ -184,14 +95,20 @@ def prepare_training(
 ) -> Training:
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
-    corpus, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, truncation_of(options), run.cache))
+    release_freed_memory()  # the processes that tokenize inherit this one's memory
+    corpus, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, options, run.cache))
     if options.class_weights == "balanced":
         corpus = corpus.balanced(len(splits.labels))
-    labelled = corpus
+    labelled, reviews = corpus, splits.train
     if entry.teacher:
-        corpus = with_teacher(corpus, settings, run, splits, tokenizer, machine, interrupt)
+        if settings.objective.distill_unlabelled:
+            corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
+            reviews = pd.concat([reviews, splits.unlabelled], ignore_index=True)
+        load = partial(load_classifier, machine=machine, tables=TABLES)
+        corpus = with_teacher(corpus, reviews, settings.objective.teacher, load, run, interrupt.check)
     with naming_run(run):
         model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
+    entry.prepare(model, settings.objective, tokenizer)
     if model.adapter is not None and model.source is not None:
         backbone = model.source
         ranks.by_first(lambda: run.record_backbone(backbone_digests(backbone)))
@@ -233,6 +150,9 @@ def prepare_training(
         print(f"warning: {problem.partition(';')[0]}; the best of the next epochs replaces it")
         progress.best, progress.best_epoch = -1.0, progress.epoch
     return training
+
+
+# ------------------------------------------------------------------------------------------------------ the loop
 
 
 def train(t: Training) -> None:
@@ -535,18 +455,6 @@ def main(argv: list[str] | None = None) -> None:
         run_experiment(settings, run)
 
 
-def machine_of(settings: Settings, run: Run | None = None) -> Machine:
-    """Returns the machine. A run that is resumed keeps the precision that `auto` was when it started."""
-    machine = choose_machine(settings.options.device, settings.options.precision)
-    if run is None or settings.options.precision != "auto":
-        return machine
-    before = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-    dtype = before.get(str(run.config.get("machine")).rpartition(", ")[2], machine.dtype)
-    if dtype != machine.dtype:
-        print(f"warning: {run.folder} began in {dtype} and keeps it; a new run would have {machine.dtype} here")
-    return machine._replace(dtype=dtype)
-
-
 def run_experiment(settings: Settings, run: Run | None) -> None:
     """Creates or resumes the run folder, on rank 0, and trains in it."""
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
@@ -554,7 +462,7 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
         raise ValueError(f"--loss {options.loss} cannot be computed by several ranks; leave out torchrun")
     if options.shard and ranks.alone() and run is None:
         raise ValueError("--shard divides a model among ranks: torchrun --standalone --nproc_per_node 2 train.py …")
-    machine = machine_of(settings, run if run is not None and run.result is None else None)
+    machine = machine_of(options, run if run is not None and run.result is None else None)
 
     def start() -> str:
         """Creates, resumes or reopens the run, on rank 0, and locks it. Returns its folder."""
@@ -565,11 +473,11 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
         exists = ranks.restarted() and (named / "config.json").is_file()  # torchrun repeats the command after a failure
         if run is None and exists and Run.open(named).config["command"] == command_line():
             settings, run = resolve(["--resume", str(named)], TABLES)
-            machine = machine_of(settings, run)
+            machine = machine_of(settings.options, run)
         if run is None:
             settings, why = find_data(settings, TABLES)  # the built-in reviews have defaults of their own
             print(f"data: {settings.options.train or settings.options.data} ({why})")
-            machine = machine_of(settings)
+            machine = machine_of(settings.options)
             run = prepare_run(settings, machine)
         elif run.result is None:
             run.lock()
@@ -579,7 +487,7 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
     if not ranks.is_first():
         run = Run.open(folder)
         settings = recorded_settings(run, TABLES)
-        machine = machine_of(settings, run)
+        machine = machine_of(settings.options, run)
     assert run is not None
     if run.result is not None:
         print_result(run)

@@ -1,4 +1,4 @@
-"""Prepares a run before its model is built: the folder, the reviews, the tokenizer; prints what was found."""
+"""Prepares a run before its model is built: folder, reviews, tokenizer, examples; prints what was found."""
 
 import time
 from collections.abc import Iterator
@@ -84,6 +84,15 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> 
     tokenizer.save(run.tokenizer)
     write_checksums(run.tokenizer)
     return tokenizer
+
+
+def make_corpora(tokenizer: Tokenizer, splits: Splits, options: Options, cache: Path) -> tuple[Corpus, Corpus]:
+    """Returns the training and the validation examples."""
+    truncation = truncation_of(options)
+    if splits.shards is not None:
+        return splits.shards.corpora(tokenizer, truncation.max_length, truncation.truncate, cache)
+    train, held_out = (examples_of(tokenizer, frame, truncation, cache) for frame in (splits.train, splits.validation))
+    return train, held_out
 
 
 def check_texts(splits: Splits, tokenizer: Tokenizer) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
+from data.options import Options
+from data.runs import Run
 from nn.encoder import Encoder
 from nn.quant import form_of, quantized_weights
 
@@ -116,6 +118,19 @@ def choose_machine(device: str, precision: str) -> Machine:
     if found.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # True rounds the factors of fp32 convolutions to TF32
     return Machine(found, choose_precision(precision, found))
+
+
+def machine_of(options: Options, run: Run | None = None) -> Machine:
+    """Returns the machine of a run. `run`: one that is resumed, which keeps the precision that `auto` selected when it
+    started. Raises ValueError for an unknown or unavailable device or precision."""
+    machine = choose_machine(options.device, options.precision)
+    if run is None or options.precision != "auto":
+        return machine
+    before = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+    dtype = before.get(str(run.config.get("machine")).rpartition(", ")[2], machine.dtype)
+    if dtype != machine.dtype:
+        print(f"warning: {run.folder} began in {dtype} and keeps it; a new run would have {machine.dtype} here")
+    return machine._replace(dtype=dtype)
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -23,6 +23,7 @@ from data.orders import step_batches
 from data.teacher import class_order, kept_logits
 from losses.cross_entropy import cross_entropy
 from losses.distill import DistillOptions, distill_loss, objective, soft_losses
+from nn.runtime import choose_machine
 from peft.classifier import load_classifier
 
 B, C = 5, 3
@@ -235,7 +236,7 @@ def test_the_logits_are_those_of_the_teacher_for_the_training_reviews(student, t
     train.main([*student, "--epochs", "1"])
     settings, run = train.resolve(["--resume", "runs/small"], train.TABLES)
     splits = read_splits(settings.options, run.cache)
-    machine = train.choose_machine("cpu", "fp32")
+    machine = choose_machine("cpu", "fp32")
     reviews = splits.train["review"].tolist()
     expected = load_classifier([], machine, train.TABLES).score_frame(as_frame([("x", text, -1) for text in reviews]))
     tolerance = {"rtol": 1e-4, "atol": 1e-4}  # batches of other lengths sum in another order
@@ -280,7 +281,7 @@ def test_several_teachers_are_an_ensemble(small_run, student, tmp_path, capsys):
     train.main([*student, "--epochs", "1", "--teacher", *folders])
     assert f"teacher: {tmp_path / folders[0]}, {tmp_path / folders[1]}, accuracy" in capsys.readouterr().out
     settings, run = train.resolve(["--resume", "runs/small"], train.TABLES)
-    frame, machine = read_splits(settings.options, run.cache).train, train.choose_machine("cpu", "fp32")
+    frame, machine = read_splits(settings.options, run.cache).train, choose_machine("cpu", "fp32")
     temperatures = (calibration(train.Run(tmp_path / folders[0])), 1.0)
     logits = [load_classifier([folder], machine, train.TABLES).score_frame(frame) for folder in folders]
     each = [softmax(z / t) for z, t in zip(logits, temperatures, strict=True)]

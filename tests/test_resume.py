@@ -15,6 +15,7 @@ from data.errors import Diverged
 from data.files import write_json, write_text
 from data.resolve import resolve
 from data.runs import Run
+from nn.runtime import machine_of
 from train import TABLES
 
 
@@ -125,10 +126,10 @@ def test_a_moved_checkpoint_names_the_run(small_run: list[str], stopped: Run):
 def test_a_resumed_run_keeps_its_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = Run.create(tmp_path / "r", {"machine": "CPU, 2 threads, float16"})
     settings, _ = resolve(["--device", "cpu"], TABLES)
-    assert train.machine_of(settings, run).dtype == torch.float16
+    assert machine_of(settings.options, run).dtype == torch.float16
     assert "began in torch.float16 and keeps it" in capsys.readouterr().out
     settings, _ = resolve(["--device", "cpu", "--precision", "fp32"], TABLES)
-    assert train.machine_of(settings, run).dtype == torch.float32
+    assert machine_of(settings.options, run).dtype == torch.float32
 
 
 def test_an_epsilon_of_zero_is_refused():
