@@ -37,7 +37,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
 
 
 def test_ctrl_c_saves_and_prints_the_command_to_resume(small_run: list[str], tmp_path: Path, one_thread: None):
-    small_run += ["--epochs", "3", "--batch-size", "1", "--train-reviews", "40"]
+    small_run += ["--epochs", "2", "--batch-size", "1", "--train-reviews", "40"]
     train.main([*small_run, "--name", "whole"])
     process = program(*small_run, cwd=tmp_path)
     log = tmp_path / "runs/small/log.jsonl"

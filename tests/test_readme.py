@@ -244,9 +244,9 @@ QUESTIONS = {
 def test_the_first_command_teaches_plain_english(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """One epoch of the three; 3,500 of the 16,000 training reviews and 200 of the 4,000 validation reviews."""
+    """One epoch of the three; 2,500 of the 16,000 training reviews and 200 of the 4,000 validation reviews."""
     monkeypatch.delenv("IMDB_DIR", raising=False)
-    command = "--model deberta --peft lora --data demo --epochs 1 --train-reviews 3500 --validation-reviews 200"
+    command = "--model deberta --peft lora --data demo --epochs 1 --train-reviews 2500 --validation-reviews 200"
     train.main([*command.split(), "--test-reviews", "100", "--name", "first", "--runs", str(tmp_path)])
     questions = tmp_path / "questions.txt"
     questions.write_text("\n".join(QUESTIONS))
