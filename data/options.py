@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import Source, Splits, load_splits, load_texts
+from data import Source, Splits, load_splits
 from data.flags import check_choice, field_names, flag, option, pick_fields
 from data.labels import UNKNOWN
+from data.pretraining_texts import load_texts
 from data.splitting import subset
 from data.windows import POOLING, Truncation
 

@@ -2,7 +2,8 @@
 
 methods.py    METHODS, one line a method
 adapters.py   apply, detach_adapter, attach_adapter, merge, unmerge
-files.py      adapter directories in huggingface/peft's layout;  loading.py  reads them;  rules.py  their config
+files.py      adapter directories in huggingface/peft's layout;  loading.py  reads them,
+attaching.py  builds what they describe;  rules.py  their config
 wrapped.py    the base class of the methods that wrap linear layers
 lora.py bitfit.py ia3.py houlsby.py prefix.py prompt.py p_tuning.py    the math of each method
 scoring.py    the logits of examples;  classifier.py  runs and checkpoints that score reviews

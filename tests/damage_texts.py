@@ -20,9 +20,10 @@ import tokenizer_cases as cases
 from damage import Format
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from data import Source, load_splits, load_table, load_texts
+from data import Source, load_splits, load_table
 from data.demo import reviews
 from data.download import unpack_archive
+from data.pretraining_texts import load_texts
 from data.tokenization import load_tokenizer
 from losses import OBJECTIVES
 

@@ -1,4 +1,4 @@
-"""Damaged files of every format end in success or in one line; tests/reliability.py reads seventy-five times as many."""
+"""Damaged files of every format end in success or in one line; tests/reliability.py reads 75 times as many."""
 
 import mmap
 import os

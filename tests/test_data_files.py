@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from table_files import write
 
-from data import Source, load_splits, load_table, load_texts
+from data import Source, load_splits, load_table
 from data.delimited import split_lines, unquote
 from data.labels import UNKNOWN
+from data.pretraining_texts import load_texts
 
 # ---------------------------------------------------------------------------------------- all rows, several files
 

@@ -8,11 +8,12 @@ import torch
 from conftest import tiny
 
 import train
-from data import Source, load_texts
+from data import Source
 from data.batches import Batch
 from data.corpus import Corpus
 from data.files import open_tensors
 from data.imdb import UNKNOWN
+from data.pretraining_texts import load_texts
 from data.tokenization import train_tokenizer
 from eval import main as evaluate
 from nn.runtime import choose_machine

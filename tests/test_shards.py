@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from data import Source, load_texts, shard_reader
+from data import Source, shard_reader
 from data.corpus import Corpus
 from data.orders import shuffled_order
+from data.pretraining_texts import load_texts
 from data.shard_reader import split_of
 from data.shards import Job, Shards
 from data.tokenization import Tokenizer, train_tokenizer
@@ -219,7 +220,8 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_resumes_in_the_middle(fol
 MEASURED = """
 import sys
 from pathlib import Path
-from data import Source, load_texts, shard_reader
+from data import Source, shard_reader
+from data.pretraining_texts import load_texts
 from data.tokenization import train_tokenizer
 cache = Path(sys.argv[2])
 shard_reader.STREAM_BYTES = 2**20

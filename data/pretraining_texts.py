@@ -1,0 +1,77 @@
+"""Loads texts for pretraining, whose labels are not read, from the sources of data/__init__.py and from .txt files."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from data import Loader, Source, Splits, find_acl, find_file, find_part, find_parts, load_splits
+from data.imdb import as_frame, label_reviews
+from data.labels import SENTIMENT, UNKNOWN
+from data.readers import LABELED, SPLIT_NAMES
+from data.shards import Shards
+from data.splitting import hash_rank
+from data.text_lines import check_column_flags, is_text_lines, read_lines
+
+HELD_OUT_TEXTS = 0.05  # fraction of a file of texts that pretraining validates on
+
+
+def load_texts(source: Source, cache: Path | None = None) -> Splits:
+    """Loads texts for pretraining, with all sentiments UNKNOWN and without test reviews.
+
+    `demo`, aclImdb or Kaggle's files: trains on the training and the unlabelled reviews, validates on the validation
+    reviews. Other files, and a .txt file with one text a line: validates on the validation file, or on 5 % of the
+    texts.
+    """
+    loader = Loader(source, cache)
+    if source.data == "demo" or find_published(source):
+        splits = load_splits(source, cache, with_unlabelled=True)
+        train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
+        loader.files = splits.files
+    elif (shards := Shards.find(source, train_table(source), cache)) is not None:
+        empty = as_frame([])
+        return Splits(empty, empty, empty, empty, files=shards.files, shards=shards)
+    else:
+        parts = find_parts(source)
+        frames = [read_texts(loader, path) for path in (parts.train, parts.unlabelled) if path is not None]
+        train = pd.concat(frames, ignore_index=True)
+        if parts.validation is None:
+            train, held_out = hold_out_texts(train, str(parts.train))
+        else:
+            held_out = read_texts(loader, parts.validation)
+    train, held_out = train.assign(sentiment=UNKNOWN), held_out.assign(sentiment=UNKNOWN)
+    return Splits(train, held_out, as_frame([]), as_frame([]), files=loader.files)
+
+
+def find_published(source: Source) -> bool:
+    """Returns whether the source is a folder of aclImdb or of Kaggle's files."""
+    root = Path(source.data).expanduser()
+    found = not source.train and root.is_dir()
+    return found and (find_acl(root) is not None or find_file(root, LABELED) is not None)
+
+
+def train_table(source: Source) -> Path | None:
+    """Returns the table named train of the folder of a source, None if there is none."""
+    root = Path(source.data).expanduser().absolute()
+    return None if source.train or not root.is_dir() else find_part(root, SPLIT_NAMES["train"])
+
+
+def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
+    """Reads the texts of a file."""
+    source = loader.source
+    if is_text_lines(path, source):
+        if not source.validation and path == Path(source.train or source.data).expanduser().absolute():
+            check_column_flags(path, source)  # no other file is read, which could have the column
+        reviews = read_lines(path, source)
+        loader.record(reviews)
+    else:
+        reviews = loader.read(path, texts_only=True)
+    return label_reviews(reviews._replace(label_column=""), SENTIMENT)[0]
+
+
+def hold_out_texts(texts: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Splits texts into (training, held out) by the hash of the id. Raises ValueError if one of them is empty."""
+    is_held_out = hash_rank(texts["id"], "held out").rank(pct=True) > 1 - HELD_OUT_TEXTS
+    train, held_out = texts[~is_held_out].reset_index(drop=True), texts[is_held_out].reset_index(drop=True)
+    if not len(train) or not len(held_out):
+        raise ValueError(f"{source}: {len(texts)} texts are too few to hold one out")
+    return train, held_out
