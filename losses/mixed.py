@@ -36,6 +36,7 @@ from data.seeds import random_state, set_random_state
 from data.tokenization import Tokenizer
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
 from nn import Model
+from nn.autocast import at_least_fp32, product_dtype
 from nn.distributed import draw_normal, standard_deviation
 
 XI = 0.1  # ξ for each token position, in units of the embeddings' standard deviation
@@ -123,14 +124,22 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Tensor:
-    """Computes r_v by one power iteration: [B, T, E]. target: logits of p(·|s; θ̂), without gradient."""
-    fixed = reviews._replace(x=reviews.x.detach())
-    spread = reviews.spread()
+    """Computes r_v by one power iteration: [B, T, E]. target: logits of p(·|s; θ̂), without gradient.
+
+    Under autocast, this is computed in fp32 with a target of its own: the KL of two distributions that differ by a
+    short d is of second order in ξ, which half precision rounds to 0.
+    """
+    spread, share = reviews.spread(), reviews.share
+    fixed = reviews._replace(x=at_least_fp32(reviews.x.detach()))
     root_tokens = reviews.mask.sum(1).clamp(min=1).sqrt()[:, None, None]
-    share, x = reviews.share, fixed.x
-    start = torch.randn_like(x, dtype=torch.float32) if share is None else draw_normal(x, share)
+    start = torch.randn_like(fixed.x, dtype=torch.float32) if share is None else draw_normal(fixed.x, share)
     start = (scale_to_length(start, reviews.mask, XI * root_tokens) * spread).requires_grad_()
-    (g,) = torch.autograd.grad(kl(target, fixed.logits(start)), start)
+    rounded = product_dtype(fixed.x) != fixed.x.dtype
+    with torch.autocast(fixed.x.device.type, enabled=False):
+        if rounded:
+            with torch.no_grad():
+                target = fixed.logits()
+        (g,) = torch.autograd.grad(kl(target, fixed.logits(start)), start)
     return scale_to_length(g * spread, reviews.mask, radius) * spread  # Eq. (7); the gradient of r / σ is σ g
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nn.autocast import product_dtype
 from nn.dropout import LEVELS, Dropout, keep_mask
+from nn.first_order import first_order
 
 BLOCK = 2**20  # scores in a block, unless one head of one review has more
 ROWS = 128  # rows of a relative term that are computed together
@@ -187,7 +188,7 @@ class BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g: ∂L/∂o, [B, H, T, K]"""
         q, k, v, k_r, q_r, out, *stored = ctx.saved_tensors

@@ -47,6 +47,7 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from nn.autocast import product_dtype
+from nn.first_order import first_order
 
 SATURATED = 1e4  # σ(-SATURATED) = 0 and σ(SATURATED) = 1 exactly
 MINUS_ONE, TWO, FOUR = torch.tensor([-1.0, 2.0, 4.0])  # tensors: faster in each step than Python numbers
@@ -202,6 +203,7 @@ class LSTMFunction(Function):
         return h[:, 1:], a
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
         """dh: [N, T, B, D] -> δa, δU"""
         a, factors, h, u = ctx.saved_tensors
@@ -351,6 +353,7 @@ class GRUFunction(Function):
         return h[:, 1:], a
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """dh: [N, T, B, D] -> δa, δU, δd_n"""
         a, m, h, u = ctx.saved_tensors

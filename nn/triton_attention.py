@@ -36,9 +36,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nn.autocast import product_dtype
+from nn.first_order import first_order
 
 try:
     import triton  # type: ignore[import-not-found, unused-ignore]
@@ -483,7 +483,7 @@ class DisentangledAttentionFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """dy: [B, T, H, K] -> the gradients of q, k, v, k_r, q_r"""
         *tensors, y, row_max, row_sum = ctx.saved_tensors

@@ -37,13 +37,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import Linear, Module, Parameter
 
 from data.flags import option
 from nn.autocast import product_dtype
 from nn.dropout import Dropout
 from nn.encoder import Encoder
+from nn.first_order import first_order
 from nn.quantized_linear import QuantizedLinear
 from peft.rules import RANGES, matches
 from peft.wrapped import Wrapped, linear_layers, wrapped
@@ -187,7 +187,7 @@ class LowRank(torch.autograd.Function):
         return x.to(dtype) if keep is None else (x.to(dtype) * keep).mul_(1 / (1 - p))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g: ∂L/∂y, [..., out] -> ∂L/∂x, ∂L/∂A, ∂L/∂B, and None for the other inputs"""
         x, A, B, keep, u = ctx.saved_tensors

@@ -251,15 +251,6 @@ def test_no_gradient_below_the_first_adapter_or_for_a_frozen_weight():
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
-def test_second_derivatives_of_the_fused_update_are_refused():
-    layer = LoRALinear(torch.nn.Linear(5, 3), rank=2, alpha=4.0)
-    layer.B.data.normal_()
-    x = torch.randn(4, 5, requires_grad=True)
-    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 def test_a_row_of_zeros_stays_one_under_dora():
     base = torch.nn.Linear(5, 3)
     base.weight.data[1] = 0

@@ -27,6 +27,7 @@ from losses.mixed import (
     vat_loss,
     virtual_perturbation,
 )
+from nn.runtime import Machine
 
 SOME_MODELS = ["lstm", "bert", "deberta"]
 some_models = pytest.mark.parametrize("name", SOME_MODELS)
@@ -125,6 +126,26 @@ def pass_of(reviews: Reviews) -> Callable[[Tensor], Tensor]:
         return reviews.model.classifier(reviews.model.pool(h, reviews.mask))
 
     return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["cnn", "lstm", "capsule_lstm", "bert", "deberta"])
+def test_half_precision_finds_the_direction_of_fp32(name: str, dtype: torch.dtype):
+    """The head is small, as at the start of a training: its probabilities differ by less than half precision shows."""
+    model, (ids, mask) = tiny(name), token_batch([5, 2, 4, 7])
+    if name != "capsule_lstm":  # its answers are lengths, without a weight
+        model.classifier.weight.data *= 0.01
+    found = {}
+    for precision in (torch.float32, dtype):
+        torch.manual_seed(1)
+        with Machine(torch.device("cpu"), precision).autocast():
+            reviews = Reviews.embed(model, ids, mask)
+            target = reviews.logits().detach()
+            found[precision] = virtual_perturbation(reviews, target, radius=2.0) / reviews.spread()
+    lengths = found[dtype].flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full((4,), 2.0), rtol=1e-5, atol=0)
+    similarity = torch.nn.functional.cosine_similarity(found[dtype].flatten(1), found[torch.float32].flatten(1))
+    assert similarity.min() > 0.98
 
 
 @some_models
