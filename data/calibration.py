@@ -89,7 +89,8 @@ def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     p, positive = p[order], labels[order] == 1
     negatives_below = np.concatenate([[0], np.cumsum(~positive)])
     hits = negatives_below + positive.sum() - np.concatenate([[0], np.cumsum(positive)])  # of t after the first k
-    edges = np.concatenate([[0.0], p, [1.0]])
+    lowest = 0.0 if p[0] > 0 else -1.0  # below all p₁
+    edges = np.concatenate([[lowest], p, [1.0]])
     t = (edges[:-1] + edges[1:]) / 2
     allowed = np.concatenate([[True], p[1:] > p[:-1], [True]])  # no t divides equal p₁
     best = allowed & (hits == hits[allowed].max())
@@ -154,7 +155,8 @@ def calibration(run: Run) -> float:
 
 def describe_threshold(name: str, probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> str:
     """Describes the accuracy of the rule "class 1 if p₁ > threshold" on one split. [N, 2], [N]"""
-    accuracy = ((probabilities[:, 1] > threshold) == labels).mean()
+    above = probabilities[:, 1].astype(np.float64) > threshold  # float32 would round the threshold
+    accuracy = (above == labels).mean()
     return f"{name}: accuracy {accuracy:.4f} with the threshold {threshold:.4f}, chosen on validation"
 
 

@@ -40,7 +40,9 @@ def cross_entropy(
         raise ValueError(f"label smoothing {smoothing} is outside [0, 1)")
     log_p = F.log_softmax(at_least_fp32(logits), dim=-1)  # [B, C]
     log_p_true = log_p.gather(1, labels[:, None]).squeeze(1)  # [B]
-    losses = -((1 - smoothing) * log_p_true + smoothing * log_p.mean(-1))  # [B]
+    losses = -(1 - smoothing) * log_p_true  # [B]
+    if smoothing:  # 0 times the log-probability of an excluded class, -∞, would be NaN
+        losses = losses - smoothing * log_p.mean(-1)
     return losses.mean() if class_weights is None else (class_weights[labels] * losses).mean()
 
 

@@ -71,7 +71,7 @@ def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bo
     count = positive.sum(1)  # |P(i)|
     anchors = count > 0
     if not anchors.any():
-        return features.sum() * 0
+        return z.sum() * 0
     log_p, positive, count = log_p[anchors], positive[anchors], count[anchors]
     if inside:
         inner = log_p.masked_fill(~positive, torch.finfo(log_p.dtype).min).logsumexp(1)  # log Σ_p

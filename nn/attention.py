@@ -54,8 +54,8 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Computes the softmax over the last axis, restricted to the positions where `mask` is True.
 
     scores: [..., S], overwritten;  mask: bool, broadcasts to scores. Returns the dtype of scores; the sum is computed
-    in fp32 or wider. The weight of a masked position is exactly 0. A row that is masked everywhere is finite; in fp32
-    and bf16 it is uniform.
+    in fp32 or wider. The weight of a masked position is exactly 0; in fp16, if all scores are between -16,000 and
+    16,000. A row that is masked everywhere is finite; in fp32 and bf16 it is uniform.
     """
     scores += mask_bias(mask, scores.dtype)
     return scores.softmax(-1).to(scores.dtype)

@@ -16,5 +16,6 @@ def product_dtype(x: Tensor) -> torch.dtype:
     """Returns the dtype in which a torch Linear multiplies x: that of autocast, which leaves float64 as it is, or of
     x."""
     device = x.device.type
-    is_cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if is_cast else x.dtype
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):  # `meta` has none
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

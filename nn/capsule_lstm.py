@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
+from nn.autocast import at_least_fp32
 from nn.dropout import Dropout
 from nn.lstm import LSTM
 from nn.words import WordClassifier, WordConfig
@@ -28,8 +29,8 @@ HEADS = ("linear", "capsules")
 
 def squash(s: Tensor) -> Tensor:
     """Computes Eq. (1), which shrinks the length of each vector into [0, 1). s: [..., K] -> [..., K]"""
-    square = s.square().sum(-1, keepdim=True)  # [..., 1]
-    return s * (square / (1 + square)) * (square + 1e-12).rsqrt()
+    square = at_least_fp32(s).square().sum(-1, keepdim=True)  # [..., 1]
+    return s * (square / (1 + square) * (square + 1e-12).rsqrt()).to(s.dtype)
 
 
 def route(u: Tensor, mask: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

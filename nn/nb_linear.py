@@ -67,12 +67,20 @@ def first_occurrences(keys: Tensor) -> Tensor:
 
 
 def count_ngrams(corpus: Corpus, vocab_size: int, num_classes: int, min_reviews: int) -> tuple[Tensor, Tensor]:
-    """Counts the reviews of each class that contain an n-gram. Returns the sorted keys [G] and the counts [G, C]."""
-    found, classes = [], []
-    for row, label in enumerate(corpus.labels[corpus.reviews_of(np.arange(len(corpus)))]):
+    """Counts the reviews of each class that contain an n-gram, in any of their windows.
+
+    Returns the sorted keys [G] and the counts [G, C].
+    """
+    found: list[Tensor] = []
+    reviews = corpus.reviews_of(np.arange(len(corpus)))
+    for row, review in enumerate(reviews):
         ids = torch.from_numpy(corpus.ids[corpus.offsets[row] : corpus.offsets[row + 1]].astype(np.int64))[None]
-        found.append(ngram_keys(ids, torch.ones_like(ids, dtype=torch.bool), vocab_size).unique())
-        classes.append(torch.full_like(found[-1], int(label)))
+        keys = ngram_keys(ids, torch.ones_like(ids, dtype=torch.bool), vocab_size).flatten()
+        if row and review == reviews[row - 1]:  # a further window
+            keys = torch.cat([found.pop(), keys])
+        found.append(keys.unique())
+    labels = corpus.labels[np.unique(reviews)]
+    classes = [torch.full_like(keys, int(label)) for keys, label in zip(found, labels, strict=True)]
     keys, index = torch.cat(found).unique(return_inverse=True)
     cells = index * num_classes + torch.cat(classes)
     counts = torch.bincount(cells, minlength=len(keys) * num_classes).view(-1, num_classes)  # [G, C]

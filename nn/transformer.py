@@ -22,11 +22,11 @@ from nn.encoder import FeedForward, checkpointed
 from nn.words import Pooling, WordClassifier, WordConfig
 
 
-def sinusoids(length: int, width: int) -> Tensor:
-    """Computes PE: [T, D]. Raises ValueError for an odd width."""
+def sinusoids(length: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Computes PE: [T, D] of `dtype`. Raises ValueError for an odd width."""
     if width % 2:
         raise ValueError(f"sinusoidal positions need an even width, not {width}")
-    rate = 10000 ** (-torch.arange(0, width, 2) / width)  # [D/2]
+    rate = 10000 ** (-torch.arange(0, width, 2, dtype=dtype) / width)  # [D/2]
     angle = torch.arange(length)[:, None] * rate  # [T, D/2]
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)  # [T, D]
 
@@ -100,7 +100,7 @@ class Transformer(WordClassifier):
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Computes the states of the last layer. x: [B, T, E];  mask: bool [B, T] -> [B, T, D]"""
         x = self.project(x)  # [B, T, D]
-        x = x + sinusoids(x.size(1), x.size(2)).to(x)
+        x = x + sinusoids(x.size(1), x.size(2), torch.promote_types(x.dtype, torch.float32)).to(x)
         for layer in self.layers:
             x = checkpointed(layer, self.checkpointing)(x, mask)
         return x if self.norm is None else self.norm(x)

@@ -147,7 +147,8 @@ class DoRALinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
         bias = 0.0 if self.base.bias is None else self.base.bias
-        return self.row_scale() * (self.base(x) - bias + self.update(x)) + bias  # Eq. (5)
+        y = self.base(x)
+        return (self.row_scale() * (y - bias + self.update(x)) + bias).to(y.dtype)  # Eq. (5)
 
     def merged_weight(self) -> Tensor:
         """Computes m ⊙ W' / ‖W'‖: [out, in]"""

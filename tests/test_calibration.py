@@ -6,6 +6,7 @@ import pytest
 from data.calibration import (
     best_threshold,
     brier_score,
+    describe_threshold,
     expected_calibration_error,
     fit_temperature,
     log_probabilities,
@@ -78,3 +79,17 @@ def test_the_threshold_has_the_best_accuracy_of_all():
     assert ((p1 > t) == labels).mean() == max(((p1 > x) == labels).mean() for x in np.linspace(-0.01, 1, 405))
     with pytest.raises(ValueError, match="two classes; this run has 3"):
         best_threshold(np.full((1, 3), 1 / 3), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("p1", "labels"),
+    [
+        ([0.0, 0.0, 1.0], [1, 1, 1]),
+        ([0.0, 0.0, 1.0], [0, 0, 0]),
+        *(([a, a, np.nextafter(np.float32(a), np.float32(1))], [0, 0, 1]) for a in (0.1, 0.3, 0.6123, 0.9)),
+    ],
+)
+def test_the_described_rule_is_the_chosen_one(p1: list[float], labels: list[int]):
+    """A threshold is below all probabilities if all are positive, and between neighbouring float32 numbers."""
+    p, y = np.array([[1 - x, x] for x in p1], dtype=np.float32), np.array(labels)
+    assert "accuracy 1.0000" in describe_threshold("validation", p, y, best_threshold(p, y))

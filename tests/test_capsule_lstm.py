@@ -29,6 +29,7 @@ def test_squash_keeps_direction_and_shrinks_length_below_one():
     zero = torch.zeros(2, K, requires_grad=True)
     squash(zero).sum().backward()
     assert (zero.grad == 0).all()
+    assert (squash(zero.detach().half()) == 0).all()
 
 
 def test_routing_weights_sum_to_one_and_ignore_padding():

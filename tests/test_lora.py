@@ -1,11 +1,14 @@
 """LoRA, rsLoRA and DoRA against their equations, and the choice of layers and ranks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import adapt, tiny, token_batch
 from torch import Tensor
 from torch.nn import Linear
 
+from nn.checkpoint import load_pretrained, save_pretrained
 from nn.dropout import Dropout
 from nn.quant import quantize_int8
 from peft import apply, merge
@@ -260,3 +263,15 @@ def test_a_row_of_zeros_stays_one_under_dora():
     torch.testing.assert_close(layer.merged()(x), expected)
     layer.unmerge()
     torch.testing.assert_close(base.weight.detach(), before)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["bert", "deberta"])
+def test_dora_over_few_bits_keeps_the_dtype_of_the_model(name: str, dtype: torch.dtype, quantize: str, tmp_path: Path):
+    save_pretrained(tiny(name), tmp_path)
+    model = adapt(load_pretrained(tmp_path, dtype=dtype, quantize=quantize), "lora", dora=True).eval()
+    ids, mask = token_batch([7, 5])
+    expected = adapt(load_pretrained(tmp_path, quantize=quantize), "lora", dora=True).eval()
+    expected.load_state_dict(model.state_dict(), strict=False)
+    torch.testing.assert_close(model(ids, mask).float(), expected(ids, mask), rtol=0.1, atol=0.1)

@@ -44,6 +44,11 @@ def test_cross_entropy_is_finite_for_extreme_logits():
     assert torch.isfinite(cross_entropy(torch.tensor([[1e30, -1e30]]), torch.tensor([1])))
 
 
+def test_cross_entropy_takes_an_excluded_class():
+    logits, labels = torch.tensor([[1.0, 2.0, -torch.inf], [0.0, 1.0, -torch.inf]]), torch.tensor([0, 1])
+    assert torch.equal(cross_entropy(logits, labels), torch.nn.functional.cross_entropy(logits, labels))
+
+
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_label_smoothing_outside_its_range_raises(smoothing):
     with pytest.raises(ValueError, match=rf"label smoothing {smoothing} is outside \[0, 1\)"):

@@ -1,5 +1,6 @@
 """nn/nb_linear.py against dense matrices, and against scikit-learn's solver."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -115,6 +116,29 @@ def test_counts_and_ratios_equal_the_loop(min_reviews):
         torch.testing.assert_close(
             ratios[:, c].double().numpy(), np.log(p / p.sum()) - np.log(q / q.sum()), rtol=1e-6, atol=1e-6
         )
+
+
+def test_the_windows_of_a_review_count_once():
+    whole = corpus()
+    lengths = [3, 3, 2, 2, 1, 4, 2, 3, 4]  # of windows that overlap, but for the third review
+    cut = [[2, 3, 4], [3, 4, 2], [5, 2], [2, 3], [4], [3, 4, 2, 3], [4, 5], [7, 4, 2], [1, 1, 1, 1]]
+    review = np.array([0, 0, 1, 1, 2, 3, 3, 4, 5])
+    assert [len(ids) for ids in cut] == lengths
+    windows = replace(
+        whole,
+        ids=np.concatenate([np.array(ids, dtype=whole.ids.dtype) for ids in cut]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=np.array([0, 1, 2, 0, 1, 2]),
+        review=review,
+    )
+    sets = [set.union(*({key(g) for g in ngrams(cut[row])} for row in np.flatnonzero(review == r))) for r in range(6)]
+    keys, counts = count_ngrams(windows, V, C, min_reviews=2)
+    expected = {
+        k: [sum(k in s and y == c for s, y in zip(sets, [0, 1, 2, 0, 1, 2], strict=True)) for c in range(C)]
+        for k in sorted(set.union(*sets))
+    }
+    expected = {k: row for k, row in expected.items() if sum(row) >= 2}
+    assert dict(zip(keys.tolist(), counts.tolist(), strict=True)) == expected
 
 
 def test_two_classes_have_opposite_ratios():

@@ -50,6 +50,7 @@ def test_autocast_lowers_only_matrix_products():
         for y in (x, x.double(), x.bfloat16()):
             assert product_dtype(y) == torch.nn.functional.linear(y, y).dtype
     assert product_dtype(x) == torch.float32
+    assert product_dtype(x.to("meta")) == torch.float32  # a device without autocast
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,11 @@ def test_loss_and_gradient_are_finite_for_degenerate_batches(x, labels):
         assert loss == 0
 
 
+def test_a_batch_without_positives_has_a_loss_of_fp32():
+    loss = supcon_loss(torch.full((4, 768), 100.0, dtype=torch.float16), torch.arange(4), 0.3)  # their sum overflows
+    assert (loss.dtype, loss.item()) == (torch.float32, 0)
+
+
 def four_reviews() -> Batch:
     """Returns a batch of four reviews, two of each class."""
     ids, mask = token_batch([7, 4, 3, 5])

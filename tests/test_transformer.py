@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny, token_batch
+from conftest import TINY, tiny, token_batch
 
 from nn.transformer import Transformer, TransformerBlock, TransformerConfig, sinusoids
 
@@ -10,13 +10,14 @@ B, T, D, H, F = 2, 7, 12, 3, 17
 MASK = torch.arange(T) < torch.tensor([7, 4])[:, None]
 
 
-def test_positions_equal_the_formula():
-    table = sinusoids(11, 6)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.float64, 1e-14)], ids=str)
+def test_positions_equal_the_formula(dtype: torch.dtype, error: float):
+    table = sinusoids(11, 6, dtype)
     for t in range(11):
         for i in range(3):
             angle = t / 10000 ** (2 * i / 6)
-            assert table[t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
-            assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+            assert table[t, 2 * i].item() == pytest.approx(math.sin(angle), abs=error)
+            assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=error)
     with pytest.raises(ValueError, match="even width"):
         sinusoids(3, 5)
 
@@ -78,3 +79,14 @@ def test_the_last_state_is_that_of_the_last_word():
     ids, mask = token_batch([5, 3])
     h = model.encode(model.embed(ids, mask), mask)
     torch.testing.assert_close(model.pool(h, mask), torch.stack([h[0, 4], h[1, 2]]))
+
+
+def test_a_float64_model_has_positions_of_float64():
+    model = tiny("transformer").double().eval()
+    seen = []
+    model.layers[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    model.encode(
+        torch.zeros(1, 3, model.config.embedding_size, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)
+    )
+    expected = sinusoids(3, TINY["hidden_size"], torch.float64)
+    torch.testing.assert_close(seen[0][0] - seen[0][0][:1], expected - expected[:1], rtol=0, atol=1e-14)
