@@ -94,7 +94,7 @@ def find_columns(table: Table, source: Source, optional_label: bool = False) -> 
             named[use] = None if missing else find_usual(table, usual, taken, f"--{use}-column")
     if named["text"] is None:
         raise ValueError(
-            f"{table.path}: no column has a usual name for text; name it with --text-column, or add a header line if "
+            f"{table.path}: no column is read as the text; --text-column COLUMN names it, or add a header line if "
             f"there is none; {describe(table)}"
         )
     if named["text"] == named["label"]:

@@ -218,7 +218,7 @@ def find_delimiter(path: Path, text: str, default: str, names: set[str]) -> str:
     line = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     if (count := max(line.count(delimiter) for delimiter in DELIMITERS)) >= MOST_COLUMNS:
         raise ValueError(
-            f"{path}: no column has a usual name for text: its first line has {count + 1:,} fields, and at most "
+            f"{path}: no column is read as the text: its first line has {count + 1:,} fields, and at most "
             f"{MOST_COLUMNS:,} are read; add a header line if there is none"
         )
     fields = {d: split_header(line, d) for d in DELIMITERS}

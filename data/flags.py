@@ -47,8 +47,9 @@ def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """
     names = list(names)
     initials = {"--" + "".join(part[:1] for part in other[2:].split("-")): other for other in names}
-    close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
-    found = initials.get(name) or (close[0] if close else "")
+    bare = {other.lstrip("-"): other for other in names}  # dashes would make all flags similar
+    close = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=cutoff)
+    found = initials.get(name) or (bare[close[0]] if close else "")
     return f"; did you mean {found}?" if found else ""
 
 

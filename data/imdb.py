@@ -27,7 +27,7 @@ from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers
 from data.readers import LABELED, TEST, UNLABELED, Source, decode, read_table
 from data.unpacking import base_name, read_content
 
-CACHE_VERSION = 5  # part of the cache key: increase it when cleaning or reading changes
+CACHE_VERSION = 6  # part of the cache key: increase it when cleaning or reading changes
 NAMED = (LABELED, UNLABELED, TEST)
 
 
@@ -55,7 +55,7 @@ def parse_record(record: Record, columns: Columns, width: int, keep_empty: bool)
     if len(fields) != width:
         return f"row {number}: {len(fields)} fields instead of {width}"
     text, label = fields[columns.text], "" if columns.label is None else fields[columns.label]
-    key = str(number) if columns.id is None else fields[columns.id]
+    key = str(number) if columns.id is None or fields[columns.id] == "" else fields[columns.id]
     if text is None or label is None or key is None:
         return f"row {number}: a list or an object instead of a text"
     if len(text) > FIELD_LIMIT:
@@ -275,7 +275,7 @@ def missing_labels(reviews: Reviews) -> str:
     similar = reviews.likely or reviews.possible
     which = f"{quoted(similar)} {'looks' if len(similar) == 1 else 'look'} like it: " if similar else ""
     name = show(similar[0]) if similar else "COLUMN"
-    return f"{reviews.path} has no label column with a usual name; {which}--label-column {name}; {reviews.shape}"
+    return f"{reviews.path}: no column is read as the label; {which}--label-column {name}; {reviews.shape}"
 
 
 def load_reviews(

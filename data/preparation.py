@@ -44,7 +44,8 @@ def naming_run(run: Run) -> Iterator[None]:
 def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -> Splits:
     """Reads the reviews, records their classes and files in the run, and prints their numbers and the duplicates.
 
-    pretraining, unlabelled: whether the objective needs texts without labels, or unlabelled reviews as well.
+    pretraining, unlabelled: whether the objective needs texts without labels, or unlabelled reviews as well. Raises
+    ValueError if these are missing.
     """
     try:
         splits = read_splits(options, run.cache, pretraining, unlabelled or options.word_vectors == "train")
@@ -56,6 +57,10 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
     frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
     if splits.shards is None:
         print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
+    if unlabelled and not len(splits.unlabelled):
+        flag = "--distill-unlabelled" if options.loss == "distill" else f"--loss {options.loss}"
+        ways = "rows with an empty label, a file named unsupervised, unlabeledTrainData.tsv or train/unsup"
+        raise ValueError(f"{flag} needs unlabelled reviews, which {options.train or options.data} lacks: {ways}")
     if splits.labels != SENTIMENT and not pretraining:
         print(f"labels: {', '.join(splits.labels)}")
     if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):
@@ -103,15 +108,12 @@ def check_texts(splits: Splits, tokenizer: Tokenizer) -> None:
 
 
 def unlabelled_stream(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Stream:
-    """Returns endless batches of unlabelled reviews. Raises ValueError if there are none."""
+    """Returns endless batches of unlabelled reviews."""
     options = settings.options
     corpus = ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run))
     return Stream(corpus, settings.objective.unlabelled_batch or options.batch_size, options.seed)
 
 
 def unlabelled_corpus(settings: Settings, splits: Splits, tokenizer: Tokenizer, run: Run) -> Corpus:
-    """Tokenizes the unlabelled reviews. Raises ValueError if there are none."""
-    if not len(splits.unlabelled):
-        flag = "--distill-unlabelled" if settings.options.loss == "distill" else f"--loss {settings.options.loss}"
-        raise ValueError(f"{flag} needs unlabelled reviews: unlabeledTrainData.tsv or train/unsup")
+    """Tokenizes the unlabelled reviews."""
     return examples_of(tokenizer, splits.unlabelled, truncation_of(settings.options), run.cache)

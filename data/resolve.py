@@ -108,7 +108,7 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
     An option that is missing has its default, which is printed. Raises ValueError that names the file for an unknown
     option, and for a value of another type or out of range: another version of this program may have written it.
     """
-    path, config = run.folder / "config.json", run.config
+    path, config = run.config_file, run.config
     as_object(config, path)
     values, origins = as_object(config.get("options"), f"options of {path}"), config.get("origins", {})
     if isinstance(teacher := values.get("teacher"), str):  # one name, in runs before 2026-11-28
@@ -125,7 +125,8 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
         known = {field.name: field for cls in (Options, method.options, objective.options) for field in fields(cls)}
         if unknown := [name for name in values if name not in known]:
             raise ValueError(f"unknown options {listed(unknown)}; another version of this program wrote them")
-        if missing := [name for name in known if name not in values]:
+        missing = [name for name in known if name not in values]
+        if missing and path.name == "config.json":  # a published row stays as it was
             warn_of_older_version(path, listed(missing))
         values = {name: field.default for name, field in known.items()} | values
         origins = dict.fromkeys(known, "default") | origins

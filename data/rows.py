@@ -57,7 +57,7 @@ class PublishedRun(Run):
 
     def __init__(self, file: Path) -> None:
         super().__init__(file.with_name(file.name.removesuffix(".json")))
-        self.file = file
+        self.file = self.config_file = file
         self.log_file = file.with_name(f"{self.folder.name}.log.jsonl")
 
     @property

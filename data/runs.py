@@ -124,6 +124,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.config_file = self.folder / "config.json"
         self.best, self.tokenizer = self.folder / "best", self.folder / "tokenizer"
         self.next_best = self.folder / ".best"  # becomes best/ when the state of its epoch is saved
         self.state_file = self.folder / "state" / "state.safetensors"

@@ -340,10 +340,11 @@ def train_wordlevel(texts: list[str], vocab_size: int, min_count: int) -> Tokeni
     )
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() == len(special):
-        raise ValueError(
-            f"no word of the training reviews is in the vocabulary; lower --min-count {min_count} or raise "
-            f"--vocab-size {vocab_size}, which counts {' and '.join(special)}"
-        )
+        ways = [f"lower --min-count {min_count}"] if min_count > 1 else []
+        if vocab_size <= len(special):
+            ways.append(f"raise --vocab-size {vocab_size}, which counts {' and '.join(special)}")
+        nothing = "they have no letter, digit, ! ? . or smiley, which words are made of; --model deberta reads all text"
+        raise ValueError(f"no word of the training reviews is in the vocabulary; {' and '.join(ways) or nothing}")
     return Tokenizer(backend, "wordlevel")
 
 

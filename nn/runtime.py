@@ -28,12 +28,19 @@ PRECISIONS = ("auto", *DTYPES)
 
 def choose_device(name: str) -> torch.device:
     """Returns a device; `auto` is the GPU if there is one. Raises ValueError for a device that is not available."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    kind, _, number = name.partition(":")
+    if kind not in available or not (number.isdecimal() or name == kind):
+        raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:1, mps")
+    if not available[kind]:
+        found = ", ".join(known for known, is_there in available.items() if is_there)
+        raise ValueError(f"device {name!r} is not available; torch {torch.__version__} finds {found}")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # no such GPU, or one that cannot be used
         raise ValueError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
     return device
 

@@ -30,8 +30,6 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
     continues_adapter = options.weights != "none" and adapter_folder(options.weights) is not None
     if options.weights == "none":
         model = random_model(options.model, options.shape, labels, tokenizer)
-        if options.peft != "none":
-            print(f"warning: random weights are all trained, including those that --peft {options.peft} would freeze")
     elif continues_adapter:
         model = continued_model(options, labels)
     else:
@@ -49,6 +47,8 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
     reinitialize(model, options.reinit_layers)
     if not continues_adapter:
         apply_method(model, settings, tokenizer)
+    if options.weights == "none" and options.peft != "none":
+        print(f"warning: random weights are all trained, including those that --peft {options.peft} would freeze")
     check_positions(model, options.max_length)
     return model
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import data.splitting
 import peft
+from data.batches import Batch
 from data.demo import reviews
 from data.errors import Stopped
 from data.flags import field_names
@@ -78,6 +79,17 @@ def token_batch(lengths: list[int], vocab: int = 61, seed: int = 0) -> tuple[tor
     stream = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return torch.randint(1, vocab, mask.shape, generator=stream) * mask, mask
+
+
+def reviews_for(objective: str) -> Batch:
+    """Returns four reviews with labels and what the objective needs besides: a teacher's logits, unlabelled reviews."""
+    ids, mask = token_batch([9, 7, 5, 3])
+    labels = torch.tensor([0, 1, 1, 0])
+    teacher = 8 * torch.nn.functional.one_hot(labels).float()  # agrees with the labels
+    batch = Batch(ids, mask, labels, torch.arange(4), teacher=teacher)
+    if not OBJECTIVES[objective].unlabelled:
+        return batch
+    return batch._replace(unlabelled=batch._replace(input_ids=ids.flip(0), mask=mask.flip(0)))
 
 
 INIT_IDS = [3, 14, 15, 9, 26]

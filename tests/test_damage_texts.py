@@ -262,7 +262,7 @@ ROWS = "review,label\na,1\nb,0\n"
         ("x.csv", "review,label," + "," * 10_000_000 + "\na,1\n", "its first line has 10,000,003 fields"),
         ("x.csv", '"review","label"\n"a",1' + ",b" * MOST_COLUMNS, "row 2: 10,002 fields; at most 10,000 are read"),
         ("x.tsv", "review\tlabel\na\t1" + "\tb" * MOST_COLUMNS, "row 2: 10,002 fields; at most 10,000 are read"),
-        ("x.csv", "sep=\x01\n" + ROWS, "no column has a usual name"),
+        ("x.csv", "sep=\x01\n" + ROWS, "no column is read as the text"),
         ("x.csv", 'sep="\n' + ROWS, "sep="),
         ("x.csv", 'review,label\n"\\""' + "".join(map(chr, range(0xE000, 0xF900))) + ',1\n', "for private use"),
         ("x.csv", "review,label\n" + "<b>" * (MOST_TAGS + 1) + ",1\n", "a review with 20,001 HTML tags"),

@@ -147,6 +147,7 @@ def test_a_flag_takes_several_values(tmp_path: Path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--foo", "1"], "unknown flag --foo"),
         (["--learning-rat", "1"], "unknown flag --learning-rat; did you mean --learning-rate?"),
         (["--lr=1"], "unknown flag --lr; did you mean --learning-rate?"),
         (["--zzz"], "unknown flag --zzz"),

@@ -26,7 +26,7 @@ OBJECTS = [
 
 
 def test_json_lines_and_lists(tmp_path: Path):
-    expected = {"id": ["", "7", "x"], "review": ["gut\u2028so", "schlecht", "5"], "sentiment": [1, 0, UNKNOWN]}
+    expected = {"id": ["1", "7", "x"], "review": ["gut\u2028so", "schlecht", "5"], "sentiment": [1, 0, UNKNOWN]}
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in OBJECTS)
     files = {
         "a.jsonl": lines,
@@ -246,7 +246,7 @@ def test_columns_are_named_by_options(tmp_path: Path):
         load_reviews(both)
     assert load_reviews(both, id_column="ID")["id"].tolist() == ["2"]
     assert load_reviews(both, id_column="none")["id"].tolist() == ["2"]  # the number of the line
-    with pytest.raises(ValueError, match="no column has a usual name for text; name it with --text-column, or add"):
+    with pytest.raises(ValueError, match="no column is read as the text; --text-column COLUMN names it, or add"):
         load_reviews(write(tmp_path / "no_header.csv", "1,a fine film\n0,a bad film\n"))
 
 
@@ -303,3 +303,9 @@ def test_if_all_rows_are_broken_skipping_is_not_offered(tmp_path: Path):
     for skip in (False, True):
         with pytest.raises(ValueError, match=r"3 fields instead of 2\); no row is left; its header is 'review'"):
             load_reviews(path, skip_bad_rows=skip)
+
+
+def test_a_row_without_an_id_is_numbered_by_its_line(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text("id,review,label\na,good,1\n,bad,0\n,fine,1\n")
+    assert load_reviews(path)["id"].tolist() == ["a", "3", "4"]

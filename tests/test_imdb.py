@@ -126,7 +126,7 @@ def test_csv_with_quotes_commas_and_line_breaks(tmp_path: Path):
     assert load_reviews(path)["review"].tolist() == ['a, "b" c', "plain"]
     assert load_reviews(path)["sentiment"].tolist() == [1, 0]
     other = write(tmp_path / "y.tsv", "when\tbody\tclass\n1\tgood\tpos\n2\tbad\tneg\n")
-    with pytest.raises(ValueError, match=r"no column has a usual name for text.* header is 'when', 'body', 'class'"):
+    with pytest.raises(ValueError, match=r"no column is read as the text.* header is 'when', 'body', 'class'"):
         load_reviews(other)
     assert load_reviews(other, text_column="body", label_column="class")["sentiment"].tolist() == [1, 0]
     with pytest.raises(ValueError, match="has no column 'nope', which --text-column names; its header is 'when'"):

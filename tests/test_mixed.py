@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import reference
@@ -298,15 +299,21 @@ def test_a_frozen_embedding_table_changes_neither_loss_nor_other_gradients(name)
         torch.testing.assert_close(trained, constant)
 
 
-def test_unsupported_settings_raise(tmp_path):
+def test_unsupported_settings_raise():
     for options in (AdversarialOptions, MixedOptions):
         with pytest.raises(ValueError, match="radius 0 must be above 0"):
             options(radius=0)
     with pytest.raises(ValueError, match="do not go with --peft prompt"):
         prepare(adapt(tiny("bert"), "prompt"), MixedOptions(), None)
-    arguments = ["--model", "cnn", "--loss", "mixed", "--data", "demo", "--word-vectors", "none"]
-    with pytest.raises(ValueError, match="needs unlabelled reviews"):
+
+
+def test_missing_unlabelled_reviews_are_noticed_before_vectors_are_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--model", "lstm", "--loss", "mixed", "--data", "demo", "--word-vectors", "train"]
+    with pytest.raises(ValueError, match="mixed needs unlabelled reviews, which demo lacks: rows with an empty label"):
         train.main([*arguments, "--runs", str(tmp_path)])
+    assert "GloVe" not in capsys.readouterr().out
 
 
 def test_a_stream_gives_every_review_once_an_epoch_and_is_reproducible():

@@ -120,7 +120,7 @@ def test_a_header_with_two_delimiters(tmp_path: Path):
 
 
 def test_a_long_first_line_is_no_header(tmp_path: Path):
-    with pytest.raises(ValueError, match="no column has a usual name for text"):
+    with pytest.raises(ValueError, match="no column is read as the text"):
         load_reviews(write(tmp_path / "x.csv", "word, " * 100_000 + "\n"))
 
 

@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-from conftest import ENCODERS, adapt, required_shape, tiny, token_batch
+from conftest import ENCODERS, adapt, required_shape, reviews_for, tiny, token_batch
 
-from data.batches import Batch
 from data.flags import field_names
 from data.options import Options
 from losses import OBJECTIVES
@@ -27,16 +26,6 @@ def fitting(name: str, objective: str) -> dict[str, str]:
     if not shape.keys() <= field_names(MODELS[name].build.Config):
         pytest.skip(f"{objective} is for other models")
     return shape
-
-
-def four_reviews(objective: str) -> Batch:
-    ids, mask = token_batch([9, 7, 5, 3])
-    labels = torch.tensor([0, 1, 1, 0])
-    teacher = 8 * torch.nn.functional.one_hot(labels).float()  # agrees with the labels
-    batch = Batch(ids, mask, labels, torch.arange(4), teacher=teacher)
-    if not OBJECTIVES[objective].unlabelled:
-        return batch
-    return batch._replace(unlabelled=batch._replace(input_ids=ids.flip(0), mask=mask.flip(0)))
 
 
 def test_names_that_must_stay():
@@ -149,7 +138,7 @@ def test_no_dead_operation(name, method, objective):
             OBJECTIVES[objective].prepare(model, options, None)
         return
     OBJECTIVES[objective].prepare(model, options, None)
-    loss, _ = OBJECTIVES[objective].objective(model.train(), four_reviews(objective), options)
+    loss, _ = OBJECTIVES[objective].objective(model.train(), reviews_for(objective), options)
     loss.backward()
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -177,7 +166,7 @@ def test_loss_falls(name, objective):
     positives = {"supcon": 1, "rdrop_supcon": 3}.get(objective, 1)
     floor = getattr(options, "supcon_weight", 0.0) * math.log(positives)
     for step in range(250 if objective == "margin" else 120):
-        loss, _ = OBJECTIVES[objective].objective(model.train(), four_reviews(objective), options)
+        loss, _ = OBJECTIVES[objective].objective(model.train(), reviews_for(objective), options)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -37,8 +37,17 @@ def test_choose_machine():
     assert choose_machine("cpu", "auto").dtype in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match="unknown precision"):
         choose_machine("cpu", "double")
-    with pytest.raises(ValueError, match="device 'gpu' is not available"):
-        choose_machine("gpu", "fp32")
+    for name in ("gpu", "CPU", "meta", "mkldnn", "cuda:x", "cpu:", ""):
+        with pytest.raises(ValueError, match=f"^unknown device '{name}'; known: auto, cpu, cuda, cuda:1, mps$"):
+            choose_machine(name, "fp32")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "mps"])
+def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"^device '{name}' is not available; torch [^;]* finds cpu$"):
+        choose_machine(name, "fp32")
 
 
 def test_autocast_lowers_only_matrix_products():

@@ -108,7 +108,7 @@ def test_a_build_goes_on_after_the_finished_parts_and_a_finished_one_reads_nothi
         (
             "x.jsonl",
             b'{"words": "good"}\n',
-            r"x.jsonl: no column has a usual name for text; name it",
+            r"x.jsonl: no column is read as the text; --text-column",
         ),
     ],
 )

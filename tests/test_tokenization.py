@@ -352,9 +352,16 @@ def test_the_vocabulary_of_words_is_sorted_by_count(tmp_path: Path):
     tokenizer = train_tokenizer("wordlevel", texts, vocab_size=5, min_count=1)
     assert tokenizer.tokens == ["<pad>", "<unk>", "a", "b", "c"]  # ties are in alphabetical order
     assert train_tokenizer("wordlevel", texts, vocab_size=9, min_count=2).tokens == ["<pad>", "<unk>", "a", "b"]
-    for size, count in ((9, 50), (2, 1)):
-        with pytest.raises(ValueError, match=f"no word .* --min-count {count} or raise --vocab-size {size}, "):
+    ways = {
+        (9, 50): "; lower --min-count 50$",
+        (2, 1): "; raise --vocab-size 2, which counts <pad> and <unk>$",
+        (2, 3): "; lower --min-count 3 and raise --vocab-size 2, ",
+    }
+    for (size, count), way_out in ways.items():
+        with pytest.raises(ValueError, match=f"no word of the training reviews is in the vocabulary{way_out}"):
             train_tokenizer("wordlevel", texts, vocab_size=size, min_count=count)
+    with pytest.raises(ValueError, match=r"they have no letter, digit, .*; --model deberta reads all text"):
+        train_tokenizer("wordlevel", ["😍 😍", "👍"], vocab_size=9, min_count=1)
     assert (tokenizer.pad_id, tokenizer.unk_id) == (0, 1)
     assert list(tokenizer.encode(["a d b", "", "# %"], 400)) == [[2, 1, 3], [1], [1]]
     assert list(tokenizer.encode(["a b c a b c"], max_length=4, truncate="head+tail")) == [[2, 2, 3, 4]]

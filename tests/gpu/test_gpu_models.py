@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODERS, adapt, required_shape, tiny, token_batch
+from conftest import adapt, both, required_shape, reviews_for, tiny, token_batch
 from torch import Tensor
 from torch.nn import Module
 
-from data.batches import Batch
 from data.flags import field_names
 from losses import OBJECTIVES
 from nn import MODELS
@@ -90,23 +89,13 @@ def test_a_method_is_applied_where_the_model_is(method: str, device: torch.devic
     assert {parameter.device.type for parameter in model.parameters()} == {device.type}
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
-def test_logits_and_gradients_of_every_method(method: str, name: str, device: torch.device):
+@both
+def test_logits_and_gradients_of_every_method(name: str, method: str, device: torch.device):
     compare(still(adapt(tiny(name), method)).train(), device)
 
 
 def test_logits_and_gradients_of_dora(device: torch.device):
     compare(still(adapt(tiny("deberta"), "lora", dora=True, targets="all-linear")).train(), device)
-
-
-def reviews(objective: str) -> Batch:
-    """Returns four reviews with labels, with unlabelled ones where the loss uses them."""
-    ids, mask = token_batch([9, 7, 5, 3])
-    batch = Batch(ids, mask, torch.tensor([0, 1, 1, 0]), torch.arange(4))
-    if not OBJECTIVES[objective].unlabelled:
-        return batch
-    return batch._replace(unlabelled=batch._replace(input_ids=ids.flip(0), mask=mask.flip(0)))
 
 
 @pytest.mark.parametrize("objective", [name for name, entry in OBJECTIVES.items() if not entry.pretraining])
@@ -122,7 +111,7 @@ def test_every_loss(name: str, objective: str, device: torch.device):
     results = []
     for place in (CPU, device):
         moved = on(place, still(model).train())
-        loss, _ = entry.objective(moved, reviews(objective).to(place), options)
+        loss, _ = entry.objective(moved, reviews_for(objective).to(place), options)
         loss.backward()
         results.append((loss.detach().cpu(), gradients(moved)))
     (expected, expected_gradient), (loss, gradient) = results
@@ -201,11 +190,11 @@ def test_weights_that_are_cast_once_give_the_same_bits(name: str, device: torch.
 
 
 def test_a_batch_moves_with_all_its_parts(device: torch.device):
-    batch = reviews("mixed")._replace(class_weights=torch.tensor([0.5, 2.0]))
+    batch = reviews_for("mixed")._replace(class_weights=torch.tensor([0.5, 2.0]))
     moved = batch.to(device).to(device)
-    parts: list[Any] = [*moved[:4], moved.class_weights, *moved.unlabelled[:4]]
+    parts: list[Any] = [*moved[:4], moved.class_weights, moved.teacher, *moved.unlabelled[:4]]
     assert {x.device.type for x in parts} == {device.type}
-    for x, expected in zip(parts, [*batch[:4], batch.class_weights, *batch.unlabelled[:4]], strict=True):
+    for x, expected in zip(parts, [*batch[:4], batch.class_weights, batch.teacher, *batch.unlabelled[:4]], strict=True):
         assert torch.equal(x.cpu(), expected)
 
 
