@@ -23,11 +23,12 @@ class Batch(NamedTuple):
     share: "Share | None" = None  # where these rows are in a batch that several ranks compute together
 
     def to(self, device: torch.device) -> "Batch":
-        """Copies all tensors to a device. A GPU copies from pinned memory, so that the CPU does not wait for it."""
+        """Copies all tensors to a device. CUDA copies from pinned memory, so that the CPU does not wait for it."""
+        cuda = device.type == "cuda"
 
         def copy(x: Tensor) -> Tensor:
             """Copies one tensor."""
-            return (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
+            return (x.pin_memory() if cuda and not x.is_cuda else x).to(device, non_blocking=cuda)
 
         return Batch(
             input_ids=copy(self.input_ids),

@@ -23,7 +23,12 @@ import torch
 Value = TypeVar("Value")
 CLOSED_PIPE, INTERRUPTED = 141, 130  # exit codes of a shell for SIGPIPE and SIGINT
 POLL = 0.1  # seconds between two looks at a thread
-NO_MEMORY = ("not enough memory", "can't allocate memory")  # messages of torch's CPU allocator, by platform
+NO_MEMORY = (  # of RuntimeErrors: torch's CPU allocator, by platform; MPS, CUDA's own calls; cuBLAS
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @contextlib.contextmanager
@@ -90,7 +95,8 @@ def discard_unwritten() -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Returns whether an allocation failed, on a GPU or in main memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)
+    named = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return named or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def user_message(error: BaseException) -> str | None:

@@ -20,6 +20,8 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"random.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["random.cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["random.mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -28,3 +30,5 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["random.cpu"])
     if "random.cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["random.cuda"], device)
+    elif "random.mps" in state and device.type == "mps":
+        torch.mps.set_rng_state(state["random.mps"])

@@ -22,6 +22,7 @@ measured as r / σ, with σ the standard deviation of the batch's embeddings: on
 --normalize-embeddings one for each dimension, which perturbs as the papers do.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -149,19 +150,22 @@ def vat_loss(reviews: Reviews, logits: Tensor, radius: float) -> Tensor:
     return kl(target, reviews.logits(virtual_perturbation(reviews, target, radius)))
 
 
-def adversarial_loss(
-    reviews: Reviews,
-    loss: Tensor,
-    labels: Tensor,
-    radius: float,
-    smoothing: float,
-    class_weights: Tensor | None = None,
+def adversarial_perturbation(
+    reviews: Reviews, loss: Tensor, of_logits: Callable[[Tensor], Tensor], radius: float
 ) -> Tensor:
-    """Computes L_AT, Eq. (6). loss: the loss of the clean pass, a function of reviews.x."""
-    (g,) = torch.autograd.grad(loss, reviews.x, retain_graph=True)
+    """Computes r_adv, Eq. (5): [B, T, E].
+
+    loss: of the clean pass, a function of reviews.x;  of_logits: computes it from logits [B, C]. Under autocast to
+    fp16, the clean pass is repeated in fp32: the gradient of a confident review is 0 in fp16.
+    """
+    x, repeated = reviews.x, product_dtype(reviews.x) == torch.float16
+    with torch.autocast(x.device.type, enabled=False):  # which would cast in the backward pass too
+        if repeated:
+            exact = reviews._replace(x=at_least_fp32(x.detach()).requires_grad_())
+            loss, x = of_logits(exact.logits()), exact.x
+        (g,) = torch.autograd.grad(loss, x, retain_graph=True)
     spread = reviews.spread()
-    shift = scale_to_length(g * spread, reviews.mask, radius) * spread  # Eq. (5): the loss is -log p
-    return cross_entropy(reviews.logits(shift), labels, smoothing, class_weights)
+    return scale_to_length(g * spread, reviews.mask, radius) * spread  # the loss is -log p
 
 
 def prepare(model: Model, options: AdversarialOptions, tokenizer: Tokenizer | None) -> None:
@@ -184,12 +188,16 @@ def objective(model: Model, batch: Batch, options: AdversarialOptions) -> tuple[
     """
     labelled = Reviews.embed(model, batch.input_ids, batch.mask, options.normalize_embeddings, batch.share)
     logits = labelled.logits()
-    smoothing, weights = options.label_smoothing, batch.class_weights
-    ce = cross_entropy(logits, batch.labels, smoothing, weights)
+
+    def ce_of(logits: Tensor) -> Tensor:
+        """Computes the cross-entropy of the labelled reviews."""
+        return cross_entropy(logits, batch.labels, options.label_smoothing, batch.class_weights)
+
+    ce = ce_of(logits)
     loss, training = batch.part(ce), torch.is_grad_enabled()
     if options.adversarial_weight and training:
-        at = adversarial_loss(labelled, ce, batch.labels, options.radius, smoothing, weights)
-        loss = loss + batch.part(options.adversarial_weight * at)
+        shift = adversarial_perturbation(labelled, ce, ce_of, options.radius)
+        loss = loss + batch.part(options.adversarial_weight * ce_of(labelled.logits(shift)))  # Eq. (6)
     clean_passes = [(batch, labelled, logits)]
     if batch.unlabelled is not None and isinstance(options, MixedOptions):
         other = batch.unlabelled

@@ -90,14 +90,14 @@ def integrated_gradients(function: Function, x: Tensor, baseline: Tensor) -> Att
     def values(alpha: Tensor) -> Tensor:
         """Computes F: fp64 [N]"""
         with torch.no_grad():
-            return torch.cat([function(point).double().cpu() for point in points(alpha)])
+            return torch.cat([function(point).cpu().double() for point in points(alpha)])
 
     def slopes(alpha: Tensor) -> Tensor:
         """Computes Σ_e (x - x') ∂F/∂x: fp64 [N, T]"""
         found = []
         for point in points(alpha):
             (g,) = torch.autograd.grad(function(point.requires_grad_()).sum(), point)
-            found.append((g * delta).sum(-1).double().cpu())
+            found.append((g * delta).sum(-1).cpu().double())
         return torch.cat(found)
 
     first, last = values(torch.tensor([0.0, 1.0])).tolist()

@@ -72,7 +72,7 @@ def in_product_dtype(x: Tensor) -> Tensor:
     """Casts x to bf16 under autocast to bf16, else returns x.
 
     Residuals, norms and activations of the layers then have the dtype of the products, and nothing is cast between
-    them. Norms and softmax compute in fp32 inside their kernels.
+    them. Norms and softmax compute in fp32 inside their kernels. On CUDA and MPS, autocast returns fp32 from them.
     """
     return x.bfloat16() if product_dtype(x) == torch.bfloat16 else x
 

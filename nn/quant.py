@@ -138,7 +138,8 @@ class Int8Linear(QuantizedLinear):
         if not torch.is_autocast_enabled(x.device.type) and x.dtype != torch.bfloat16:
             return "int8" if multiplies_int8(x.device) else "fp32"
         multiples = self.in_features % 8 == 0 and self.out_features % 8 == 0
-        supported = x.device.type == "cpu" or (x.shape[:-1].numel() > 16 and multiples)  # without padding (`aligned`)
+        large = x.shape[:-1].numel() > 16 and multiples  # needs no padding (`aligned`)
+        supported = x.device.type == "cpu" or (x.device.type == "cuda" and large)
         gradient = torch.is_grad_enabled() and x.requires_grad
         return "int8" if supported and not gradient and not prefers_bf16(x.device) else "bf16"
 

@@ -124,6 +124,8 @@ def choose_machine(device: str, precision: str) -> Machine:
     found = choose_device(device)
     if found.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # True rounds the factors of fp32 convolutions to TF32
+        if found.index is not None:
+            torch.cuda.set_device(found)  # Triton and pinned memory use the current GPU
     return Machine(found, choose_precision(precision, found))
 
 
@@ -131,6 +133,8 @@ def machine_of(options: Options, run: Run | None = None) -> Machine:
     """Returns the machine of a run. `run`: one that is resumed, which keeps the precision that `auto` selected when it
     started. Raises ValueError for an unknown or unavailable device or precision."""
     machine = choose_machine(options.device, options.precision)
+    if options.checkpointing and machine.device.type == "mps":
+        raise ValueError("--checkpointing cannot repeat the dropout masks of MPS; leave it out, or use --device cpu")
     if run is None or options.precision != "auto":
         return machine
     before = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}

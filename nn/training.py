@@ -4,6 +4,7 @@ A step fails if the loss is not finite, if memory runs out, or if a signal stops
 """
 
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -157,6 +158,7 @@ def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -
             raise
         single = max((len(batch.labels) for batch in batches), default=2) == 1
         halve = out_of_memory(error) and not single and options.out_of_memory != "stop"
+        traceback.clear_frames(error.__traceback__)  # they keep the failed pass, and the exchange needs memory
         status = agreed(ranks.HALVE if halve else ranks.END)
         if not halve:
             raise

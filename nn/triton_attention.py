@@ -39,6 +39,7 @@ from torch import Tensor
 
 from nn.autocast import product_dtype
 from nn.first_order import first_order
+from nn.kernels import can_compile_kernels
 
 try:
     import triton  # type: ignore[import-not-found, unused-ignore]
@@ -57,7 +58,9 @@ def has_triton() -> bool:
 
 def runs_on(device: torch.device) -> bool:
     """Returns whether the kernels run on a device: a GPU of compute capability 8.0 or above, with Triton."""
-    return triton is not None and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if triton is None or device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return can_compile_kernels()
 
 
 def jit(kernel: Callable) -> Any:

@@ -20,6 +20,7 @@ from losses.mixed import (
     AdversarialOptions,
     MixedOptions,
     Reviews,
+    adversarial_perturbation,
     entropy,
     kl,
     objective,
@@ -157,6 +158,25 @@ def test_the_virtual_perturbation_changes_the_answer_more_than_noise_of_its_leng
     with torch.no_grad():
         noise = [scale_to_length(torch.randn_like(r), reviews.mask, 0.5 * reviews.spread()) for _ in range(20)]
         assert kl(target, reviews.logits(r)) > max(kl(target, reviews.logits(shift)) for shift in noise)
+
+
+def test_the_adversarial_direction_of_confident_reviews_in_fp16():
+    """Their gradient is below the smallest fp16 number."""
+    model, (ids, mask), found = tiny("bert"), token_batch([5, 2, 4, 7]), {}
+    labels = torch.tensor([0, 1, 1, 0])
+    model.classifier.weight.data *= 0.01
+
+    def loss_of(logits: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits + 12 * torch.nn.functional.one_hot(labels), labels)
+
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(1)
+        with Machine(torch.device("cpu"), dtype).autocast():
+            reviews = Reviews.embed(model, ids, mask)
+            shift = adversarial_perturbation(reviews, loss_of(reviews.logits()), loss_of, radius=2.0)
+            found[dtype] = shift.flatten(1)
+    similarity = torch.nn.functional.cosine_similarity(found[torch.float16], found[torch.float32])
+    assert similarity.min() > 0.98
 
 
 def test_no_gradient_flows_through_the_target():

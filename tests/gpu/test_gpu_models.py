@@ -99,7 +99,7 @@ def test_logits_and_gradients_of_dora(device: torch.device):
 
 
 @pytest.mark.parametrize("objective", [name for name, entry in OBJECTIVES.items() if not entry.pretraining])
-@pytest.mark.parametrize("name", ["lstm", "bert", "deberta"])
+@pytest.mark.parametrize("name", ["lstm", "capsule_lstm", "bert", "deberta"])
 def test_every_loss(name: str, objective: str, device: torch.device):
     """Values and gradients; of a loss with random draws only that they are finite and as many."""
     shape, entry = required_shape(objective), OBJECTIVES[objective]
