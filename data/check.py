@@ -1,10 +1,10 @@
-"""Says what a path is, and whether it is sound: a checkpoint, an adapter, a tokenizer, reviews, word vectors, or a run.
+"""Reports what each path is and whether it is intact.
 
     python -m data.check PATH …
 
-Reads each path as train.py and eval.py do, and loads its weights. Prints one line a path. The exit code is 2 if a path
-is damaged, or of a kind that the project does not read. This is a program above all layers, like eval.py; nothing
-imports it.
+A path is a checkpoint, an adapter, a tokenizer, reviews, word vectors, or a run. It is read as train.py and eval.py do,
+with its weights. Prints one line for each path. The exit code is 2 if a path is damaged, or of a kind that the project
+does not read.
 """
 
 import sys

@@ -4,7 +4,7 @@
     z(x) = Σₘ fₘ zₘ(x)                               stacked logits, Wolpert 1992 (doi 10.1016/S0893-6080(05)80023-1)
 
 Tₘ is the temperature of member m, fitted on its validation reviews (data/calibration.py). Differs from the paper: the
-members may be different models, and they are calibrated, so that an overconfident one does not decide alone.
+members may be different models, and they are calibrated, so that one overconfident member does not dominate.
 
 A checkpoint with several members is a folder with members.json: [{"weights": FOLDER, "factor": f}, …]. Its log-odds of
 two classes are linear in those of the members, so the effects of words (nn/attribution.py) are sums too.

@@ -45,7 +45,7 @@ class Options:
         (), "what", "the run folder; several: an ensemble; default: the built-in classifier", metavar="DIR"
     )
     weights: str = option("", "what", "score this checkpoint folder or hub id instead of a run", "DIR_OR_ID")
-    base: str = option("", "what", "the backbone of the run's adapter, if it is not where it was", "DIR_OR_ID")
+    base: str = option("", "what", "backbone of the run's adapter, if its folder was moved", "DIR_OR_ID")
     data: str = option(
         "", "what", "score all labelled rows of this file, or validation and test of this folder", "DIR_OR_FILE"
     )
@@ -64,14 +64,17 @@ class Options:
     explain: str = option(
         "",
         "what",
-        "with --text: colours the words that the label depends on; with --data FILE: explains the 20 most confident "
-        "mistakes; FILE.html: writes a page; one pass a word",
+        "with --text: marks the words that determine the label; with --data FILE: explains the 20 most confident "
+        "mistakes; FILE.html: writes a page; needs one forward pass per word",
         "[FILE.html]",
         bare="-",
     )
     errors: int = option(0, "what", "with --run or --data: list this many of the most confident mistakes")
     threshold: str = option(
-        "", "what", "with --run, two classes: also score with the best threshold on validation", choices=("validation",)
+        "",
+        "what",
+        "with --run, two classes: also score with the threshold that is best on validation",
+        choices=("validation",),
     )
     compare: tuple[str, ...] = option(
         (), "what", "run folders or published rows: a table, and how sure the differences are", metavar="DIR"
@@ -136,7 +139,7 @@ def check_task(options: Options, given: dict[str, Any]) -> None:
     if len(tasks := [name for name in TASKS if name in given]) > 1:
         raise ValueError(f"{flag(tasks[0])} and {flag(tasks[1])} are two tasks; give one of them")
     if options.compare and (options.run or options.weights):
-        raise ValueError("--compare names its runs itself; leave out --run and --weights")
+        raise ValueError("--compare takes the runs as its own values; leave out --run and --weights")
     if options.max_length and options.run:
         raise ValueError("--max-length is for --weights; a run is scored with its own, train.py --max-length")
     if "dtype" in given and not options.merge:
@@ -213,7 +216,9 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
             "--explain needs a review or a file of them: --text REVIEW --explain, or --data FILE --explain"
         )
     if options.explain and not (is_stdout(options.explain) or options.explain.lower().endswith((".html", ".htm"))):
-        raise ValueError(f"--explain {options.explain}: it writes a page, FILE.html; --data FILE names the reviews")
+        raise ValueError(
+            f"--explain {options.explain}: the page's name must end in .html; --data FILE names the reviews"
+        )
     if options.truncate:
         check_choice("truncation", options.truncate, dict.fromkeys(("head", "tail", "head+tail", "windows")))
     if options.truncate != "windows" and (options.window_stride or options.window_pooling != "mean"):

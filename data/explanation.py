@@ -103,7 +103,9 @@ def agreement_text(explanation: Explanation) -> str:
 def completeness_text(explanation: Explanation) -> str:
     """Describes in one line what the effects sum to."""
     total, expected = explanation.gradients.sum(), explanation.difference
-    return f"the effects sum to {total:+.2f}, the log-odds minus those of {explanation.baseline} are {expected:+.2f}"
+    return (
+        f"the effects sum to {total:+.2f}; the log-odds differ by {expected:+.2f} from those of {explanation.baseline}"
+    )
 
 
 def sentences(words: Sequence[str]) -> list[range]:

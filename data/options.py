@@ -55,7 +55,7 @@ class Options:
         "", "what", "config fields of a new random model: hidden_size=64 pooling=max+mean", "FIELD=VALUE"
     )
     base: str = option(
-        "", "what", "backbone of an adapter folder given as --weights, if it is not where it was", "DIR_OR_ID"
+        "", "what", "backbone of an adapter folder given as --weights, if the backbone was moved", "DIR_OR_ID"
     )
     head: str = option(
         "published",

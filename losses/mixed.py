@@ -46,8 +46,8 @@ XI = 0.1  # ξ for each token position, in units of the embeddings' standard dev
 @dataclass(frozen=True)
 class AdversarialOptions(CrossEntropyOptions):
     radius: float = option(5.0, "objective", "adversarial, mixed: ε in standard deviations of the embeddings")
-    adversarial_weight: float = option(1.0, "objective", "adversarial, mixed: λ_AT of adversarial training")
-    vat_weight: float = option(0.0, "objective", "adversarial, mixed: λ_VAT of virtual adversarial training")
+    adversarial_weight: float = option(1.0, "objective", "adversarial, mixed: weight λ_AT of the adversarial loss")
+    vat_weight: float = option(0.0, "objective", "adversarial, mixed: weight λ_VAT of the virtual adversarial loss")
 
     normalize_embeddings: bool = option(
         False, "objective", "adversarial, mixed: a standard deviation for each dimension of the embeddings"
@@ -61,8 +61,8 @@ class AdversarialOptions(CrossEntropyOptions):
 
 @dataclass(frozen=True)
 class MixedOptions(AdversarialOptions):
-    vat_weight: float = option(1.0, "objective", "adversarial, mixed: λ_VAT of virtual adversarial training")
-    entropy_weight: float = option(1.0, "objective", "mixed: λ_EM of entropy minimization")
+    vat_weight: float = option(1.0, "objective", "adversarial, mixed: weight λ_VAT of the virtual adversarial loss")
+    entropy_weight: float = option(1.0, "objective", "mixed: weight λ_EM of the entropy")
     unlabelled_batch: int = option(0, "objective", "mixed: unlabelled reviews in each pass; 0: as many as --batch-size")
 
 

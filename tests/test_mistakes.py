@@ -102,7 +102,7 @@ def test_the_threshold_is_chosen_for_the_reviews_as_they_are_scored(small_run, t
         ("--text good --predict b.csv", "--predict and --text are two tasks"),
         ("--text good --data b.csv", "--text and --data are two tasks"),
         ("--compare a b --merge out", "--compare and --merge are two tasks"),
-        ("--compare a b --run c", "--compare names its runs itself; leave out --run"),
+        ("--compare a b --run c", "--compare takes the runs as its own values; leave out --run"),
         ("--run a --max-length 9 --text good", "--max-length is for --weights"),
         ("--text good --dtype fp16", "--dtype is for --merge"),
         ("--run a --plot curves", "--plot curves is not a picture: its name ends in .png, .svg, .pdf"),
