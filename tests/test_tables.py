@@ -150,6 +150,18 @@ def test_the_rows_above_the_linear_model_are_named():
     assert f"Rows above `nb_linear` on the test reviews: {', '.join(above)}." in text
 
 
+def test_the_commands_of_rows_name_runs_that_are_explained():
+    """A run is made by another row's command, or the introduction says what it is."""
+    results = [result for row in published_rows() for result in row.results]
+    commands = [result["command"] for result in results]
+    commands += [result["pretraining"]["command"] for result in results if result.get("pretraining")]
+    made = {name for command in commands for name in re.findall(r"--name (\S+)", command)}
+    used = {name for command in commands for name in re.findall(r"runs/([\w.@-]+)", command)}
+    text = (RESULTS / "README.md").read_text(encoding="utf-8").partition("![")[0]
+    assert used - made == {"nb"}
+    assert all(f"`runs/{name}` is row" in text for name in used - made)
+
+
 def test_pictures_are_deterministic(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
