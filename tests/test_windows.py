@@ -9,6 +9,7 @@ import torch
 from conftest import tiny, tiny_weights
 
 import train
+from data import preparation
 from data.checked import read_json
 from data.corpus import Corpus, examples_of
 from data.errors import NotFinite
@@ -199,8 +200,8 @@ def test_a_loss_that_is_not_finite_names_reviews(small_run, monkeypatch):
 
     seen = []
     monkeypatch.setattr(train, "gradient", fail)
-    examples = train.examples_of
-    monkeypatch.setattr(train, "examples_of", lambda *a: seen.append((a[1], examples(*a))) or seen[-1][1])
+    examples = preparation.examples_of
+    monkeypatch.setattr(preparation, "examples_of", lambda *a: seen.append((a[1], examples(*a))) or seen[-1][1])
     flags = ["--max-length", "8", "--truncate", "windows", "--window-stride", "2", "--batch-size", "1"]
     with pytest.raises(ValueError, match="the loss is nan at epoch 1/2, step 1") as error:
         train.main([*small_run, *flags])
