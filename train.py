@@ -5,8 +5,8 @@
     python train.py --resume runs/NAME
 
 Reading this file from here to the end is the run. The math is one table line away: nn/ (MODELS), peft/ (METHODS),
-losses/ (OBJECTIVES). data/preparation.py reads the reviews and the tokenizer; nn/training.py saves the state and
-handles failed steps.
+losses/ (OBJECTIVES). data/preparation.py reads the reviews and the tokenizer, peft/build.py builds the model,
+data/teacher.py adds a teacher's logits; nn/training.py saves the state and handles failed steps.
 """
 
 import math
@@ -66,6 +66,7 @@ from nn.optim import Average, describe_groups, parameter_groups, schedule
 from nn.quant import describe_products, form_of, is_quantized
 from nn.runtime import (
     Machine,
+    check_checkpointing,
     describe_memory,
     keep_freed_memory,
     machine_of,
@@ -108,7 +109,7 @@ def prepare_training(
         corpus = with_teacher(corpus, reviews, settings.objective.teacher, load, run, interrupt.check)
     with naming_run(run):
         model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
-    entry.prepare(model, settings.objective, tokenizer)
+    ranks.in_turn(lambda: entry.prepare(model, settings.objective, tokenizer))
     if model.adapter is not None and model.source is not None:
         backbone = model.source
         ranks.by_first(lambda: run.record_backbone(backbone_digests(backbone)))
@@ -424,6 +425,7 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in values.items()))
     with Interrupt() as interrupt:
         try:
+            check_checkpointing(options.checkpointing, machine)
             with ranks.naming_lost_ranks():
                 kind = MODELS[options.model].tokenizer
                 splits = ranks.in_turn(lambda: read_data(options, run, entry.pretraining, unlabelled))

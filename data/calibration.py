@@ -80,8 +80,8 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Returns the t with the highest accuracy of the rule "class 1 if p₁ > t". probabilities: [N, 2];  labels: [N]
 
-    t is halfway between two neighbouring p₁. Of equally accurate ones it is the closest to 0.5. Raises ValueError for
-    more than two classes.
+    t is halfway between two neighbouring p₁, or below or above all. Of equally accurate ones it is the closest to 0.5.
+    Raises ValueError for more than two classes.
     """
     if probabilities.shape[1] != 2:
         raise ValueError(f"--threshold validation needs two classes; this run has {probabilities.shape[1]}")

@@ -55,7 +55,8 @@ def parse_record(record: Record, columns: Columns, width: int, keep_empty: bool)
     if len(fields) != width:
         return f"row {number}: {len(fields)} fields instead of {width}"
     text, label = fields[columns.text], "" if columns.label is None else fields[columns.label]
-    key = str(number) if columns.id is None or fields[columns.id] == "" else fields[columns.id]
+    key = str(number) if columns.id is None else fields[columns.id]
+    key = f"row {number}" if key == "" else key  # a bare number could be the id of another row
     if text is None or label is None or key is None:
         return f"row {number}: a list or an object instead of a text"
     if len(text) > FIELD_LIMIT:

@@ -146,7 +146,7 @@ def class_numbers(values: Sequence[str], names: tuple[str, ...], where: str) -> 
             f"{show(repr(name))} ({count:,} row{'s' * (count > 1)})" for name, count in unknown.most_common(5)
         )
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(f"{where} has labels that are no class: {shown}{more}; the classes are {quoted(names, 20)}")
+        raise ValueError(f"{where} has labels that are not classes: {shown}{more}; the classes are {quoted(names, 20)}")
     return [number for name in normal if (number := numbers[name]) is not None]
 
 

@@ -59,8 +59,11 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
         print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
     if unlabelled and not len(splits.unlabelled):
         flag = "--distill-unlabelled" if options.loss == "distill" else f"--loss {options.loss}"
-        ways = "rows with an empty label, a file named unsupervised, unlabeledTrainData.tsv or train/unsup"
-        raise ValueError(f"{flag} needs unlabelled reviews, which {options.train or options.data} lacks: {ways}")
+        ways = (
+            "rows with an empty label, or in the folder --data unlabeledTrainData.tsv, train/unsup, or unlabelled.csv"
+        )
+        ways = "--data imdb has them" if options.data == "demo" and not options.train else ways
+        raise ValueError(f"{flag} needs unlabelled reviews, which {options.train or options.data} lacks; {ways}")
     if splits.labels != SENTIMENT and not pretraining:
         print(f"labels: {', '.join(splits.labels)}")
     if duplicates := ", ".join(f"{count} {where}" for where, count in overlap(splits).items() if count):

@@ -75,9 +75,9 @@ def joined(device: str) -> Iterator[None]:
     """Joins the ranks that torchrun started, for the block; does nothing without torchrun.
 
     Each rank of a machine has a GPU of its own, unless `device` is another kind. Ranks other than 0 print nothing.
-    Raises ValueError if there are fewer GPUs than ranks, or for a device that the ranks would share; ConnectionError
-    if the ranks cannot be connected, and if another rank ended. Exits with code 2 if that rank reported why. A rank
-    that fails leaves the group by ending, after its message is printed.
+    Raises ValueError if there are fewer GPUs than ranks, or for a device that the ranks would share (MPS, cuda:1);
+    ConnectionError if the ranks cannot be connected, and if another rank ended. Exits with code 2 if that rank reported
+    why. A rank that fails leaves the group by ending, after its message is printed.
     """
     if not launched():
         yield
@@ -89,7 +89,7 @@ def joined(device: str) -> Iterator[None]:
         raise ValueError(f"the environment variables {problem}; unset them")
     if device.startswith("cuda:"):
         raise ValueError(f"--device {device} would be shared by all ranks; --device cuda gives each rank its own GPU")
-    if device == "mps" or (device == "auto" and torch.backends.mps.is_available()):
+    if device.partition(":")[0] == "mps" or (device == "auto" and torch.backends.mps.is_available()):
         raise ValueError("MPS cannot be shared by ranks; torchrun … train.py --device cpu, or leave out torchrun")
     if device in ("auto", "cuda") and torch.cuda.is_available():
         if local >= torch.cuda.device_count():

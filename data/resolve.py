@@ -105,8 +105,9 @@ def resume(given: Mapping[str, Any], tables: Tables) -> tuple[Settings, Run]:
 def recorded_settings(run: Run, tables: Tables) -> Settings:
     """Returns the settings that a run's config.json records.
 
-    An option that is missing has its default, which is printed. Raises ValueError that names the file for an unknown
-    option, and for a value of another type or out of range: another version of this program may have written it.
+    An option that is missing has its default, which is printed for a run folder. Raises ValueError that names the file
+    for an unknown option, and for a value of another type or out of range: another version of this program may have
+    written it.
     """
     path, config = run.config_file, run.config
     as_object(config, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @cache
 def can_compile_kernels() -> bool:
-    """Returns whether the files are there with which Triton compiles the function that starts a kernel.
+    """Returns whether a C compiler and Python.h exist, which Triton needs to compile the launchers of kernels.
 
     Prints once what is missing.
     """

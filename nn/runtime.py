@@ -129,12 +129,17 @@ def choose_machine(device: str, precision: str) -> Machine:
     return Machine(found, choose_precision(precision, found))
 
 
+def check_checkpointing(enabled: bool, machine: Machine) -> None:
+    """Raises ValueError for activation checkpointing on MPS, whose random state torch does not restore."""
+    if enabled and machine.device.type == "mps":
+        way_out = "start a run without it, or with --device cpu"
+        raise ValueError(f"--checkpointing cannot repeat the dropout masks of MPS; {way_out}")
+
+
 def machine_of(options: Options, run: Run | None = None) -> Machine:
     """Returns the machine of a run. `run`: one that is resumed, which keeps the precision that `auto` selected when it
     started. Raises ValueError for an unknown or unavailable device or precision."""
     machine = choose_machine(options.device, options.precision)
-    if options.checkpointing and machine.device.type == "mps":
-        raise ValueError("--checkpointing cannot repeat the dropout masks of MPS; leave it out, or use --device cpu")
     if run is None or options.precision != "auto":
         return machine
     before = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}

@@ -12,12 +12,11 @@ from torch import Tensor
 
 import data.ranks
 from data.errors import out_of_memory
-from data.options import Options
 from data.seeds import random_state, set_random_state
 from nn import runtime
 from nn.kernels import can_compile_kernels
 from nn.quant import Int8Linear
-from nn.runtime import choose_machine, machine_of
+from nn.runtime import Machine, check_checkpointing, choose_machine
 from nn.training import attempt
 
 MPS = torch.device("mps")
@@ -51,10 +50,11 @@ def test_the_random_state_of_mps_is_saved_and_restored(monkeypatch: pytest.Monke
     assert [state.item() for state in states] == [7, 8, 7]
 
 
-def test_checkpointing_on_mps_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runtime, "choose_device", torch.device)
-    with pytest.raises(ValueError, match="cannot repeat the dropout masks of MPS"):
-        machine_of(Options(device="mps", checkpointing=True))
+def test_checkpointing_on_mps_is_refused():
+    with pytest.raises(ValueError, match="cannot repeat the dropout masks of MPS; start a run without it"):
+        check_checkpointing(True, Machine(MPS, torch.float32))
+    check_checkpointing(False, Machine(MPS, torch.float32))
+    check_checkpointing(True, Machine(torch.device("cpu"), torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,6 @@ def test_ranks_do_not_share_mps(monkeypatch: pytest.MonkeyPatch):
     for name, value in zip(data.ranks.TORCHRUN, ("0", "2", "127.0.0.1", "1"), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    for device in ("mps", "auto"):
+    for device in ("mps", "mps:0", "auto"):
         with pytest.raises(ValueError, match="MPS cannot be shared by ranks"), data.ranks.joined(device):
             pass

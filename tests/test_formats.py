@@ -26,7 +26,7 @@ OBJECTS = [
 
 
 def test_json_lines_and_lists(tmp_path: Path):
-    expected = {"id": ["1", "7", "x"], "review": ["gut\u2028so", "schlecht", "5"], "sentiment": [1, 0, UNKNOWN]}
+    expected = {"id": ["row 1", "7", "x"], "review": ["gut\u2028so", "schlecht", "5"], "sentiment": [1, 0, UNKNOWN]}
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in OBJECTS)
     files = {
         "a.jsonl": lines,
@@ -307,5 +307,5 @@ def test_if_all_rows_are_broken_skipping_is_not_offered(tmp_path: Path):
 
 def test_a_row_without_an_id_is_numbered_by_its_line(tmp_path: Path):
     path = tmp_path / "x.csv"
-    path.write_text("id,review,label\na,good,1\n,bad,0\n,fine,1\n")
-    assert load_reviews(path)["id"].tolist() == ["a", "3", "4"]
+    path.write_text("id,review,label\n1,good,1\n,bad,0\n3,fine,1\n")
+    assert load_reviews(path)["id"].tolist() == ["1", "row 3", "3"]

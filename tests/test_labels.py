@@ -109,12 +109,12 @@ def test_values_map_to_given_classes_by_name():
     assert class_numbers(["1", "3.0"], ("1", "2", "3"), "f") == [0, 2]
     assert class_numbers(["GOOD", "bad"], ("bad", "good"), "f") == [1, 0]
     with pytest.raises(
-        ValueError, match=r"^x has labels that are no class: 'okay' \(2 rows\), 'x' \(1 row\); the classes are "
+        ValueError, match=r"^x has labels that are not classes: 'okay' \(2 rows\), 'x' \(1 row\); the classes are "
     ):
         class_numbers(["okay", "okay", "x", "bad"], ("bad", "good"), "x")
-    with pytest.raises(ValueError, match="are no class: '1'"):  # 1 may be the second or the third class
+    with pytest.raises(ValueError, match="are not classes: '1'"):  # 1 may be the second or the third class
         class_numbers(["1"], ("negative", "neutral", "positive"), "f")
-    with pytest.raises(ValueError, match=r"are no class: 'a' \(2 rows\), .* and 3 more; the"):
+    with pytest.raises(ValueError, match=r"are not classes: 'a' \(2 rows\), .* and 3 more; the"):
         class_numbers([*"aabbccddeefgh"], ("z",), "f")
 
 
@@ -170,7 +170,7 @@ def test_a_class_that_training_does_not_have_is_an_error_without_skip_bad_rows(t
     for part in ("validation", "test"):
         source = Source(train=str(train), skip_bad_rows=True, **{part: str(test)})
         with pytest.raises(
-            ValueError, match=r"test.csv: column 'label' has labels that are no class: 'great' \(10 rows\)"
+            ValueError, match=r"test.csv: column 'label' has labels that are not classes: 'great' \(10 rows\)"
         ) as caught:
             load_splits(source)
         assert "skip-bad-rows" not in str(caught.value)

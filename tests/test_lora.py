@@ -274,4 +274,5 @@ def test_dora_over_few_bits_keeps_the_dtype_of_the_model(name: str, dtype: torch
     ids, mask = token_batch([7, 5])
     expected = adapt(load_pretrained(tmp_path, quantize=quantize), "lora", dora=True).eval()
     expected.load_state_dict(model.state_dict(), strict=False)
+    assert model(ids, mask).dtype == dtype
     torch.testing.assert_close(model(ids, mask).float(), expected(ids, mask), rtol=0.1, atol=0.1)

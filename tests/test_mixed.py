@@ -331,7 +331,7 @@ def test_missing_unlabelled_reviews_are_noticed_before_vectors_are_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     arguments = ["--model", "lstm", "--loss", "mixed", "--data", "demo", "--word-vectors", "train"]
-    with pytest.raises(ValueError, match="mixed needs unlabelled reviews, which demo lacks: rows with an empty label"):
+    with pytest.raises(ValueError, match="mixed needs unlabelled reviews, which demo lacks; --data imdb has them"):
         train.main([*arguments, "--runs", str(tmp_path)])
     assert "GloVe" not in capsys.readouterr().out
 
