@@ -7,9 +7,14 @@ import torch
 from torch import Tensor
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of sums: fp32 or wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """Returns x in fp32, or unchanged if it has fp32 or float64."""
-    return x if x.dtype.itemsize >= 4 else x.float()
+    return x.to(wide(x.dtype))
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

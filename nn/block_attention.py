@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nn.autocast import product_dtype
+from nn.autocast import product_dtype, wide
 from nn.dropout import LEVELS, Dropout, keep_mask
 from nn.first_order import first_order
 
@@ -146,11 +146,6 @@ def gradients_of_scores(
 def transposed_like(x: Tensor) -> Tensor:
     """Allocates a tensor like x: [B, H, T, K], a view of [B, T, H, K], so that merging the heads copies nothing."""
     return x.new_empty(x.size(0), x.size(2), x.size(1), x.size(3)).transpose(1, 2)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype of sums: fp32 or wider."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class BlockAttention(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Refuses second derivatives of an autograd.Function whose backward pass is written by hand, outside of autograd."""
+"""Refuses second derivatives through the backward pass of an autograd.Function, which autograd does not record."""
 
 from collections.abc import Callable
 from functools import wraps

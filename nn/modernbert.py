@@ -44,6 +44,7 @@ from torch.nn import Identity, LayerNorm, Linear, Module, ModuleList
 
 from data.checked import check_types
 from nn.attention import Prefix, Queries, attend, merge_heads, prepend_prefix, select_queries, split_heads
+from nn.autocast import wide
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, activation, init_weights
 from nn.words import masked_mean
@@ -249,7 +250,7 @@ class RotaryAttention(Module):
         q, k, v = self.query_key_value(x).chunk(3, -1)  # [B, S, D]
         q = split_heads(select_queries(q, queries), self.num_heads)  # [B, H, T, K]
         k, v = split_heads(k, self.num_heads), split_heads(v, self.num_heads)  # [B, H, S, K]
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = wide(x.dtype)
         cos, sin = rotations(x.size(1), k.size(-1), base=self.base, dtype=dtype, device=x.device)  # [S, K/2]
         positions = query_positions(queries, x.size(1), x.device)  # [1 or B, 1, T]
         q, k = rotate(q, cos[positions], sin[positions]), rotate(k, cos, sin)

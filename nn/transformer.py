@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, ModuleList
 
 from nn.attention import MultiHeadAttention
+from nn.autocast import wide
 from nn.dropout import Dropout
 from nn.encoder import FeedForward, checkpointed
 from nn.words import Pooling, WordClassifier, WordConfig
@@ -100,7 +101,7 @@ class Transformer(WordClassifier):
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Computes the states of the last layer. x: [B, T, E];  mask: bool [B, T] -> [B, T, D]"""
         x = self.project(x)  # [B, T, D]
-        x = x + sinusoids(x.size(1), x.size(2), torch.promote_types(x.dtype, torch.float32)).to(x)
+        x = x + sinusoids(x.size(1), x.size(2), wide(x.dtype)).to(x)
         for layer in self.layers:
             x = checkpointed(layer, self.checkpointing)(x, mask)
         return x if self.norm is None else self.norm(x)

@@ -57,7 +57,8 @@ def has_triton() -> bool:
 
 
 def runs_on(device: torch.device) -> bool:
-    """Returns whether the kernels run on a device: a GPU of compute capability 8.0 or above, with Triton."""
+    """Returns whether the kernels run on a device: a GPU of compute capability 8.0 or above, with Triton and
+    what it needs to compile."""
     if triton is None or device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     return can_compile_kernels()

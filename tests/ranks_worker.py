@@ -121,13 +121,14 @@ def all_cases(cases: Iterable[str] = CASES, sharded: bool = False) -> dict[str, 
 
 def train_all(runs: list[list[str]]) -> None:
     """Trains the runs, also RTD's generator without dropout; their logs contain the loss of every step."""
-    build = train.build_model
+    place = train.place
 
-    def build_without_dropout(*arguments: Any) -> Model:
-        set_dropout(model := build(*arguments), 0)
-        return model
+    def place_without_dropout(model: Model, *arguments: Any) -> Model:
+        """Places a model with all that its objective added to it."""
+        set_dropout(model, 0)
+        return place(model, *arguments)
 
-    changes = {"LOG_STEPS": 1, "build_model": build_without_dropout}
+    changes = {"LOG_STEPS": 1, "place": place_without_dropout}
     with mock.patch.multiple(train, **changes):
         for arguments in runs:
             train.main(arguments)

@@ -3,8 +3,10 @@
 Those that take minutes run with `RANKS=1 python -m pytest -n0 tests/test_distributed.py`.
 """
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -61,9 +63,13 @@ def runs(folder: Path, cases: dict[str, str]) -> list[list[str]]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
+    """Returns a free port that the system gives to no other program before the ranks bind it, seconds later: one below
+    those of `bind(("localhost", 0))`, which the servers of other tests use."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("localhost", port))
+            return port
 
 
 def start(folder: Path, count: int, commands: list[list[str]], fault: str = "") -> list[subprocess.Popen]:

@@ -1,4 +1,4 @@
-"""Tests that a backward pass by hand, which autograd cannot differentiate, refuses second derivatives."""
+"""Tests that second derivatives through a hand-written backward pass are refused."""
 
 from collections.abc import Callable
 
