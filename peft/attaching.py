@@ -16,6 +16,7 @@ from torch.nn import Module
 from data.checked import about, listed, show
 from data.hub import ADAPTER_CONFIG, ENCODER, adapter_method
 from data.weight_files import WeightFile
+from nn import MODELS
 from nn.checkpoint import Unfilled
 from nn.encoder import Encoder
 from peft import ia3, lora
@@ -36,6 +37,7 @@ def attach_described(model: Encoder, config: dict[str, Any], file: WeightFile, t
     """
     directory = file.path.parent
     with about(directory):
+        check_architecture(model, file)
         if config["peft_type"] == "LORA":
             attach_lora(model, config, file)
         elif config["peft_type"] == "IA3":
@@ -46,6 +48,24 @@ def attach_described(model: Encoder, config: dict[str, Any], file: WeightFile, t
             apply(model, adapter_method(directory))
         else:
             attach_virtual_tokens(model, config, file, trainable)
+
+
+def check_architecture(model: Encoder, file: WeightFile) -> None:
+    """Raises ValueError if the tensors of an adapter are named after layers of another architecture."""
+    encoders = {name: entry.build for name, entry in MODELS.items() if issubclass(entry.build, Encoder)}
+    names = {first_part(build): name for name, build in reversed(encoders.items())}  # xlm_roberta has roberta's
+    found = names.keys() & {name.removeprefix("base_model.model.").split(".")[0] for name in file.shapes}
+    if found and (own := first_part(type(model))) not in found:
+        adapted, backbone = " and ".join(sorted(names[part] for part in found)), model.source or model.model_type
+        raise ValueError(
+            f"it adapts layers of {adapted}, but the backbone {backbone} has those of {names[own]}; "
+            "--base names the right backbone"
+        )
+
+
+def first_part(build: type[Encoder]) -> str:
+    """Returns the first part of the published names of the layers, such as bert."""
+    return build.KEYS["embeddings.word"].split(".")[0]
 
 
 def target_layers(model: Encoder, config: dict[str, Any], file: WeightFile) -> list[str]:

@@ -77,8 +77,21 @@ def test_a_file_that_does_not_fit_raises_with_all_problems(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         load_adapter(tiny("bert"), tmp_path)
-    with pytest.raises(ValueError, match="none of its target_modules"):
-        load_adapter(tiny("deberta"), tmp_path)
+
+
+@pytest.mark.parametrize(("adapted", "backbone", "method"), [
+    ("bert", "deberta", "lora"),
+    ("modernbert", "bert", "lora"),
+    ("electra", "distilbert", "ia3"),
+    ("roberta", "modernbert", "bitfit"),
+])  # fmt: skip
+def test_an_adapter_of_another_architecture_is_one_line(tmp_path, adapted, backbone, method):
+    save_adapter(peft.apply(tiny(adapted), method), tmp_path, "base")
+    save_pretrained(tiny(backbone), tmp_path / "backbone")
+    model = load_pretrained(tmp_path / "backbone")
+    message = f"it adapts layers of {adapted}, but the backbone .*backbone has those of {backbone}; --base names the"
+    with pytest.raises(ValueError, match=message):
+        load_adapter(model, tmp_path)
 
 
 @pytest.mark.parametrize(
