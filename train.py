@@ -26,10 +26,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
-from tqdm import tqdm
 
 import peft
 from data import Splits, ranks
+from data.bars import progress_bar
 from data.batches import Batch
 from data.checked import read_json, reading
 from data.checksums import write_checksums
@@ -166,8 +166,10 @@ def train(t: Training) -> None:
         if options.unfreeze == "gradual":
             unfreeze(t.model, t.trainable, progress.epoch + 1)
             print(f"{epoch_name(t)}: {describe_epoch(t.model, progress.epoch + 1, options.epochs)}")
-        hide = None if ranks.is_first() else True  # None: hidden unless the output is a terminal
-        bar = tqdm(total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), leave=False, disable=hide)
+        hidden = not ranks.is_first()
+        bar = progress_bar(
+            hidden=hidden, total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), unit=" steps"
+        )
         with t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved
             while progress.step < steps[progress.epoch]:
                 step = before + progress.step  # counted over the whole run

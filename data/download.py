@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from data.bars import progress_bar
 from data.checked import reading, show
 from data.checksums import file_digest
 
@@ -91,7 +90,7 @@ def download(archive: Archive, path: Path, local: Path) -> None:
 
     local: where an archive that was fetched in another way is found. Raises FileNotFoundError that names both.
     """
-    bar = tqdm(total=archive.size, desc=archive.name, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+    bar = progress_bar(total=archive.size, desc=archive.name, unit="B", unit_scale=True, unit_divisor=1024)
     with path.open("wb") as file, bar:
         for chunk in read_chunks(archive, local):
             file.write(chunk)
@@ -145,7 +144,7 @@ def unpack_archive(path: Path, root: str, folder: Path) -> int:
     """
     count = size = 0
     with reading(path, "a .tar.gz"), tarfile.open(path, "r:gz") as tar:
-        for member in tqdm(tar, desc="unpacking", unit=" files", disable=None):
+        for member in progress_bar(tar, desc="unpacking", unit=" files"):
             target = target_path(member, root, folder)
             content = tar.extractfile(member)
             if content is None:  # a folder

@@ -20,8 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
+from data.bars import progress_bar
 from data.checked import read_object, reading, show
 from data.checksums import seal, unseal
 from data.cleaning import clean
@@ -130,7 +129,7 @@ def cut_into_parts(source: Source, files: list[Path], cache: Path) -> tuple[list
     chosen = choose_shards(source, files)
     cache.mkdir(parents=True, exist_ok=True)
     with waiting_lock(cache):
-        for path, name, share in tqdm(chosen, desc="indexing", unit=" files", leave=False, disable=None):
+        for path, name, share in progress_bar(chosen, desc="indexing", unit=" files"):
             index, column = indexed(path, cache), find_column(path, source)
             places, found = index["parts"], index["stamp"]
             parts += [Part(path, name, column, start, end, first, found, share) for start, end, first in places]

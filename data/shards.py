@@ -21,8 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from data.bars import progress_bar
 from data.checked import show
 from data.checksums import is_intact, seal_file
 from data.corpus import Corpus, merge_rows, write_rows
@@ -188,7 +187,7 @@ class Shards:
         print(f"tokenizing {len(waiting)} of {len(self.parts)} parts in {max(1, processes)} processes")
         skipped: list[str] = []
         results = self.results(job, tokenizer, waiting, processes)
-        for found in tqdm(results, total=len(waiting), desc="tokenizing", unit=" parts", leave=False, disable=None):
+        for found in progress_bar(results, total=len(waiting), desc="tokenizing", unit=" parts"):
             skipped += found[:1000]
         if skipped:
             print(f"{len(skipped):,} broken rows skipped ({show(skipped[0], 200)}, …)")

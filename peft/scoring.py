@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from data.bars import progress_bar
 from data.batches import no_check
 from data.corpus import Corpus
 from data.errors import Diverged
@@ -85,11 +85,11 @@ def score(
     training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
-    hide = None if bar and is_first() else True  # None: hidden unless the output is a terminal
-    bar_shown = tqdm(total=len(corpus), desc="scoring", unit=" examples", leave=False, disable=hide)
+    hidden = not (bar and is_first())
     own = order[rank() :: size()]  # the batches of one rank: equal logits
     spare = order[: math.ceil(len(order) / size()) - len(own)] if is_sharded(model) else []  # as many on all ranks
-    with bar_shown as progress, ready_to_score(model, machine):
+    shown = progress_bar(hidden=hidden, total=len(corpus), desc="scoring", unit=" examples")
+    with shown as progress, ready_to_score(model, machine):
         for number, batch in enumerate(batches(corpus, own + spare, machine.device)):
             with machine.autocast():
                 found = model(batch.input_ids, batch.mask).float().cpu()
