@@ -1,7 +1,10 @@
 """Fixtures: small checkpoints, the folders of slow tests, and runs that are stopped and compared."""
 
+import contextlib
 import functools
 import os
+import random
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,6 +184,16 @@ def small_run(tmp_path: Path, monkeypatch) -> list[str]:
     data = "--data demo --train-reviews 64 --validation-reviews 100"
     text = f"--model bert --weights {weights} --peft lora {data} --batch-size 13 --epochs 2"
     return [*text.split(), "--precision", "fp32", "--runs", str(tmp_path / "runs"), "--name", "small"]
+
+
+def free_port() -> int:
+    """Returns a free port that the system gives to no other program before the ranks bind it, seconds later: one below
+    those of `bind(("localhost", 0))`, which the servers of other tests use."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("localhost", port))
+            return port
 
 
 def program(*arguments: str, script: str = "train.py", **settings) -> subprocess.Popen:

@@ -3,10 +3,8 @@
 Those that take minutes run with `RANKS=1 python -m pytest -n0 tests/test_distributed.py`.
 """
 
-import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_weights
+from conftest import ROOT, free_port, tiny_weights
 from ranks_worker import CASES, LENGTHS, all_cases, train_all
 from safetensors.torch import load_file
 
@@ -60,16 +58,6 @@ def runs(folder: Path, cases: dict[str, str]) -> list[list[str]]:
     places = {"folder": folder, "weights": folder.parent / "weights", "text": folder.parent / "toy.txt"}
     lists = {name: [*text.format(**places).split(), "--name", name] for name, text in cases.items()}
     return [words + (SHAPE if "--vocab-size" in words else []) for words in lists.values()]
-
-
-def free_port() -> int:
-    """Returns a free port that the system gives to no other program before the ranks bind it, seconds later: one below
-    those of `bind(("localhost", 0))`, which the servers of other tests use."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 30_000)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("localhost", port))
-            return port
 
 
 def start(folder: Path, count: int, commands: list[list[str]], fault: str = "") -> list[subprocess.Popen]:

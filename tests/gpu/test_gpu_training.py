@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fail_at, final_weights, tiny, token_batch
+from conftest import fail_at, final_weights, free_port, program, tiny, token_batch
 from torch.amp import GradScaler
 
 import train
@@ -60,6 +60,26 @@ def test_a_run_goes_on_with_its_random_state(
     assert whole.keys() == stopped.keys()
     for name, x in whole.items():
         torch.testing.assert_close(stopped[name], x, **RESUMED)
+
+
+def test_one_rank_ends_with_the_weights_of_a_run_without_ranks(
+    device: torch.device, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a GPU the rank's group is NCCL's."""
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
+    for name, value in (variables | {"MASTER_PORT": str(free_port())}).items():
+        monkeypatch.setenv(name, value)
+    given = arguments(small_run, device, "fp32")
+    started = program(*given, "--name", "rank", cwd=tmp_path)
+    _, errors = started.communicate()
+    assert started.returncode == 0, errors
+    for name in variables:
+        monkeypatch.delenv(name)
+    train.main([*given, "--name", "alone"])
+    rank, alone = (final_weights(tmp_path / "runs" / name) for name in ("rank", "alone"))
+    assert rank.keys() == alone.keys()
+    for name, x in alone.items():
+        torch.testing.assert_close(rank[name], x, **RESUMED)
 
 
 @pytest.mark.parametrize("name", ["bert", "deberta"])
