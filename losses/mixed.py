@@ -6,7 +6,7 @@ s: the embeddings of a review, [T, E];  p(·|s): the model's distribution;  θ̂
     L_ML  = mean -log p(y|s)
     r_adv = -ε g/‖g‖,  g = ∇_s log p(y|s)                                        Miyato et al., Eq. (5)
     L_AT  = mean -log p(y|s + r_adv)                                             Eq. (6)
-    r_v   = ε g/‖g‖,  g = ∇_d KL[p(·|s; θ̂) ‖ p(·|s + d; θ̂)],  d ~ N(0, I) of length ξ
+    r_v   = ε g/‖g‖,  g = ∇_d KL[p(·|s; θ̂) ‖ p(·|s + d; θ̂)],  d ~ N(0, I), scaled to ξ √n
                                                                                  Eq. (7): one power iteration
     L_VAT = mean KL[p(·|s; θ̂) ‖ p(·|s + r_v)]  over all reviews                  Eq. (8)
     L_EM  = mean -Σ_c p_c log p_c  over unlabelled reviews                       Sachan et al., Eq. (4)
@@ -19,7 +19,8 @@ the perturbation alone.
 Differs from the papers: the papers normalize each dimension of the embedding table to mean 0 and variance 1 over the
 words of the corpus, so that ε means the same for every model. Here the table is unchanged, and a perturbation r is
 measured as r / σ, with σ the standard deviation of the batch's embeddings: one number for all dimensions, or with
---normalize-embeddings one for each dimension, which perturbs as the papers do.
+--normalize-embeddings one for each dimension, which perturbs as the papers do. d has length ξ √n σ for a review of n
+tokens. L_EM leaves out the labelled reviews, which Sachan et al. include.
 """
 
 from collections.abc import Callable

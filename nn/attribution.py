@@ -10,7 +10,8 @@ x: word embeddings of the tokens, [T, E];  x': the baseline;  F: log-odds of the
 Baseline: the embedding of [MASK] for each token of the text; of <unk> if there is no [MASK]. [CLS], [SEP], positions
 and virtual tokens stay. Both tokens were trained to represent a missing word: [MASK] in pretraining, <unk> by word
 dropout. A zero vector does not occur in training, and a norm after the embeddings, LN(αx) = LN(x), would move all of
-F's change to α ≈ 0. The baseline of nb_linear is the review without n-grams; F is linear, and the sum is exact.
+F's change to α ≈ 0. The baseline of nb_linear is the review without n-grams; for two classes F is linear, and the sum
+is exact.
 
 Quadrature: [0, 1] is split into intervals with four Gauss-Legendre nodes each. Completeness holds on each interval, so
 its error is known, |Σ_t a_t - F(end) + F(start)|. Intervals with the largest errors are halved until the errors sum to

@@ -1,6 +1,6 @@
 """BiLSTM followed by capsules with dynamic routing (Sabour, Frosst & Hinton 2017, arXiv 1710.09829).
 
-    û_{j|t} = W_j h_t                                             Eq. (2), W shared by all token positions t
+    û_{j|t} = W_j dropout(h_t)                                    Eq. (2), W shared by all token positions t
     c_t = softmax_j(b_t),   s_j = Σ_t c_tj û_{j|t} / Σ_t c_tj     Eq. (2), (3)
     v_j = squash(s_j) = |s_j|² / (1 + |s_j|²) · s_j / |s_j|       Eq. (1)
     b_tj ← b_tj + û_{j|t}·v_j                                     Procedure 1, line 7;  b starts at 0

@@ -23,7 +23,8 @@ Each review is padded with K - 1 zeros at both ends, where K is the largest widt
 windows too.
 
 Differs from the papers: no limit on the norm of the classifier's weights; one channel of vectors; other poolings. Mean
-pooling also measures how often the pattern of a window occurs. Johnson & Zhang use one width, a square loss and SGD.
+pooling also measures how often the pattern of a window occurs. Johnson & Zhang's seq-CNN has one width, their parallel
+CNN several, as here; they use a square loss and SGD.
 """
 
 from dataclasses import dataclass

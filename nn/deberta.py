@@ -1,7 +1,7 @@
 """DeBERTa-v2 and -v3 (He et al. 2021, arXiv 2006.03654, §3.1; v3: arXiv 2111.09543) as sequence classifiers.
 
 Disentangled attention adds separate scores of content and relative position (Eq. 4). δ(q,k) is the row of the table of
-relative positions for the distance q - k; R = LN(table) is shared by all layers:
+relative positions for the distance q - k; R = LN(table) is shared by all layers; without norm_rel_ebd R is the table:
 
     Q = x W_q,  K = x W_k,  V = x W_v,   K_r = R W_k,  Q_r = R W_q
     A[q,k] = ( Q[q]·K[k]  +  Q[q]·K_r[δ(q,k)]  +  K[k]·Q_r[δ(q,k)] ) / √(3K)
@@ -24,10 +24,9 @@ s -> position_buckets, M -> max_relative_positions; the K under the root is the 
 xlarge and xxlarge add a convolution in parallel to the first layer.
 
 Differs from the paper: position → content uses δ(q,k), not δ(k,q), because the published weights were trained with it;
-with share_att_key the biases of W_q and W_k are added to the projections of R too.
-Differs from the published code: nothing from that of transformers for published shapes (tests/golden); its logarithm in
-fp32 rounds a few distances of other shapes to the next bucket. Microsoft's own code clamps distances above 512 one row
-earlier.
+with share_att_key the biases of W_q and W_k are added to the projections of R too. Differs from the published code:
+nothing from that of transformers for published shapes (tests/golden); its logarithm in fp32 rounds a few distances of
+other shapes to the next bucket. Microsoft's own code maps the distance -512 and those below to row 1, not 0.
 """
 
 import math
@@ -229,7 +228,7 @@ def rows_by_distance(
 def position_scores(x: Tensor, r: Tensor, index: Tensor) -> Tensor:
     """Computes y[t, s] = x[t]·r[δ(t,s)] from the products of x with all rows of r.
 
-    x: [B, H, T, K];  r: [1, H, N, K];  index: δ, [T, S] or [B, 1, T, S] -> [B, H, T, S]
+    x: [B, H, T, K];  r: [H, N, K];  index: δ, [T, S] or [B, 1, T, S] -> [B, H, T, S]
     """
     scores = x @ r.transpose(-1, -2)  # [B, H, T, N]
     return scores.gather(-1, index.expand(*scores.shape[:2], -1, -1))  # [B, H, T, S]

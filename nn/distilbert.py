@@ -3,8 +3,8 @@
     x⁰ = LN(word + position);   xˡ = EncoderBlock(xˡ⁻¹), l = 1 … L
     f = relu(W xᴸ[CLS] + b);   logits = W_c dropout(f) + b_c
 
-There are no token types, and there is no dropout after the output layer of the attention. The published position table
-is sinusoidal or trained from a sinusoidal start; the checkpoint contains it in both cases.
+There are no token types, and there is no dropout after the output layer of the attention. The authors initialize the
+student's position table with BERT's. The checkpoint contains the table, so that sinusoidal_pos_embds is not read.
 
 Differs from the published code: nothing; logits are equal up to rounding (tests/golden).
 """

@@ -8,8 +8,8 @@ E -> embedding_size, D -> hidden_size. The layers are BERT's (nn/encoder.py). Th
 pooler: W and b are part of the classification head, and are newly initialized before fine-tuning. losses/rtd.py has the
 pretraining objective.
 
-Differs from the paper: the head has a hidden layer, as in the published code. Differs from the published code: nothing;
-logits are equal up to rounding (tests/golden).
+Differs from the paper: the head has a hidden layer, as in transformers; the authors' code classifies xᴸ[CLS] by one
+layer. Differs from transformers: nothing; logits are equal up to rounding (tests/golden).
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@
 c̄ is the mean of all c of a layer. The values of NF4 are quantiles of the normal distribution, scaled to [-1, 1], with
 an exact zero. Normally distributed weights use them about equally often. D is the dynamic 8-bit type (Dettmers 2016,
 arXiv 1511.04561). It covers seven powers of ten with 1, 2, 4, … 64 values of each sign, from the lowest power to the
-highest, so that large numbers have the smallest relative error.
+highest, so that large numbers have the smallest relative error; D also contains 0 and 1, but not -1.
 
 A weight takes 4 + 8/64 + 32/(64·256) = 4.127 bits. W is dequantized for each product, in the forward and in the
 backward pass, and rounded to the precision of the product: fp32, or the dtype of autocast.

@@ -1,8 +1,8 @@
 """8-bit weights (LLM.int8(): Dettmers et al. 2022, arXiv 2208.07339, §2–3).
 
-    W ≈ diag(s) Q,   s_n = max_k |W_nk| / 127,   Q_nk = round(W_nk / s_n) ∈ {-127 … 127}       absmax by row, §2.1
-    x ≈ diag(t) P,   likewise by token, without its outliers x_o: its values with |x| >= 6
-    y = diag(t) (P Qᵀ) diag(s) + x_o W_oᵀ + b                                                  Eq. (8)
+    W ≈ diag(s) Q,   s_n = max_k |W_nk| / 127,   Q_nk = round(W_nk / s_n) ∈ {-127 … 127}       absmax, §2.1
+    x ≈ diag(t) P,   likewise by token, without its outliers x_o: its values with |x| >= 6    Eq. (7)
+    y = diag(t) (P Qᵀ) diag(s) + x_o (diag(s) Q)ᵀ + b                                         Eq. (8)
     ∂L/∂x = (g ⊙ s) Q                                                                          W is frozen
 
 The rounding error of a weight is at most s_n/2. An int8 weight takes a quarter of the memory of fp32. `Int8Embedding`
@@ -16,9 +16,11 @@ Three paths compute the product:
 widths that are not multiples of 8; int8 otherwise. `auto` in fp32: int8 on CPUs with int8 instructions (AVX-512 VNNI);
 fp32 otherwise.
 
-Differs from the paper: weights are scaled by row and activations by token, as in bitsandbytes ("vector-wise"). There,
-x_o contains every column with an outlier in any token of the batch. Here it contains only each token's own outliers, so
-that the logits of a review do not depend on the other reviews in its batch.
+One scale for each row of W [out, in] and for each token is the paper's vector-wise quantization (§3.1).
+
+Differs from the paper: x_o is multiplied by the 8-bit weights, since no others are kept; the paper multiplies it by
+16-bit ones. There, x_o contains every column with an outlier in any token of the batch. Here it contains only each
+token's own outliers, so that the logits of a review do not depend on the other reviews in its batch.
 """
 
 from typing import Any

@@ -10,7 +10,8 @@ parameters and trains its 4·D of norms, and the embedding norm has 2·D: L·(4�
 The activation between W_down and W_up is not linear, so that an adapter cannot be merged. The file has peft_type
 HOULSBY, which huggingface/peft does not have.
 
-Differs from the paper: W_up starts at 0, not near 0; W_down is not truncated; the head is trained whole.
+Differs from the paper: W_up starts at 0, not near 0; W_down is not truncated; the head is trained whole. Differs from
+the published code: the dropout of the sublayer acts on y, not on u.
 """
 
 from dataclasses import dataclass

@@ -25,7 +25,9 @@ anything below the first adapter.
 
 Differs from the paper: A is uniform, as in loralib and huggingface/peft; the paper uses a Gaussian. DoRA's norms are
 those of the rows of W' [out, in], as in the published code; the paper writes norms of columns. DeBERTa's query and key
-layers also project the relative positions, and the adapter is part of that projection too.
+layers also project the relative positions, and the adapter is part of that projection too. With --lora-dropout, DoRA
+drops elements of x before A only; the published code and huggingface/peft also drop them in the part (m/‖W'‖ - 1) ⊙ W₀
+x.
 """
 
 import math

@@ -3,8 +3,9 @@
     lstm:  p = e₀ + W₂ ReLU(W₁ BiLSTM(e) + b₁) + b₂                          Eq. (4)
     mlp:   p = e₀ + W₃ ReLU(W₂ ReLU(W₁ e + b₁) + b₂) + b₃                    huggingface/peft's default
 
-e: [P, E] is trained together with the encoder. After training only p is needed; the encoder is saved in a separate file
-so that training can continue. peft/prompt.py shows how the prompt joins the model.
+e: [P, E] is trained together with the encoder; it starts as e₀ divided by its standard deviation. After training only p
+is needed; the encoder is saved in a separate file so that training can continue. peft/prompt.py shows how the prompt
+joins the model.
 
 Differs from the paper: e₀, the word embeddings of a text, is added to the encoder's output, and the last layer starts
 at 0, so that p starts at real words. The backbone stays frozen (the paper also tunes it, for SuperGLUE).

@@ -16,9 +16,9 @@ so their relative terms are 0; in ModernBERT they are not rotated. The classifie
 init: `text` starts from the model's own keys and values for the tokens of a text (Li & Liang, §7.4: better than
 random); `random` draws from N(0, 0.02²).
 
-Differs from the papers: the output of the MLP is added to the fixed initial values, and its last layer starts at 0. The
-positions of BERT, ELECTRA, RoBERTa and XLM-RoBERTa start after the prefix, as in huggingface/peft, so that adapter
-files are compatible.
+Differs from the papers: the output of the MLP is added to the fixed initial values, and its last layer starts at 0; its
+inputs start as N(0, 1). The positions of BERT, ELECTRA, RoBERTa and XLM-RoBERTa start after the prefix, as in
+huggingface/peft, so that adapter files are compatible.
 """
 
 from dataclasses import asdict, dataclass

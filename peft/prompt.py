@@ -10,10 +10,11 @@ The vectors join the sequence as word embeddings, so positions, types and the em
 words. The classifier reads the real [CLS], which follows them. With pool `virtual` it reads the first virtual token, as
 in huggingface/peft. The prompt has P·E parameters; the head is trained as well.
 
-init: `vocabulary` draws rows of the word table (§3.2, "sampled vocabulary"), `text` copies the rows of given tokens,
-`random` draws vectors with the standard deviation of the table's first 1,000 rows.
+init: `vocabulary` draws rows of the word table, `text` copies the rows of given tokens, `random` draws normal vectors
+with the standard deviation of the table's first 1,000 rows.
 
-Differs from the paper: a classification head reads [CLS]; the paper generates the words of an answer.
+Differs from the paper: a classification head reads [CLS]; the paper generates the words of an answer. `vocabulary`
+draws from all rows, the paper from the 5,000 most common tokens (§3.2); its random vectors are uniform in [-0.5, 0.5].
 """
 
 from dataclasses import asdict, dataclass

@@ -97,10 +97,10 @@ def test_position_scores_are_the_products_of_all_pairs(num_queries):
     """They are equal to the loop, and with exchanged roles they are the transposed pairs."""
     torch.manual_seed(0)
     index, first, last = relative_index(num_queries, S, SPAN, LIMIT, CPU)  # [T, S]
-    r = torch.randn(1, H, last - first + 1, K, dtype=torch.float64)
+    r = torch.randn(H, last - first + 1, K, dtype=torch.float64)
     for pairs in (index, index.t()):
         x = torch.randn(B, H, len(pairs), K, dtype=torch.float64)
-        rows = [[(x[:, :, t] * r[:, :, row]).sum(-1) for row in pair.tolist()] for t, pair in enumerate(pairs)]
+        rows = [[(x[:, :, t] * r[:, row]).sum(-1) for row in pair.tolist()] for t, pair in enumerate(pairs)]
         expected = torch.stack([torch.stack(row, -1) for row in rows], 2)  # [B, H, T, S]
         for form in (pairs, pairs.expand(B, 1, -1, -1)):
             torch.testing.assert_close(position_scores(x, r, form), expected)

@@ -5,7 +5,7 @@
     python tests/bench/box.py score RUN REVIEWS_FOLDER
 
 `reviews` writes train.tsv: the 20,000 training reviews of the usual split and the 20,000 built-in reviews for training
-and validation; sentences.tsv, for a second run of the encoder: these built-in reviews, the last sentence of 3 to 40
+and validation; sentences.tsv, for the last run of the encoder: these built-in reviews, the last sentence of 3 to 40
 words of each training review with the review's label, and 2,000 whole ones; validation.tsv and test.tsv: IMDB's alone.
 
 `members` writes OUT_FOLDER/deberta-mini-imdb, the adapter of a run in fp16, and OUT_FOLDER/imdb/members.json with the
@@ -13,7 +13,7 @@ factors of nb-linear-imdb and of the adapter: those of the largest likelihood of
 regression on the two log-odds, without intercept).
 
 `score` writes data/results/box.json: the metrics of the classifier and of each member on validation.tsv and test.tsv,
-the members, and the results of both runs of the adapter; the log of the second is box.log.jsonl.
+the members, and the results of the runs of the adapter; the log of the last is box.log.jsonl.
 data/weights/imdb/README.md has the commands in their order.
 """
 
@@ -96,6 +96,12 @@ def write_members(run: Run, out: Path) -> None:
     write_json(out / "imdb" / MEMBERS, members)
 
 
+def lineage(run: Run) -> list[Run]:
+    """Returns the runs of an adapter in their order: each starts from the best epoch of the one before."""
+    weights = Path(settings_of(run).options.weights)
+    return [*lineage(Run.open(weights.parent)), run] if weights.name == "best" else [run]
+
+
 def write_scores(run: Run, folder: Path) -> None:
     """Scores validation and test reviews with the built-in classifier, and writes the results."""
     machine = choose_machine("cpu", "fp32")
@@ -112,8 +118,7 @@ def write_scores(run: Run, folder: Path) -> None:
         "machine": str(machine),
         "members": read_json(CLASSIFIER / MEMBERS),
     }
-    first = Run.open(Path(settings_of(run).options.weights).parent)
-    write_json(RESULTS / "box.json", {**about, **scores, "adapter": [first.result, run.result]})
+    write_json(RESULTS / "box.json", {**about, **scores, "adapter": [one.result for one in lineage(run)]})
     write_text(RESULTS / "box.log.jsonl", run.log_file.read_text(encoding="utf-8"))
 
 
