@@ -182,11 +182,13 @@ class Interrupt:
             raise Stopped(self.received)
 
 
-def interruptible(work: Callable[[], Value], seconds: float = math.inf) -> Value:
+def interruptible(
+    work: Callable[[], Value], seconds: float = math.inf, clock: Callable[[], float] = time.monotonic
+) -> Value:
     """Returns work(), computed in a thread, so that a signal is handled while native code runs.
 
-    Native code must release Python's lock for that. Raises TimeoutError if it takes longer than `seconds`; the thread
-    cannot be stopped, and ends with the program.
+    Native code must release Python's lock for that. Raises TimeoutError if it takes longer than `seconds` of a clock;
+    the thread cannot be stopped, and ends with the program.
     """
     results: list[Value] = []
     errors: list[BaseException] = []
@@ -197,10 +199,10 @@ def interruptible(work: Callable[[], Value], seconds: float = math.inf) -> Value
         except BaseException as error:
             errors.append(error)
 
-    thread, end = threading.Thread(target=run, daemon=True), time.monotonic() + seconds
+    thread, end = threading.Thread(target=run, daemon=True), clock() + seconds
     thread.start()
     while thread.is_alive():
-        if (left := end - time.monotonic()) <= 0:
+        if (left := end - clock()) <= 0:
             raise TimeoutError
         thread.join(min(left, POLL))
     if errors:
