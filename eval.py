@@ -49,8 +49,10 @@ from data.eval_options import (
     EXAMPLES,
     Options,
     check_flags,
+    check_replaces,
     given_truncation,
     names_folder,
+    outputs,
 )
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import filling, is_stdout, write_output
@@ -69,13 +71,14 @@ from data.mistakes import (
     most_confident_mistakes,
 )
 from data.options import Options as TrainOptions
-from data.options import Settings, Tables, read_splits
+from data.options import Settings, Tables, read_splits, truncation_of
 from data.predictions import predictions_csv, print_answer, read_lines
 from data.ranks import environment_number, only_first_prints
 from data.resolve import recorded_settings
 from data.rows import open_runs
 from data.runs import Run, check_digests
 from data.tables import comparison, draw_curves
+from data.windows import write_truncation
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import save_pretrained
@@ -249,6 +252,8 @@ def list_mistakes(
     print(accuracy_table(logits.argmax(1) == corpus.labels, groups(frame, corpus, unk)))
     if options.out:
         emit(mistakes_csv(rows))
+        if not is_stdout(options.out):
+            print(f"{options.out}: {len(rows)} mistakes")
 
 
 def evaluate_file(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
@@ -336,6 +341,8 @@ def export(options: Options, run: Run, machine: Machine) -> None:
             peft.merge(model)
         save_pretrained(model, folder, dtype, heads=not is_pretraining(run, TABLES))
         tokenizer.save(folder)
+        if not is_pretraining(run, TABLES):
+            write_truncation(folder, truncation_of(settings_of(run).options))
     print(f"{options.merge}: {model.architecture}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
@@ -375,7 +382,7 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     machine = choose_machine(options.device, options.precision or "auto")
     quantize = "none" if options.quantize == "run" else options.quantize
     how = {"quantize": quantize, "base": options.base, "max_length": options.max_length}
-    scorer = load_checkpoint(options.weights, machine, **how, **given_truncation(options))
+    scorer = load_checkpoint(options.weights, machine, **how, **given_truncation(given))
     source = source_for(given, TrainOptions())
     if "text" in given:
         answer(options, scorer)
@@ -394,7 +401,7 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         export(options, run, machine)
         return
     check_classifier(run, TABLES)
-    scorer = Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(options))
+    scorer = Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(given))
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
@@ -413,7 +420,7 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         check_splits({str(run.folder): own_splits(run) for run in runs})
         print_ensemble(runs, labels)
         return
-    ensemble = Ensemble([member(options, run) for run in runs])
+    ensemble = Ensemble([member(options, run, given) for run in runs])
     if "text" in given:
         frame = as_frame([("text", review_of(options), UNKNOWN)])
         print_answer(ensemble.labels, ensemble.score_frame(frame))
@@ -423,12 +430,12 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         evaluate_data(options, emit, source_for(given, trained[0]), ensemble, runs)
 
 
-def member(options: Options, run: Run) -> Member:
+def member(options: Options, run: Run, given: dict[str, Any]) -> Member:
     """Loads the best model of a run as a member of an ensemble."""
     check_classifier(run, TABLES)
     trained = settings_of(run).options
     machine = choose_machine(options.device, options.precision or trained.precision)
-    scorer = Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(options))
+    scorer = Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(given))
     return Member(str(run.folder), calibration(run), scorer)
 
 
@@ -443,6 +450,8 @@ def main(argv: list[str] | None = None) -> None:
     check_flags(options, given)
     if options.predict and not options.out:
         options = replace(options, out="-" if options.predict == "-" else DEFAULT_OUT)
+    if outputs(options):
+        check_replaces(options, (file for folder in options.run for file in Run.open(folder).config.get("files", ())))
     with reserved_output(options.out) as emit:
         start(options, emit, given)
 

@@ -40,7 +40,7 @@ from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Progress, step_loss
 from data.metrics import metrics, print_metrics, softmax
-from data.options import Options, Settings, Tables
+from data.options import Options, Settings, Tables, truncation_of
 from data.orders import shuffled_order
 from data.preparation import (
     make_corpora,
@@ -57,6 +57,7 @@ from data.seeds import derive_seed
 from data.teacher import with_teacher
 from data.tokenization import Tokenizer
 from data.weight_files import backbone_digests
+from data.windows import write_truncation
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import model_class, save_pretrained
@@ -110,8 +111,8 @@ def prepare_training(
     with naming_run(run):
         model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
     ranks.in_turn(lambda: entry.prepare(model, settings.objective, tokenizer))
-    if model.adapter is not None and model.source is not None:
-        backbone = model.source
+    frozen = isinstance(model, Encoder) and model.adapter is not None and not peft.trains_backbone(model)
+    if frozen and (backbone := model.source) is not None:
         ranks.by_first(lambda: run.record_backbone(backbone_digests(backbone)))
     if isinstance(model, WordClassifier) and options.weights == "none":
         model.fit(labelled)
@@ -343,6 +344,8 @@ def save_best(t: Training) -> None:
         peft.save_adapter(model, folder, "base")
     else:
         peft.save_adapter(model, folder, recorded_base(options.weights, options.base))
+    if not t.entry.pretraining:
+        write_truncation(folder, truncation_of(options))
     write_checksums(folder)
 
 

@@ -1,14 +1,15 @@
 """Lists the options of eval.py. Each field is a flag."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.files import is_stdout
-from data.flags import check_choice, flag, option
+from data.flags import check_choice, check_different, flag, option
 from data.options import COLUMNS
-from data.windows import POOLING
+from data.windows import PARTS, POOLING
 
 DESCRIPTION = "Scores and uses the built-in classifier (the default), a finished run, or a checkpoint."
 EXAMPLES = {  # of each group in --help
@@ -36,7 +37,16 @@ USED_BY = {  # flag -> the tasks on which it has an effect; a flag that is missi
     "dtype": ("merge",),
 }
 PICTURES = (".png", ".svg", ".pdf")  # endings
-KEPT = ("truncate", "quantize", "precision", "base", "device")  # options that cannot change kept predictions
+RESULTS = (*PICTURES, ".csv", ".tsv", ".html", ".htm")  # endings of what eval.py writes
+KEPT = (
+    "truncate",
+    "window_stride",
+    "window_pooling",
+    "quantize",
+    "precision",
+    "base",
+    "device",
+)  # options that cannot change kept predictions
 
 
 @dataclass(frozen=True)
@@ -103,10 +113,10 @@ class Options:
         "PART",
     )
     window_stride: int = option(
-        0, "data", "with --truncate windows: tokens from one to the next; 0: half of max_length"
+        0, "data", "of windows: tokens from one to the next; 0: half of max_length; default: the run's"
     )
     window_pooling: str = option(
-        "mean", "data", "with --truncate windows: mean or maximum of the logits, class by class", choices=POOLING
+        "mean", "data", "of windows: mean or maximum of the logits, class by class; default: the run's", choices=POOLING
     )
     quantize: str = option(
         "run", "machine", "weights in 8 or 4 bits: int8, nf4 or none; run: as in training (--weights: none)", "FORMAT"
@@ -117,11 +127,10 @@ class Options:
     )
 
 
-def given_truncation(options: Options) -> dict[str, Any]:
-    """Returns the fields of `Truncation` that the command line replaces; {} without --truncate."""
-    if not options.truncate:
-        return {}
-    return {"truncate": options.truncate, "stride": options.window_stride, "pooling": options.window_pooling}
+def given_truncation(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of `Truncation` that the command line replaces."""
+    names = {"truncate": "truncate", "window_stride": "stride", "window_pooling": "pooling"}
+    return {names[name]: value for name, value in given.items() if name in names}
 
 
 def is_own_score(options: Options, given: dict[str, Any]) -> bool:
@@ -156,15 +165,37 @@ def check_writable(path: str, name: str) -> None:
         raise ValueError(f"{name} {path}: {blocks} is a file, not a folder; name another one")
 
 
+def outputs(options: Options) -> dict[str, Path]:
+    """Returns {flag: path} of the files to write."""
+    named = {flag(name): getattr(options, name) for name in ("out", "explain", "plot")}
+    return {name: Path(path) for name, path in named.items() if path and not is_stdout(path)}
+
+
+def check_replaces(options: Options, reviews: Iterable[str | Path]) -> None:
+    """Raises ValueError for an output that would replace reviews, or be part of a run or a checkpoint.
+
+    reviews: files and folders. In the folder of a run or a checkpoint, an output is a table, a page or a picture.
+    """
+    models = (*options.run, *options.compare, options.weights, options.base)
+    for name, path in outputs(options).items():
+        read = [*(reviews if path.exists() else ()), *(models if path.suffix.lower() not in RESULTS else ())]
+        for source in (Path(given) for given in read if given and Path(given).exists()):
+            if source.resolve() in (path.resolve(), *path.resolve().parents):
+                raise ValueError(f"{name} {path} would replace what is read from {source}; name another file")
+
+
 def check_output(options: Options) -> None:
-    """Raises ValueError for an output that is the file of the reviews, and for a default one that exists."""
-    reviews = [Path(path) for path in (options.data, options.predict) if path and Path(path).exists()]
+    """Raises ValueError for an output that would replace a file that is read, or another output; and for a default one
+    that exists."""
     for name in ("out", "explain", "plot"):
         path = getattr(options, name)
         if path and not is_stdout(path):
             check_writable(path, flag(name))
-        if path and not is_stdout(path) and Path(path).exists() and any(map(Path(path).samefile, reviews)):
-            raise ValueError(f"{flag(name)} {path} is the file of the reviews; name another one")
+    check_replaces(options, (options.data, options.predict))
+    paths = {path.resolve(): name for name, path in outputs(options).items()}
+    for name, path in outputs(options).items():
+        if (other := paths[path.resolve()]) != name:
+            raise ValueError(f"{name} and {other} are one file, {path}; name two")
     if options.predict not in ("", "-") and not options.out and Path(DEFAULT_OUT).exists():
         raise ValueError(f"{DEFAULT_OUT} exists; --out {DEFAULT_OUT} replaces it, --out FILE writes another one")
 
@@ -174,6 +205,8 @@ def check_reading(options: Options, given: dict[str, Any]) -> None:
     found = [name for name in READING if name in given]
     if found and not (options.data or options.predict):
         raise ValueError(f"{flag(found[0])} is for --data and --predict; a run's own reviews are read as in training")
+    if found and options.data == "demo":
+        raise ValueError(f"{flag(found[0])} has no effect here: the built-in reviews are in no file")
     lines = [name for name in found if name != "encoding"]
     if lines and options.predict == "-":
         raise ValueError(f"{flag(lines[0])} is for files; standard input has one review a line")
@@ -191,6 +224,7 @@ def check_effect(given: dict[str, Any]) -> None:
 def check_flags(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for flags that need another one."""
     check_task(options, given)
+    check_different(options.run, "--run")
     check_reading(options, given)
     check_output(options)
     if options.plot and not (options.compare or is_own_score(options, given)):
@@ -220,9 +254,7 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
             f"--explain {options.explain}: the page's name must end in .html; --data FILE names the reviews"
         )
     if options.truncate:
-        check_choice("truncation", options.truncate, dict.fromkeys(("head", "tail", "head+tail", "windows")))
-    if options.truncate != "windows" and (options.window_stride or options.window_pooling != "mean"):
-        raise ValueError("--window-stride and --window-pooling are for --truncate windows")
+        check_choice("truncation", options.truncate, dict.fromkeys(PARTS))
     if options.truncate and (options.compare or options.merge):
         raise ValueError("--truncate is for reviews that are scored; leave it out with --compare and --merge")
     if options.submission and not options.predict:

@@ -292,6 +292,13 @@ def parse_field(field: dataclasses.Field, text: str) -> Any:
     return PARSERS[kind](text)
 
 
+def check_different(folders: Sequence[str], name: str) -> None:
+    """Raises ValueError for a folder that is named twice: its answers would count double. name: the flag"""
+    paths = [user_path(folder).resolve() for folder in folders]
+    if repeated := next((folder for i, folder in enumerate(folders) if paths[i] in paths[:i]), None):
+        raise ValueError(f"{name} names {repeated} twice; leave one out")
+
+
 def check_choice(kind: str, name: str, table: Mapping[str, Value]) -> Value:
     """Returns table[name]. Raises ValueError that lists the known names."""
     if name not in table:

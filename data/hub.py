@@ -19,6 +19,7 @@ from data.files import user_path
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER, ADAPTER_BIN, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
+TRUNCATION = "truncation.json"  # how reviews were cut in training; only this project writes it
 MEMBERS = "members.json"  # classifiers whose logits are added (data/ensemble.py)
 ENCODER = "prompt_encoder.safetensors"  # of virtual tokens; only this project writes it
 BUILTIN = Path(__file__).parent / "weights" / "deberta-mini"  # `--weights builtin`
@@ -28,7 +29,7 @@ SAFE_FILES = (WEIGHTS, INDEX, "model-*.safetensors")
 BIN_FILES = (BIN, BIN_INDEX, "pytorch_model-*.bin")
 TOKENIZER_FILES = (
     "tokenizer*", "vocab.*", "merges.txt", "spm.model", "sentencepiece.bpe.model", "special_tokens_map.json",
-    "added_tokens.json",
+    "added_tokens.json", TRUNCATION,
 )  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")  # one is enough
 HUB_ID = re.compile(r"(?!\.)(?!.*\.\.)([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")  # name/model@revision
@@ -282,12 +283,15 @@ def adapter_base(directory: str | Path, given: str = "") -> str:
     """Returns the backbone of an adapter: a directory, `builtin`, or a hub id with the revision of the adapter's file.
 
     given: replaces the recorded backbone (`--base`). A recorded relative path is looked up in the adapter's directory
-    first. Of a hub id, config.json is fetched. Raises FileNotFoundError that names --base if it is not found.
+    first; `given` cannot replace a backbone that is there. Of a hub id, config.json is fetched. Raises
+    FileNotFoundError that names --base if the backbone is not found, and ValueError.
     """
     config = read_adapter_config(directory)
     recorded = config.get("base_model_name_or_path") or ""
     leads_out = ".." in Path(recorded).parts
-    if not given and recorded and not leads_out and (inside := Path(directory) / recorded).is_dir():
+    if recorded and not leads_out and (inside := Path(directory) / recorded).is_dir():
+        if given and Path(given).resolve() != inside.resolve():
+            raise ValueError(f"{directory} contains its backbone, which was trained with it; leave out --base {given}")
         return str(inside)
     base = given or with_revision(recorded, config.get("revision"), directory)
     if not base:

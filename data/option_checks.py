@@ -9,6 +9,8 @@ from data.flags import check_choice, field_names, flag
 from data.options import COUNTS, Options, Settings, Tables
 from data.tokenization import TRUNCATE
 
+NO_LAYERS = ("head", "prefix", "prompt", "p_tuning", "p_tuning_v2")  # methods without parameters in the layers
+
 
 def check_owners(given: Mapping[str, Any], options: Options, tables: Tables) -> None:
     """Raises ValueError for a flag of another method or objective, which would have no effect."""
@@ -42,6 +44,8 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         )
     if options.quantize != "none" and (options.peft == "none" or options.weights == "none"):
         raise ValueError(f"--quantize {options.quantize} is for frozen weights: it needs --weights and a --peft method")
+    if options.quantize != "none" and options.reinit_layers:
+        raise ValueError("--reinit-layers trains layers that --quantize freezes; leave out one of them")
     if options.unfreeze == "gradual" and options.peft != "none":
         raise ValueError(f"--unfreeze gradual is for --peft none, which trains all layers; not for {options.peft}")
     if options.unfreeze == "gradual" and (options.weights == "none" or objective.pretraining):
@@ -52,6 +56,8 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
         raise ValueError(f"--shape is for --weights none; {options.weights} has its own config")
     if options.shard and model.tokenizer == "wordlevel":
         raise ValueError(f"--shard cuts the layers of an encoder; {options.model} is small: leave it out")
+    if options.word_vectors != "none" and options.model == "nb_linear":
+        raise ValueError("--word-vectors are for networks; nb_linear has one weight of each n-gram")
     if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
         raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
 
@@ -73,8 +79,10 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
         (weights != "none", f"{weights} has word vectors of its own", ("word_vectors", "whiten_vectors")),
         (weights == "none", "it is for --weights", ("head", "tokenizer", "reinit_layers")),
         (vectors == "none", "it is for --word-vectors", ("whiten_vectors",)),
+        (weights != "none" and options.peft in NO_LAYERS, f"--peft {options.peft} trains no layers", ("layer_decay",)),
         (model.tokenizer != "wordlevel", f"{options.model} reads subwords", ("min_count",)),
-        (options.loss == "tv", "only the regions are trained", ("train_vectors",)),
+        (weights != "none" and options.peft != "none", f"--peft {options.peft} freezes words", ("train_vectors",)),
+        (options.loss == "tv", "only the regions are trained", ("train_vectors", "dropout", "layer_decay")),
         (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
         (alpha == 1, "--distill-alpha 1 leaves out the labels", ("class_weights",)),
@@ -83,9 +91,17 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
         (contrast == 1, "--supcon-weight 1 leaves out the cross-entropy", ("label_smoothing", "class_weights")),
         (unperturbed, "no loss of perturbed embeddings has a weight", ("radius", "normalize_embeddings")),
         (vat == entropy == 0, "no loss of unlabelled reviews has a weight", ("unlabelled_batch",)),
-        (objective.pretraining, "pretraining has no labels", ("class_weights", "head", "classifier_dropout")),
+        (
+            objective.pretraining,
+            "pretraining has no labels",
+            ("class_weights", "head", "classifier_dropout", "label_column"),
+        ),
         (objective.pretraining, "pretraining has no test score", ("test", "test_reviews")),
     ]
+    if values.get("alpha") == 0:
+        raise ValueError("--alpha 0 multiplies the update by 0; leave it out, or use --peft head")
+    if given.get("train_vectors") and weights != "none" and options.peft != "none":
+        raise ValueError(f"--train-vectors has no effect here: --peft {options.peft} freezes words")
     for applies, why, names in idle:
         for name in names:
             off = values.get(name) == getattr(Options, name, 0) and name not in COUNTS

@@ -34,6 +34,7 @@ EXAMPLES = {  # of each group in --help
     "virtual tokens": "python train.py --peft prefix --virtual-tokens 30",
     "objective": "python train.py --loss rdrop --rdrop-alpha 1",
 }
+OF_WORDS = ("vocab_size", "min_count", "word_vectors", "whiten_vectors")  # options that a checkpoint's words replace
 # for batches this small bf16 is slower, even on hardware with bf16 products
 FROM_DEMO = {"precision": "fp32", "epochs": 4}
 

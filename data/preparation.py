@@ -47,8 +47,9 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
     pretraining, unlabelled: whether the objective needs texts without labels, or unlabelled reviews as well. Raises
     ValueError if these are missing.
     """
+    trains_vectors = options.word_vectors == "train" and options.weights == "none"
     try:
-        splits = read_splits(options, run.cache, pretraining, unlabelled or options.word_vectors == "train")
+        splits = read_splits(options, run.cache, pretraining, unlabelled or trains_vectors)
     except FileNotFoundError as error:
         if "files" not in run.config:
             raise

@@ -32,6 +32,7 @@ SPLIT_NAMES = {  # names of files and folders
     "test": ("test",),
     "unlabelled": ("unlabelled", "unlabeled", "unsupervised", "unsup"),
 }
+OBJECTS = (".json", ".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 BY_CHANCE = 4  # characters that are not ASCII in a short text of another encoding that is valid UTF-8
 BOMS = (
@@ -85,15 +86,19 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
         raise ValueError(f"--quoting {source.quoting!r} is not one of {', '.join(READINGS)}")
     name, content = unpack(path, content, source.max_file_mib)
     ending = PurePath(name).suffix.lower()
+    is_parquet = content[:4] == PARQUET or ending in (".parquet", ".pq")
+    for flag, idle in (("quoting", is_parquet or ending in OBJECTS), ("encoding", is_parquet)):
+        if idle and getattr(source, flag) and flag not in source.of_run:
+            raise ValueError(f"--{flag} has no effect on {path}: its format has one; leave it out")
     if ending in REFUSED:
         raise ValueError(f"{path} is {REFUSED[ending]}")
     with reading(path, "a table that can be read", "correct it, or fetch it again"):
-        if content[:4] == PARQUET or ending in (".parquet", ".pq"):
+        if is_parquet:
             return read_parquet(path, content)
         text = decode_as(path, content, source)
         if (lines := text.count("\n")) > (most := max(MOST_LINES, LINES_PER_MIB * source.max_file_mib)):
             raise too_large(path, f"{lines:,} lines; {most:,} are read", source.max_file_mib)
-        if ending in (".json", ".jsonl", ".ndjson"):
+        if ending in OBJECTS:
             return read_objects(path, text, as_lines=ending != ".json")
         names = {source.text_column} if source.text_column else set(TEXT_NAMES)
         default = "," if ending == ".csv" else "\t"

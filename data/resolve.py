@@ -15,7 +15,18 @@ from data.checked import about, as_object, check_types, has_type, listed
 from data.flags import check_choice, field_names, flag, merge_defaults, parse_flags
 from data.hub import adapter_method, adapter_options, find_adapter
 from data.option_checks import check_effect, check_owners, check_values
-from data.options import COLUMNS, DESCRIPTION, EXAMPLES, FROM_BUILTIN, FROM_DEMO, FROM_RANDOM, Options, Settings, Tables
+from data.options import (
+    COLUMNS,
+    DESCRIPTION,
+    EXAMPLES,
+    FROM_BUILTIN,
+    FROM_DEMO,
+    FROM_RANDOM,
+    OF_WORDS,
+    Options,
+    Settings,
+    Tables,
+)
 from data.runs import Run
 
 
@@ -35,7 +46,9 @@ def resolve(argv: list[str] | None, tables: Tables) -> tuple[Settings, Run | Non
     method = check_choice("method", (given | own).get("peft", Options.peft), tables.methods)
     objective = check_choice("objective", given.get("loss", Options.loss), tables.objectives)
     weights = given.get("weights", objective.training.get("weights", model.weights))
-    layers = [("model", model.training | {"weights": model.weights}), ("method", method.training)]
+    own_words = OF_WORDS if weights != "none" else ()  # a checkpoint has its vocabulary and vectors
+    of_model = {name: value for name, value in model.training.items() if name not in own_words}
+    layers = [("model", of_model | {"weights": model.weights}), ("method", method.training)]
     layers += [("objective", objective_defaults(given, tables, weights))]
     if weights == "none" and model.weights != "none" and not objective.pretraining:
         layers += [("random weights", FROM_RANDOM)]
@@ -176,7 +189,8 @@ def find_data(settings: Settings, tables: Tables) -> tuple[Settings, str]:
     source, why = find_source(options.data)
     defaults: dict[str, Any] = {}
     if source == "demo":
-        if idle := [name for name in (*COLUMNS, "skip_bad_rows") if origins[name] == "command line"]:
+        no_file = not (options.validation or options.test)
+        if no_file and (idle := [name for name in (*COLUMNS, "skip_bad_rows") if origins[name] == "command line"]):
             raise ValueError(f"{flag(idle[0])} has no effect here: the built-in reviews are in no file")
         of_weights = tables.methods[options.peft].demo if options.weights == "builtin" else {}
         defaults = FROM_DEMO | tables.models[options.model].demo | of_weights

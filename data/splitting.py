@@ -45,6 +45,8 @@ def subset(frame: pd.DataFrame, count: int, seed: int, flag: str = "--train-revi
     Raises ValueError if `count` is below the number of labels or above the number of reviews.
     """
     labels = sorted(frame["sentiment"].unique())
+    if not len(frame):
+        raise ValueError(f"{flag} {count}: there are no such reviews")
     if not len(labels) <= count <= len(frame):
         raise ValueError(f"{flag} {count} is outside {len(labels)} … {len(frame)}")
     rank = hash_rank(frame["id"], f"subset {seed}").groupby(frame["sentiment"]).rank(method="first")  # 1, 2, … a label

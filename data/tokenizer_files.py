@@ -70,6 +70,8 @@ def read_tokenizer(directory: Path, variant: str = "published") -> Published:
         reason = f"; {settings.class_name or 'its model'} reads {' or '.join(allowed)}" if present else ""
         files = f"{', '.join(name for name in READERS if name != 'vocab.json')}, or vocab.json with merges.txt"
         raise FileNotFoundError(f"{directory} contains no tokenizer ({files}){reason}")
+    if variant != "published" and found[0] != "spm.model":
+        raise ValueError(f"{directory / found[0]}: the variant {variant} of a tokenizer exists for spm.model only")
     with reading(directory, "a tokenizer"), silent_stderr():
         read = READERS[found[0]](directory, settings, variant)
     check_numbers(directory / found[0], read.backend)
@@ -202,8 +204,6 @@ def read_xlm_roberta(directory: Path, settings: Settings, variant: str) -> Publi
     for name in ("do_lower_case", "split_by_punct"):
         if settings.options.get(name):
             raise ValueError(f"{path}: {name} = true is not supported with it, only with spm.model")
-    if variant != "published":
-        raise ValueError(f"{path}: the variant {variant} of a tokenizer exists for spm.model only")
     data = read_bytes(path)
     with reading(path, "a model of SentencePiece"), about(path, "cannot be read as a Unigram model"):
         model = UnigramModel.parse(data).with_fairseq_ids()

@@ -14,14 +14,20 @@ Pappagari et al. 2019, arXiv 1910.10781, cut documents in the same way, but lear
 """
 
 import sys
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.checked import about, check_types, listed, read_object
+from data.files import write_json
+from data.flags import check_choice
+from data.hub import TRUNCATION
 from data.tokenization import Tokenizer
 
 WHOLE = sys.maxsize  # max_length of reviews that are not truncated
 POOLING = ("mean", "max")
+PARTS = ("head", "tail", "head+tail", "windows")  # kept of a longer review that is scored
 
 
 class Truncation(NamedTuple):
@@ -31,6 +37,36 @@ class Truncation(NamedTuple):
     truncate: str = "head"
     stride: int = 0
     pooling: str = "mean"
+
+
+def write_truncation(folder: Path, truncation: Truncation) -> None:
+    """Writes how reviews were cut in training into a checkpoint."""
+    write_json(folder / TRUNCATION, truncation._asdict())
+
+
+def read_truncation(folder: Path) -> Truncation | None:
+    """Returns how reviews were cut in the training of a checkpoint, if it says so. Raises ValueError."""
+    path = folder / TRUNCATION
+    if not path.is_file():
+        return None
+    found, kinds = read_object(path), Truncation.__annotations__
+    with about(path):
+        if found.keys() != kinds.keys():
+            raise ValueError(f"its keys are {listed(found)}, not {listed(kinds)}")
+        check_types(found, kinds)
+        check_choice("truncate", found["truncate"], dict.fromkeys(PARTS))
+        check_choice("pooling", found["pooling"], dict.fromkeys(POOLING))
+        if found["max_length"] < 1 or found["stride"] < 0:
+            raise ValueError(f"max_length {found['max_length']} or stride {found['stride']} is too small")
+    return Truncation(**found)
+
+
+def replaced(own: Truncation, **fields: Any) -> Truncation:
+    """Replaces fields of a truncation. Raises ValueError for those of windows where there are none."""
+    truncation = own._replace(**fields)
+    if truncation.truncate != "windows" and not fields.keys().isdisjoint(("stride", "pooling")):
+        raise ValueError("--window-stride and --window-pooling are for --truncate windows")
+    return truncation
 
 
 def window_starts(length: int, limit: int, stride: int) -> list[int]:

@@ -117,7 +117,7 @@ def embedding_table(model: Model) -> Tensor:
     """
     if getattr(model.config, "one_hot", False):
         raise ValueError(
-            "one-hot words have no vectors to start from; use --shape one_hot=false, or leave out --word-vectors"
+            "one-hot words have no vectors; use --shape one_hot=false, or leave out --word-vectors (--no-train-vectors)"
         )
     word = model.embeddings.word
     return word.table if isinstance(word, SharedEmbedding) else word.weight

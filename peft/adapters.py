@@ -193,7 +193,8 @@ def merge(model: Encoder) -> Encoder:
         raise ValueError("the model has no adapter to merge")
     entry = METHODS[model.adapter["method"]]
     if entry.merge is None:
-        raise ValueError(f"a {model.adapter['method']} adapter cannot be merged into the weights")
+        method = model.adapter["method"]
+        raise ValueError(f"{method} cannot be merged into the weights; best/ of the run is its checkpoint: --weights")
     modules: dict[str, Module] = dict(wrapped(model))
     entry.merge(model)
     model.merged = Adapter(model.adapter, modules, {}, model.config.labels)

@@ -20,7 +20,7 @@ from data.corpus import Corpus, examples_of
 from data.ensemble import Blend, Ensemble, Member, Part, read_members
 from data.explanation import Explanation
 from data.files import in_shell, user_path
-from data.flags import check_choice
+from data.flags import check_choice, check_different
 from data.hub import ADAPTER_CONFIG, LINEAR, MEMBERS, find_adapter
 from data.imdb import as_frame
 from data.labels import UNKNOWN
@@ -29,7 +29,7 @@ from data.resolve import recorded_settings
 from data.runs import Run
 from data.tokenization import Tokenizer, load_tokenizer
 from data.weight_files import backbone_digests
-from data.windows import Truncation
+from data.windows import Truncation, read_truncation, replaced
 from nn import MODELS, Model, name_of
 from nn.checkpoint import load_pretrained
 from nn.explain import explain
@@ -60,7 +60,7 @@ class Scorer:
         """
         check_choice("quantize", quantize, dict.fromkeys(("run", *FORMS)))
         model, tokenizer = load_run(run, machine.device, trained.quantize if quantize == "run" else quantize, base)
-        return cls(model, tokenizer, machine, truncation_of(trained)._replace(**other))
+        return cls(model, tokenizer, machine, replaced(truncation_of(trained), **other))
 
     @classmethod
     def of_checkpoint(
@@ -68,8 +68,8 @@ class Scorer:
     ) -> "Scorer":
         """Loads a checkpoint: a folder or a hub id. Raises ValueError if it has no classifier.
 
-        base: the backbone of its adapter, if it was moved.  max_length: in tokens; 0: the model's, 512 at most for an
-        encoder.  other: fields that replace those of the truncation.
+        base: the backbone of its adapter, if it was moved.  max_length: in tokens; 0: that of its training, if it
+        says so, else the model's, 512 at most for an encoder.  other: fields that replace those of the truncation.
         """
         check_choice("quantize", quantize, dict.fromkeys(FORMS))
         if find_adapter(weights) is not None:
@@ -84,12 +84,10 @@ class Scorer:
         if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
             command = f"train.py --model {name_of(model)} --weights {in_shell(weights)}"
             raise ValueError(f"{weights} has no classifier (its files lack {listed(lacks)}); {command} trains one")
-        trained = MODELS[name_of(model)].training
-        limit = trained.get("max_length", 512)
-        virtual, available = positions(model)
-        limit = max_length or int(min(limit, tokenizer.model_max_length or limit, available - virtual))
-        own = "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head")
-        return cls(model.to(machine.device).eval(), tokenizer, machine, Truncation(limit, own)._replace(**other))
+        own = read_truncation(Path(tokenizer.source)) or usual_truncation(model, tokenizer)
+        if max_length:
+            own = own._replace(max_length=max_length)
+        return cls(model.to(machine.device).eval(), tokenizer, machine, replaced(own, **other))
 
     def corpus(self, frame: pd.DataFrame, cache: Path | None = None) -> Corpus:
         """Tokenizes the reviews of a frame. Raises ValueError for a token that is not in the model's word table."""
@@ -120,6 +118,15 @@ class Scorer:
         return explain(self.model, self.tokenizer, text, self.truncation, self.score_texts, key, truth, label)
 
 
+def usual_truncation(model: Model, tokenizer: Tokenizer) -> Truncation:
+    """Returns how the reviews of a checkpoint are cut that does not say how those of its training were."""
+    trained = MODELS[name_of(model)].training
+    limit = trained.get("max_length", 512)
+    virtual, available = positions(model)
+    limit = int(min(limit, tokenizer.model_max_length or limit, available - virtual))
+    return Truncation(limit, "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head"))
+
+
 def load_run(run: Run, device: torch.device, quantize: str, base: str = "") -> tuple[Model, Tokenizer]:
     """Loads the best model of a run, in eval() mode, and its tokenizer.
 
@@ -145,7 +152,7 @@ def check_backbone(run: Run | None, model: Model, base: str) -> None:
 
     base: --base; a changed backbone that it names is only reported. Raises ValueError for one that it does not name.
     """
-    if run is None or model.source is None:
+    if run is None or model.source is None or model.source == run.best / "base":  # trained: best/ has its checksums
         return
     if changed := run.changed_backbone(backbone_digests(model.source)):
         problem = f"{model.source / changed} is not as it was when {run.folder} was trained"
@@ -169,6 +176,7 @@ def load_classifier(sources: Sequence[str], machine: Machine, tables: Tables) ->
     Several are an ensemble. The temperature of a checkpoint is 1, since its validation reviews are not known. Raises
     ValueError for a run without a classifier and for different classes, FileNotFoundError for a name that is none.
     """
+    check_different(sources, "--teacher")
     members: list[Member] = []
     for source in sources or [str(LINEAR)]:
         if not (user_path(source) / "log.jsonl").is_file():

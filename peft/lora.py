@@ -70,6 +70,10 @@ class LoRAOptions:
         1.0, "LoRA", "factor of B's learning rate (LoRA+: Hayou et al. 2024, arXiv 2402.12354)", "FACTOR"
     )
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout {self.lora_dropout} is outside [0, 1)")
+
 
 class LoRALinear(Wrapped):
     """Computes y = base(x) + s·B(A dropout(x));   s = alpha / rank, or alpha / √rank with rslora."""
@@ -248,7 +252,7 @@ def parse_pattern(text: str, flag: str, kind: type) -> dict[str, Any]:
         try:
             values[name] = kind(number)
         except ValueError:
-            raise ValueError(f"{flag} {part!r} is not NAME={kind.__name__}") from None
+            raise ValueError(f"{flag} {part!r} is not NAME={'N' if kind is int else 'NUMBER'}") from None
     return values
 
 

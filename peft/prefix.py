@@ -50,6 +50,8 @@ class PTuningV2Options(VirtualTokenOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_text(self.prefix_init)
+        if not 0 <= self.prefix_dropout < 1:
+            raise ValueError(f"prefix_dropout {self.prefix_dropout} is outside [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def initial_prefix(model: Encoder, count: int, init: str, init_ids: list[int] | 
         return torch.randn(count, prefix_width(model)) * 0.02
     if init == "text":
         if not init_ids:
-            raise ValueError("prefix_init text needs the ids of a text")
+            raise ValueError("prefix_init text needs the ids of a text; prompt_text is empty")
         return keys_and_values(model, repeat_to_length(init_ids, count).to(next(model.parameters()).device))
     raise ValueError(f"unknown prefix_init {init!r}; known: {', '.join(INITS)}")
 

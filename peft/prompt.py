@@ -107,7 +107,7 @@ def initial_rows(model: Encoder, count: int, init: str, init_ids: list[int] | No
         return word(torch.randint(word.num_embeddings, (count,)).to(device))
     if init == "text":
         if not init_ids:
-            raise ValueError("prompt_init text needs the ids of a text")
+            raise ValueError("prompt_init text needs the ids of a text; prompt_text is empty")
         return word(repeat_to_length(init_ids, count).to(device))
     if init == "random":
         spread = word(torch.arange(min(1000, word.num_embeddings), device=device)).std()

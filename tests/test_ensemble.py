@@ -1,5 +1,7 @@
 """The mean of calibrated probabilities: its equation, its splits, its commands."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -79,8 +81,9 @@ def test_an_ensemble_scores_predicts_and_answers(tmp_path, monkeypatch, capsys):
 
 def test_equal_members_are_their_ensemble(small_run, tmp_path, capsys):
     train.main(small_run)
+    shutil.copytree(tmp_path / "runs/small", tmp_path / "runs/copy")
     capsys.readouterr()
-    evaluate(["--run", str(tmp_path / "runs/small"), str(tmp_path / "runs/small")])
+    evaluate(["--run", str(tmp_path / "runs/small"), str(tmp_path / "runs/copy")])
     lines = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == lines[1] == lines[2]
     assert Run(tmp_path / "runs/small").predictions("test").probabilities.shape == (600, 2)

@@ -75,7 +75,7 @@ def test_a_run_shows_mistakes_calibration_and_threshold(small_run, tmp_path, cap
     for flags in (
         ["--threshold", "validation"],
         ["--run", run, "--text", "x", "--errors", "3"],
-        ["--run", run, run, "--errors", "2"],
+        ["--run", run, f"{run}2", "--errors", "2"],
     ):
         with pytest.raises(ValueError, match=r"--threshold validation needs|--errors"):
             evaluate(flags)

@@ -114,7 +114,7 @@ def test_no_output_replaces_the_reviews(tmp_path, monkeypatch):
     (tmp_path / "link.csv").symlink_to("mine.csv")
     linear = ["--weights", str(LINEAR)]
     for flags in (["--predict", "mine.csv", "--out", "link.csv"], ["--data", "mine.csv", "--errors", "2", "--out"]):
-        with pytest.raises(ValueError, match=r"--out (link|mine)\.csv is the file of the reviews; name another one"):
+        with pytest.raises(ValueError, match=r"--out (link|mine)\.csv would replace what is read from mine\.csv"):
             evaluate([*linear, *flags, *(["mine.csv"] if flags[-1] == "--out" else [])])
     with pytest.raises(ValueError, match=r"submission\.csv exists; --out submission\.csv replaces it"):
         evaluate([*linear, "--predict", "mine.csv"])

@@ -87,6 +87,7 @@ def test_a_run_writes_its_documented_files(small_run, tmp_path, capsys):
     assert result["validation"]["accuracy"] == max(event["val_acc"] for event in epochs)
     assert sorted(path.name for path in (folder / "best").iterdir()) == [
         "SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "truncation.json",
     ]  # fmt: skip
 
 
@@ -138,6 +139,7 @@ def test_full_fine_tuning_saves_a_model_directory(small_run, tmp_path, capsys):
     train.main([*small_run, "--peft", "none", "--epochs", "1"])
     assert sorted(path.name for path in (tmp_path / "runs/small/best").iterdir()) == [
         "SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "truncation.json",
     ]  # fmt: skip
 
 
@@ -167,7 +169,7 @@ def test_eval_scores_predicts_and_answers(small_run, tmp_path, capsys):
 def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsys):
     train.main([*small_run, "--epochs", "1"])
     evaluate(["--run", "runs/small", "--merge", "plain"])
-    whole = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    whole = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "truncation.json"}
     assert {path.name for path in (tmp_path / "plain").iterdir()} == whole
     ids = torch.arange(1, 9)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)

@@ -372,7 +372,7 @@ def test_encoders_refuse_word_vectors(tmp_path: Path):
 
 def test_models_over_one_hot_words_refuse_word_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="one-hot words have no vectors to start from; use --shape one_hot=false"):
+    with pytest.raises(ValueError, match="one-hot words have no vectors; use --shape one_hot=false"):
         train.main(run_arguments(tmp_path, "--word-vectors", "builtin", "--shape", "filters=5"))
 
 

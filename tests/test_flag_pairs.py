@@ -1,0 +1,163 @@
+"""Two flags together, of train.py and eval.py: both are honoured, or one is refused by name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from test_scored_files import outcome
+from test_train import resolved
+
+import train
+from data.checked import read_json
+from data.demo import reviews
+from data.files import write_text
+from data.hub import CONFIG, LINEAR, TRUNCATION
+from data.windows import Truncation, read_truncation
+from eval import main as evaluate
+
+
+def table(path: Path, count: int) -> Path:
+    """Writes a table of built-in reviews with the columns id, review and sentiment."""
+    rows = [f"{key}\t{text}\t{label}" for key, text, label in list(reviews("train"))[:count]]
+    write_text(path, "\n".join(["id\treview\tsentiment", *rows]) + "\n")
+    return path
+
+
+def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run: list[str], tmp_path: Path, capsys):
+    """They are trained, so that best/base is not the backbone of --weights."""
+    train.main([*small_run, "--reinit-layers", "1", "--epochs", "1"])
+    result = read_json(tmp_path / "runs/small/result.json")
+    assert "on 600 reviews" in outcome(["--run", "runs/small"], capsys)
+    again = outcome(["--weights", "runs/small/best", "--data", "demo"], capsys)
+    assert f"accuracy {result['test']['accuracy']:.4f} on 600 reviews" in again
+    for flags in (["--run", "runs/small"], ["--weights", "runs/small/best", "--text", "fine"]):
+        with pytest.raises(ValueError, match="best contains its backbone, which was trained with it; leave out"):
+            evaluate([*flags, "--base", str(tmp_path / "weights")])
+    train.main(["--resume", "runs/small"])
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ("--peft lora --weights builtin --quantize int8 --reinit-layers 1", "--reinit-layers trains layers that"),
+    ("--model nb_linear --word-vectors train", "--word-vectors are for networks; nb_linear has one weight of each"),
+    ("--peft lora --no-train-vectors", "--train-vectors has no effect here: --peft lora freezes words"),
+    ("--peft lora --train-vectors", "--train-vectors has no effect here: --peft lora freezes words"),
+    ("--peft prompt --layer-decay 0.5", "--layer-decay has no effect here: --peft prompt trains no layers"),
+    ("--model cnn --loss tv --dropout 0.4", "--dropout has no effect here: only the regions are trained"),
+    ("--loss mlm --label-column stars", "--label-column has no effect here: pretraining has no labels"),
+    ("--peft lora --alpha 0", "--alpha 0 multiplies the update by 0"),
+    ("--peft lora --lora-dropout 1", r"lora_dropout 1.0 is outside \[0, 1\)"),
+    ("--peft prefix --prefix-dropout 1", r"prefix_dropout 1.0 is outside \[0, 1\)"),
+])  # fmt: skip
+def test_flags_of_train_that_do_not_go_together(flags: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        resolved(flags.split())
+
+
+def test_a_shape_does_not_decide_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--shape pad_token_id has no effect: the vocabulary decides it"):
+        train.main(["--model", "gru", "--data", "demo", "--shape", "hidden_size=16 pad_token_id=7"])
+
+
+def test_a_checkpoint_has_no_defaults_of_a_vocabulary(tmp_path: Path):
+    options = resolved(["--model", "gru", "--weights", str(LINEAR)]).options
+    assert (options.vocab_size, options.word_vectors) == (type(options).vocab_size, type(options).word_vectors)
+
+
+def test_the_columns_of_a_test_file_beside_the_built_in_reviews(small_run: list[str], tmp_path: Path):
+    """--data demo has no columns, but --test FILE has."""
+    content = table(tmp_path / "test.tsv", 30).read_text(encoding="utf-8")
+    write_text(tmp_path / "test.tsv", content.replace("review", "words", 1))
+    train.main([*small_run, "--test", "test.tsv", "--text-column", "words", "--epochs", "1"])
+    assert read_json(tmp_path / "runs/small/result.json")["test"]["count"] == 30
+
+
+@pytest.mark.parametrize(("name", "content", "flags"), [
+    ("reviews.jsonl", '{"text": "fine", "label": "positive"}\n', ["--quoting", "literal"]),
+    ("reviews.json", '[{"text": "fine", "label": "positive"}]', ["--quoting", "literal"]),
+])  # fmt: skip
+def test_a_format_without_quotes_takes_no_style_of_quotes(tmp_path: Path, name: str, content: str, flags: list[str]):
+    write_text(tmp_path / name, content)
+    with pytest.raises(ValueError, match=r"--quoting has no effect on .*: its format has one; leave it out"):
+        evaluate(["--weights", str(LINEAR), "--data", str(tmp_path / name), *flags])
+
+
+def test_the_built_in_reviews_have_no_columns_to_score():
+    with pytest.raises(ValueError, match="--text-column has no effect here: the built-in reviews are in no file"):
+        evaluate(["--weights", str(LINEAR), "--data", "demo", "--text-column", "words"])
+
+
+# ------------------------------------------------------------------------------------------------------ truncation
+
+
+@pytest.fixture
+def windowed(small_run: list[str], tmp_path: Path) -> list[str]:
+    """The folder of a run over windows, the table of its test reviews, and the output of scoring them."""
+    path = table(tmp_path / "test.tsv", 60)
+    flags = "--max-length 7 --truncate windows --window-pooling max --window-stride 2 --learning-rate 0.05"
+    train.main([*small_run, "--test", str(path), *flags.split()])
+    return ["--data", str(path)]
+
+
+def test_a_run_and_its_checkpoints_cut_reviews_alike(windowed: list[str], tmp_path: Path, capsys):
+    """best/ and the folder of --merge say how reviews were cut in training; flags replace single values."""
+    own = Truncation(7, "windows", 2, "max")
+    assert read_truncation(tmp_path / "runs/small/best") == own
+    run = outcome(["--run", "runs/small", *windowed], capsys)
+    assert outcome(["--weights", "runs/small/best", *windowed], capsys) == run
+    assert outcome(["--run", "runs/small", "--truncate", "windows", *windowed], capsys) == run
+    evaluate(["--run", "runs/small", "--merge", "merged"])
+    assert outcome(["--weights", "merged", *windowed], capsys).split(", confusion")[1] == run.split(", confusion")[1]
+    other = outcome(["--run", "runs/small", "--window-stride", "5", *windowed], capsys)
+    assert outcome(["--weights", "runs/small/best", "--window-stride", "5", *windowed], capsys) == other != run
+    longer = outcome(["--weights", "runs/small/best", "--max-length", "32", "--truncate", "head", *windowed], capsys)
+    shutil.copytree("runs/small/best", "plain", ignore=shutil.ignore_patterns("SHA256SUMS", TRUNCATION))
+    assert outcome(["--weights", "plain", "--max-length", "32", *windowed], capsys) == longer
+    with pytest.raises(ValueError, match="--window-stride and --window-pooling are for --truncate windows"):
+        evaluate(["--run", "runs/small", "--truncate", "head", "--window-stride", "5", *windowed])
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ('{"max_length": 0, "truncate": "head", "stride": 0, "pooling": "mean"}', "max_length 0 or stride 0 is too small"),
+    ('{"max_length": 9, "truncate": "heed", "stride": 0, "pooling": "mean"}', "unknown truncate 'heed'"),
+    ('{"max_length": "9", "truncate": "head", "stride": 0, "pooling": "mean"}', "max_length = '9' must be"),
+    ('{"max_length": 9}', "its keys are max_length, not max_length, truncate, stride, pooling"),
+    ("[]", "must be an object"),
+])  # fmt: skip
+def test_a_damaged_truncation_is_one_line(tmp_path: Path, values: str, message: str):
+    write_text(tmp_path / TRUNCATION, values)
+    with pytest.raises(ValueError, match=message):
+        read_truncation(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_an_output_replaces_nothing_that_is_read(small_run: list[str], tmp_path: Path):
+    path = table(tmp_path / "data/test.tsv", 30)
+    train.main([*small_run, "--test", str(path), "--epochs", "1"])
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    run, best = ["--run", "runs/small"], ["--weights", "runs/small/best"]
+    for flags in (
+        [*run, "--errors", "2", "--out", str(path)],
+        [*run, "--data", "data", "--errors", "2", "--out", "data/test.tsv"],
+        [*run, "--predict", str(path), "--out", "runs/small/config.json"],
+        [*best, "--predict", str(path), "--out", f"runs/small/best/{CONFIG}"],
+        ["--compare", "runs/small", "--out", "runs/small/result.json"],
+    ):
+        with pytest.raises(ValueError, match=r"--out .* would replace what is read from .*; name another file"):
+            evaluate(flags)
+    assert {file: file.read_bytes() for file in before} == before
+    for _ in range(2):  # a result of eval.py in the folder of the run may be replaced
+        evaluate([*run, "--errors", "2", "--out", "runs/small/mistakes.csv"])
+
+
+def test_two_outputs_have_two_names(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"--out and --plot are one file, .*a\.png; name two|--plot and --out are one"):
+        evaluate(["--compare", "nb_linear@42", "--plot", str(tmp_path / "a.png"), "--out", str(tmp_path / "a.png")])
+
+
+@pytest.mark.parametrize("flags", [["--run", "runs/a", "runs/../runs/a"], ["--run", "runs/a", "runs/b", "runs/a/"]])
+def test_a_run_is_no_ensemble_with_itself(flags: list[str]):
+    with pytest.raises(ValueError, match=r"--run names .*runs/a/? twice; leave one out"):
+        evaluate(flags)
