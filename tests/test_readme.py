@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,6 @@ def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     replaced = {"DIR": "demo", "imdb": "demo", "FOLDER": weights, "OUT": "out", "runs/NAME": "runs/made"}
     replaced |= {"FILE": "reviews.csv", "DIR_OR_ID": weights}
     (tmp_path / "reviews.csv").write_text("review,label\ngood film,1\nbad film,0\n")
-    replaced |= {"runs/OTHER": "runs/made"}
     arguments = [replaced.get(argument, argument) for argument in arguments]
     if "--teacher" in arguments:  # in place of a run, the built-in linear model
         first, *rest = arguments[(place := arguments.index("--teacher")) :]
@@ -208,6 +208,8 @@ def test_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / "runs/made/result.json").unlink()
         train.main(arguments)
     else:
+        if "runs/OTHER" in arguments:
+            shutil.copytree("runs/made", "runs/OTHER")
         evaluate(arguments)
 
 
