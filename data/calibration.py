@@ -35,11 +35,20 @@ def scaled(logits: np.ndarray, temperature: float) -> np.ndarray:
     return z - np.logaddexp.reduce(z, axis=1, keepdims=True)
 
 
+def check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
+    """Raises ValueError unless scores are [N, C] with N > 0, and labels [N] in 0 … C - 1."""
+    if scores.ndim != 2 or not len(scores) or labels.shape != scores.shape[:1]:
+        raise ValueError(f"scores {list(scores.shape)} and labels {list(labels.shape)} are not [N, C] and [N]")
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(f"labels {labels.min()} … {labels.max()} are outside 0 … {scores.shape[1] - 1}")
+
+
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns the T with the largest likelihood of the labels. logits: [N, C];  labels: [N]
 
     The mean loss is convex in β = 1/T with the derivative mean(Σ_c q_c z_c - z_label), whose root bisection finds.
     """
+    check_labels(logits, labels)
     z = logits.astype(np.float64)
     of_label = z[np.arange(len(labels)), labels].mean()
     low, high = -np.log(LIMIT), np.log(LIMIT)  # of log β
@@ -60,6 +69,7 @@ class Bin(NamedTuple):
 
 def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:
     """Returns the reviews by confidence in intervals of equal width, without empty ones. probabilities: [N, C]"""
+    check_labels(probabilities, labels)
     confidence, correct = probabilities.max(1).astype(np.float64), probabilities.argmax(1) == labels
     number = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
     groups = (number == m for m in range(bins))
@@ -74,6 +84,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Computes the mean squared distance of the probabilities from the one-hot labels. [N, C], [N]"""
+    check_labels(probabilities, labels)
     return float(np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(1).mean())
 
 
@@ -85,6 +96,7 @@ def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     if probabilities.shape[1] != 2:
         raise ValueError(f"--threshold validation needs two classes; this run has {probabilities.shape[1]}")
+    check_labels(probabilities, labels)
     p, order = probabilities[:, 1].astype(np.float64), np.argsort(probabilities[:, 1], kind="stable")
     p, positive = p[order], labels[order] == 1
     negatives_below = np.concatenate([[0], np.cumsum(~positive)])

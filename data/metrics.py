@@ -15,6 +15,8 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     The probability that a positive example scores above a negative one; ties count half. scores: [N];  labels: 0 or 1,
     [N]. Returns nan if a class is missing.
     """
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("AUC needs labels 0 and 1")
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     rank = (counts.cumsum() - (counts - 1) / 2)[inverse]  # mean rank of ties, from 1
     positive = int(labels.sum())
@@ -35,6 +37,9 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     examples, F1 for one that is not predicted either; macro-F1 is the mean over the others. Two classes also have AUC,
     None if one has no examples, and F1 of the second class as "f1".
     """
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"{list(logits.shape)} logits and {list(labels.shape)} labels")
+    labels = labels.astype(np.int64)
     wide, classes = logits.astype(np.float64), logits.shape[1]
     log_p = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
     predicted = logits.argmax(1)

@@ -25,6 +25,7 @@ def split_train(
     The hash of seed and id decides: the split is the same on every machine and for any order of the file.
     Raises ValueError if a split would be empty or a class is missing.
     """
+    frame = frame.reset_index(drop=True)
     rank = hash_rank(frame["id"], str(seed))
     validation = pd.Series(False, index=frame.index)
     for _, group in rank.groupby(frame["sentiment"]):
@@ -44,6 +45,7 @@ def subset(frame: pd.DataFrame, count: int, seed: int, flag: str = "--train-revi
     A larger subset contains every smaller one. flag: the name of the count in error messages.
     Raises ValueError if `count` is below the number of labels or above the number of reviews.
     """
+    frame = frame.reset_index(drop=True)  # a concatenated frame repeats its index
     labels = sorted(frame["sentiment"].unique())
     if not len(frame):
         raise ValueError(f"{flag} {count}: there are no such reviews")

@@ -31,7 +31,7 @@ from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 from torch import Tensor
 
-from data.checked import reading, silent_stderr, within
+from data.checked import reading, show, silent_stderr, within
 from data.files import replacing, write_json, write_text
 from data.hub import find_tokenizer
 from data.pipelines import (
@@ -199,10 +199,13 @@ class Tokenizer:
     def subword_ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Yields all token ids of each text, without special tokens and without truncation. Runs in parallel.
 
-        Raises ValueError if a damaged tokenizer fails or does not come to an end.
+        Raises ValueError if a damaged tokenizer fails or does not come to an end, TypeError for what is not a list of
+        texts.
         """
+        if isinstance(texts, str):
+            raise TypeError("one text was given; put it into a list")
         remaining = iter(texts)
-        while batch := [replace_surrogates(text) for text in itertools.islice(remaining, BATCH)]:
+        while batch := [replace_surrogates(checked_text(text)) for text in itertools.islice(remaining, BATCH)]:
             seconds = BATCH_SECONDS + sum(map(len, batch)) / SLOWEST
             with reading(self.source, "a tokenizer"), silent_stderr():
                 rows = within(seconds, partial(self.segment, batch), f"{self.source}: segmenting {len(batch):,} texts")
@@ -268,10 +271,17 @@ class Tokenizer:
         write_json(directory / "tokenizer_config.json", config | names)
 
 
+def checked_text(text: str) -> str:
+    """Returns a text. Raises TypeError for anything else, such as bytes and NaN."""
+    if not isinstance(text, str):
+        raise TypeError(f"a text must be a str, not {type(text).__name__}: {show(repr(text), 60)}")
+    return text
+
+
 def pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pads rows on the right to the longest row: (ids int64 [B, T], mask bool [B, T])."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.full((len(rows), int(lengths.max())), pad_id)  # [B, T]
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    ids = torch.full((len(rows), int(lengths.max()) if rows else 0), pad_id)  # [B, T]
     for row, values in zip(ids, rows, strict=True):
         row[: len(values)] = torch.as_tensor(values)
     return ids, torch.arange(ids.size(1)) < lengths[:, None]
@@ -319,6 +329,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, min_count:
     changes with every call. Its BPE trainer is deterministic. Therefore BPE merges select the subwords of all kinds,
     and the score of a Unigram subword is the logarithm of its relative frequency.
     """
+    if isinstance(texts, str):
+        raise TypeError("one text was given; put it into a list")
     texts = list(texts)
     if kind == "wordlevel":
         return train_wordlevel(texts, vocab_size=vocab_size, min_count=min_count)

@@ -98,7 +98,11 @@ def first_windows(review: np.ndarray) -> np.ndarray:
 
 
 def pool(logits: np.ndarray, review: np.ndarray, pooling: str = "mean") -> np.ndarray:
-    """Pools the logits of windows, [N, C], to those of reviews, [R, C]. review: of each window, ascending, int64 [N]"""
+    """Pools the logits of windows, [N, C], to those of reviews, [R, C].
+
+    review: of each window, ascending, int64 [N].  pooling: mean or max. Raises ValueError for another one.
+    """
+    check_choice("pooling", pooling, dict.fromkeys(POOLING))
     if not len(logits):
         return logits
     starts = first_windows(review)

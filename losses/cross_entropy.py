@@ -28,6 +28,18 @@ class CrossEntropyOptions:
             raise ValueError(f"label smoothing {self.label_smoothing} is outside [0, 1)")
 
 
+def check_rows(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, *others: Tensor) -> None:
+    """Raises ValueError unless logits and others are [B, C], labels [B] and class_weights [C]: torch would broadcast
+    some other shapes to a wrong number."""
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits {list(logits.shape)} and labels {list(labels.shape)} are not [B, C] and [B]")
+    for other in others:
+        if other.shape != logits.shape:
+            raise ValueError(f"logits {list(logits.shape)} and {list(other.shape)} differ")
+    if class_weights is not None and class_weights.shape != logits.shape[1:]:
+        raise ValueError(f"{list(class_weights.shape)} class weights for {logits.size(1)} classes")
+
+
 def cross_entropy(
     logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
@@ -38,6 +50,7 @@ def cross_entropy(
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing {smoothing} is outside [0, 1)")
+    check_rows(logits, labels, class_weights)
     log_p = F.log_softmax(at_least_fp32(logits), dim=-1)  # [B, C]
     log_p_true = log_p.gather(1, labels[:, None]).squeeze(1)  # [B]
     losses = -(1 - smoothing) * log_p_true  # [B]

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.flags import option
-from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from losses.cross_entropy import CrossEntropyOptions, check_rows, cross_entropy
 from nn import Model
 from nn.autocast import at_least_fp32
 
@@ -62,7 +62,7 @@ def check_weights(temperature: float, alpha: float) -> None:
 
 def soft_losses(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Computes T² KL(p ‖ q) of each example. logits, teacher: [B, C] -> [B], fp32 or wider, at least 0"""
-    log_q, log_p = (F.log_softmax(at_least_fp32(x) / temperature, -1) for x in (logits, teacher))
+    log_q, log_p = (F.log_softmax(at_least_fp32(x) / temperature, -1) for x in (logits, teacher.detach()))
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -81,6 +81,7 @@ def distill_loss(
     ValueError for T <= 0 and for α outside [0, 1].
     """
     check_weights(temperature, alpha)
+    check_rows(logits, labels, class_weights, teacher)
     labelled = labels >= 0  # [B]
     soft = soft_losses(logits, teacher, temperature)  # [B]
     soft = torch.where(labelled, alpha * soft, soft)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches import Batch
+from losses.cross_entropy import check_rows
 from nn import Model
 from nn.autocast import at_least_fp32
 from nn.capsule_lstm import CapsuleLengths
@@ -37,6 +38,7 @@ def margin_loss(
     lengths: |v_c| in [0, 1), [B, C];  labels: int64 [B];  upper, lower, weight: m⁺, m⁻, λ;
     class_weights: [C] -> scalar, fp32 or wider
     """
+    check_rows(lengths, labels, class_weights)
     lengths = at_least_fp32(lengths)
     true = F.one_hot(labels, lengths.size(1))  # [B, C]
     present = (upper - lengths).clamp(min=0).square()

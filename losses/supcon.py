@@ -62,6 +62,8 @@ def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bo
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be above 0")
+    if features.dim() != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(f"features {list(features.shape)} and labels {list(labels.shape)} are not [N, D] and [N]")
     with torch.autocast(features.device.type, enabled=False):
         z = F.normalize(at_least_fp32(features), dim=-1)  # [N, D]
         diagonal = torch.eye(len(z), dtype=torch.bool, device=z.device)

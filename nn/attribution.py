@@ -64,6 +64,8 @@ class Attribution(NamedTuple):
 
 def log_odds(logits: Tensor, label: int) -> Tensor:
     """Computes log p/(1 - p) of one label: [N]. logits: [N, C]"""
+    if not 0 <= label < logits.size(1):
+        raise ValueError(f"label {label} is outside 0 … {logits.size(1) - 1}")
     others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
     return logits[:, label] - others.logsumexp(1)
 
@@ -176,10 +178,15 @@ def token_effects(model: Model, input_ids: Tensor, in_text: Tensor, label: int, 
 
     input_ids: int64 [T];  in_text: bool [T], False for [CLS] and [SEP];  blank: id of the baseline's token
     """
-    with differentiable(model):
+    with torch.inference_mode(False), torch.enable_grad(), differentiable(model):
         table = model.embeddings.word if isinstance(model, Encoder) else model.rows
-        x, baseline = (table(ids).detach().float() for ids in (input_ids, input_ids.masked_fill(in_text, blank)))
-        return integrated_gradients(lambda x: log_odds(logits_of_embeddings(model, input_ids, x), label), x, baseline)
+        rows = [table(ids).detach() for ids in (input_ids, input_ids.masked_fill(in_text, blank))]
+        dtype = rows[0].dtype  # of the model
+
+        def odds(x: Tensor) -> Tensor:
+            return log_odds(logits_of_embeddings(model, input_ids, x.to(dtype)).float(), label)
+
+        return integrated_gradients(odds, *(row.float() for row in rows))
 
 
 def ngram_effects(model: NBLinear, input_ids: Tensor, label: int) -> tuple[list[range], Attribution]:

@@ -57,6 +57,8 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def parts(batch: int, heads: int, scores: int) -> Iterator[Part]:
     """Yields the blocks: some heads of all reviews, or one head of some reviews. scores: T · S, of one head."""
+    if not batch or not scores:
+        return
     pairs = max(1, BLOCK // scores)
     reviews, width = min(batch, pairs), max(1, pairs // batch)
     for head in range(0, heads, width):

@@ -152,7 +152,7 @@ def load_pretrained(
     quantize: str = "none",
     new_head: bool = False,
 ) -> Model:
-    """Loads a checkpoint directory or hub id as a model in `dtype`.
+    """Loads a checkpoint directory or hub id as a model in `dtype`, in eval() mode.
 
     labels: the classes that the model must distinguish, in order; the head of the file is matched to them by name
     (nn/heads.py). None: the classes of the file's head, or negative and positive if it has none.  new_head: initializes
@@ -188,7 +188,7 @@ def load_pretrained(
     for file in files:
         file.keep_converted()
     model.newly_initialized, model.source = frozenset(missing), directory
-    return model
+    return model.eval()
 
 
 def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
@@ -370,14 +370,17 @@ def save_pretrained(
     """Writes config.json and model.safetensors with the published names, in `dtype`.
 
     transformers loads the directory, unless the model is quantized. heads False omits the classifier's layers. Raises
-    ValueError for NF4 weights, which are quantized again at every load.
+    ValueError for NF4 weights, which are quantized again at every load, and for an adapter, of which config.json has
+    nothing.
     """
+    if model.adapter is not None and model.adapter["method"] not in ("head", "bitfit"):
+        raise ValueError("the model has an adapter: peft.merge or peft.detach_adapter first, or peft.save_adapter")
     directory, form = Path(directory), form_of(model)
     if form == "nf4":
         raise ValueError(f"{directory}: NF4 weights are not saved; load the model without --quantize nf4 and save that")
     quantized = {QUANTIZATION: QUANTIZED} if form == "int8" else {}
     state = published_state(model, heads)
-    if dtype != torch.float32:
+    if any(p.is_floating_point() and p.dtype != dtype for p in state.values()):
         state = {name: p.to(dtype) if p.is_floating_point() else p for name, p in state.items()}
     write_tensors(directory / WEIGHTS, state)  # first: a folder with a config.json is complete
     write_json(directory / CONFIG, write_config(model) | quantized | {"dtype": str(dtype).removeprefix("torch.")})

@@ -26,7 +26,7 @@ def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
     threshold: 1 … 255. Integer arithmetic on bytes is several times faster here than a comparison that returns bool.
     """
     count, seed = shape.numel(), int(torch.randint(2**63 - 1, ()))
-    words = torch.from_numpy(np.random.SFC64(seed).random_raw((count + 7) // 8))
+    words = torch.from_numpy(np.random.SFC64(seed).random_raw(max(1, (count + 7) // 8)))
     below = threshold - 1
     return words.view(torch.uint8)[:count].clamp_(below, threshold).sub_(below).view(shape)
 

@@ -57,6 +57,8 @@ class GRU(Module):
         self, input_size: int, hidden_size: int, num_layers: int = 1, bidirectional: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers {num_layers} must be at least 1")
         widths = [input_size] + [hidden_size * (1 + bidirectional)] * (num_layers - 1)
         self.layers = ModuleList(
             GRULayer(input_size=width, hidden_size=hidden_size, bidirectional=bidirectional) for width in widths

@@ -49,7 +49,10 @@ def ngram_keys(input_ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
     """
     if vocab_size**ORDERS >= 2**63:
         raise ValueError(f"the keys of {ORDERS}-grams of {vocab_size:,} words exceed 64 bits; use fewer words")
-    ids = input_ids.masked_fill(~mask, 0)
+    ids = input_ids.long().masked_fill(~mask, 0)
+    on_cpu = ids.device.type == "cpu"  # a GPU would wait for the answer
+    if on_cpu and ids.numel() and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise IndexError(f"word ids {int(ids.min())} … {int(ids.max())} are outside 0 … {vocab_size - 1}")
     keys, previous, factor = [ids], ids, 1
     for _ in range(ORDERS - 1):
         previous = torch.nn.functional.pad(previous, (1, 0))[:, :-1]  # the words one step earlier, 0 before the first

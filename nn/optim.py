@@ -87,12 +87,15 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
     """Returns the factor of the peak rate at step 0 … total - 1.
 
     The factor rises linearly during the warm-up, then falls linearly to 0 (linear) or stays 1 (constant).  warmup: a
-    fraction of `total` if below 1, otherwise a number of steps; if it exceeds `total`, the factor stays below 1.
+    fraction of `total` if below 1, otherwise a number of steps; if it exceeds `total`, the factor stays below 1. Later
+    steps have the factor of the end. Raises ValueError for another kind.
     """
+    if kind not in ("linear", "constant"):
+        raise ValueError(f"unknown schedule {kind!r}; known: linear, constant")
     rise = math.ceil(warmup * total) if warmup < 1 else int(warmup)
     if step < rise:
         return (step + 1) / rise
-    return (total - step) / max(1, total - rise) if kind == "linear" else 1.0
+    return max(0, total - step) / max(1, total - rise) if kind == "linear" else 1.0
 
 
 class Average:
@@ -105,8 +108,8 @@ class Average:
     def __init__(self, parameters: list[Parameter], decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"--average {decay} is outside [0, 1)")
-        self.parameters, self.decay = parameters, decay
-        self.means = [p.detach().clone() for p in parameters] if decay else []
+        self.parameters, self.decay = list(parameters), decay
+        self.means = [p.detach().clone() for p in self.parameters] if decay else []
 
     def update(self, step: int) -> None:
         """Updates the mean after optimizer step 0, 1, …"""

@@ -76,6 +76,8 @@ def aligned(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 def int8_product(x: Tensor, q: Tensor, s: Tensor, threshold: float = OUTLIER) -> Tensor:
     """Computes Eq. (8) without b. x: [M, K];  q: int8 [N, K];  s: [N] -> fp32 [M, N]"""
     x = x.float()
+    if not len(x):
+        return x.new_zeros(0, len(q))
     columns = torch.maximum(x.amax(0), -x.amin(0)).ge(threshold).nonzero()[:, 0]  # those with an outlier
     some = x[:, columns]  # [M, number of columns]
     outlier = some.abs() >= threshold  # of the row itself
@@ -194,6 +196,8 @@ def quantizable(model: Model) -> list[str]:
 def quantize(model: Model, form: str) -> Model:
     """Replaces the linear layers of `model` by 8-bit or 4-bit layers and its word embeddings by an 8-bit table, in
     place, and returns it. Head, pooler, norms, convolutions and adapter keep their precision. form: int8 or nf4"""
+    if form not in FORMS[1:]:
+        raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS[1:])}")
     for name in quantizable(model):
         weight = model.get_parameter(f"{name}.weight").detach()
         put_quantized(model, name, weight, form=form, dtype=weight.dtype)

@@ -206,6 +206,8 @@ class LSTMFunction(Function):
     @first_order
     def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
         """dh: [N, T, B, D] -> δa, δU"""
+        if dh is None:
+            return None, None, None, None
         a, factors, h, u = ctx.saved_tensors
         da, dh_total, da_after = torch.empty_like(a), torch.empty_like(h[:, 0]), None
         recurrent = StepProduct(u.to(ctx.dtype), batch=h.size(2))
@@ -356,6 +358,8 @@ class GRUFunction(Function):
     @first_order
     def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """dh: [N, T, B, D] -> δa, δU, δd_n"""
+        if dh is None:
+            return None, None, None, None, None
         a, m, h, u = ctx.saved_tensors
         da, dp = torch.empty_like(a), torch.empty_like(a)
         dh_total, dh_z, scratch = (torch.empty_like(h[:, 0]) for _ in range(3))

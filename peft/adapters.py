@@ -53,19 +53,30 @@ def add_method(model: Encoder, method: str, attach: Callable[[], dict[str, Any]]
     """
     check_no_adapter(model)
     before = [(p, p.requires_grad) for p in model.parameters()]
+    flags = {id(p): trainable for p, trainable in before}
     trained = [p for name, p in model.named_parameters() if stays_trainable(model, name)]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:
         model.adapter = {"method": method, **attach()}
-    except ValueError:
+    except BaseException:
         for parameter, trainable in before:
             parameter.requires_grad_(trainable)
         raise
     for parameter in trained:
         parameter.requires_grad_(True)
+    match_mode(model)
     remember_backbone(model)
+    found = ((backbone_name(name), id(p)) for name, p in model.named_parameters())
+    model.adapter["trained_before"] = {name: flags[key] for name, key in found if key in flags}
     return model
+
+
+def match_mode(model: Encoder) -> None:
+    """Puts the adapter's modules into the mode of the model: train() or eval()."""
+    modules = [module for _, module in wrapped(model)] + ([] if model.virtual is None else [model.virtual])
+    for module in modules:
+        module.train(model.training)
 
 
 def remember_backbone(model: Encoder) -> None:
@@ -152,6 +163,7 @@ def detach_adapter(model: Encoder) -> Adapter:
     layers = wrapped(model)
     for name, layer in layers:
         model.set_submodule(name, layer.base)
+        layer.base = None  # another model may get the adapter
     modules: dict[str, Module] = dict(layers)
     if model.virtual is not None:
         modules["virtual"] = model.virtual
@@ -159,6 +171,9 @@ def detach_adapter(model: Encoder) -> Adapter:
     adapter = Adapter(model.adapter, modules, values, labels)
     model.adapter = None
     copy_values(model, *adapter.settings["before"])
+    adapter.settings["trained"] = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, trained in adapter.settings["trained_before"].items():
+        model.get_parameter(name).requires_grad_(trained)
     return adapter
 
 
@@ -173,7 +188,15 @@ def copy_values(model: Encoder, values: dict[str, Tensor], labels: tuple[str, ..
 def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
     """Restores a detached adapter, in place. Raises ValueError if the model has another one."""
     check_no_adapter(model)
+    layers = {name: module for name, module in adapter.modules.items() if name != "virtual"}
+    here = dict(model.named_modules())
+    if unknown := [name for name in layers if name not in here]:
+        raise ValueError(f"the adapter does not fit this model, which has no {unknown[0]}")
+    if any(module.base not in (None, here[name]) for name, module in layers.items()):
+        raise ValueError("the adapter is attached to another model; detach it there, or attach a copy.deepcopy of it")
     copy_values(model, adapter.values, adapter.labels)
+    for name, trained in adapter.settings.get("trained", {}).items():
+        model.get_parameter(name).requires_grad_(trained)
     for name, module in adapter.modules.items():
         if name == "virtual":
             model.virtual = module
@@ -181,6 +204,7 @@ def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
             module.base = model.get_submodule(name)
             model.set_submodule(name, module)
     model.adapter = adapter.settings
+    match_mode(model)
     return model
 
 

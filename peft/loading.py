@@ -274,7 +274,7 @@ def load_adapted(
     trainable: bool = False,
     new_head: bool = False,
 ) -> Encoder:
-    """Loads an adapter's directory or hub id on its backbone.
+    """Loads an adapter's directory or hub id on its backbone, in eval() mode.
 
     base: the backbone, if it is not where the adapter's file says (`--base`).  labels: the classes that the model must
     distinguish, in order, matched by name (nn/heads.py); None: the adapter's.  dtype, quantize: as in load_pretrained.

@@ -165,13 +165,16 @@ class DoRALinear(LoRALinear):
         """Sets the base layer's weight to m ⊙ W' / ‖W'‖, in place, and returns the base layer."""
         self.merged_row_scale = self.row_scale()
         super().merged()
+        self.lost_rows = self.base.weight[self.merged_row_scale == 0]
         self.base.weight *= self.merged_row_scale[:, None]
         return self.base
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Restores W₀ from m ⊙ W' / ‖W'‖, in place."""
-        self.base.weight /= self.merged_row_scale[:, None]
+        lost = self.merged_row_scale == 0
+        self.base.weight /= self.merged_row_scale.masked_fill(lost, 1)[:, None]
+        self.base.weight[lost] = self.lost_rows
         super().unmerge()
 
 

@@ -138,7 +138,7 @@ def initial_prefix(model: Encoder, count: int, init: str, init_ids: list[int] | 
     if init == "random":
         return torch.randn(count, prefix_width(model)) * 0.02
     if init == "text":
-        if not init_ids:
+        if init_ids is None or not len(init_ids):
             raise ValueError("prefix_init text needs the ids of a text; prompt_text is empty")
         return keys_and_values(model, repeat_to_length(init_ids, count).to(next(model.parameters()).device))
     raise ValueError(f"unknown prefix_init {init!r}; known: {', '.join(INITS)}")

@@ -96,6 +96,7 @@ class SoftPrompt(Module):
 
 def repeat_to_length(ids: list[int], count: int) -> Tensor:
     """Repeats or truncates `ids` to `count` ids: int64 [count]"""
+    ids = list(map(int, ids))
     return torch.tensor((ids * (count // len(ids) + 1))[:count])
 
 
@@ -106,7 +107,7 @@ def initial_rows(model: Encoder, count: int, init: str, init_ids: list[int] | No
     if init == "vocabulary":
         return word(torch.randint(word.num_embeddings, (count,)).to(device))
     if init == "text":
-        if not init_ids:
+        if init_ids is None or not len(init_ids):
             raise ValueError("prompt_init text needs the ids of a text; prompt_text is empty")
         return word(repeat_to_length(init_ids, count).to(device))
     if init == "random":

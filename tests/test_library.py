@@ -1,0 +1,258 @@
+"""The modules from a Python prompt: what would silently give a wrong result follows the model, or raises."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny, token_batch
+from torch.autograd import gradcheck
+from torch.nn import Linear
+
+import peft
+from data.calibration import best_threshold, brier_score, expected_calibration_error, fit_temperature
+from data.hub import LINEAR
+from data.metrics import auc, metrics
+from data.splitting import split_train, subset
+from data.tokenization import load_tokenizer, train_tokenizer
+from data.windows import pool
+from losses.cross_entropy import cross_entropy
+from losses.distill import distill_loss, soft_losses
+from losses.margin import margin_loss
+from losses.rdrop import rdrop_loss, symmetric_kl
+from losses.supcon import supcon_loss
+from nn import MODELS
+from nn.attribution import log_odds, token_effects
+from nn.checkpoint import load_pretrained, save_pretrained
+from nn.encoder import Encoder
+from nn.gru import GRU
+from nn.lstm import LSTM
+from nn.optim import Average, schedule
+from nn.quant import quantize
+
+IDS, MASK = token_batch([7, 4])
+RANDOM = {  # methods with dropout of their own
+    "lora": {"lora_dropout": 0.5},
+    "p_tuning_v2": {"prefix_dropout": 0.5, "prefix_init": "random"},
+}
+
+
+def fill(model: Encoder) -> Encoder:
+    """Gives the adapter random values; B of LoRA starts at 0."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if peft.is_adapter_parameter(name):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("method", RANDOM)
+def test_an_adapter_has_the_mode_of_its_model(method: str):
+    def spread(model: Encoder) -> float:
+        with torch.no_grad():
+            return (model(IDS, MASK) - model(IDS, MASK)).abs().max().item()
+
+    model = fill(peft.apply(tiny("bert").eval(), method, **RANDOM[method]))
+    assert spread(model) == 0
+    assert spread(model.train()) > 0
+    adapter = peft.detach_adapter(model)
+    peft.attach_adapter(model.eval(), adapter)
+    assert spread(model) == 0
+    if method == "lora":
+        peft.merge(model.train())
+        assert spread(peft.unmerge(model.eval())) == 0
+
+
+def test_a_loaded_model_is_in_eval_mode():
+    assert not any(module.training for module in load_pretrained("builtin").modules())
+    loaded = peft.load_adapted(LINEAR.parent / "deberta-mini-imdb")
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_a_detached_adapter_leaves_the_model_as_trainable_as_before():
+    model = tiny("bert")
+    model.embeddings.word.weight.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    peft.apply(model, "lora")
+    frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+    adapter = peft.detach_adapter(model)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+    peft.attach_adapter(model, adapter)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == frozen
+    with pytest.raises(AttributeError):
+        peft.apply(plain := tiny("bert"), "lora", targets=["query"])
+    assert all(p.requires_grad for p in plain.parameters())
+
+
+def test_an_adapter_is_attached_to_one_model():
+    first, second = fill(peft.apply(tiny("bert").eval(), "lora")), tiny("bert").eval()
+    logits, adapter = first(IDS, MASK), peft.detach_adapter(first)
+    peft.attach_adapter(first, adapter)
+    with pytest.raises(ValueError, match="the adapter is attached to another model; detach it there"):
+        peft.attach_adapter(second, adapter)
+    assert torch.equal(first(IDS, MASK), logits)
+    assert second.adapter is None
+    peft.attach_adapter(second, peft.detach_adapter(first))
+    shallow = tiny("bert")
+    del shallow.layers[1]
+    with pytest.raises(ValueError, match=r"the adapter does not fit this model, which has no layers\.1"):
+        peft.attach_adapter(shallow, peft.detach_adapter(second))
+    assert isinstance(shallow.layers[0].attention.query, Linear)
+
+
+def test_a_magnitude_of_zero_is_unmerged():
+    model = fill(peft.apply(tiny("bert").eval(), "lora", dora=True))
+    layer = model.layers[0].attention.query
+    with torch.no_grad():
+        layer.magnitude[0] = 0
+    before, weight = model(IDS, MASK), layer.base.weight.clone()
+    torch.testing.assert_close(peft.merge(model)(IDS, MASK), before)
+    peft.unmerge(model)
+    torch.testing.assert_close(layer.base.weight, weight)
+
+
+def test_an_adapter_needs_its_own_writer(tmp_path):
+    with pytest.raises(ValueError, match="the model has no adapter to save"):
+        peft.save_adapter(tiny("bert"), tmp_path, "base")
+    with pytest.raises(ValueError, match=r"the model has an adapter: peft\.merge or peft\.detach_adapter first"):
+        save_pretrained(peft.apply(tiny("bert"), "lora"), tmp_path)
+    save_pretrained(tiny("bert").bfloat16(), tmp_path)  # fp32, as config.json says
+    assert {p.dtype for p in load_pretrained(tmp_path).parameters()} == {torch.float32}
+
+
+# ---------------------------------------------------------------------------------------------------------- shapes
+
+Z, Y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+@pytest.mark.parametrize("call", [
+    lambda: cross_entropy(Z, Y[:4]),
+    lambda: cross_entropy(Z, Y[:1]),
+    lambda: cross_entropy(Z, Y, class_weights=torch.ones(7)),
+    lambda: margin_loss(Z.sigmoid(), Y[:, None]),
+    lambda: rdrop_loss(Z, Z, Y[:4], 1.0),
+    lambda: symmetric_kl(Z, Z[:, :1]),
+    lambda: symmetric_kl(Z, Z[:1]),
+    lambda: distill_loss(Z, Z[:, :1], Y, 2.0, 0.5),
+    lambda: distill_loss(Z[:1], Z, Y, 2.0, 0.5),
+    lambda: supcon_loss(Z, Y[:1], 0.3),
+])  # fmt: skip
+def test_losses_broadcast_nothing(call):
+    with pytest.raises(ValueError, match=r"are not \[|differ|class weights"):
+        call()
+
+
+def test_a_teacher_gets_no_gradient():
+    teacher = Z.clone().requires_grad_()
+    loss = soft_losses(Z.clone().requires_grad_(), teacher, 2.0).sum()
+    loss.backward()
+    assert teacher.grad is None
+
+
+P, LABELS = np.full((6, 2), 0.5), np.array([0, 1, 0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("function", [fit_temperature, brier_score, expected_calibration_error, best_threshold])
+@pytest.mark.parametrize("labels", [LABELS - 1, LABELS[:, None], LABELS[:3]])
+def test_calibration_takes_one_known_label_of_each_review(function, labels: np.ndarray):
+    with pytest.raises(ValueError, match=r"are not \[N, C\] and \[N\]|are outside 0 … 1"):
+        function(P, labels)
+
+
+def test_metrics_read_labels_as_they_are():
+    logits, labels = np.random.default_rng(0).normal(size=(99, 20)), np.arange(99) % 20
+    assert metrics(logits, labels.astype(np.uint8)) == metrics(logits, labels)
+    with pytest.raises(ValueError, match=r"\[99, 20\] logits and \[98\] labels"):
+        metrics(logits, labels[1:])
+    with pytest.raises(ValueError, match="AUC needs labels 0 and 1"):
+        auc(logits[:, 0], 2 * (labels % 2) - 1)
+
+
+def test_word_ids_of_any_width_give_equal_logits():
+    model = load_pretrained(LINEAR)
+    ids = torch.tensor([[40_001, 40_002, 40_003]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    assert torch.equal(model(ids.int(), mask), model(ids, mask))
+    for wrong in (model.config.vocab_size, -3):
+        with pytest.raises(IndexError, match=r"word ids .* are outside 0 … "):
+            model(torch.tensor([[wrong]]), mask[:, :1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("training", [False, True])
+def test_an_empty_batch_has_no_logits(name: str, training: bool):
+    model = tiny(name).train(training)
+    logits = model(IDS[:0], MASK[:0])
+    assert logits.shape == (0, 2)
+
+
+def test_concatenated_frames_are_split_by_row():
+    half = pd.DataFrame({"id": [f"a{i}" for i in range(50)], "review": "x", "sentiment": [0, 1] * 25})
+    frame = pd.concat([half, half.assign(id="b" + half["id"])])
+    assert len(subset(frame, 50, 0)) == 50
+    assert list(map(len, split_train(frame, 0.2, 1))) == [80, 20]
+
+
+def test_a_text_is_no_list_of_texts():
+    tokenizer = load_tokenizer("builtin")
+    for texts in ("A wonderful little film.", [b"abc"], ["good", float("nan")]):
+        with pytest.raises(TypeError, match=r"put it into a list|a text must be a str, not (bytes|float)"):
+            tokenizer.encode_batch(texts, 64)
+    with pytest.raises(TypeError, match="put it into a list"):
+        train_tokenizer("wordlevel", "one text", 99)
+    assert tokenizer.encode_batch([], 64)[0].shape == (0, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ the rest
+
+
+def test_a_mean_of_weights_takes_a_generator():
+    layer = Linear(1, 1)
+    mean = Average(layer.parameters(), 0.9)
+    start = layer.weight.item()
+    with torch.no_grad():
+        layer.weight += 1
+    mean.update(100)
+    with mean.in_place():
+        assert start < layer.weight.item() < start + 1
+
+
+@pytest.mark.parametrize("form", ["none", "int4", "NF4"])
+def test_an_unknown_form_is_not_8_bits(form: str):
+    with pytest.raises(ValueError, match=f"unknown form '{form}'; known: int8, nf4"):
+        quantize(tiny("bert"), form)
+
+
+def test_values_outside_their_range_raise():
+    logits = torch.tensor([[1.0, 3.0]])
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match=f"label {label} is outside 0 … 1"):
+            log_odds(logits, label)
+    with pytest.raises(ValueError, match="unknown schedule 'cosine'"):
+        schedule(3, 10, 0.0, "cosine")
+    assert schedule(13, 10, 0.0) == 0
+    with pytest.raises(ValueError, match="unknown pooling 'median'"):
+        pool(np.zeros((2, 2)), np.array([0, 0]), "median")
+    for layer in (LSTM, GRU):
+        with pytest.raises(ValueError, match="num_layers 0 must be at least 1"):
+            layer(4, 4, num_layers=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_words_are_explained_where_gradients_are_off(dtype: torch.dtype):
+    model, in_text = tiny("bert").eval().to(dtype), torch.ones(7, dtype=torch.bool)
+    expected = token_effects(copy.deepcopy(model), IDS[0], in_text, 1, 0)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            found = token_effects(model, IDS[0], in_text, 1, 0)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layer", [LSTM, GRU])
+def test_gradcheck_of_recurrent_layers(layer):
+    """gradcheck also passes gradients that are undefined."""
+    torch.manual_seed(0)
+    module = layer(3, 2).double()
+    x, mask = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True), torch.ones(2, 4, dtype=torch.bool)
+    assert gradcheck(lambda x: module(x, mask), (x,))
