@@ -40,6 +40,16 @@ def check_rows(logits: Tensor, labels: Tensor, class_weights: Tensor | None = No
         raise ValueError(f"{list(class_weights.shape)} class weights for {logits.size(1)} classes")
 
 
+def log_probabilities(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes log p and log q for a divergence, in fp32 or wider. [B, C], [B, C] -> [B, C], [B, C]
+
+    A class that both exclude (logits of -inf) has log p = log q = 0, so that its term p log(p/q) is 0, not NaN.
+    """
+    log_p, log_q = (F.log_softmax(at_least_fp32(logits), -1) for logits in (first, second))
+    excluded = log_p.isneginf() & log_q.isneginf()
+    return log_p.masked_fill(excluded, 0), log_q.masked_fill(excluded, 0)
+
+
 def cross_entropy(
     logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:

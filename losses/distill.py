@@ -23,12 +23,11 @@ loss of hidden states, and initializes the student with layers of the teacher.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches import Batch
 from data.flags import option
-from losses.cross_entropy import CrossEntropyOptions, check_rows, cross_entropy
+from losses.cross_entropy import CrossEntropyOptions, check_rows, cross_entropy, log_probabilities
 from nn import Model
 from nn.autocast import at_least_fp32
 
@@ -62,7 +61,7 @@ def check_weights(temperature: float, alpha: float) -> None:
 
 def soft_losses(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Computes T² KL(p ‖ q) of each example. logits, teacher: [B, C] -> [B], fp32 or wider, at least 0"""
-    log_q, log_p = (F.log_softmax(at_least_fp32(x) / temperature, -1) for x in (logits, teacher.detach()))
+    log_q, log_p = log_probabilities(at_least_fp32(logits) / temperature, at_least_fp32(teacher.detach()) / temperature)
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches import Batch
 from data.flags import option
-from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from losses.cross_entropy import CrossEntropyOptions, cross_entropy, log_probabilities
 from nn import Model
-from nn.autocast import at_least_fp32
 from nn.dropout import Dropout
 
 
@@ -44,7 +42,7 @@ def symmetric_kl(logits_1: Tensor, logits_2: Tensor) -> Tensor:
     """
     if logits_1.shape != logits_2.shape:
         raise ValueError(f"logits {list(logits_1.shape)} and {list(logits_2.shape)} differ")
-    log_p, log_q = (F.log_softmax(at_least_fp32(x), -1) for x in (logits_1, logits_2))
+    log_p, log_q = log_probabilities(logits_1, logits_2)
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 
 

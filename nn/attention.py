@@ -40,6 +40,12 @@ def select_queries(x: Tensor, queries: Queries) -> Tensor:
     return x[:, :queries]
 
 
+def check_mask(mask: Tensor) -> None:
+    """Raises TypeError for a mask of numbers, as tokenizers of transformers return it."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"the mask is {mask.dtype}, not torch.bool; mask.bool() is True for real tokens")
+
+
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """Splits the last dimension into heads. [B, T, H·K] -> [B, H, T, K]"""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)

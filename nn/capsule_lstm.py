@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
-from nn.autocast import at_least_fp32
+from nn.autocast import at_least_fp32, wide
 from nn.dropout import Dropout
 from nn.lstm import LSTM
 from nn.words import WordClassifier, WordConfig
@@ -41,7 +41,8 @@ def route(u: Tensor, mask: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     b = u.new_zeros(u.shape[:3])  # [B, T, J]
     for number in range(iterations):
         c = b.softmax(-1) * mask[..., None]  # [B, T, J]
-        share = c / c.sum(1, keepdim=True).clamp(min=1e-12)  # [B, T, J]
+        total = c.sum(1, keepdim=True, dtype=wide(c.dtype)).clamp(min=1e-12)  # [B, 1, J]
+        share = (c / total).to(c.dtype)  # [B, T, J]
         v = squash(torch.einsum("btj,btjk->bjk", share, u))
         if number + 1 < iterations:
             b = b + torch.einsum("btjk,bjk->btj", u, v)
@@ -84,7 +85,8 @@ class CapsuleLengths(Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """v: [B, C·K] -> [B, C]"""
-        return (v.unflatten(-1, (self.classes, -1)).square().sum(-1) + 1e-12).sqrt()
+        square = at_least_fp32(v.unflatten(-1, (self.classes, -1))).square().sum(-1)
+        return (square + 1e-12).sqrt().to(v.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

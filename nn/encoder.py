@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from torch.utils.checkpoint import checkpoint
 
-from nn.attention import MultiHeadAttention, Prefix, Queries, select_queries
+from nn.attention import MultiHeadAttention, Prefix, Queries, check_mask, select_queries
 from nn.autocast import product_dtype
 from nn.dropout import Dropout
 
@@ -336,4 +336,5 @@ class Encoder(Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""
+        check_mask(mask)
         return self.classifier(self.features(input_ids, mask))

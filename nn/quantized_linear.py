@@ -29,6 +29,6 @@ class QuantizedLinear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out] in the dtype of torch's Linear"""
-        y = self.product(x.flatten(0, -2))
+        y = self.product(x.reshape(-1, x.size(-1)))
         y = y if self.bias is None else y.add_(self.bias.to(y.dtype))
-        return y.to(product_dtype(x)).unflatten(0, x.shape[:-1])
+        return y.to(product_dtype(x)).view(*x.shape[:-1], y.size(-1))

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import Embedding, Module
 
 from data.corpus import Corpus
-from nn.attention import AdditiveAttention
+from nn.attention import AdditiveAttention, check_mask
+from nn.autocast import wide
 from nn.dropout import Dropout
 
 POOLINGS = ("last", "mean", "max", "attention")
@@ -70,8 +71,8 @@ class WordEmbedding(Module):
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
     """Averages h over the words. h: [B, T, D];  mask: bool [B, T] -> [B, D], 0 for a row without words."""
-    m = mask[..., None].to(h.dtype)  # [B, T, 1]
-    return (h * m).sum(1) / m.sum(1).clamp(min=1)
+    total = (h * mask[..., None]).sum(1, dtype=wide(h.dtype))  # [B, D]; half precision rounds counts above 256
+    return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(h.dtype)
 
 
 def masked_max(h: Tensor, mask: Tensor) -> Tensor:
@@ -229,4 +230,5 @@ class WordClassifier(Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real word, padding on the right -> logits [B, C]"""
+        check_mask(mask)
         return self.classifier(self.features(input_ids, mask))

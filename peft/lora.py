@@ -178,6 +178,11 @@ class DoRALinear(LoRALinear):
         super().unmerge()
 
 
+def rows(x: Tensor) -> Tensor:
+    """[..., K] -> [N, K]"""
+    return x.reshape(-1, x.size(-1))
+
+
 class LowRank(torch.autograd.Function):
     """Computes s·B(A (d ⊙ x)) and the gradients of the module docstring, in `dtype`."""
 
@@ -202,8 +207,8 @@ class LowRank(torch.autograd.Function):
         """g: ∂L/∂y, [..., out] -> ∂L/∂x, ∂L/∂A, ∂L/∂B, and None for the other inputs"""
         x, A, B, keep, u = ctx.saved_tensors
         s_Bt_g = (g @ B.to(g.dtype)) * ctx.s  # [..., R]
-        d_A = s_Bt_g.flatten(0, -2).t() @ LowRank.dropped(x, keep, ctx.p, ctx.dtype).flatten(0, -2)  # [R, in]
-        d_B = g.flatten(0, -2).t() @ u.flatten(0, -2) * ctx.s  # [out, R]
+        d_A = rows(s_Bt_g).t() @ rows(LowRank.dropped(x, keep, ctx.p, ctx.dtype))  # [R, in]
+        d_B = rows(g).t() @ rows(u) * ctx.s  # [out, R]
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = LowRank.dropped(s_Bt_g @ A.to(g.dtype), keep, ctx.p, g.dtype).to(x.dtype)  # [..., in]

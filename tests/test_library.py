@@ -24,12 +24,14 @@ from losses.rdrop import rdrop_loss, symmetric_kl
 from losses.supcon import supcon_loss
 from nn import MODELS
 from nn.attribution import log_odds, token_effects
+from nn.capsule_lstm import CapsuleLengths, route
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.encoder import Encoder
 from nn.gru import GRU
 from nn.lstm import LSTM
 from nn.optim import Average, schedule
 from nn.quant import quantize
+from nn.words import masked_mean
 
 IDS, MASK = token_batch([7, 4])
 RANDOM = {  # methods with dropout of their own
@@ -256,3 +258,37 @@ def test_gradcheck_of_recurrent_layers(layer):
     module = layer(3, 2).double()
     x, mask = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True), torch.ones(2, 4, dtype=torch.bool)
     assert gradcheck(lambda x: module(x, mask), (x,))
+
+
+def test_a_class_that_both_exclude_has_no_divergence():
+    one, two = Z.clone().requires_grad_(), Z.flip(0)
+    masked = [torch.cat([z, torch.full((8, 1), -torch.inf)], 1) for z in (one, two)]
+    for divergence in (symmetric_kl, lambda *z: soft_losses(*z, 2.0).sum()):
+        expected, found = divergence(one, two), divergence(*masked)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(x, one, retain_graph=True) for x in (found, expected)))
+
+
+def test_sums_over_words_in_half_precision():
+    h, mask = torch.full((1, 4000, 2), 20.0), torch.ones(1, 4000, dtype=torch.bool)
+    assert masked_mean(h.half(), mask).tolist() == [[20, 20]]
+    assert masked_mean(torch.ones(1, 257, 2, dtype=torch.bfloat16), mask[:, :257]).tolist() == [[1, 1]]
+    votes, _ = route(torch.ones(1, 3, 2, 4).half(), torch.zeros(1, 3, dtype=torch.bool), 2)
+    assert votes.tolist() == torch.zeros(1, 2, 4).tolist()
+    assert CapsuleLengths(2, 4)(torch.zeros(1, 8).half()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["bert", "gru"])
+def test_a_mask_of_numbers_is_named(name: str):
+    with pytest.raises(TypeError, match=r"the mask is torch\.int64, not torch\.bool; mask\.bool\(\) is True"):
+        tiny(name)(IDS, MASK.long())
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapted_layer_takes_one_vector(dora: bool):
+    model = fill(peft.apply(tiny("bert"), "lora", dora=dora))
+    layer, x = model.layers[0].attention.query, torch.randn(12, requires_grad=True)
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+    layer(x).sum().backward()
+    quantized = quantize(tiny("bert"), "int8").layers[0].attention.query
+    torch.testing.assert_close(quantized(x), quantized(x[None])[0])
