@@ -72,7 +72,7 @@ class Scorer:
         says so, else the model's, 512 at most for an encoder.  other: fields that replace those of the truncation.
         """
         check_choice("quantize", quantize, dict.fromkeys(FORMS))
-        if find_adapter(weights) is not None:
+        if (adapter := find_adapter(weights)) is not None:
             model: Model = load_adapted(weights, base, quantize=quantize)
             check_backbone(Run.of_weights(weights), model, base)
         elif base:
@@ -84,7 +84,8 @@ class Scorer:
         if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
             command = f"train.py --model {name_of(model)} --weights {in_shell(weights)}"
             raise ValueError(f"{weights} has no classifier (its files lack {listed(lacks)}); {command} trains one")
-        own = read_truncation(Path(tokenizer.source)) or usual_truncation(model, tokenizer)
+        folder = adapter or model.source
+        own = (folder and read_truncation(folder)) or usual_truncation(model, tokenizer)
         if max_length:
             own = own._replace(max_length=max_length)
         return cls(model.to(machine.device).eval(), tokenizer, machine, replaced(own, **other))

@@ -34,9 +34,10 @@ from data.explanation import sentences
 from data.files import write_json, write_tensors, write_text
 from data.hub import ADAPTER, ADAPTER_CONFIG, CLASSIFIER, LINEAR, MEMBERS
 from data.metrics import metrics
-from data.options import read_splits
+from data.options import read_splits, truncation_of
 from data.rows import RESULTS
 from data.runs import Run
+from data.windows import write_truncation
 from eval import TABLES, settings_of
 from nn.runtime import choose_machine
 from peft.classifier import load_checkpoint, load_classifier
@@ -91,6 +92,7 @@ def write_members(run: Run, out: Path) -> None:
     adapter.mkdir(parents=True, exist_ok=True)
     write_tensors(adapter / ADAPTER, {name: t.half() for name, t in load_file(run.best / ADAPTER).items()})
     write_text(adapter / ADAPTER_CONFIG, (run.best / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    write_truncation(adapter, truncation_of(settings_of(run).options))
     names = (LINEAR.name, adapter.name)
     members = [{"weights": name, "factor": round(float(f), 3)} for name, f in zip(names, factors, strict=True)]
     write_json(out / "imdb" / MEMBERS, members)
