@@ -163,6 +163,8 @@ def load_pretrained(
     one tensor. Raises FileNotFoundError, or ValueError for a head with other classes, and for missing, surplus,
     misshaped or unusable tensors, which it lists.
     """
+    if isinstance(labels, str):
+        raise TypeError(f"labels is the text {show(labels, 40)}, not a tuple of names")
     config_file = fetch_config(source)
     published = read_object(config_file)
     cls = model_class(published, config_file)  # before the weights are fetched

@@ -71,6 +71,8 @@ class LoRAOptions:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.targets, str):
+            raise TypeError(f"targets is text, such as query,value or re:PATTERN, not {type(self.targets).__name__}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout {self.lora_dropout} is outside [0, 1)")
 

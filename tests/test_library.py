@@ -72,7 +72,7 @@ def test_a_loaded_model_is_in_eval_mode():
     assert not any(module.training for module in loaded.modules())
 
 
-def test_a_detached_adapter_leaves_the_model_as_trainable_as_before():
+def test_a_detached_adapter_leaves_the_model_as_trainable_as_before(monkeypatch: pytest.MonkeyPatch):
     model = tiny("bert")
     model.embeddings.word.weight.requires_grad_(False)
     before = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -82,9 +82,18 @@ def test_a_detached_adapter_leaves_the_model_as_trainable_as_before():
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
     peft.attach_adapter(model, adapter)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == frozen
-    with pytest.raises(AttributeError):
-        peft.apply(plain := tiny("bert"), "lora", targets=["query"])
+    with pytest.raises(TypeError, match=r"targets is text, such as query,value or re:PATTERN, not list"):
+        peft.apply(tiny("bert"), "lora", targets=["query"])
+    monkeypatch.setattr("peft.lora.wrap", lambda *_: 1 / 0)
+    plain = tiny("bert")
+    with pytest.raises(ZeroDivisionError):
+        peft.apply(plain, "lora")
     assert all(p.requires_grad for p in plain.parameters())
+
+
+def test_one_name_is_no_tuple_of_names():
+    with pytest.raises(TypeError, match="labels is the text positive, not a tuple of names"):
+        load_pretrained("builtin", labels="positive")
 
 
 def test_an_adapter_is_attached_to_one_model():
