@@ -34,6 +34,6 @@ def progress_bar(items: Iterable[Any] | None = None, hidden: bool = False, **opt
     """
     if not hidden and not sys.stderr.isatty():
         line = LINE if "total" in options or hasattr(items, "__len__") else ENDLESS
-        options |= {"file": Lines(sys.stderr), "bar_format": line, "delay": SECONDS, "mininterval": SECONDS}
-        options["miniters"] = 1
+        options |= {"file": Lines(sys.stderr), "bar_format": line}
+        options |= {"delay": SECONDS, "mininterval": SECONDS, "miniters": 1}
     return tqdm(items, leave=False, disable=hidden, **options)

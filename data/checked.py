@@ -136,7 +136,8 @@ def read_object(path: Path, way_out: str = FETCH) -> dict[str, Any]:
 def within(seconds: float, work: Callable[[], Result], what: str) -> Result:
     """Returns work(), computed in a thread. Raises ValueError that names `what` if it takes longer than `seconds`.
 
-    They count while this process computes; other programs may take the processor up to ten times as long.
+    These are seconds of processor time of this process, or a tenth of the elapsed time if that is more, so that other
+    programs on a busy machine do not end the work.
     """
     start, computed = time.monotonic(), time.process_time()
 

@@ -81,7 +81,11 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
         (vectors == "none", "it is for --word-vectors", ("whiten_vectors",)),
         (weights != "none" and options.peft in NO_LAYERS, f"--peft {options.peft} trains no layers", ("layer_decay",)),
         (model.tokenizer != "wordlevel", f"{options.model} reads subwords", ("min_count",)),
-        (weights != "none" and options.peft != "none", f"--peft {options.peft} freezes words", ("train_vectors",)),
+        (
+            weights != "none" and options.peft != "none",
+            f"--peft {options.peft} freezes the word embeddings",
+            ("train_vectors",),
+        ),
         (options.loss == "tv", "only the regions are trained", ("train_vectors", "dropout", "layer_decay")),
         (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
@@ -101,7 +105,7 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     if values.get("alpha") == 0:
         raise ValueError("--alpha 0 multiplies the update by 0; leave it out, or use --peft head")
     if given.get("train_vectors") and weights != "none" and options.peft != "none":
-        raise ValueError(f"--train-vectors has no effect here: --peft {options.peft} freezes words")
+        raise ValueError(f"--train-vectors has no effect here: --peft {options.peft} freezes the word embeddings")
     for applies, why, names in idle:
         for name in names:
             off = values.get(name) == getattr(Options, name, 0) and name not in COUNTS

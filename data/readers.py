@@ -87,9 +87,10 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
     name, content = unpack(path, content, source.max_file_mib)
     ending = PurePath(name).suffix.lower()
     is_parquet = content[:4] == PARQUET or ending in (".parquet", ".pq")
+    kind = "Parquet" if is_parquet else "JSON"
     for flag, idle in (("quoting", is_parquet or ending in OBJECTS), ("encoding", is_parquet)):
         if idle and getattr(source, flag) and flag not in source.of_run:
-            raise ValueError(f"--{flag} has no effect on {path}: its format has one; leave it out")
+            raise ValueError(f"--{flag} has no effect on {path}, which is {kind}; leave it out")
     if ending in REFUSED:
         raise ValueError(f"{path} is {REFUSED[ending]}")
     with reading(path, "a table that can be read", "correct it, or fetch it again"):

@@ -28,14 +28,11 @@ class CrossEntropyOptions:
             raise ValueError(f"label smoothing {self.label_smoothing} is outside [0, 1)")
 
 
-def check_rows(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, *others: Tensor) -> None:
-    """Raises ValueError unless logits and others are [B, C], labels [B] and class_weights [C]: torch would broadcast
-    some other shapes to a wrong number."""
+def check_rows(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> None:
+    """Raises ValueError unless logits are [B, C], labels [B] and class_weights [C]: torch would broadcast some other
+    shapes to a wrong number."""
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits {list(logits.shape)} and labels {list(labels.shape)} are not [B, C] and [B]")
-    for other in others:
-        if other.shape != logits.shape:
-            raise ValueError(f"logits {list(logits.shape)} and {list(other.shape)} differ")
     if class_weights is not None and class_weights.shape != logits.shape[1:]:
         raise ValueError(f"{list(class_weights.shape)} class weights for {logits.size(1)} classes")
 
@@ -43,8 +40,11 @@ def check_rows(logits: Tensor, labels: Tensor, class_weights: Tensor | None = No
 def log_probabilities(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Computes log p and log q for a divergence, in fp32 or wider. [B, C], [B, C] -> [B, C], [B, C]
 
-    A class that both exclude (logits of -inf) has log p = log q = 0, so that its term p log(p/q) is 0, not NaN.
+    A class that both exclude (logits of -inf) has log p = log q = 0, so that its term p log(p/q) is 0, not NaN. Raises
+    ValueError for logits of different shapes.
     """
+    if first.shape != second.shape:
+        raise ValueError(f"logits {list(first.shape)} and {list(second.shape)} differ")
     log_p, log_q = (F.log_softmax(at_least_fp32(logits), -1) for logits in (first, second))
     excluded = log_p.isneginf() & log_q.isneginf()
     return log_p.masked_fill(excluded, 0), log_q.masked_fill(excluded, 0)

@@ -80,7 +80,7 @@ def distill_loss(
     ValueError for T <= 0 and for α outside [0, 1].
     """
     check_weights(temperature, alpha)
-    check_rows(logits, labels, class_weights, teacher)
+    check_rows(logits, labels, class_weights)
     labelled = labels >= 0  # [B]
     soft = soft_losses(logits, teacher, temperature)  # [B]
     soft = torch.where(labelled, alpha * soft, soft)

@@ -40,8 +40,6 @@ def symmetric_kl(logits_1: Tensor, logits_2: Tensor) -> Tensor:
 
     logits: [B, C] -> scalar, fp32 or wider, at least 0
     """
-    if logits_1.shape != logits_2.shape:
-        raise ValueError(f"logits {list(logits_1.shape)} and {list(logits_2.shape)} differ")
     log_p, log_q = log_probabilities(logits_1, logits_2)
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 

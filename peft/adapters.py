@@ -48,27 +48,26 @@ def apply(model: Model, method: str, init_ids: list[int] | None = None, **option
 def add_method(model: Encoder, method: str, attach: Callable[[], dict[str, Any]]) -> Encoder:
     """Freezes the weights of the checkpoint and attaches a method, in place. Returns the model.
 
-    attach: adds the method's modules to the model and returns the settings that the adapter's file records. If it
-    raises ValueError, the model trains the weights that it trained before.
+    attach: adds the method's modules to the model and returns the settings that the adapter's file records. After an
+    error, and after `detach_adapter`, the model trains the weights that it trained before.
     """
     check_no_adapter(model)
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    flags = {id(p): trainable for p, trainable in before}
+    before = {p: p.requires_grad for p in model.parameters()}
     trained = [p for name, p in model.named_parameters() if stays_trainable(model, name)]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:
         model.adapter = {"method": method, **attach()}
     except BaseException:
-        for parameter, trainable in before:
+        for parameter, trainable in before.items():
             parameter.requires_grad_(trainable)
         raise
     for parameter in trained:
         parameter.requires_grad_(True)
     match_mode(model)
     remember_backbone(model)
-    found = ((backbone_name(name), id(p)) for name, p in model.named_parameters())
-    model.adapter["trained_before"] = {name: flags[key] for name, key in found if key in flags}
+    plain = ((backbone_name(name), p) for name, p in model.named_parameters() if p in before)
+    model.adapter["trained_before"] = {name: before[p] for name, p in plain}
     return model
 
 
@@ -186,7 +185,10 @@ def copy_values(model: Encoder, values: dict[str, Tensor], labels: tuple[str, ..
 
 @torch.no_grad()
 def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
-    """Restores a detached adapter, in place. Raises ValueError if the model has another one."""
+    """Restores a detached adapter, in place.
+
+    Raises ValueError if the model has another one, lacks its layers, or if another model has the adapter.
+    """
     check_no_adapter(model)
     layers = {name: module for name, module in adapter.modules.items() if name != "virtual"}
     here = dict(model.named_modules())

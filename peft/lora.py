@@ -181,7 +181,7 @@ class DoRALinear(LoRALinear):
 
 
 def rows(x: Tensor) -> Tensor:
-    """[..., K] -> [N, K]"""
+    """Flattens all dimensions but the last. [..., K] -> [N, K]"""
     return x.reshape(-1, x.size(-1))
 
 

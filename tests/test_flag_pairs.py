@@ -39,8 +39,8 @@ def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run:
 @pytest.mark.parametrize(("flags", "message"), [
     ("--peft lora --weights builtin --quantize int8 --reinit-layers 1", "--reinit-layers trains layers that"),
     ("--model nb_linear --word-vectors train", "--word-vectors are for networks; nb_linear has one weight of each"),
-    ("--peft lora --no-train-vectors", "--train-vectors has no effect here: --peft lora freezes words"),
-    ("--peft lora --train-vectors", "--train-vectors has no effect here: --peft lora freezes words"),
+    ("--peft lora --no-train-vectors", "--train-vectors has no effect here: --peft lora freezes the word"),
+    ("--peft lora --train-vectors", "--train-vectors has no effect here: --peft lora freezes the word"),
     ("--peft prompt --layer-decay 0.5", "--layer-decay has no effect here: --peft prompt trains no layers"),
     ("--model cnn --loss tv --dropout 0.4", "--dropout has no effect here: only the regions are trained"),
     ("--loss mlm --label-column stars", "--label-column has no effect here: pretraining has no labels"),
@@ -78,7 +78,7 @@ def test_the_columns_of_a_test_file_beside_the_built_in_reviews(small_run: list[
 ])  # fmt: skip
 def test_a_format_without_quotes_takes_no_style_of_quotes(tmp_path: Path, name: str, content: str, flags: list[str]):
     write_text(tmp_path / name, content)
-    with pytest.raises(ValueError, match=r"--quoting has no effect on .*: its format has one; leave it out"):
+    with pytest.raises(ValueError, match=r"--quoting has no effect on .*, which is JSON; leave it out"):
         evaluate(["--weights", str(LINEAR), "--data", str(tmp_path / name), *flags])
 
 
