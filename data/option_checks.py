@@ -72,6 +72,10 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     alpha, contrast, vat = (values.get(name) for name in ("distill_alpha", "supcon_weight", "vat_weight"))
     without_teacher = alpha == 0 and not values["distill_unlabelled"]
     unperturbed, entropy = vat == values.get("adversarial_weight") == 0, values.get("entropy_weight")
+    frozen, frozen_words = (
+        weights != "none" and options.peft != "none",
+        f"--peft {options.peft} freezes word embeddings",
+    )
     if options.adam_epsilon == 0:
         raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
@@ -79,13 +83,9 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
         (weights != "none", f"{weights} has word vectors of its own", ("word_vectors", "whiten_vectors")),
         (weights == "none", "it is for --weights", ("head", "tokenizer", "reinit_layers")),
         (vectors == "none", "it is for --word-vectors", ("whiten_vectors",)),
-        (weights != "none" and options.peft in NO_LAYERS, f"--peft {options.peft} trains no layers", ("layer_decay",)),
+        (frozen and options.peft in NO_LAYERS, f"--peft {options.peft} trains no layers", ("layer_decay",)),
         (model.tokenizer != "wordlevel", f"{options.model} reads subwords", ("min_count",)),
-        (
-            weights != "none" and options.peft != "none",
-            f"--peft {options.peft} freezes the word embeddings",
-            ("train_vectors",),
-        ),
+        (frozen, frozen_words, ("train_vectors",)),
         (options.loss == "tv", "only the regions are trained", ("train_vectors", "dropout", "layer_decay")),
         (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
@@ -104,8 +104,8 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     ]
     if values.get("alpha") == 0:
         raise ValueError("--alpha 0 multiplies the update by 0; leave it out, or use --peft head")
-    if given.get("train_vectors") and weights != "none" and options.peft != "none":
-        raise ValueError(f"--train-vectors has no effect here: --peft {options.peft} freezes the word embeddings")
+    if frozen and given.get("train_vectors"):  # the default value, which the table takes for no flag
+        raise ValueError(f"--train-vectors has no effect here: {frozen_words}")
     for applies, why, names in idle:
         for name in names:
             off = values.get(name) == getattr(Options, name, 0) and name not in COUNTS
