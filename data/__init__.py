@@ -3,7 +3,8 @@
 The source is the first of: `--train`, `--data`, $IMDB_DIR, data/imdb/, the built-in reviews. It is one of
 
     demo                the built-in reviews
-    a folder            aclImdb/, Kaggle's files, or files named train, validation (valid, val, dev) and test
+    a folder            aclImdb/, Kaggle's files, or files named train, validation (valid, val, dev) and test, which
+                        may be numbered: train-00000-of-00002.parquet, train-00001-of-00002.parquet
     a file              a table, see data/readers.py; with --validation and --test further ones
     imdb                Stanford's archive, which data/download.py fetches once into data/imdb/
 """
@@ -11,6 +12,7 @@ The source is the first of: `--train`, `--data`, $IMDB_DIR, data/imdb/, the buil
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +25,9 @@ from data.cleaning import clean
 from data.columns import ABSENT
 from data.download import fetch_imdb
 from data.files import check_inside
-from data.imdb import Reviews, as_frame, label_reviews, missing_labels, read_reviews
+from data.imdb import Reviews, as_frame, join_reviews, joined_name, label_reviews, missing_labels, read_reviews
 from data.labels import SENTIMENT, UNKNOWN, canonical, quoted
-from data.readers import LABELED, SPLIT_NAMES, SUBMISSION, TABLES, TEST, UNLABELED, Source
+from data.readers import LABELED, NUMBERED, SPLIT_NAMES, SUBMISSION, TABLES, TEST, UNLABELED, Source
 from data.shards import Shards
 from data.splitting import split_train
 from data.text_lines import check_column_flags, is_text_lines, read_lines
@@ -44,7 +46,6 @@ __all__ = [
     "overlap",
 ]
 HERE = Path(__file__).parent
-NUMBERED = re.compile(r"-\d{5}-of-(?!00001)\d{5}\b")  # one of several files of a split, as Hugging Face names them
 
 
 class Splits(NamedTuple):
@@ -64,12 +65,12 @@ class Splits(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The files of a source. For aclImdb, `train` and `test` are folders. None: there is no such file."""
+    """The files of each part of a source, several if they are numbered. For aclImdb, `train` and `test` are folders."""
 
-    train: Path
-    validation: Path | None = None
-    test: Path | None = None
-    unlabelled: Path | None = None
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+    unlabelled: tuple[Path, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------------ the source
@@ -98,11 +99,11 @@ def find_source(given: str) -> tuple[str, str]:
     return "demo", "the built-in reviews; --data imdb downloads IMDB; --data DIR or $IMDB_DIR reads it"
 
 
-def find_file(folder: Path, name: str) -> Path | None:
-    """Returns the path of `name`, `name`.gz or `name`.zip in a folder, None if none of them exists."""
+def find_file(folder: Path, name: str) -> tuple[Path, ...]:
+    """Returns the path of `name`, `name`.gz or `name`.zip in a folder, () if none of them exists."""
     paths = (folder / f"{name}{ending}" for ending in ("", *COMPRESSED))
-    found = next((path for path in paths if path.is_file()), None)
-    return found and check_inside(found, folder, "name it with --train")
+    found = tuple(path for path in paths if path.is_file())[:1]
+    return tuple(check_inside(path, folder, "name it with --train") for path in found)
 
 
 def find_acl(root: Path) -> Path | None:
@@ -131,11 +132,11 @@ def find_parts(source: Source) -> Parts:
         raise ValueError(f"--train {source.train} replaces --data {source.data}; give one of them")
     root = Path(source.data).expanduser().absolute()
     if source.train:
-        parts = Parts(existing(source.train, "--train"))
+        parts = Parts((existing(source.train, "--train"),))
     elif root.is_dir():
         parts = find_in_folder(root)
     elif root.exists():
-        parts = Parts(root)
+        parts = Parts((root,))
     else:
         raise FileNotFoundError(f"{source.data or '--data'} does not exist")
     parts = with_named_files(parts, source)
@@ -146,31 +147,32 @@ def find_parts(source: Source) -> Parts:
 
 def with_named_files(parts: Parts, source: Source) -> Parts:
     """Replaces the files that --validation and --test name. Raises FileNotFoundError for one that does not exist."""
-    given = {name: existing(path, f"--{name}") for name in ("validation", "test") if (path := getattr(source, name))}
+    given = {name: (existing(path, f"--{name}"),) for name in ("validation", "test") if (path := getattr(source, name))}
     return parts._replace(**given)
 
 
 def find_in_folder(root: Path) -> Parts:
     """Returns the files of a folder: aclImdb/, Kaggle's files, or files named after the splits."""
     if (folder := find_acl(root)) is not None:
-        return Parts(folder / "train", test=folder / "test" if (folder / "test").is_dir() else None)
-    if (train := find_file(root, LABELED)) is not None:
+        return Parts((folder / "train",), test=(folder / "test",) if (folder / "test").is_dir() else ())
+    if train := find_file(root, LABELED):
         return Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
-    found = {part: find_part(root, names) for part, names in SPLIT_NAMES.items()}
-    if found["train"] is None:
-        tables = tables_in(root)
-        divided = any(NUMBERED.search(name) for name in tables)
-        way_out = "join those of a split into one file" if divided else "name one with --data or --train"
+    found = {part: find_part(root, part) for part in SPLIT_NAMES}
+    if not found["train"]:
+        tables, inner = tables_in(root), [path for path in root.iterdir() if path.is_dir() and tables_of(path, "train")]
+        way_out = f"it holds {quoted(tables)}: name one with --data or --train" if tables else "it holds no table"
+        if inner:  # a dataset of the hub has a folder for each configuration
+            way_out = f"name the folder: --data {min(inner)}"
         raise FileNotFoundError(
             f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
-            + (f"it holds {quoted(tables)}: {way_out}" if tables else "it holds no table")
+            + way_out
         )
-    return Parts(**found)  # type: ignore[arg-type]  # train is not None
+    return Parts(**found)
 
 
 def print_unread(root: Path, parts: Parts) -> None:
     """Prints the tables of a data folder that are no part of it, since a part may have an unusual name."""
-    read = {path.resolve() for path in parts if path is not None}
+    read = {path.resolve() for paths in parts for path in paths}
     others = [name for name in tables_in(root) if (root / name).resolve() not in read]
     unread = [name for name in others if not name.startswith(SUBMISSION)]
     if unread:
@@ -183,9 +185,9 @@ def tables_in(root: Path) -> list[str]:
 
 
 def part_of(name: str, pattern: str) -> bool:
-    """Returns whether a file name is `pattern` and the ending of a table. Hugging Face numbers its files."""
+    """Returns whether a file name is `pattern`, with or without numbers, and the ending of a table."""
     endings = "|".join(map(re.escape, TABLES))
-    return bool(re.fullmatch(rf"({pattern})(-00000-of-00001)?({endings})(\.gz|\.zip)?", name, re.IGNORECASE))
+    return bool(re.fullmatch(rf"({pattern})({NUMBERED.pattern})?({endings})(\.gz|\.zip)?", name, re.IGNORECASE))
 
 
 def is_named_after(name: str, part: str) -> bool:
@@ -193,14 +195,34 @@ def is_named_after(name: str, part: str) -> bool:
     return part_of(name, "|".join(SPLIT_NAMES[part])) or (part == "test" and name.startswith(TEST))
 
 
-def find_part(root: Path, names: tuple[str, ...]) -> Path | None:
-    """Returns the only table with one of the names in a folder, None if there is none. Raises ValueError for two."""
-    found = sorted(path for path in root.iterdir() if path.is_file() and part_of(path.name, "|".join(names)))
-    if len(found) > 1:
-        listed = ", ".join(path.name for path in found)
+def tables_of(root: Path, part: str) -> list[Path]:
+    """Returns the tables in a folder that are named after a part, sorted by name."""
+    return sorted(path for path in root.iterdir() if path.is_file() and part_of(path.name, "|".join(SPLIT_NAMES[part])))
+
+
+def is_numbered(files: Sequence[Path]) -> bool:
+    """Returns whether one of the files is one of several: train-00000-of-00002.parquet."""
+    return any(int(numbers[2]) > 1 for path in files if (numbers := NUMBERED.search(path.name)))
+
+
+def find_part(root: Path, part: str) -> tuple[Path, ...]:
+    """Returns the only table of a part in a folder, or all of a numbered one in their order; () if there is none.
+
+    Raises ValueError for two tables, and FileNotFoundError if a numbered one is missing.
+    """
+    found = tables_of(root, part)
+    wanted = [found[0].name] if found else []
+    if found and (numbers := NUMBERED.search(found[0].name)):
+        wanted = [NUMBERED.sub(f"-{n:05}-of-{numbers[2]}", found[0].name) for n in range(int(numbers[2]))]
+    if {path.name for path in found} - set(wanted):
+        listed = ", ".join(path.name for path in found[:5])
         way_out = "keep one of them, or name the files: train.py --train FILE --validation FILE"
         raise ValueError(f"{root} holds {listed} for one split; {way_out}")
-    return check_inside(found[0], root, "name it with --train, --validation or --test") if found else None
+    if missing := [name for name in wanted if not (root / name).is_file()]:
+        raise FileNotFoundError(
+            f"{root} lacks {quoted(missing)}; fetch what is missing, or name one file: train.py --train FILE"
+        )
+    return tuple(check_inside(path, root, "name it with --train, --validation or --test") for path in found)
 
 
 # ------------------------------------------------------------------------------------------------ labelled reviews
@@ -213,12 +235,13 @@ class Loader:
         self.source, self.cache = source, cache
         self.files: dict[str, str] = {}
 
-    def read(self, path: Path, optional_label: bool = False, texts_only: bool = False) -> Reviews:
-        """Reads one file, or one folder of aclImdb. texts_only: its label column is not read."""
+    def read(self, paths: Sequence[Path], optional_label: bool = False, texts_only: bool = False) -> Reviews:
+        """Reads the files of a part, or one folder of aclImdb. texts_only: their label columns are not read."""
         source = replace(self.source, label_column=ABSENT) if texts_only else self.source
-        reviews = read_reviews(path, source, self.cache, optional_label=optional_label)
-        self.record(reviews)
-        return reviews
+        files = [read_reviews(path, source, self.cache, optional_label=optional_label) for path in paths]
+        for reviews in files:
+            self.record(reviews)
+        return join_reviews(files)
 
     def record(self, reviews: Reviews) -> None:
         """Records the digest of a file; the folders of aclImdb have one digest together."""
@@ -246,44 +269,46 @@ def load_splits(
             raise ValueError(f"the built-in reviews have the classes negative and positive, not {quoted(labels)}")
         classes: tuple[str, ...] = SENTIMENT
         loader.files["demo"] = demo.digest()
-        parts, unlabelled = with_named_files(Parts(Path("demo")), source), as_frame([])
+        parts, unlabelled = with_named_files(Parts((Path("demo"),)), source), as_frame([])
     else:
         parts, test = find_parts(source), as_frame([])
         labelled, unlabelled, classes = read_labelled(loader, parts.train, labels)
     if labels is None:
-        check_classes(labelled, classes, parts.train)
-    if parts.test is not None:
+        check_classes(labelled, classes, joined_name(parts.train))
+    if parts.test:
         test = label_test(loader, parts.test, classes)
-    if parts.validation is not None:
+    if parts.validation:
         train, validation = labelled, read_labelled(loader, parts.validation, classes)[0]
     else:
         train, validation = split_train(labelled, labels=classes)
-    if with_unlabelled and parts.unlabelled is not None:
+    if with_unlabelled and parts.unlabelled:
         further = label_reviews(loader.read(parts.unlabelled, texts_only=True), classes)[0]
         unlabelled = pd.concat([unlabelled, further], ignore_index=True) if len(unlabelled) else further
     return Splits(train, validation, test, unlabelled, classes, loader.files)
 
 
 def read_labelled(
-    loader: Loader, path: Path, labels: tuple[str, ...] | None = None
+    loader: Loader, paths: Sequence[Path], labels: tuple[str, ...] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
-    """Reads a file whose reviews need labels: (labelled reviews, reviews without a label, classes).
+    """Reads the files of a part whose reviews need labels: (labelled reviews, reviews without a label, classes).
 
-    labels: the classes; None: those of the file. Raises ValueError if there is no label.
+    labels: the classes; None: those of the files. Raises ValueError if there is no label.
     """
-    reviews = loader.read(path)
+    reviews = loader.read(paths)
     frame, names = label_reviews(reviews, labels)
     has_label = frame["sentiment"] != UNKNOWN
     if not has_label.any():
         raise ValueError(missing_labels(reviews))
-    if path.is_file() and not has_label.all():
-        print(f"{path}: {(~has_label).sum():,} of {len(frame):,} reviews have no label and are unlabelled reviews")
+    if not reviews.path.is_dir() and not has_label.all():
+        print(
+            f"{reviews.path}: {(~has_label).sum():,} of {len(frame):,} reviews have no label and are unlabelled reviews"
+        )
     return frame[has_label].reset_index(drop=True), frame[~has_label].reset_index(drop=True), names
 
 
-def label_test(loader: Loader, path: Path, labels: tuple[str, ...]) -> pd.DataFrame:
+def label_test(loader: Loader, paths: Sequence[Path], labels: tuple[str, ...]) -> pd.DataFrame:
     """Reads test reviews, which need no labels."""
-    reviews = loader.read(path, optional_label=True)
+    reviews = loader.read(paths, optional_label=True)
     note_similar(reviews)
     return label_reviews(reviews, labels)[0]
 

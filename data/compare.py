@@ -126,7 +126,7 @@ class ScoredPart(NamedTuple):
         own = [name] if name else [found for found in digests if is_named_after(found, part)]
         if not own and len(digests) == 1:  # the folder of aclImdb, whose digest is that of all its reviews
             own = [*digests]
-        return cls(digests.get(own[0], "") if own else "", name, options.get(f"{part}_reviews", 0))
+        return cls(" ".join(digests.get(found, "") for found in sorted(own)), name, options.get(f"{part}_reviews", 0))
 
     def equals(self, other: "ScoredPart") -> bool:
         """Compares two parts by their digests, or by their names if a digest was not recorded."""

@@ -11,7 +11,7 @@ A review becomes one row of a DataFrame: id (str), review (str, cleaned), sentim
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from data.columns import ABSENT, Columns, describe, find_columns, similar_column
 from data.delimited import FIELD_LIMIT, Record
 from data.files import check_inside, replacing
 from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
-from data.readers import LABELED, TEST, UNLABELED, Source, decode, read_table
+from data.readers import LABELED, NUMBERED, TEST, UNLABELED, Source, decode, read_table
 from data.unpacking import base_name, read_content
 
 CACHE_VERSION = 6  # part of the cache key: increase it when cleaning or reading changes
@@ -152,6 +152,38 @@ def read_reviews(
     for note in reviews.notes:
         print(f"{path}: {note}")
     return reviews
+
+
+def joined_name(paths: Sequence[Path]) -> Path:
+    """Returns how messages name the files of a part: train-*-of-00002.parquet if they are numbered."""
+    first = paths[0]
+    return first if len(paths) == 1 else first.with_name(NUMBERED.sub(r"-*-of-\2", first.name))
+
+
+def join_reviews(files: Sequence[Reviews]) -> Reviews:
+    """Joins the reviews of the files of a part, in their order.
+
+    If two files have an id in common, as row numbers are, all ids become `number of the file-id`. Raises ValueError if
+    the label columns differ.
+    """
+    first = files[0]
+    if len(files) == 1:
+        return first
+    for other in files[1:]:
+        if other.label_column != first.label_column:
+            names = [repr(one.label_column) if one.label_column else "none" for one in (first, other)]
+            raise ValueError(
+                f"{first.path} and {other.path} belong to one split; their label columns are {' and '.join(names)}; "
+                "--label-column names one that both have"
+            )
+    ids = [{key for key, _, _ in one.records} for one in files]
+    shared = len(set().union(*ids)) < sum(map(len, ids))
+    records = [
+        (f"{number}-{key}" if shared else key, text, label)
+        for number, one in enumerate(files)
+        for key, text, label in one.records
+    ]
+    return first._replace(path=joined_name([one.path for one in files]), records=records)
 
 
 def parse_reviews(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from data import Loader, Source, Splits, find_acl, find_file, find_part, find_parts, load_splits
-from data.imdb import as_frame, label_reviews
+from data import Loader, Source, Splits, find_acl, find_file, find_part, find_parts, is_numbered, load_splits, tables_of
+from data.imdb import as_frame, joined_name, label_reviews
 from data.labels import SENTIMENT, UNKNOWN
-from data.readers import LABELED, SPLIT_NAMES
+from data.readers import LABELED
 from data.shards import Shards
 from data.splitting import hash_rank
 from data.text_lines import check_column_flags, is_text_lines, read_lines
@@ -32,12 +32,12 @@ def load_texts(source: Source, cache: Path | None = None) -> Splits:
         return Splits(empty, empty, empty, empty, files=shards.files, shards=shards)
     else:
         parts = find_parts(source)
-        frames = [read_texts(loader, path) for path in (parts.train, parts.unlabelled) if path is not None]
+        frames = [read_texts(loader, path) for path in (*parts.train, *parts.unlabelled)]
         train = pd.concat(frames, ignore_index=True)
-        if parts.validation is None:
-            train, held_out = hold_out_texts(train, str(parts.train))
+        if parts.validation:
+            held_out = pd.concat([read_texts(loader, path) for path in parts.validation], ignore_index=True)
         else:
-            held_out = read_texts(loader, parts.validation)
+            train, held_out = hold_out_texts(train, str(joined_name(parts.train)))
     train, held_out = train.assign(sentiment=UNKNOWN), held_out.assign(sentiment=UNKNOWN)
     return Splits(train, held_out, as_frame([]), as_frame([]), files=loader.files)
 
@@ -46,13 +46,15 @@ def find_published(source: Source) -> bool:
     """Returns whether the source is a folder of aclImdb or of Kaggle's files."""
     root = Path(source.data).expanduser()
     found = not source.train and root.is_dir()
-    return found and (find_acl(root) is not None or find_file(root, LABELED) is not None)
+    return found and (find_acl(root) is not None or bool(find_file(root, LABELED)))
 
 
 def train_table(source: Source) -> Path | None:
-    """Returns the table named train of the folder of a source, None if there is none."""
+    """Returns the table named train of the folder of a source, None if there is none or if there are several."""
     root = Path(source.data).expanduser().absolute()
-    return None if source.train or not root.is_dir() else find_part(root, SPLIT_NAMES["train"])
+    if source.train or not root.is_dir() or is_numbered(tables_of(root, "train")):
+        return None
+    return next(iter(find_part(root, "train")), None)
 
 
 def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
@@ -64,7 +66,7 @@ def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
         reviews = read_lines(path, source)
         loader.record(reviews)
     else:
-        reviews = loader.read(path, texts_only=True)
+        reviews = loader.read([path], texts_only=True)
     return label_reviews(reviews._replace(label_column=""), SENTIMENT)[0]
 
 

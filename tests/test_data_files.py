@@ -113,6 +113,8 @@ def test_folders_that_are_not_clear_are_refused(tmp_path: Path):
     make_files(tmp_path / "one", {"reviews": "csv"})
     with pytest.raises(FileNotFoundError, match=r"neither labeledTrainData.* it holds 'reviews.csv': name one"):
         load_splits(Source(data=str(tmp_path / "one")))
+    with pytest.raises(FileNotFoundError, match="; it holds no table"):
+        load_splits(Source(data=str(tmp_path)))
     (tmp_path / "two").mkdir()
     make_files(tmp_path / "two", {"train": "csv", "dev": "csv", "valid": "tsv"})
     with pytest.raises(
@@ -132,6 +134,67 @@ def test_hugging_faces_files_and_unlabelled_ones(tmp_path: Path):
     texts = load_texts(source)
     assert (len(texts.train), len(texts.validation)) == (19, 1)
     assert len(texts.files) == 2
+
+
+def numbered(folder: Path, part: str, files: dict[int, str], count: int = 2) -> None:
+    """Writes the numbered files of a part, as Hugging Face names them."""
+    for number, text in files.items():
+        write(folder / f"{part}-{number:05}-of-{count:05}.csv", text)
+
+
+def test_a_folder_in_the_folder_is_named(tmp_path: Path):
+    (tmp_path / "plain_text").mkdir()
+    make_files(tmp_path / "plain_text", {"train-00000-of-00001": "csv"})
+    with pytest.raises(FileNotFoundError, match=r"name the folder: --data .*plain_text"):
+        load_splits(Source(data=str(tmp_path)))
+
+
+def test_numbered_files_are_one_part(tmp_path: Path, capsys):
+    numbered(tmp_path, "train", dict.fromkeys((0, 1), "text,label\n" + "fine,pos\npoor,neg\n" * 5))
+    numbered(tmp_path, "test", {1: "text,label\nfair,neg\n", 0: "text,label\ngood,pos\n"})
+    splits = load_splits(Source(data=str(tmp_path)))
+    assert len(splits.train) + len(splits.validation) == 20
+    assert {*splits.train["id"], *splits.validation["id"]} == {f"{n}-{row}" for n in (0, 1) for row in range(2, 12)}
+    assert splits.test["review"].tolist() == ["good", "fair"]  # in the order of the numbers
+    assert sorted(Path(name).name for name in splits.files) == [
+        f"{part}-0000{n}-of-00002.csv" for part in ("test", "train") for n in (0, 1)
+    ]
+    assert "not read" not in capsys.readouterr().out
+
+
+def test_ids_of_numbered_files_stay_if_they_differ(tmp_path: Path):
+    numbered(tmp_path, "train", {n: f"id,text,label\n{n}a,fine,pos\n{n}b,poor,neg\n" for n in (0, 1)})
+    numbered(tmp_path, "dev", {n: f"id,text,label\n{n}c,fine,pos\n" for n in (0, 1)})
+    splits = load_splits(Source(data=str(tmp_path)))
+    assert splits.train["id"].tolist() == ["0a", "0b", "1a", "1b"]
+    assert splits.validation["id"].tolist() == ["0c", "1c"]
+
+
+@pytest.mark.parametrize(
+    ("files", "count", "error"),
+    [
+        ({0: "text,label\nfine,pos\n"}, 3, r"lacks 'train-00001-of-00003.csv', 'train-00002-of-00003.csv'; fetch"),
+        (
+            {0: "text,label\nfine,pos\n", 1: "text,sentiment\npoor,neg\n"},
+            2,
+            "columns are 'label' and 'sentiment'",
+        ),
+        ({0: "text,label\nfine,pos\n", 1: "text,label\ngood,pos\n"}, 2, r"train-\*-of-00002.csv: all reviews have the"),
+        ({0: "text,label\nfine,pos\n", 2: "text,label\npoor,neg\n"}, 2, "for one split; keep one of them"),
+    ],
+    ids=["missing", "columns", "one class", "too many"],
+)
+def test_numbered_files_that_are_no_part(files: dict[int, str], count: int, error: str, tmp_path: Path):
+    numbered(tmp_path, "train", files, count)
+    with pytest.raises((ValueError, FileNotFoundError), match=error):
+        load_splits(Source(data=str(tmp_path)))
+
+
+def test_texts_of_an_incomplete_part_can_be_pretrained_on(tmp_path: Path):
+    path = write(tmp_path / "train-00001-of-00003.jsonl", "".join(f'{{"text": "text {n}"}}\n' for n in range(60)))
+    shards = load_texts(Source(data=str(tmp_path)), tmp_path / "cache").shards
+    assert shards is not None
+    assert {part.path for part in shards.parts} == {path}
 
 
 def test_digests_change_with_the_content(tmp_path: Path):

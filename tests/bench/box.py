@@ -5,8 +5,9 @@
     python tests/bench/box.py score RUN REVIEWS_FOLDER
 
 `reviews` writes train.tsv: the 20,000 training reviews of the usual split and the 20,000 built-in reviews for training
-and validation; sentences.tsv, for the last run of the encoder: these built-in reviews, the last sentence of 3 to 40
-words of each training review with the review's label, and 2,000 whole ones; validation.tsv and test.tsv: IMDB's alone.
+and validation; sentences.tsv, for the teacher: these built-in reviews, the last sentence of 3 to 40 words of each
+training review with the review's label, and 2,000 whole ones; unlabelled.tsv, for the student: the 50,000 unlabelled
+reviews, and the last sentence of each training and unlabelled review; validation.tsv and test.tsv: IMDB's alone.
 
 `members` writes OUT_FOLDER/deberta-mini-imdb, the adapter of a run in fp16, and OUT_FOLDER/imdb/members.json with the
 factors of nb-linear-imdb and of the adapter: those of the largest likelihood of the run's validation reviews (logistic
@@ -33,6 +34,7 @@ from data.demo import reviews
 from data.explanation import sentences
 from data.files import write_json, write_tensors, write_text
 from data.hub import ADAPTER, ADAPTER_CONFIG, CLASSIFIER, LINEAR, MEMBERS
+from data.labels import UNKNOWN
 from data.metrics import metrics
 from data.options import read_splits, truncation_of
 from data.rows import RESULTS
@@ -51,20 +53,21 @@ def last_sentences(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_reviews(source: str, out: Path) -> None:
-    """Writes the four files of reviews."""
+    """Writes the files of reviews."""
     out.mkdir(parents=True, exist_ok=True)
-    splits = load_splits(Source(data=source))
+    splits = load_splits(Source(data=source), with_unlabelled=True)
     built_in = pd.DataFrame(reviews("train"), columns=["id", "review", "sentiment"])
-    sample = splits.train.sample(2000, random_state=1)
+    last = [last_sentences(frame) for frame in (splits.train, splits.unlabelled)]
     frames = {
         "train": pd.concat([splits.train, built_in]),
-        "sentences": pd.concat([built_in, last_sentences(splits.train), sample]),
         "validation": splits.validation,
         "test": splits.test,
+        "sentences": pd.concat([built_in, last[0], splits.train.sample(2000, random_state=1)]),
+        "unlabelled": pd.concat([splits.unlabelled, *last]).assign(sentiment=UNKNOWN),
     }
+    names = {**dict(enumerate(splits.labels)), UNKNOWN: ""}
     for name, frame in frames.items():
-        labelled = frame.assign(sentiment=[splits.labels[label] for label in frame["sentiment"]])
-        labelled.to_csv(out / f"{name}.tsv", sep="\t", index=False)
+        frame.assign(sentiment=frame["sentiment"].map(names)).to_csv(out / f"{name}.tsv", sep="\t", index=False)
         print(f"{out / name}.tsv: {len(frame):,} reviews")
 
 
