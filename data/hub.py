@@ -139,8 +139,11 @@ def has_any(directory: Path, names: Iterable[str]) -> bool:
 
 
 def subfolder_hint(directory: Path, names: Sequence[str]) -> str:
-    """Returns a hint at the subfolders that contain one of the files, or ""."""
-    found = sorted(path.name for path in directory.iterdir() if path.is_dir() and has_any(path, names))
+    """Returns a hint at the subfolders, or snapshots of a folder of the hub cache, with one of the files, or ""."""
+    folders = (
+        path.parent for name in names for kind in ("*", "snapshots/*") for path in directory.glob(f"{kind}/{name}")
+    )
+    found = sorted({folder.relative_to(directory).as_posix() for folder in folders})
     return f"; its folder {listed(found)} has one" if found else ""
 
 

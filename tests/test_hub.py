@@ -389,6 +389,14 @@ def test_weights_in_other_formats_are_named(checkpoint: Path):
         weight_files(checkpoint)
 
 
+def test_a_folder_of_the_hub_cache_names_its_snapshots(tmp_path: Path, checkpoint: Path):
+    cached = tmp_path / "models--a--b"
+    (cached / "snapshots").mkdir(parents=True)
+    checkpoint.rename(cached / "snapshots" / "abc")
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist; its folder snapshots/abc has one"):
+        fetch_config(cached)
+
+
 def test_a_directory_that_is_no_checkpoint_says_what_it_is(tmp_path: Path, checkpoint: Path):
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist; its folder checkpoint has one"):
         fetch_config(tmp_path)
