@@ -72,10 +72,8 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     alpha, contrast, vat = (values.get(name) for name in ("distill_alpha", "supcon_weight", "vat_weight"))
     without_teacher = alpha == 0 and not values["distill_unlabelled"]
     unperturbed, entropy = vat == values.get("adversarial_weight") == 0, values.get("entropy_weight")
-    frozen, frozen_words = (
-        weights != "none" and options.peft != "none",
-        f"--peft {options.peft} freezes word embeddings",
-    )
+    frozen = weights != "none" and options.peft != "none"
+    frozen_words = f"--peft {options.peft} freezes word embeddings"
     if options.adam_epsilon == 0:
         raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
