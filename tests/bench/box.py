@@ -14,7 +14,7 @@ factors of nb-linear-imdb and of the adapter: those of the largest likelihood of
 regression on the two log-odds, without intercept).
 
 `score` writes data/results/box.json: the metrics of the classifier and of each member on validation.tsv and test.tsv,
-the members, and the results of the runs of the adapter; the log of the last is box.log.jsonl.
+the members, and the results of the runs of the adapter and of its teacher; the log of the last is box.log.jsonl.
 data/weights/imdb/README.md has the commands in their order.
 """
 
@@ -123,7 +123,9 @@ def write_scores(run: Run, folder: Path) -> None:
         "machine": str(machine),
         "members": read_json(CLASSIFIER / MEMBERS),
     }
-    write_json(RESULTS / "box.json", {**about, **scores, "adapter": [one.result for one in lineage(run)]})
+    teachers = [Run.open(name).result for name in settings_of(run).values()["teacher"]]
+    adapter = [one.result for one in lineage(run)]
+    write_json(RESULTS / "box.json", {**about, **scores, "adapter": adapter, "teacher": teachers})
     write_text(RESULTS / "box.log.jsonl", run.log_file.read_text(encoding="utf-8"))
 
 
