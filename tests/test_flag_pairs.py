@@ -96,7 +96,7 @@ def windowed(small_run: list[str], tmp_path: Path) -> list[str]:
     path = table(tmp_path / "test.tsv", 60)
     flags = "--max-length 7 --truncate windows --window-pooling max --window-stride 2 --learning-rate 0.05"
     train.main([*small_run, "--test", str(path), *flags.split()])
-    return ["--data", str(path)]
+    return ["--data", str(path), "--precision", "fp32"]  # as the run; a checkpoint takes bf16 where it is fast
 
 
 def test_a_run_and_its_checkpoints_cut_reviews_alike(windowed: list[str], tmp_path: Path, capsys):
