@@ -159,10 +159,13 @@ def find_in_folder(root: Path) -> Parts:
         return Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
     found = {part: find_part(root, part) for part in SPLIT_NAMES}
     if not found["train"]:
-        tables, inner = tables_in(root), [path for path in root.iterdir() if path.is_dir() and tables_of(path, "train")]
-        way_out = f"it holds {quoted(tables)}: name one with --data or --train" if tables else "it holds no table"
-        if inner:  # a dataset of the hub has a folder for each configuration
-            way_out = f"name the folder: --data {min(inner)}"
+        tables = tables_in(root)
+        inner = sorted(path for path in root.iterdir() if path.is_dir() and tables_of(path, "train"))
+        way_out = "it holds no table"
+        if tables:
+            way_out = f"it holds {quoted(tables)}: name one with --data or --train"
+        elif inner:  # a dataset of the hub has a folder for each configuration
+            way_out = f"it holds the folder {inner[0].name}: name it with --data {inner[0]}"
         raise FileNotFoundError(
             f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
             + way_out

@@ -163,8 +163,8 @@ def joined_name(paths: Sequence[Path]) -> Path:
 def join_reviews(files: Sequence[Reviews]) -> Reviews:
     """Joins the reviews of the files of a part, in their order.
 
-    If two files have an id in common, as row numbers are, all ids become `number of the file-id`. Raises ValueError if
-    the label columns differ.
+    If two files have an id in common, which is usual for row numbers, every id gets the number of its file in front:
+    `0-17`. Raises ValueError if the label columns differ.
     """
     first = files[0]
     if len(files) == 1:

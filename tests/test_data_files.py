@@ -145,7 +145,7 @@ def numbered(folder: Path, part: str, files: dict[int, str], count: int = 2) -> 
 def test_a_folder_in_the_folder_is_named(tmp_path: Path):
     (tmp_path / "plain_text").mkdir()
     make_files(tmp_path / "plain_text", {"train-00000-of-00001": "csv"})
-    with pytest.raises(FileNotFoundError, match=r"name the folder: --data .*plain_text"):
+    with pytest.raises(FileNotFoundError, match=r"holds the folder plain_text: name it with --data .*plain_text"):
         load_splits(Source(data=str(tmp_path)))
 
 
