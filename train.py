@@ -168,10 +168,10 @@ def train(t: Training) -> None:
             unfreeze(t.model, t.trainable, progress.epoch + 1)
             print(f"{epoch_name(t)}: {describe_epoch(t.model, progress.epoch + 1, options.epochs)}")
         hidden = not ranks.is_first()
-        bar = progress_bar(
+        shown = progress_bar(
             hidden=hidden, total=steps[progress.epoch], initial=progress.step, desc=epoch_name(t), unit=" steps"
         )
-        with t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved
+        with shown as bar, t.interrupt.deferred():  # a signal ends the run between two steps, with its state saved
             while progress.step < steps[progress.epoch]:
                 step = before + progress.step  # counted over the whole run
                 rate_factor = schedule(step, total, options.warmup, options.schedule)
@@ -191,7 +191,6 @@ def train(t: Training) -> None:
                 finish_step(t, passes, rate_factor, last=progress.step == steps[progress.epoch])
                 bar.set_postfix(t.meter.shown(), refresh=False)
                 bar.update()
-        bar.close()
         finish_epoch(t)
 
 

@@ -1,7 +1,8 @@
 """Shows how far long work is: as a bar on a terminal, elsewhere (a log, a pipe) as a line a minute."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -27,8 +28,9 @@ class Lines:
         self.stream.flush()
 
 
-def progress_bar(items: Iterable[Any] | None = None, hidden: bool = False, **options: Any) -> tqdm:
-    """Returns a bar on standard error that leaves nothing on a terminal.
+@contextmanager
+def progress_bar(items: Iterable[Any] | None = None, hidden: bool = False, **options: Any) -> Iterator[tqdm]:
+    """Shows a bar on standard error in a `with` block; after it, also by an error, no trace of it is on a terminal.
 
     items: what an iteration yields.  hidden: shows nothing.  options: tqdm's total, initial, desc, unit, ….
     """
@@ -36,4 +38,5 @@ def progress_bar(items: Iterable[Any] | None = None, hidden: bool = False, **opt
         line = LINE if "total" in options or hasattr(items, "__len__") else ENDLESS
         options |= {"file": Lines(sys.stderr), "bar_format": line}
         options |= {"delay": SECONDS, "mininterval": SECONDS, "miniters": 1}
-    return tqdm(items, leave=False, disable=hidden, **options)
+    with tqdm(items, leave=False, disable=hidden, **options) as bar:
+        yield bar

@@ -90,8 +90,8 @@ def download(archive: Archive, path: Path, local: Path) -> None:
 
     local: where an archive that was fetched in another way is found. Raises FileNotFoundError that names both.
     """
-    bar = progress_bar(total=archive.size, desc=archive.name, unit="B", unit_scale=True, unit_divisor=1024)
-    with path.open("wb") as file, bar:
+    shown = progress_bar(total=archive.size, desc=archive.name, unit="B", unit_scale=True, unit_divisor=1024)
+    with path.open("wb") as file, shown as bar:
         for chunk in read_chunks(archive, local):
             file.write(chunk)
             bar.update(len(chunk))
@@ -143,8 +143,12 @@ def unpack_archive(path: Path, root: str, folder: Path) -> int:
     for an archive that unpacks to more than UNPACKED bytes.
     """
     count = size = 0
-    with reading(path, "a .tar.gz"), tarfile.open(path, "r:gz") as tar:
-        for member in progress_bar(tar, desc="unpacking", unit=" files"):
+    with (
+        reading(path, "a .tar.gz"),
+        tarfile.open(path, "r:gz") as tar,
+        progress_bar(tar, desc="unpacking", unit=" files") as members,
+    ):
+        for member in members:
             target = target_path(member, root, folder)
             content = tar.extractfile(member)
             if content is None:  # a folder
