@@ -64,7 +64,7 @@ def main(folder: str, films: str, settings: list[str]) -> None:
     """Prints one row for each setting."""
     splits = load_splits(Source(films))
     labelled, other = pd.concat([splits.train, splits.validation]), splits.test
-    unlabelled = load_reviews(find_file(Path(folder), UNLABELED))["review"]
+    unlabelled = load_reviews(find_file(Path(folder), UNLABELED)[0])["review"]
     tokenizer = train_tokenizer("wordlevel", splits.train["review"], vocab_size=40_000, min_count=MIN_COUNT)
     labelled_rows, other_rows = (list(tokenizer.subword_ids(frame["review"])) for frame in (labelled, other))
     rows = [*tokenizer.subword_ids(unlabelled), *labelled_rows]

@@ -221,7 +221,7 @@ def int8(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
 
 def mlm(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
     """Pretrains ours; subwords per second, padding not counted."""
-    frame, tokenizer, folder, rows = load_reviews(find_file(Path(imdb), LABELED))[:MLM_REVIEWS], None, new_folder(), []
+    frame, tokenizer, folder, rows = load_reviews(find_file(Path(imdb), LABELED)[0])[:MLM_REVIEWS], None, new_folder(), []
     for layers in (4, 6):
         row: dict[str, Any] = {"work": f"pretraining, {layers} x 256, chunks of {length}"}
         runs: dict[str, Run] = {}

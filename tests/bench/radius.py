@@ -41,7 +41,7 @@ def main(run: str, folder: str) -> None:
     """Prints one row for each batch and radius."""
     best = Path(run) / "best"
     model, tokenizer = load_pretrained(best).train(), load_tokenizer(best)
-    frame = load_reviews(find_file(Path(folder), LABELED))[: 2 * BATCH]
+    frame = load_reviews(find_file(Path(folder), LABELED)[0])[: 2 * BATCH]
     rows = tokenizer.encode(frame["review"], max_length=LENGTH, truncate="head+tail")
     corpus = Corpus.from_rows(rows, labels=frame["sentiment"], pad_id=tokenizer.pad_id)
     torch.manual_seed(0)

@@ -64,7 +64,7 @@ def compare(name: str, steps: dict[str, Callable[[], None]], repeats: int) -> No
 
 def real_lengths(directory: str) -> np.ndarray:
     """Returns the number of words of the first reviews in the training file, in the order of the file."""
-    reviews = load_reviews(find_file(Path(directory), LABELED))["review"][: BATCH * BATCHES]
+    reviews = load_reviews(find_file(Path(directory), LABELED)[0])["review"][: BATCH * BATCHES]
     tokenizer = train_tokenizer("wordlevel", reviews, 40_000)
     return np.array([len(ids) for ids in tokenizer.encode(reviews, 400)])
 

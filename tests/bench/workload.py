@@ -128,7 +128,7 @@ def prepare(imdb: str, shape: str, length: int, choose: Callable[[np.ndarray], n
 
     choose: (lengths int64 [POOL]) -> rows. Raises ValueError if the folder has fewer than POOL labelled reviews.
     """
-    frame = load_reviews(find_file(Path(imdb), LABELED))[:POOL]
+    frame = load_reviews(find_file(Path(imdb), LABELED)[0])[:POOL]
     if len(frame) < POOL:
         raise ValueError(f"{imdb} has {len(frame)} labelled reviews; the benchmark needs {POOL}")
     tokenizer = train_tokenizer("wordpiece", frame["review"], 8000)
