@@ -59,7 +59,7 @@ ROOT = Path(__file__).parent.parent.parent
 DRY = "--dry" in sys.argv
 DEVICE = torch.device("cpu" if DRY else "cuda")
 PART = 15 * 2**20  # bytes of a file that comes back
-V3 = {
+V3: dict[str, Any] = {
     "relative_attention": True,
     "position_buckets": 256,
     "norm_rel_ebd": "layer_norm",
@@ -269,7 +269,7 @@ def tune() -> Iterator[Case]:
         for block in (32, 64, 16):
             for warps in (4, 8):
                 for stages in (1, 2, 3):
-                    changes = {"BLOCK": block, "num_warps": warps, "num_stages": stages}
+                    changes: dict[str, Any] = {"BLOCK": block, "num_warps": warps, "num_stages": stages}
                     yield {"case": "tiles", "name": name, **changes}, lambda n=name, c=changes: measure_tiles(n, c)
     changes = {"PRECISION": "tf32x3"}
     yield {"case": "tiles", "name": "fp32", **changes}, lambda: measure_tiles("fp32", changes)
@@ -398,7 +398,7 @@ def their_model(form: str) -> Module:
 def measure_theirs(form: str, batch: int, length: int, name: str) -> Row:
     """Measures a training step of theirs."""
     model = their_model(form).to(DEVICE).train()
-    ids, mask, labels = ids_of(batch, length, model.config.vocab_size)
+    ids, mask, labels = ids_of(batch, length, (SMALL if DRY else BASE)["vocab_size"])
     run = torch.compile(model) if form == "compiled" else model
     numbers = mask.long()
     return speed(step_of(model, lambda _: run(input_ids=ids, attention_mask=numbers).logits, labels, name), ids.numel())

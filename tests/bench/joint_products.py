@@ -12,21 +12,24 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.measure import seconds, speed_ups
 
 from losses.cross_entropy import cross_entropy
 from nn.attention import MultiHeadAttention, Prefix, Queries, attend, merge_heads, split_heads
 from nn.bert import Bert, BertConfig
 from nn.runtime import keep_freed_memory, native_bf16
-from tests.bench.measure import seconds, speed_ups
 
 three_forward = MultiHeadAttention.forward
-BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
+BERT: dict[str, Any] = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
 
 
 def joint_forward(

@@ -10,20 +10,24 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.measure import seconds, speed_ups
 
 from losses.cross_entropy import cross_entropy
 from nn.attention import Prefix, Queries
 from nn.bert import Bert, BertConfig
 from nn.checkpoint import load_pretrained
+from nn.encoder import Encoder
 from nn.runtime import keep_freed_memory
-from tests.bench.measure import seconds, speed_ups
 
-BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
+BERT: dict[str, Any] = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
 BUILT_IN = Path(__file__).parent.parent.parent / "data" / "weights" / "deberta-mini"
 MODELS = {"BERT, 6 layers": lambda: Bert(BertConfig(**BERT)), "built-in, 4 layers": lambda: load_pretrained(BUILT_IN)}
 
@@ -31,7 +35,9 @@ MODELS = {"BERT, 6 layers": lambda: Bert(BertConfig(**BERT)), "built-in, 4 layer
 def measure(name: str, batch: int, length: int, repeats: int) -> dict:
     """Measures the model `name` in both forms. Returns a row of results."""
     torch.manual_seed(0)
-    model = MODELS[name]().train()
+    model = MODELS[name]()
+    assert isinstance(model, Encoder)
+    model.train()
     ids, labels = torch.randint(5, 8000, (batch, length)), torch.randint(0, 2, (batch,))
     mask, encode = torch.ones_like(ids, dtype=torch.bool), model.encode
 

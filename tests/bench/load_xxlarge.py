@@ -34,7 +34,7 @@ XXLARGE = DebertaConfig(
     position_buckets=256,
     norm_rel_ebd="layer_norm",
     share_att_key=True,
-    pos_att_type="p2c|c2p",
+    pos_att_type=("p2c", "c2p"),
     position_biased_input=False,
     conv_kernel_size=3,
     conv_act="gelu",
@@ -52,7 +52,7 @@ def write(folder: Path) -> None:
         model = Deberta(XXLARGE)
     shapes = [(translate(name, model.KEYS), p.shape) for name, p in model.named_parameters()]
     torch.manual_seed(0)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(SHARDS):
         file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
         tensors = {name: random_weights(name, shape) for name, shape in shapes[shard::SHARDS]}

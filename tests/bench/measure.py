@@ -81,7 +81,8 @@ def tune(library: str, build: Callable[..., Run], axes: Axes, log: dict[str, flo
                 tried[key] = Candidate(name, run, quick_seconds(run))
                 log[name] = tried[key].seconds
                 print(f"  {name}: {log[name]:.2f} s", flush=True)
-        best = dict(zip(axes, min(tried, key=lambda key: tried[key].seconds), strict=True))
+        fastest: tuple[Any, ...] = min(tried, key=lambda key: tried[key].seconds)
+        best = dict(zip(axes, fastest, strict=True))
     return min(tried.values(), key=lambda candidate: candidate.seconds)
 
 

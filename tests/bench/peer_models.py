@@ -41,7 +41,7 @@ def huggingface_peft() -> ModuleType:
 
     From then on `import peft` means the installed package; objects that were imported before are unchanged.
     """
-    if Path(sys.modules["peft"].__file__).is_relative_to(ROOT):
+    if Path(sys.modules["peft"].__file__ or "").is_relative_to(ROOT):
         for name in [name for name in sys.modules if name.split(".")[0] == "peft"]:
             del sys.modules[name]
         sys.path[:] = [path for path in sys.path if path not in ("", str(ROOT))]
@@ -143,7 +143,7 @@ def openvino_scoring(work: Workload) -> Scoring:
         return found if name == "plain" else openvino_int8(work, found, name)
 
     def build(graph_name: str, rest: str, attention: str, hint: str, size: str) -> Callable[[], np.ndarray]:
-        properties = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": rest}
+        properties: dict[str, Any] = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": rest}
         properties |= {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = core.compile_model(graph(graph_name, attention), "CPU", properties)
         queue, batches = ov.AsyncInferQueue(compiled), work.batches(size)

@@ -73,7 +73,7 @@ SCORERS = {  # library -> builder of runs, axes, precisions
 }
 # largest difference from our fp32 logits, in standard deviations of the logits of all reviews; random weights amplify
 # the rounding of bf16 and int8
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "int8": 2.0}
+TOLERANCE = {"fp32": 1e-3, "bf16": 1.0, "int8": 2.0}
 MLM = "--model deberta --loss mlm --weights none --batch-size 128 --shape"
 NO_DROPOUT = "hidden_dropout_prob=0 attention_probs_dropout_prob=0"  # as the built-in weights were pretrained
 MLM_REVIEWS, MLM_BATCHES = 2000, 2
@@ -157,7 +157,8 @@ def train_rows(
     work: Workload, title: str, library: str, batch: int, repeats: int, make: Callable, flags: tuple[str, ...] = ()
 ) -> Rows:
     """Trains with the library's fastest settings and with ours. make: builds the library's model"""
-    build, log, names = theirs.training_builder(work, batch, make), {}, {}
+    build, names = theirs.training_builder(work, batch, make), {}
+    log: dict[str, float] = {}
     runs = {name: epoch(training_of(work, precision, batch, *flags)) for name, precision in precisions().items()}
     for kind in ("fp32", "bf16") if has_bf16() else ("fp32",):
         best = tune(library, build, theirs.training_axes(work, kind), log)
@@ -221,7 +222,8 @@ def int8(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
 
 def mlm(imdb: str, length: int, repeats: int, blocks: int) -> Rows:
     """Pretrains ours; subwords per second, padding not counted."""
-    frame, tokenizer, folder, rows = load_reviews(find_file(Path(imdb), LABELED)[0])[:MLM_REVIEWS], None, new_folder(), []
+    frame = load_reviews(find_file(Path(imdb), LABELED)[0])[:MLM_REVIEWS]
+    tokenizer, folder, rows = None, new_folder(), []
     for layers in (4, 6):
         row: dict[str, Any] = {"work": f"pretraining, {layers} x 256, chunks of {length}"}
         runs: dict[str, Run] = {}

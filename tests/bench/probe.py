@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from glove import accuracies
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.glove import accuracies
 
 from data import Source, load_splits
 from data.corpus import Corpus
@@ -53,6 +55,8 @@ def main(folder: str, weights: list[str]) -> None:
     validation = subset(splits.validation, count=VALIDATION_REVIEWS, seed=42)
     for name in weights:
         model, tokenizer = load_pretrained(name).eval(), load_tokenizer(name)
+        if not isinstance(model, Encoder):
+            raise ValueError(f"{name} is a network over words, without hidden states of [CLS]")
         first, mean, y = states(model, tokenizer, frame=train)
         other_first, other_mean, other_y = states(model, tokenizer, frame=validation)
         row = {"weights": name}

@@ -50,7 +50,7 @@ def seconds(step: Callable[[], None]) -> float:
 
 def compare(name: str, steps: dict[str, Callable[[], None]], repeats: int) -> None:
     """Alternates the steps and prints a row with their medians; the first repeat is a warm-up."""
-    times = {key: [] for key in steps}
+    times: dict[str, list[float]] = {key: [] for key in steps}
     for _ in range(repeats + 1):
         for key, step in steps.items():
             times[key].append(seconds(step))

@@ -16,10 +16,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
+import torch
 
 from data.alignment import align
 from data.checked import read_json
 from data.files import write_json
+from data.hub import LINEAR
 from data.rows import RESULTS
 from data.runs import Run, git, versions
 from eval import TABLES
@@ -42,8 +44,10 @@ def tokens_by_word(scorer: Scorer, text: str) -> list[str]:
     return [" ".join(tokens[word_of == word]) for word in range(len(words))]
 
 
-def measure(scorer: Scorer, text: str = SENTENCE) -> dict[str, Any]:
-    """Explains a text. For two classes the effect on "positive" is minus the effect on "negative"."""
+def measure(folder: str, text: str = SENTENCE) -> dict[str, Any]:
+    """Explains a text by the model in a folder. For two classes the effect on "positive" is minus on "negative"."""
+    scorer = load_classifier([folder], choose_machine("cpu", precision="fp32"), TABLES)
+    assert isinstance(scorer, Scorer)  # one folder
     found = scorer.explain(text)
     sign = 1 if found.label == "positive" else -1
     return {
@@ -68,17 +72,16 @@ def origin(result: dict[str, Any]) -> dict[str, Any]:
 
 def main(folders: list[str]) -> None:
     """Explains the sentence by each model and writes the file."""
-    machine = choose_machine("cpu", precision="fp32")
     trained = origin(read_json(RESULTS / "nb_linear-box.json"))
-    models = [{"trained by": trained, **measure(load_classifier([], machine, TABLES))}]
+    models = [{"trained by": trained, **measure(str(LINEAR))}]
     for folder in folders:
         trained = origin(Run.open(folder).result or {})
-        models.append({"trained by": trained, **measure(load_classifier([folder], machine, TABLES))})
+        models.append({"trained by": trained, **measure(folder)})
     about = {
         "command": " ".join(["python tests/bench/sentence.py", *folders]),
         "commit": git("rev-parse", "HEAD"),
         "versions": versions(),
-        "machine": describe_device(machine.device),
+        "machine": describe_device(torch.device("cpu")),
     }
     write_json(OUTPUT, {**about, "sentence": SENTENCE, "models": models})
 

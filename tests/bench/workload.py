@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,8 +48,8 @@ from train import (
 
 POOL = 800  # reviews: the window that both data.batches and transformers' trainer sort, for batches of 16
 STD = 0.08  # of random weights; 0.02 would give logits that are nearly equal for all reviews
-BERT = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
-V3 = {
+BERT: dict[str, Any] = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "feed_forward_size": 1536}
+V3: dict[str, Any] = {
     "vocab_size": 30522,
     "relative_attention": True,
     "position_buckets": 256,

@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from load_xxlarge import XXLARGE
+from bench.load_xxlarge import XXLARGE
 from memory_account import Account, Live, account
 
 import peft
@@ -35,7 +35,7 @@ def build() -> Deberta:
     with torch.device("meta"):
         model = Deberta(XXLARGE)
     for name in quantizable(model):
-        shape = model.get_submodule(name).weight.shape
+        shape = model.get_parameter(f"{name}.weight").shape
         put_quantized(model, name, weight=torch.randn(shape).mul_(XXLARGE.initializer_range))
     for name, module in model.named_modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
@@ -43,7 +43,8 @@ def build() -> Deberta:
                 module.register_parameter(leaf, torch.nn.Parameter(torch.zeros(parameter.shape)))
         if name and not isinstance(module, Int8Linear | Int8Embedding) and not list(module.children()):
             init_weights(module, XXLARGE.initializer_range)
-    return peft.apply(model, "lora", rank=16, alpha=32.0, targets="all-linear")
+    peft.apply(model, "lora", rank=16, alpha=32.0, targets="all-linear")
+    return model
 
 
 def inputs(batch: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +90,7 @@ def main(batch: int, length: int) -> None:
         "seconds": round(seconds, 1),
         "account, MiB": round(expected.total / MIB),
         "measured, MiB": round((peak + expected.weights) / MIB),
-        "peak of the process or GPU, MiB": round(peak_memory(machine.device) / MIB),
+        "peak of the process or GPU, MiB": round((peak_memory(machine.device) or 0) / MIB),
     }
     print(json.dumps(row))
 
