@@ -14,6 +14,7 @@ from torch.nn import Linear, Module, Parameter
 
 from data.options import Options
 from data.runs import Run
+from nn import onednn
 from nn.encoder import Encoder
 from nn.quant import form_of, quantized_weights
 
@@ -90,7 +91,12 @@ class Machine(NamedTuple):
     dtype: torch.dtype
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Computes matrix products in `dtype`; weights, norms, softmax and losses stay fp32."""
+        """Computes matrix products in `dtype`; weights, norms, softmax and losses stay fp32.
+
+        In fp32, the faster library computes linear layers (nn/onednn.py).
+        """
+        if self.dtype == torch.float32 and self.device.type == "cpu" and onednn.is_faster():
+            return onednn.FastLinear()
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def __str__(self) -> str:

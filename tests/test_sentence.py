@@ -7,10 +7,8 @@ import pytest
 from bench.sentence import OUTPUT, SENTENCE, measure
 
 from data.checked import read_json
+from data.hub import LINEAR
 from data.sentence_picture import EFFECTS, STRONGEST, number, shades
-from eval import TABLES
-from nn.runtime import choose_machine
-from peft.classifier import load_classifier
 
 MODELS: list[dict[str, Any]] = read_json(OUTPUT)["models"]
 ROUNDING = 2e-4  # four digits are kept
@@ -33,7 +31,7 @@ def test_the_numbers_obey_their_equations(model):
 
 
 def test_the_box_still_gives_the_numbers_of_the_file():
-    found = measure(load_classifier([], choose_machine("cpu", "fp32"), TABLES))
+    found = measure(str(LINEAR))
     for key in EFFECTS:
         np.testing.assert_allclose(found[key], MODELS[0][key], atol=ROUNDING)
     assert found["tokens"] == MODELS[0]["tokens"]
