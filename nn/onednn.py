@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-SMALLEST = 2**20  # multiplications of a product; below, the call takes longer than the product
+SMALLEST = 2**22  # multiplications of a product; below, the call takes longer than oneDNN saves
 MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
