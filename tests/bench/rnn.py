@@ -35,7 +35,7 @@ from data.orders import shuffled_order
 from data.tokenization import train_tokenizer
 from nn.gru import GRU
 from nn.lstm import LSTM
-from nn.runtime import keep_freed_memory
+from nn.runtime import choose_machine, keep_freed_memory
 
 BATCH, STEPS, WIDTH, HIDDEN, LAYERS, BATCHES = 64, 256, 300, 128, 2, 12
 PairedBatches = dict[str, list[tuple[Tensor, Tensor]]]  # ours, torch … -> batches of x [B, T, WIDTH] and mask [B, T]
@@ -93,7 +93,7 @@ def training_steps(ours: Module, theirs: Module, batches: PairedBatches) -> dict
 
     def run_ours(mixed: bool) -> None:
         for x, mask in batches["ours"]:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            with choose_machine("cpu", "bf16" if mixed else "fp32").autocast():
                 h = ours(x, mask)
             h.sum().backward()
 
