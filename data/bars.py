@@ -30,7 +30,7 @@ class Lines:
 
 @contextmanager
 def progress_bar(items: Iterable[Any] | None = None, hidden: bool = False, **options: Any) -> Iterator[tqdm]:
-    """Shows a bar on standard error in a `with` block; after it, also by an error, no trace of it is on a terminal.
+    """Shows a bar on standard error in a `with` block. Its end, also by an error, removes the bar from a terminal.
 
     items: what an iteration yields.  hidden: shows nothing.  options: tqdm's total, initial, desc, unit, ….
     """

@@ -128,8 +128,8 @@ def cut_into_parts(source: Source, files: list[Path], cache: Path) -> tuple[list
     parts, digest = [], hashlib.sha256()
     chosen = choose_shards(source, files)
     cache.mkdir(parents=True, exist_ok=True)
-    with waiting_lock(cache), progress_bar(chosen, desc="indexing", unit=" files") as files_left:
-        for path, name, share in files_left:
+    with waiting_lock(cache), progress_bar(chosen, desc="indexing", unit=" files") as bar:
+        for path, name, share in bar:
             index, column = indexed(path, cache), find_column(path, source)
             places, found = index["parts"], index["stamp"]
             parts += [Part(path, name, column, start, end, first, found, share) for start, end, first in places]

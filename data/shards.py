@@ -187,9 +187,9 @@ class Shards:
         print(f"tokenizing {len(waiting)} of {len(self.parts)} parts in {max(1, processes)} processes")
         skipped: list[str] = []
         results = self.results(job, tokenizer, waiting, processes)
-        with progress_bar(results, total=len(waiting), desc="tokenizing", unit=" parts") as found:
-            for rows in found:
-                skipped += rows[:1000]
+        with progress_bar(results, total=len(waiting), desc="tokenizing", unit=" parts") as bar:
+            for found in bar:
+                skipped += found[:1000]
         if skipped:
             print(f"{len(skipped):,} broken rows skipped ({show(skipped[0], 200)}, …)")
         for split, path in enumerate(paths):

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from nn.attention import MultiHeadAttention, Prefix, Queries, check_mask, select_queries
 from nn.autocast import product_dtype
 from nn.dropout import Dropout
-from nn.onednn import as_now
+from nn.onednn import current_library
 
 GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), from the paper of "gelu"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -86,7 +86,7 @@ def checkpointed(layer: Module, enabled: bool) -> Callable[..., Tensor]:
     (Chen et al. 2016, arXiv 1604.06174). Without gradients there is nothing to store, and `layer` itself is returned.
     """
     if enabled and torch.is_grad_enabled():
-        return partial(checkpoint, layer, use_reentrant=False, context_fn=lambda: (nullcontext(), as_now()))
+        return partial(checkpoint, layer, use_reentrant=False, context_fn=lambda: (nullcontext(), current_library()))
     return layer
 
 

@@ -12,10 +12,8 @@ Products of two batches of matrices, as in attention, stay with MKL: torch has n
 """
 
 import functools
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +22,17 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
+from nn.processor import processor_field
+
 SMALLEST = 2**22  # multiplications of a product; below, the call takes longer than oneDNN saves
 MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
 def separate_rows(x: Tensor) -> Tensor:
-    """Copies a matrix whose rows overlap in memory, such as windows of a text, which oneDNN refuses. Returns others."""
+    """Returns a copy of a matrix whose rows overlap in memory, which oneDNN refuses, and other matrices unchanged.
+
+    x: [M, K], such as windows over a text
+    """
     rows, columns = x.stride()
     overlap = rows < columns * x.size(1) and columns < rows * x.size(0)
     return x.contiguous() if overlap else x
@@ -58,7 +61,7 @@ class Product(torch.autograd.Function):
 
 def is_suitable(x: Tensor, weight: Tensor) -> bool:
     """Returns whether oneDNN computes x Wᵀ. x: [..., K];  weight: W, [N, K]"""
-    plain = {type(x), type(weight)} <= {Tensor, Parameter}  # not a sharded tensor, say
+    plain = {type(x), type(weight)} <= {Tensor, Parameter}  # a sharded tensor has another type
     fp32_on_cpu = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight))
     if not plain or not fp32_on_cpu or torch.is_autocast_enabled("cpu"):
         return False
@@ -71,7 +74,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class FastLinear(TorchFunctionMode):
-    """Replaces F.linear and x @ W, W a matrix, by `linear` in a `with` block."""
+    """Replaces F.linear and x @ W, where W is a matrix, by `linear` in a `with` block."""
 
     depth = 0  # number of blocks that are open
 
@@ -94,9 +97,11 @@ class FastLinear(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def as_now() -> AbstractContextManager:
-    """Returns a context in which linear layers are computed as they are now: for a recomputation in the backward pass,
-    which runs outside the block."""
+def current_library() -> AbstractContextManager:
+    """Returns a context in which the library that is used now computes linear layers.
+
+    Activation checkpointing needs it: the backward pass, outside the block, computes the layers again.
+    """
     return FastLinear() if FastLinear.depth else nullcontext()
 
 
@@ -104,13 +109,4 @@ def as_now() -> AbstractContextManager:
 def is_faster() -> bool:
     """Returns whether the processor has AVX-512 and is not Intel's, and torch has both libraries."""
     both = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return both and torch.cpu._is_avx512_supported() and vendor() not in ("", "GenuineIntel")
-
-
-def vendor() -> str:
-    """Returns the vendor of an x86 processor, "" if unknown."""
-    path = Path("/proc/cpuinfo")
-    if sys.platform != "linux" or not path.exists():
-        return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id")), "")
+    return both and torch.cpu._is_avx512_supported() and processor_field("vendor_id") not in ("", "GenuineIntel")

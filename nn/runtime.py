@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from data.options import Options
 from data.runs import Run
 from nn import onednn
 from nn.encoder import Encoder
+from nn.processor import processor_field
 from nn.quant import form_of, quantized_weights
 
 try:
@@ -169,10 +169,7 @@ def describe_device(device: torch.device) -> str:
     """Returns the name of a GPU, or of the CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):  # noqa: PTH110
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    name = processor_field("model name") or platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
 
 

@@ -129,7 +129,7 @@ def test_small_products_keep_the_default(monkeypatch: pytest.MonkeyPatch):
     [("AuthenticAMD", True, True), ("AuthenticAMD", False, False), ("GenuineIntel", True, False), ("", True, False)],
 )
 def test_the_rule(vendor: str, avx512: bool, expected: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(onednn, "vendor", lambda: vendor)
+    monkeypatch.setattr(onednn, "processor_field", lambda _: vendor)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert onednn.is_faster.__wrapped__() == expected

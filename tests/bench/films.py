@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from data import LABELED, TEST, find_file
+from data import LABELED, TEST, Source, find_file
 from data.readers import unpack
 
 BLOCK = 100
@@ -28,7 +28,7 @@ def is_held_out(row: str) -> bool:
 def main(folder: str, out: str) -> None:
     """Splits the labelled reviews of `folder` into `out`."""
     path = find_file(Path(folder), LABELED)[0]
-    text = unpack(path, path.read_bytes(), limit=4096)[1]
+    text = unpack(path, path.read_bytes(), limit=Source().max_file_mib)[1]
     header, *rows = [row for row in text.decode("utf-8").split("\n") if row]
     kept = [row for row in rows if not is_held_out(row)]
     tested = ["\t".join(row.split("\t")[::2]) for row in rows if is_held_out(row)]  # id and review

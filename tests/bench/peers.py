@@ -73,7 +73,7 @@ SCORERS = {  # library -> builder of runs, axes, precisions
 }
 # largest difference from our fp32 logits, in standard deviations of the logits of all reviews; random weights amplify
 # the rounding of bf16 and int8
-TOLERANCE = {"fp32": 1e-3, "bf16": 1.0, "int8": 2.0}
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.5, "int8": 2.0}
 MLM = "--model deberta --loss mlm --weights none --batch-size 128 --shape"
 NO_DROPOUT = "hidden_dropout_prob=0 attention_probs_dropout_prob=0"  # as the built-in weights were pretrained
 MLM_REVIEWS, MLM_BATCHES = 2000, 2
@@ -93,24 +93,25 @@ def precisions() -> dict[str, str]:
 
 
 def search_scorers(work: Workload, kinds: tuple[str, ...], log: dict[str, float]) -> dict[str, list[Candidate]]:
-    """Returns the fastest setting of each library, for each precision. Raises ValueError for wrong logits."""
+    """Returns the fastest setting of each library, for each precision. A library with other logits is left out."""
     want = scoring(work, "fp32")()
     found: dict[str, list[Candidate]] = {kind: [] for kind in kinds}
     for library, (scorer, axes, supported) in SCORERS.items():
         build = scorer(work)
         for kind in (kind for kind in kinds if kind in supported):
             best = tune(library, build, axes(work, kind), log)
-            check_logits(best, want, kind)
-            found[kind].append(best)
+            if logits_agree(best, want, kind):
+                found[kind].append(best)
     return found
 
 
-def check_logits(candidate: Candidate, want: np.ndarray, kind: str) -> None:
-    """Raises ValueError if the logits differ by more than TOLERANCE from `want`, float32 [N, C]."""
+def logits_agree(candidate: Candidate, want: np.ndarray, kind: str) -> bool:
+    """Returns whether the logits differ by at most TOLERANCE from `want`, float32 [N, C], and prints the difference."""
     error = np.abs(candidate.run() - want).max() / want.std(0).min()
-    print(f"  {candidate.name}: logits differ by up to {error:.2g} standard deviations", flush=True)
-    if not error <= TOLERANCE[kind]:
-        raise ValueError(f"{candidate.name}: logits differ by {error:.3g} standard deviations")
+    agree = bool(error <= TOLERANCE[kind])
+    verdict = "" if agree else "; left out"
+    print(f"  {candidate.name}: logits differ by up to {error:.2g} standard deviations{verdict}", flush=True)
+    return agree
 
 
 def score_rows(work: Workload, title: str, found: dict[str, list[Candidate]], repeats: int, int8: bool) -> Rows:
