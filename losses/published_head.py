@@ -3,10 +3,11 @@ another domain (Gururangan et al. 2020, arXiv 2004.10964, §3).
 
     u = LN(act(W h + b)),   logits = E u + c        losses/mlm.py
 
-E is the table of word embeddings. A file whose decoder has weights of its own is not used. ModernBERT's head, which
-has no b, is not read.
+E is the table of word embeddings. A file whose decoder has weights of its own is not used. ModernBERT's head has no
+bias in W and LN by default; ours start at 0 then.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from torch.nn import Module
 from data.hub import find_pretrained
 from data.weight_files import WeightFile, weight_files
 
+BIASES = ("dense.bias", "norm.bias")
+
 
 class HeadNames(NamedTuple):
     """Published names of the tensors of a head."""
@@ -25,12 +28,17 @@ class HeadNames(NamedTuple):
     norm: str
     bias: str  # c
     decoder: str  # E, a copy
+    biased: bool = True  # whether W and LN always have a bias
 
     def of_parameters(self) -> dict[str, str]:
         """Returns the published name of each parameter of an MLMHead."""
         layers = {"dense": self.dense, "norm": self.norm}
         names = {f"{part}.{leaf}": f"{name}.{leaf}" for part, name in layers.items() for leaf in ("weight", "bias")}
         return names | {"bias": self.bias}
+
+    def are_in(self, names: Collection[str]) -> bool:
+        """Returns whether a file with tensors of these names has the whole head."""
+        return all(name in names for part, name in self.of_parameters().items() if self.biased or part not in BIASES)
 
 
 HEADS = (
@@ -54,6 +62,7 @@ HEADS = (
         "generator_lm_head.bias",
         "generator_lm_head.weight",
     ),
+    HeadNames("head.dense", "head.norm", "decoder.bias", "decoder.weight", biased=False),  # ModernBERT
 )
 
 
@@ -69,14 +78,14 @@ def load_head(head: Module, table: Tensor, source: str | Path) -> str:
         """Reads a tensor in the dtype of the model."""
         return tensors[name].read(name).to(table.dtype)
 
-    names = next((names for names in HEADS if tensors.keys() >= set(names.of_parameters().values())), None)
+    names = next((names for names in HEADS if names.are_in(tensors)), None)
     if names is None:
         return f"newly initialized: {source} has none"
     if names.decoder in tensors and not torch.equal(read(names.decoder), table):
         return f"newly initialized: {names.decoder} of {source} is not the table of word embeddings"
     parts, own = names.of_parameters(), dict(head.named_parameters())
-    state = {part: read(name) for part, name in parts.items()}
+    state = {part: read(name) for part, name in parts.items() if name in tensors}
     if other := [parts[part] for part, tensor in state.items() if tensor.shape != own[part].shape]:
         return f"newly initialized: {', '.join(other)} of {source} have other shapes"
-    head.load_state_dict(state)
+    head.load_state_dict(state, strict=names.biased)
     return f"that of {source}"

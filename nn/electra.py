@@ -90,6 +90,7 @@ class Electra(Encoder):
     HEAD_MODULES = ("classifier",)
     LORA_TARGETS = ("query", "value")
     PREFIX_SHIFTS = True
+    MLM_ACT = "gelu"  # of the generator
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__(config)

@@ -274,6 +274,7 @@ class Encoder(Module):
     NEW_HEAD = True  # whether a new last layer can replace that of a checkpoint
     LORA_TARGETS: tuple[str, ...]  # layers that LoRA adapts by default
     PREFIX_SHIFTS: bool  # whether a prefix of P virtual tokens shifts the positions of the tokens by P
+    MLM_ACT = "hidden_act"  # field of the config, or name, of the activation in the published head of MLM
 
     embeddings: Any  # Embeddings
     layers: Any  # ModuleList of EncoderBlock

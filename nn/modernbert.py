@@ -334,6 +334,7 @@ class ModernBert(Encoder):
     HEAD_MODULES = ("head", "classifier")
     LORA_TARGETS = ("query_key_value",)
     PREFIX_SHIFTS = False
+    MLM_ACT = "classifier_activation"
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__(config)

@@ -119,6 +119,7 @@ class Roberta(Encoder):
     HEAD_MODULES = ("classifier",)
     LORA_TARGETS = ("query", "value")
     PREFIX_SHIFTS = True
+    MLM_ACT = "gelu"
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)

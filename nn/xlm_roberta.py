@@ -43,6 +43,7 @@ class XLMRoberta(Encoder):
     HEAD_MODULES = ("classifier",)
     LORA_TARGETS = ("query", "value")
     PREFIX_SHIFTS = True
+    MLM_ACT = "gelu"
 
     def __init__(self, config: XLMRobertaConfig) -> None:
         super().__init__(config)
