@@ -75,7 +75,7 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
 def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> Tokenizer:
     """Returns the tokenizer of the weights; for random weights a new one of this kind, trained on the training split.
 
-    It is saved in the run, from which a resumed run reads it. Raises ValueError for texts too short for pretraining.
+    It is saved in the run, from which a resumed run reads it.
     """
     if (run.tokenizer / "tokenizer_config.json").is_file():  # the last file that Tokenizer.save writes
         check_checksums(run.tokenizer)
@@ -85,8 +85,6 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> 
         tokenizer = interruptible(lambda: train_tokenizer(kind, texts, options.vocab_size, options.min_count))
     else:
         tokenizer = load_tokenizer(options.weights, options.tokenizer, options.base)
-    if splits.shards is None and (splits.train["sentiment"] == UNKNOWN).all():
-        check_texts(splits, tokenizer)
     limit = tokenizer.model_max_length or options.max_length
     if options.max_length > limit:
         print(f"warning: --max-length {options.max_length} is above {limit}, the tokenizer's model_max_length")
@@ -96,18 +94,23 @@ def prepare_tokenizer(options: Options, run: Run, splits: Splits, kind: str) -> 
 
 
 def make_corpora(tokenizer: Tokenizer, splits: Splits, options: Options, cache: Path) -> tuple[Corpus, Corpus]:
-    """Returns the training and the validation examples."""
+    """Returns the training and the validation examples. Raises ValueError for texts too short for pretraining."""
     truncation = truncation_of(options)
     if splits.shards is not None:
-        return splits.shards.corpora(tokenizer, truncation.max_length, truncation.truncate, cache)
-    train, held_out = (examples_of(tokenizer, frame, truncation, cache) for frame in (splits.train, splits.validation))
+        train, held_out = splits.shards.corpora(tokenizer, truncation.max_length, truncation.truncate, cache)
+    else:
+        frames = (splits.train, splits.validation)
+        train, held_out = (examples_of(tokenizer, frame, truncation, cache) for frame in frames)
+    if splits.shards is not None or (splits.train["sentiment"] == UNKNOWN).all():
+        check_lengths(train, held_out, tokenizer)
     return train, held_out
 
 
-def check_texts(splits: Splits, tokenizer: Tokenizer) -> None:
+def check_lengths(train: Corpus, held_out: Corpus, tokenizer: Tokenizer) -> None:
     """Raises ValueError if no training text or no held-out text of pretraining has a token to predict from another."""
-    for name, frame in (("training", splits.train), ("held-out", splits.validation)):
-        if not any(len(ids) > 1 for ids in tokenizer.subword_ids(frame["review"])):
+    special = sum(map(len, tokenizer.template))
+    for name, corpus in (("training", train), ("held-out", held_out)):
+        if corpus.lengths.max() <= special + 1:
             raise ValueError(f"the {name} texts are too short for pretraining: each is a single token; add longer ones")
 
 

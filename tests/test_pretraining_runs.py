@@ -66,13 +66,18 @@ def pretrain(folder, name: str, text: str) -> list[dict]:
 @pytest.mark.parametrize("options", ["--model bert --loss mlm", "--model lstm --loss lm --min-count 1"])
 def test_texts_without_a_token_to_predict_are_refused(options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
     (tmp_path / "words.txt").write_text("good\nbad\n" * 9)
+    (tmp_path / "shards/words.txt").write_text("good\n\nbad\n\n" * 99)
     (tmp_path / "texts.txt").write_text("a good film\na bad film\n" * 9)
-    for files, name in ((("words", "texts"), "training"), (("texts", "words"), "held-out")):
-        data = f"--train {files[0]}.txt --validation {files[1]}.txt --name r"
+    for data, name in (
+        ("--train words.txt --validation texts.txt", "training"),
+        ("--train texts.txt --validation words.txt", "held-out"),
+        ("--data shards --validation texts.txt", "training"),
+    ):
         with pytest.raises(ValueError, match=f"the {name} texts are too short for pretraining: each is a single token"):
-            train.main([*options.split(), *data.split()])
-    assert not (tmp_path / "runs/r").exists()
+            train.main([*options.split(), *data.split(), "--name", "r"])
+        assert not (tmp_path / "runs/r").exists()
 
 
 def test_a_loss_without_predictions_is_a_warning(capsys: pytest.CaptureFixture[str]):
