@@ -284,10 +284,15 @@ def ids_of(batch: int, length: int, vocab: int) -> tuple[Tensor, Tensor, Tensor]
     return ids, torch.ones_like(ids, dtype=torch.bool), torch.randint(0, 2, (len(ids),), device=DEVICE)
 
 
+def sizes(shape: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config fields of a shape, or those of a small model in a dry run."""
+    return SMALL if DRY else shape
+
+
 def base_model(method: str = "none") -> Deberta:
     """Returns a DeBERTa of v3-base's shape with random weights."""
     torch.manual_seed(0)
-    model = Deberta(DebertaConfig(**(SMALL if DRY else BASE)))
+    model = Deberta(DebertaConfig(**sizes(BASE)))
     if method == "lora":
         peft.apply(model, "lora", rank=8)
     return model.to(DEVICE).train()
@@ -369,7 +374,7 @@ def their_model(form: str) -> Module:
     """Returns transformers' or FlashDeBERTa's model of the same shape."""
     import transformers
 
-    shape = SMALL if DRY else BASE
+    shape = sizes(BASE)
     config = transformers.DebertaV2Config(
         vocab_size=shape["vocab_size"],
         hidden_size=shape["hidden_size"],
@@ -398,7 +403,7 @@ def their_model(form: str) -> Module:
 def measure_theirs(form: str, batch: int, length: int, name: str) -> Row:
     """Measures a training step of theirs."""
     model = their_model(form).to(DEVICE).train()
-    ids, mask, labels = ids_of(batch, length, (SMALL if DRY else BASE)["vocab_size"])
+    ids, mask, labels = ids_of(batch, length, sizes(BASE)["vocab_size"])
     run = torch.compile(model) if form == "compiled" else model
     numbers = mask.long()
     return speed(step_of(model, lambda _: run(input_ids=ids, attention_mask=numbers).logits, labels, name), ids.numel())
@@ -439,7 +444,7 @@ def measure_pretraining(layers: int, batch: int, name: str, compile_it: bool) ->
     """Measures steps of masked language modelling in the shape `layers` × 256, with chunks of 128 tokens."""
     torch.manual_seed(0)
     shape = V3 | {"hidden_size": 256, "num_layers": layers, "num_heads": 4, "feed_forward_size": 1024}
-    model = Deberta(DebertaConfig(**(SMALL if DRY else shape | {"vocab_size": 16_000})))
+    model = Deberta(DebertaConfig(**sizes(shape | {"vocab_size": 16_000})))
     entry, options = OBJECTIVES["mlm"], OBJECTIVES["mlm"].options()
     ordinary = torch.arange(model.config.vocab_size) > 4  # as if the special tokens had the ids 0 to 4
     model.pretraining = MLM(model, Vocabulary(mask_id=4, ordinary=ordinary, starts=torch.ones_like(ordinary)))
