@@ -9,6 +9,7 @@ python eval.py --weights DIR_OR_HUB_ID --data FILE.csv             a published c
 python eval.py --run runs/NAME --text "A wonderful little film." --explain
 python eval.py --data FILE.csv --explain mistakes.html             explains the worst mistakes
 python eval.py --compare runs/ONE runs/TWO --plot curves.png
+torchrun --standalone --nproc_per_node 2 -- eval.py --run runs/NAME --predict FILE.csv
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 import peft
-from data import Source, Splits, find_source, is_named_after, load_splits, load_table
+from data import Source, Splits, find_source, is_named_after, load_splits, load_table, ranks
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.cleaning import clean
 from data.compare import flips, significance
@@ -49,6 +51,7 @@ from data.eval_options import (
     EXAMPLES,
     Options,
     check_flags,
+    check_ranks,
     check_replaces,
     given_truncation,
     names_folder,
@@ -73,7 +76,6 @@ from data.mistakes import (
 from data.options import Options as TrainOptions
 from data.options import Settings, Tables, read_splits, truncation_of
 from data.predictions import predictions_csv, print_answer, read_lines
-from data.ranks import environment_number, only_first_prints
 from data.resolve import recorded_settings
 from data.rows import open_runs
 from data.runs import Run, check_digests
@@ -102,6 +104,8 @@ def reserved_output(out: str) -> Iterator[Emit]:
 
     def emit(text: str) -> None:
         """Writes the text."""
+        if not ranks.is_first():
+            return
         with contextlib.redirect_stdout(stdout):
             write_output(out, text)
 
@@ -149,7 +153,7 @@ def evaluate_folder(
     options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble, runs: Sequence[Run]
 ) -> None:
     """Prints the metrics of the validation and test reviews of the folder --data."""
-    folder, why = find_source(options.data)
+    folder, why = ranks.in_turn(lambda: find_source(options.data))
     print(f"data: {folder} ({why})")
     splits = load_splits(replace(source, data=folder), labels=scorer.labels)
     for run in runs:
@@ -204,12 +208,13 @@ def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
 def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     """Prints the metrics of the run's own validation and test reviews."""
     trained = settings_of(run).options
-    splits = own_splits(run)
-    temperature = None if run.predictions("validation") is None and not options.plot else calibration(run)
+    splits = ranks.in_turn(lambda: own_splits(run))
+    has_predictions = options.plot or run.predictions("validation") is not None
+    temperature = ranks.in_turn(lambda: calibration(run)) if has_predictions else None
     threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
     last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
     for name, frame in labelled_parts(splits):
-        corpus = scorer.corpus(frame, run.cache_to_score)
+        corpus = ranks.in_turn(partial(scorer.corpus, frame, run.cache_to_score))
         logits = scorer.logits(corpus)
         print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
         if trained.data == "demo" and not getattr(trained, name):
@@ -382,7 +387,7 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     machine = choose_machine(options.device, options.precision or "auto")
     quantize = "none" if options.quantize == "run" else options.quantize
     how = {"quantize": quantize, "base": options.base, "max_length": options.max_length}
-    scorer = load_checkpoint(options.weights, machine, **how, **given_truncation(given))
+    scorer = ranks.in_turn(lambda: load_checkpoint(options.weights, machine, **how, **given_truncation(given)))
     source = source_for(given, TrainOptions())
     if "text" in given:
         answer(options, scorer)
@@ -401,7 +406,9 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         export(options, run, machine)
         return
     check_classifier(run, TABLES)
-    scorer = Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(given))
+    scorer = ranks.in_turn(
+        lambda: Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(given))
+    )
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
@@ -420,7 +427,7 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         check_splits({str(run.folder): own_splits(run) for run in runs})
         print_ensemble(runs, labels)
         return
-    ensemble = Ensemble([member(options, run, given) for run in runs])
+    ensemble = ranks.in_turn(lambda: Ensemble([member(options, run, given) for run in runs]))
     if "text" in given:
         frame = as_frame([("text", review_of(options), UNKNOWN)])
         print_answer(ensemble.labels, ensemble.score_frame(frame))
@@ -441,19 +448,20 @@ def member(options: Options, run: Run, given: dict[str, Any]) -> Member:
 
 def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
-    with only_first_prints():
-        if environment_number("WORLD_SIZE", 1) > 1 and "RANK" in os.environ:
-            raise ValueError("eval.py is one process; start it without torchrun")
-    given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES, once=True)
-    options = Options(**given)
-    options = replace(options, run=tuple(split_folders(options.run)))
-    check_flags(options, given)
-    if options.predict and not options.out:
-        options = replace(options, out="-" if options.predict == "-" else DEFAULT_OUT)
-    if outputs(options):
-        check_replaces(options, (file for folder in options.run for file in Run.open(folder).config.get("files", ())))
-    with reserved_output(options.out) as emit:
-        start(options, emit, given)
+    with ranks.only_first_prints():
+        given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES, once=True)
+        options = Options(**given)
+        options = replace(options, run=tuple(split_folders(options.run)))
+        check_flags(options, given)
+        if ranks.launched():
+            check_ranks(options, given)
+        if options.predict and not options.out:
+            options = replace(options, out="-" if options.predict == "-" else DEFAULT_OUT)
+        if outputs(options):
+            read = (file for folder in options.run for file in Run.open(folder).config.get("files", ()))
+            check_replaces(options, read)
+        with ranks.joined(options.device), reserved_output(options.out) as emit:
+            start(options, emit, given)
 
 
 def start(options: Options, emit: Emit, given: dict[str, Any]) -> None:
@@ -476,5 +484,5 @@ def start(options: Options, emit: Emit, given: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    with clean_exit():
+    with ranks.leaving(), clean_exit():
         main(sys.argv[1:])

@@ -143,6 +143,17 @@ def names_folder(data: str) -> bool:
     return data == "demo" or (data == "imdb" and not Path(data).exists()) or Path(data).is_dir()
 
 
+def check_ranks(options: Options, given: dict[str, Any]) -> None:
+    """Raises ValueError for a task that several ranks cannot share, and for input that only one of them can read."""
+    shared = options.data or options.predict or (is_own_score(options, given) and len(options.run) == 1)
+    if not shared or options.explain or options.plot:
+        raise ValueError("torchrun is for --run, --data and --predict; start this task without it")
+    for name in ("data", "predict"):
+        path = getattr(options, name)
+        if path == "-" or (Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir())):
+            raise ValueError(f"{flag(name)} {path} can be read once, not by each rank; store it in a file")
+
+
 def check_task(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for two tasks, and for flags that would have no effect on the given one."""
     if len(tasks := [name for name in TASKS if name in given]) > 1:

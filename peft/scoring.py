@@ -6,6 +6,7 @@ computes its share, and all get the result.
 
 import contextlib
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from data.corpus import Corpus
 from data.errors import Diverged
 from data.meter import Meter
 from data.orders import batches, sorted_order
-from data.ranks import add_rows, alone, is_first, own_share, rank, size
+from data.ranks import add_rows, alone, gather, is_first, own_share, rank, size
 from data.seeds import random_state, set_random_state
 from nn import Model
 from nn.runtime import Machine, cast_once, tokens_per_pass
@@ -80,8 +81,11 @@ def score(
 
     LoRA is merged into copies of the weights, so that a pass costs what it costs without an adapter. check: called
     between batches.  bar: whether to show a progress bar. Returns fp32 [N, C] in the order of the reviews; those of a
-    review in windows are pooled. Raises Diverged if the model computes NaN or infinity.
+    review in windows are pooled. Raises Diverged if the model computes NaN or infinity, and ValueError if the ranks
+    have different texts.
     """
+    if not alone() and len(set(gather(f"{len(corpus)} {zlib.crc32(corpus.ids.tobytes())}"))) > 1:
+        raise ValueError("the ranks read different texts; give them files that are equal on all machines")
     training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
     model.eval()
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)

@@ -15,15 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, free_port, tiny_weights
+from conftest import ROOT, free_port, tiny, tiny_weights
 from ranks_worker import CASES, LENGTHS, all_cases, train_all
 from safetensors.torch import load_file
 
 import train
 from data import ranks
+from data.corpus import Corpus
 from data.errors import clean_exit
 from data.ranks import FRESH_STORE, share_bounds
 from eval import main as evaluate
+from nn.runtime import Machine
+from peft import scoring
 
 minutes = pytest.mark.skipif("RANKS" not in os.environ, reason="takes minutes: RANKS=1")
 TOLERANCE = 1e-6  # of fp32 sums in another order, relative to the largest gradient; of losses and weights
@@ -376,14 +379,69 @@ def test_an_error_before_the_ranks_are_joined_is_reported_once(
     assert len(waits) == 1
 
 
-def test_eval_refuses_ranks_by_one_line(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--text", "good"], "torchrun is for --run, --data and --predict; start this task without it"),
+        (["--compare", "a", "b"], "torchrun is for --run, --data and --predict; start this task without it"),
+        (["--run", "a", "--merge", "b"], "torchrun is for --run, --data and --predict; start this task without it"),
+        (["--run", "a", "b"], "torchrun is for --run, --data and --predict; start this task without it"),
+        (["--data", "f.csv", "--explain"], "torchrun is for --run, --data and --predict; start this task without it"),
+        (["--predict", "-"], "--predict - can be read once, not by each rank; store it in a file"),
+        (["--predict", "/dev/zero", "--out", "o.csv"], "--predict /dev/zero can be read once, .*"),
+    ],
+)
+def test_eval_refuses_by_one_line_what_ranks_cannot_share(arguments, problem, monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
     monkeypatch.setattr(ranks.time, "sleep", waits.append)
     for number in ("0", "1"):
         set_ranks(monkeypatch, number, "2", "1")
-        with pytest.raises(ValueError, match=r"^(rank 1: )?eval.py is one process; start it without torchrun$"):
-            evaluate(["--text", "good"])
+        with pytest.raises(ValueError, match=f"^(rank 1: )?{problem}$"):
+            evaluate(arguments)
     assert waits == [ranks.STOPPING]  # of rank 1, which torchrun stops
+
+
+def eval_with_ranks(count: int, *arguments: str) -> tuple[list[int], str, str]:
+    """Runs eval.py as `count` ranks. Returns what `outcome` does."""
+    port, started = str(free_port()), []
+    for number in range(count):
+        group = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_PORT": port}
+        environment = os.environ | group | {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / "eval.py"), *arguments, "--device", "cpu", "--precision", "fp32"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, **pipes))
+    return outcome(started)
+
+
+def test_eval_shares_out_reviews(alone: Path, folder: Path, capsys: pytest.CaptureFixture[str]):
+    run, ten = str(alone / "lora"), folder / "ten.csv"
+    labels = ["negative", "positive"] * 5
+    lines = [f"{n},{label},a film {'with good actors ' * n}" for n, label in enumerate(labels)]
+    ten.write_text("id,label,text\n" + "\n".join(lines) + "\n")
+    evaluate(["--run", run, "--predict", str(ten), "--out", str(folder / "one.csv"), "--precision", "fp32"])
+    expected = capsys.readouterr().out.replace("one.csv", "three.csv")
+    arguments = ["--run", run, "--predict", str(ten), "--out", str(folder / "three.csv")]
+    codes, output, errors = eval_with_ranks(3, *arguments)
+    assert (codes, errors.count("error")) == ([0, 0, 0], 0)
+    assert output == expected
+    assert (folder / "three.csv").read_text() == (folder / "one.csv").read_text()
+
+
+@minutes
+def test_eval_scores_the_reviews_of_a_run_as_one_process(alone: Path, capsys: pytest.CaptureFixture[str]):
+    evaluate(["--run", str(alone / "lora"), "--precision", "fp32"])
+    expected = capsys.readouterr().out
+    codes, output, _ = eval_with_ranks(2, "--run", str(alone / "lora"))
+    assert codes == [0, 0]
+    assert output == expected
+
+
+def test_ranks_with_different_texts_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scoring, "alone", lambda: False)
+    monkeypatch.setattr(scoring, "gather", lambda value: [value, "10 0"])
+    corpus = Corpus.from_rows([[1, 2]], [0], pad_id=0)
+    with pytest.raises(ValueError, match=r"^the ranks read different texts"):
+        scoring.score(tiny("bert"), corpus, Machine(torch.device("cpu"), torch.float32))
 
 
 @pytest.fixture
