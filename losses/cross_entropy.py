@@ -50,13 +50,22 @@ def log_probabilities(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return log_p.masked_fill(excluded, 0), log_q.masked_fill(excluded, 0)
 
 
+def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Computes KL(p ‖ q) = Σ_c p_c (log p_c - log q_c) of each example; a class with p_c = 0 adds 0.
+
+    logits_p, logits_q: [B, C] -> [B], fp32 or wider, at least 0
+    """
+    log_p, log_q = log_probabilities(logits_p, logits_q)
+    return (log_p.exp() * (log_p - log_q)).masked_fill(log_p.isneginf(), 0).sum(-1)
+
+
 def cross_entropy(
     logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
     """Computes L, the mean over examples.
 
-    logits: [B, C];  labels: int64 [B];  smoothing: ε;  class_weights: w, [C] -> scalar, fp32 or wider. Raises
-    ValueError for ε outside [0, 1).
+    logits: [B, C];  labels: int64 [B], 0 … C - 1;  smoothing: ε;  class_weights: w, [C] -> scalar, fp32 or wider.
+    Raises ValueError for ε outside [0, 1), and for other shapes.
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing {smoothing} is outside [0, 1)")

@@ -1,7 +1,7 @@
 """Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, §2): a trained teacher teaches a student.
 
     p = softmax(v / T),   q = softmax(z / T)                        Eq. (1)
-    L = mean_i α_i T² KL(p_i ‖ q_i) + (1 - α_i) CE(z_i, y_i)
+    L = mean_i [α_i T² KL(p_i ‖ q_i) + (1 - α_i) CE(z_i, y_i)]
 
 v: logits of the teacher, constants;  z: logits of the student;  T: temperature;  y: labels;  α_i: α for a review with
 a label, 1 for a review of the transfer set (--distill-unlabelled), which has none. The gradient of T² KL is
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.flags import option
-from losses.cross_entropy import CrossEntropyOptions, check_rows, cross_entropy, log_probabilities
+from losses.cross_entropy import CrossEntropyOptions, check_rows, cross_entropy, kl_divergence
 from nn import Model
 from nn.autocast import at_least_fp32
 
@@ -61,8 +61,8 @@ def check_weights(temperature: float, alpha: float) -> None:
 
 def soft_losses(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Computes T² KL(p ‖ q) of each example. logits, teacher: [B, C] -> [B], fp32 or wider, at least 0"""
-    log_q, log_p = log_probabilities(at_least_fp32(logits) / temperature, at_least_fp32(teacher.detach()) / temperature)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    of_teacher, of_student = (at_least_fp32(z) / temperature for z in (teacher.detach(), logits))
+    return temperature**2 * kl_divergence(of_teacher, of_student)
 
 
 def distill_loss(
@@ -77,7 +77,7 @@ def distill_loss(
     """Computes L, the mean over examples.
 
     logits, teacher: [B, C];  labels: int64 [B], -1 for a review without one;  class_weights: of CE, [C]. Raises
-    ValueError for T <= 0 and for α outside [0, 1].
+    ValueError for T <= 0, for α outside [0, 1], and for other shapes.
     """
     check_weights(temperature, alpha)
     check_rows(logits, labels, class_weights)

@@ -1,11 +1,11 @@
 """Margin loss on the lengths of class capsules (Sabour et al. 2017, arXiv 1710.09829, §3).
 
-    L = mean_i Σ_c T_c max(0, m⁺ - |v_c|)² + λ (1 - T_c) max(0, |v_c| - m⁻)²        Eq. (4)
+    L = mean_i Σ_c [T_c max(0, m⁺ - |v_c|)² + λ (1 - T_c) max(0, |v_c| - m⁻)²]      Eq. (4)
 
 T_c = [c = y], m⁺ = 0.9, m⁻ = 0.1, λ = 0.5. Both terms are squared. Many implementations omit the square; the slope of
 the loss is then the same for every violation, however small.
 
-Differs from the paper: the loss is a mean over examples.
+Differs from the paper: the loss is a mean over examples; the reconstruction loss (§4.1) is left out.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def margin_loss(
     """Computes L, the mean over examples, each multiplied by the weight of its class.
 
     lengths: |v_c| in [0, 1), [B, C];  labels: int64 [B];  upper, lower, weight: m⁺, m⁻, λ;
-    class_weights: [C] -> scalar, fp32 or wider
+    class_weights: [C] -> scalar, fp32 or wider. Raises ValueError for other shapes.
     """
     check_rows(lengths, labels, class_weights)
     lengths = at_least_fp32(lengths)

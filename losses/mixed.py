@@ -1,7 +1,8 @@
 """Semi-supervised training on embeddings: adversarial training, virtual adversarial training, entropy minimization
 (Miyato, Dai & Goodfellow 2017, arXiv 1605.07725; combined: Sachan, Zaheer & Salakhutdinov 2019, arXiv 2009.04007, §3).
 
-s: the embeddings of a review, [T, E];  p(·|s): the model's distribution;  θ̂: θ as a constant
+s: the embeddings of a review, [T, E], as the layers get them: after dropout, and in encoders after positions and norm;
+p(·|s): the model's distribution;  θ̂: θ as a constant
 
     L_ML  = mean -log p(y|s)
     r_adv = -ε g/‖g‖,  g = ∇_s log p(y|s)                                        Miyato et al., Eq. (5)
@@ -36,7 +37,7 @@ from data.flags import option
 from data.ranks import alone
 from data.seeds import random_state, set_random_state
 from data.tokenization import Tokenizer
-from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from losses.cross_entropy import CrossEntropyOptions, cross_entropy, kl_divergence
 from nn import Model
 from nn.autocast import at_least_fp32, product_dtype
 from nn.distributed import draw_normal, standard_deviation
@@ -49,7 +50,6 @@ class AdversarialOptions(CrossEntropyOptions):
     radius: float = option(5.0, "objective", "adversarial, mixed: ε in standard deviations of the embeddings")
     adversarial_weight: float = option(1.0, "objective", "adversarial, mixed: weight λ_AT of the adversarial loss")
     vat_weight: float = option(0.0, "objective", "adversarial, mixed: weight λ_VAT of the virtual adversarial loss")
-
     normalize_embeddings: bool = option(
         False, "objective", "adversarial, mixed: a standard deviation for each dimension of the embeddings"
     )
@@ -68,12 +68,12 @@ class MixedOptions(AdversarialOptions):
 
 
 class Reviews(NamedTuple):
-    """Embedded reviews, with the random state that gives all their passes the same dropout masks."""
+    """Embedded reviews, with the seed that gives all their passes the same dropout masks."""
 
     model: Model
     x: Tensor  # [B, T, E]
     mask: Tensor  # bool [B, T]
-    state: dict[str, Tensor]
+    seed: int  # of the dropout masks
     by_dimension: bool = False  # whether each dimension has a standard deviation of its own
     share: Share | None = None  # of a batch that several ranks compute together
 
@@ -85,13 +85,20 @@ class Reviews(NamedTuple):
         x = model.embed(input_ids, mask)
         if not x.requires_grad:
             x = x.detach().requires_grad_(torch.is_grad_enabled())
-        return cls(model, x, mask, random_state(input_ids.device), by_dimension, share)
+        return cls(model, x, mask, int(torch.randint(2**62, ())), by_dimension, share)
 
     def logits(self, shift: Tensor | float = 0.0) -> Tensor:
-        """Computes the logits of the embeddings plus `shift` [B, T, E] under fixed dropout masks: fp32 [B, C]."""
-        set_random_state(self.state, self.x.device)
+        """Computes the logits of the embeddings plus `shift` [B, T, E] under fixed dropout masks: [B, C].
+
+        The logits are fp32 or wider. The random state is restored, so that what is drawn between two passes has nothing
+        to do with the masks.
+        """
+        before = random_state(self.x.device)
+        torch.manual_seed(self.seed)
         h = self.model.encode(self.x + shift, self.mask)
-        return self.model.classifier(self.model.pool(h, self.mask)).float()
+        logits = self.model.classifier(self.model.pool(h, self.mask))
+        set_random_state(before, self.x.device)
+        return at_least_fp32(logits)
 
     def spread(self) -> Tensor:
         """Computes σ of the embeddings of real tokens, of all ranks: a scalar, or [E] by dimension."""
@@ -115,14 +122,13 @@ def scale_to_length(direction: Tensor, mask: Tensor, length: Tensor | float) -> 
 
 def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """Computes KL(P ‖ Q), the mean over examples. logits: [B, C] -> scalar"""
-    log_p = F.log_softmax(logits_p, -1)
-    return (log_p.exp() * (log_p - F.log_softmax(logits_q, -1))).sum(-1).mean()
+    return kl_divergence(logits_p, logits_q).mean()
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Computes -Σ p log p, the mean over examples. logits: [B, C] -> scalar"""
+    """Computes -Σ p log p, the mean over examples; a class with p = 0 adds 0. logits: [B, C] -> scalar"""
     log_p = F.log_softmax(logits, -1)
-    return -(log_p.exp() * log_p).sum(-1).mean()
+    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0)).sum(-1).mean()
 
 
 def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Tensor:

@@ -54,7 +54,7 @@ def rdrop_loss(
 ) -> Tensor:
     """Computes L, the mean over examples. logits: [B, C];  labels: int64 [B];  class_weights: of CE, [C] -> scalar
 
-    Raises ValueError for a negative alpha.
+    Raises ValueError for a negative alpha and for other shapes.
     """
     if alpha < 0:
         raise ValueError(f"rdrop_alpha {alpha} is negative")

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from data.checked import about, read_object, reading, show
 from data.files import write_json, write_tensors
+from data.flags import check_choice
 from data.hub import CONFIG, WEIGHTS, fetch_config, find_pretrained
 from data.seeds import random_state, set_random_state
 from data.weight_files import WeightFile, weight_files
@@ -25,7 +26,7 @@ from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
 from nn.heads import NEW_MODEL, OTHER_HEADS, WAYS_OUT, check_task, match_head
 from nn.nb_linear import NGramEmbedding
-from nn.quant import QUANTIZED, Int8Embedding, Int8Linear, form_of, put_quantized, quantizable
+from nn.quant import FORMS, QUANTIZED, Int8Embedding, Int8Linear, form_of, put_quantized, quantizable
 from nn.sharding import rows_like
 from nn.words import WordClassifier
 
@@ -160,11 +161,12 @@ def load_pretrained(
     8-bit checkpoint stays in 8 bits.
     `model.newly_initialized` names the parameters that the file lacks and that are initialized at random; only layers
     of the head may be. Tensors are read and converted one at a time, so that memory peaks at the size of the model plus
-    one tensor. Raises FileNotFoundError, or ValueError for a head with other classes, and for missing, surplus,
-    misshaped or unusable tensors, which it lists.
+    one tensor. Raises FileNotFoundError; TypeError for labels that are a text; or ValueError for a head with other
+    classes, for another form, and for missing, surplus, misshaped or unusable tensors, which it lists.
     """
     if isinstance(labels, str):
         raise TypeError(f"labels is the text {show(labels, 40)}, not a tuple of names")
+    check_choice("quantize", quantize, dict.fromkeys(FORMS))
     config_file = fetch_config(source)
     published = read_object(config_file)
     cls = model_class(published, config_file)  # before the weights are fetched

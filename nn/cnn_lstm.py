@@ -37,7 +37,6 @@ class CNNLSTM(WordClassifier):
 
     model_type, architecture = "cnn_lstm", "CNNLSTM"
     Config = CNNLSTMConfig
-    HEAD = ("pooling", "classifier")
 
     def __init__(self, config: CNNLSTMConfig) -> None:
         c = config

@@ -85,7 +85,6 @@ class GRUClassifier(WordClassifier):
 
     model_type, architecture = "gru", "GRUClassifier"
     Config = GRUConfig
-    HEAD = ("pooling", "classifier")
 
     def __init__(self, config: GRUConfig) -> None:
         super().__init__(config)

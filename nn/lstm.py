@@ -85,7 +85,6 @@ class LSTMClassifier(WordClassifier):
 
     model_type, architecture = "lstm", "LSTMClassifier"
     Config = LSTMConfig
-    HEAD = ("pooling", "classifier")
 
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__(config)

@@ -17,6 +17,7 @@ from nn import Model
 from nn.checkpoint import TRAINING_ONLY
 from nn.encoder import init_weights
 from nn.sharding import rows_like
+from nn.words import WordClassifier
 
 
 def num_levels(model: Model) -> int:
@@ -47,8 +48,8 @@ def parameter_groups(
 
     Biases, norms, virtual tokens and the vectors l of IA³, which start at 1, have no weight decay. The head and LoRA's
     B have learning rates of their own. The rate of each layer is layer_decay times that of the layer above (Howard &
-    Ruder 2018, arXiv 1801.06146, §3.2; Sun et al. 2019, Eq. 2). is_adapter: whether the parameter of that
-    name belongs to an adapter.
+    Ruder 2018, arXiv 1801.06146, §3.2; Sun et al. 2019, arXiv 1905.05583, Eq. 2). is_adapter: whether the parameter of
+    that name belongs to an adapter.
     """
     norms = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in module.parameters()}
     groups: dict[tuple[str, float, bool], list[Parameter]] = {}
@@ -102,7 +103,8 @@ class Average:
     """Keeps θ̄, the running mean of the trained weights, which is scored and saved in their place.
 
     Polyak & Juditsky 1992; exponential as in Tarvainen & Valpola 2017, arXiv 1703.01780, Eq. 2. The mean covers mostly
-    the last 1 / (1 - decay) steps, or the last ninth of all steps if that is fewer. decay 0: θ̄ is θ itself.
+    the last 1 / (1 - decay) steps, or the last ninth of all steps if that is fewer. decay 0: θ̄ is θ itself. Raises
+    ValueError for a decay outside [0, 1).
     """
 
     def __init__(self, parameters: list[Parameter], decay: float) -> None:
@@ -144,7 +146,10 @@ class Average:
 
 
 def reinitialize(model: Model, count: int) -> None:
-    """Initializes the top `count` layers at random (Zhang et al. 2021, arXiv 2006.05987, §5). Raises ValueError."""
+    """Initializes the top `count` layers at random (Zhang et al. 2021, arXiv 2006.05987, §5).
+
+    Raises ValueError for a model without a stack of layers, and for more layers than it has.
+    """
     if count == 0:
         return
     if not len(model.layers):
@@ -152,7 +157,11 @@ def reinitialize(model: Model, count: int) -> None:
     if not 0 <= count <= len(model.layers):
         raise ValueError(f"--reinit-layers {count} is outside 0 … {len(model.layers)}")
     top = range(len(model.layers) - count, len(model.layers))
+    new = type(model)(model.config).layers if isinstance(model, WordClassifier) else None  # from its constructor
     for number in top:
-        init_weights(model.layers[number], model.config.initializer_range)
+        if new is None:
+            init_weights(model.layers[number], model.config.initializer_range)
+        else:
+            model.layers[number].load_state_dict(new[number].state_dict())
     prefixes = tuple(f"layers.{number}." for number in top)
     model.newly_initialized |= frozenset(name for name, _ in model.named_parameters() if name.startswith(prefixes))

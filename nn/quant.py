@@ -12,9 +12,8 @@ Three paths compute the product:
     int8   the equations above, by torch._int_mm
     bf16   Q is converted to bf16, which represents it exactly; the product is multiplied by s
     fp32   diag(s) Q is computed in the dtype of x: the plain form
-`auto` under mixed precision: bf16 on a CPU, for inputs that need a gradient, and on a GPU for at most 16 rows or for
-widths that are not multiples of 8; int8 otherwise. `auto` in fp32: int8 on CPUs with int8 instructions (AVX-512 VNNI);
-fp32 otherwise.
+`auto` under mixed precision: int8 on a CUDA GPU for inputs without a gradient, more than 16 rows, and widths that are
+multiples of 8; bf16 otherwise. `auto` in fp32: int8 on CPUs with int8 instructions (AVX-512 VNNI); fp32 otherwise.
 
 One scale for each row of W [out, in] and for each token is the paper's vector-wise quantization (§3.1).
 
@@ -35,6 +34,7 @@ from nn.nf4 import NF4Linear, quantize_nf4
 from nn.quantized_linear import QuantizedLinear
 
 OUTLIER = 6.0  # §3.2
+TINY = 1e-36  # 127 / TINY is finite in fp32
 PATHS = ("auto", "int8", "bf16", "fp32")
 FORMS = ("none", "int8", "nf4")  # of frozen weights: --quantize
 QUANTIZED = "int8-absmax"  # value of the field `quantization` in config.json
@@ -56,11 +56,14 @@ def prefers_bf16(device: torch.device) -> bool:
 
 
 def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantizes by row. w: [N, K] -> Q int8 [N, K], s fp32 [N]. A row of zeros has s = 0. Halves round to even."""
+    """Quantizes by row. w: [N, K] -> Q int8 [N, K], s fp32 [N]. A row of zeros has s = 0. Halves round to even.
+
+    The numbers of a row without any above TINY get the scale of TINY, since 127 / absmax may be infinite.
+    """
     w = w.float()
     absmax = torch.maximum(w.amax(1), -w.amin(1))  # [N]
-    q = w * (127 / absmax.clamp(min=torch.finfo(torch.float32).tiny))[:, None]
-    return q.round_().to(torch.int8), absmax / 127
+    largest = absmax.clamp(min=TINY)
+    return (w * (127 / largest)[:, None]).round_().to(torch.int8), largest.masked_fill(absmax == 0, 0) / 127
 
 
 def aligned(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,9 +198,8 @@ def quantizable(model: Model) -> list[str]:
 
 def quantize(model: Model, form: str) -> Model:
     """Replaces the linear layers of `model` by 8-bit or 4-bit layers and its word embeddings by an 8-bit table, in
-    place, and returns it. Head, pooler, norms, convolutions and adapter keep their precision. form: int8 or nf4"""
-    if form not in FORMS[1:]:
-        raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS[1:])}")
+    place, and returns it. Head, pooler, norms, convolutions and adapter keep their precision. form: int8 or nf4. Raises
+    ValueError for another form."""
     for name in quantizable(model):
         weight = model.get_parameter(f"{name}.weight").detach()
         put_quantized(model, name, weight, form=form, dtype=weight.dtype)
@@ -220,8 +222,10 @@ def put_quantized(
     """Replaces the module `name` by a quantized module.
 
     weight: floating point, quantized here; or Q, with s in scale.  form: int8 or nf4, of a linear layer.  dtype: of the
-    rows of a table.
+    rows of a table. Raises ValueError for another form.
     """
+    if form not in FORMS[1:]:
+        raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS[1:])}")
     old: Any = model.get_submodule(name)
     if isinstance(old, Linear) and form == "nf4":
         model.set_submodule(name, NF4Linear(quantize_nf4(weight), weight.size(0), weight.size(1), old.bias))
@@ -249,9 +253,9 @@ def describe_products(device: torch.device, mixed: bool, form: str = "int8") -> 
     """Describes in one line how quantized weights are multiplied in scoring. mixed: precision is bf16 or fp16"""
     if form == "nf4":
         return "4-bit weights: stored in NF4, dequantized to the precision of the run for each product"
-    bf16 = mixed and prefers_bf16(device)
+    bf16 = mixed and (prefers_bf16(device) or device.type not in ("cpu", "cuda"))
     path = "bf16" if bf16 else "int8" if mixed or multiplies_int8(device) else "fp32"
-    why = ", which is faster on a CPU" if bf16 else ""
+    why = ", which is faster on a CPU" if bf16 and device.type == "cpu" else ""
     return f"8-bit weights: stored in int8, multiplied in {path}{why}"
 
 

@@ -167,7 +167,7 @@ class WordClassifier(Module):
     SUPPORTED: dict[str, tuple] = {}  # noqa: RUF012
     ALIASES: dict[str, str] = {}  # noqa: RUF012
     # modules of the head: language modelling does not train them, and a checkpoint may lack them
-    HEAD: tuple[str, ...] = ("classifier",)
+    HEAD: tuple[str, ...] = ("pooling", "classifier")
     NEW_HEAD = True  # whether a new last layer can replace that of a checkpoint
 
     pooling: Pooling

@@ -142,12 +142,18 @@ def trains_backbone(model: Encoder) -> bool:
 
 
 class Adapter(NamedTuple):
-    """A detached adapter."""
+    """A detached or merged adapter."""
 
     settings: dict[str, Any]  # method and options
     modules: dict[str, Module]  # the method's modules, by name
     values: dict[str, Tensor]  # of the head, and of parameters of the backbone in the adapter's file, by name
     labels: tuple[str, ...]  # names of the classes
+    shapes: dict[str, torch.Size]  # of all parameters of its plain model, by name; {} if it is merged
+
+
+def shapes_of(model: Encoder) -> dict[str, torch.Size]:
+    """Returns the shape of each parameter of a plain model, by name."""
+    return {name: p.shape for name, p in model.named_parameters()}
 
 
 @torch.no_grad()
@@ -167,8 +173,9 @@ def detach_adapter(model: Encoder) -> Adapter:
     if model.virtual is not None:
         modules["virtual"] = model.virtual
         model.virtual = None
-    adapter = Adapter(model.adapter, modules, values, labels)
+    adapter = Adapter(model.adapter, modules, values, labels, shapes_of(model))
     model.adapter = None
+    adapter.settings["attached"] = False
     copy_values(model, *adapter.settings["before"])
     adapter.settings["trained"] = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, trained in adapter.settings["trained_before"].items():
@@ -185,17 +192,19 @@ def copy_values(model: Encoder, values: dict[str, Tensor], labels: tuple[str, ..
 
 @torch.no_grad()
 def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
-    """Restores a detached adapter, in place.
+    """Restores a detached adapter, in place, on its model or one of the same shape.
 
-    Raises ValueError if the model has another one, lacks its layers, or if another model has the adapter.
+    Raises ValueError if the model has another one or other parameters, or if a model has the adapter already. The model
+    then stays as it was.
     """
     check_no_adapter(model)
-    layers = {name: module for name, module in adapter.modules.items() if name != "virtual"}
-    here = dict(model.named_modules())
-    if unknown := [name for name in layers if name not in here]:
-        raise ValueError(f"the adapter does not fit this model, which has no {unknown[0]}")
-    if any(module.base not in (None, here[name]) for name, module in layers.items()):
-        raise ValueError("the adapter is attached to another model; detach it there, or attach a copy.deepcopy of it")
+    if adapter.settings.get("attached"):
+        raise ValueError("the adapter is attached to a model; detach it there, or attach a copy.deepcopy made before")
+    here, there = shapes_of(model), adapter.shapes or shapes_of(model)
+    for name in (name for name in (*there, *here) if here.get(name) != there.get(name)):
+        found, needed = (list(shapes[name]) if name in shapes else "missing" for shapes in (here, there))
+        raise ValueError(f"the adapter does not fit this model: {name} is {found} here, {needed} in its model")
+    adapter.settings["attached"] = True
     copy_values(model, adapter.values, adapter.labels)
     for name, trained in adapter.settings.get("trained", {}).items():
         model.get_parameter(name).requires_grad_(trained)
@@ -211,9 +220,10 @@ def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
 
 
 def merge(model: Encoder) -> Encoder:
-    """Merges the adapter into the weights, in place; `unmerge` undoes it.
+    """Merges the adapter into the weights, in place; `unmerge` undoes it. What was frozen stays frozen.
 
-    Raises ValueError if there is no adapter, and for virtual tokens, which are not weights.
+    Raises ValueError if there is no adapter, for a method that cannot be merged (virtual tokens, Houlsby's adapters,
+    the head alone), and for quantized weights.
     """
     if model.adapter is None:
         raise ValueError("the model has no adapter to merge")
@@ -223,7 +233,7 @@ def merge(model: Encoder) -> Encoder:
         raise ValueError(f"{method} cannot be merged into the weights; best/ of the run is its checkpoint: --weights")
     modules: dict[str, Module] = dict(wrapped(model))
     entry.merge(model)
-    model.merged = Adapter(model.adapter, modules, {}, model.config.labels)
+    model.merged = Adapter(model.adapter, modules, {}, model.config.labels, {})
     model.adapter = None
     return model
 
@@ -239,6 +249,7 @@ def unmerge(model: Encoder) -> Encoder:
     merged, model.merged = model.merged, None
     for module in merged.modules.values():
         module.unmerge()
+    merged.settings["attached"] = False
     return attach_adapter(model, merged)
 
 

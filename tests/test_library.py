@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny, token_batch
+from conftest import INIT_IDS, tiny, token_batch
 from torch.autograd import gradcheck
 from torch.nn import Linear
 
@@ -100,16 +100,48 @@ def test_an_adapter_is_attached_to_one_model():
     first, second = fill(peft.apply(tiny("bert").eval(), "lora")), tiny("bert").eval()
     logits, adapter = first(IDS, MASK), peft.detach_adapter(first)
     peft.attach_adapter(first, adapter)
-    with pytest.raises(ValueError, match="the adapter is attached to another model; detach it there"):
+    with pytest.raises(ValueError, match="the adapter is attached to a model; detach it there"):
         peft.attach_adapter(second, adapter)
     assert torch.equal(first(IDS, MASK), logits)
     assert second.adapter is None
     peft.attach_adapter(second, peft.detach_adapter(first))
     shallow = tiny("bert")
     del shallow.layers[1]
-    with pytest.raises(ValueError, match=r"the adapter does not fit this model, which has no layers\.1"):
+    before = {name: p.clone() for name, p in shallow.named_parameters()}
+    problem = r"the adapter does not fit this model: layers\.1\S* is missing here, \[\d+.*\] in its model"
+    with pytest.raises(ValueError, match=problem):
         peft.attach_adapter(shallow, peft.detach_adapter(second))
     assert isinstance(shallow.layers[0].attention.query, Linear)
+    assert all(torch.equal(p, before[name]) for name, p in shallow.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["prompt", "head", "bitfit"])
+def test_an_adapter_without_layers_of_its_own_is_attached_to_one_model(method: str):
+    first, second = peft.apply(tiny("bert"), method, INIT_IDS), tiny("bert")
+    adapter = peft.detach_adapter(first)
+    peft.attach_adapter(second, adapter)
+    with pytest.raises(ValueError, match="the adapter is attached to a model; detach it there"):
+        peft.attach_adapter(first, adapter)
+    assert second.adapter is adapter.settings
+    peft.attach_adapter(first, peft.detach_adapter(second))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "problem"),
+    [
+        ("bert", {"labels": ("a", "b", "c")}, r"classifier\.weight is \[3, \d+\] here, \[2, \d+\] in its model"),
+        ("deberta", {}, "is missing here"),
+    ],
+)
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_an_adapter_of_another_model_is_refused_before_anything_changes(method, name, shape, problem):
+    other = tiny(name, **shape)
+    adapter = peft.detach_adapter(peft.apply(tiny("bert"), method, INIT_IDS))
+    before = {name: p.clone() for name, p in other.named_parameters()}
+    with pytest.raises(ValueError, match=problem):
+        peft.attach_adapter(other, adapter)
+    assert other.adapter is None
+    assert all(torch.equal(p, before[name]) for name, p in other.named_parameters())
 
 
 def test_a_magnitude_of_zero_is_unmerged():
@@ -121,6 +153,12 @@ def test_a_magnitude_of_zero_is_unmerged():
     torch.testing.assert_close(peft.merge(model)(IDS, MASK), before)
     peft.unmerge(model)
     torch.testing.assert_close(layer.base.weight, weight)
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "nf5", "INT8", ""])
+def test_another_form_of_quantized_weights_is_refused(quantize: str):
+    with pytest.raises(ValueError, match=f"unknown quantize '{quantize}'; known: none, int8, nf4"):
+        load_pretrained("builtin", quantize=quantize)
 
 
 def test_an_adapter_needs_its_own_writer(tmp_path):

@@ -9,9 +9,11 @@ from conftest import required_shape, tiny, token_batch
 
 from data.batches import Batch
 from losses import OBJECTIVES
-from losses.cross_entropy import cross_entropy
+from losses.cross_entropy import cross_entropy, kl_divergence
 from losses.margin import MarginOptions, margin_loss
 from losses.margin import objective as margin_objective
+from losses.mixed import entropy
+from losses.supcon import supcon_loss
 
 WEIGHTS = [0.5, 2.0, 1.5]  # of the classes; the weights of a batch do not add up to its size
 
@@ -150,3 +152,19 @@ def test_margin_loss_needs_class_capsules():
     batch = Batch(*token_batch([4, 3]), torch.tensor([0, 1]), torch.arange(2))
     with pytest.raises(ValueError, match="needs class capsules"):
         margin_objective(tiny("capsule_lstm"), batch, MarginOptions())
+
+
+@pytest.mark.parametrize("excluding", ["p", "both"])
+def test_a_class_that_p_excludes_adds_nothing_to_the_divergence(excluding: str):
+    p = torch.tensor([[0.0, -torch.inf]])
+    q = torch.tensor([[0.3, 0.0 if excluding == "p" else -torch.inf]], requires_grad=True)
+    loss = kl_divergence(p, q)
+    torch.testing.assert_close(loss, -q.log_softmax(-1)[:, 0])
+    loss.sum().backward()
+    assert q.grad.isfinite().all()
+    assert entropy(p) == 0
+
+
+def test_negative_labels_are_no_class_of_a_contrast():
+    with pytest.raises(ValueError, match="label -1 is not a class"):
+        supcon_loss(torch.eye(3), torch.tensor([0, -1, 1]), 0.5)

@@ -47,6 +47,14 @@ def test_the_last_norm_of_the_transformer_has_the_rate_of_the_last_layer():
     assert found["project.weight"]["peak"] == found["embeddings.word.weight"]["peak"] == RATE / 8
 
 
+@pytest.mark.parametrize("name", ["cnn", "lstm", "gru", "cnn_lstm", "transformer"])
+def test_attention_pooling_is_part_of_the_head(name: str):
+    found = groups_by_name(tiny(name, pooling="attention"), Options(learning_rate=RATE, layer_decay=0.5))
+    pooling = [group for key, group in found.items() if key.startswith("pooling.")]
+    assert pooling
+    assert all(group["part"] == "head" and group["peak"] == RATE for group in pooling)
+
+
 def test_virtual_tokens_have_the_rate_of_the_last_layer():
     found = groups_by_name(adapt(tiny("bert"), "prefix"), Options(learning_rate=RATE, layer_decay=0.5))
     rates = {key.split(".")[0]: group["peak"] for key, group in found.items()}
@@ -201,6 +209,16 @@ def test_the_top_layers_are_reinitialized_and_no_others(name):
         if key in top and value.dim() == 2:
             assert value.std().item() == pytest.approx(model.config.initializer_range, rel=0.3), key
     assert model.newly_initialized == top | {"pooler.dense.weight"}
+
+
+def test_the_transformer_is_reinitialized_as_its_constructor_does():
+    model, before = tiny("transformer", num_layers=3), tiny("transformer", num_layers=3).state_dict()
+    torch.manual_seed(1)
+    reinitialize(model, 1)
+    torch.manual_seed(1)
+    expected = type(model)(model.config).state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, (expected if key.startswith("layers.2.") else before)[key]), key
 
 
 @pytest.mark.parametrize("name", ["bert", "lstm"])

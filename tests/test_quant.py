@@ -68,6 +68,10 @@ def test_rounding_is_within_half_a_step():
     assert ((q.float() * s[:, None] - w).abs() <= s[:, None] / 2 * (1 + 1e-5)).all()
     assert (q[4] == 0).all()
     assert s[4] == 0
+    tiny_row = torch.tensor([[1e-36, -0.4e-36, 0.0]])
+    for row in (tiny_row, tiny_row / 10):  # 127 divided by its largest number would be infinite
+        q, s = quantize_rows(row)
+        assert ((q.float() * s[:, None] - row).abs() <= 1e-36 / 127 / 2 * 1.01).all()
     exact, _ = quantize_rows(torch.tensor([[127.0, 0.5, 1.5, -2.5]]))
     assert exact.tolist() == [[127, 0, 2, -2]]  # halves round to even
 
@@ -161,6 +165,8 @@ def test_auto_selects_the_path_by_device_precision_and_gradient(monkeypatch):
             monkeypatch.setattr(quant, "prefers_bf16", lambda device: False)
             assert small.chosen_path(x) == "int8"
             assert "multiplied in int8" in describe_products(x.device, mixed=True)
+            assert describe_products(torch.device("cuda"), mixed=True).endswith("multiplied in int8")
+            assert describe_products(torch.device("mps"), mixed=True).endswith("multiplied in bf16")
     with pytest.raises(ValueError, match="unknown path 'int4'; known: auto, int8, bf16, fp32"):
         Int8Linear.from_linear(Linear(2, 2), "int4")
 
