@@ -43,7 +43,7 @@ PRETRAINING = {
     "warmup": 0.02,
     "epochs": 10,
 }
-# no dropout: 10 epochs do not memorize the words; the model's config keeps the rates of classification
+# no dropout: 10 epochs do not overfit; the model's config keeps the rates of classification
 LANGUAGE_MODEL = PRETRAINING | {
     "max_length": 400,
     "vocab_size": 30_000,

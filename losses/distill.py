@@ -37,7 +37,7 @@ class DistillOptions(CrossEntropyOptions):
     teacher: tuple[str, ...] = option(
         (),
         "objective",
-        "distill: run folders, checkpoint folders or hub ids, several: an ensemble; default: the linear model",
+        "distill: run or checkpoint folders or hub ids, several form an ensemble; default: the linear model",
         "RUN_OR_WEIGHTS",
     )
     distill_temperature: float = option(2.0, "objective", "distill: T, above 0")

@@ -12,7 +12,7 @@ during training only.
 An LSTM over windows of a convolution has one state for q words. →h_s depends on the words up to q·s + ahead and
 predicts the next one; ←h_s depends on the words from q·s - behind on (`nn.words.Reading`).
 
-Gradients reach the beginning of an example: a review of up to --max-length words, or a chunk of a longer one.
+Gradients flow back to the start of an example: a review of up to --max-length words, or a chunk of a longer one.
 Truncated backpropagation, with a state that is carried from chunk to chunk, would shorten the memory of whole reviews
 and tie each batch to the one before it.
 
@@ -40,7 +40,7 @@ class LMOptions:
     cutoffs: str = option("2000,10000", "objective", "lm: ids that begin the clusters of rarer words", "N,N")
 
     def __post_init__(self) -> None:
-        if not all(part.strip().isdigit() for part in self.cutoffs.split(",")):
+        if not all(part.strip().isdecimal() for part in self.cutoffs.split(",")):
             raise ValueError(f"--cutoffs {self.cutoffs!r} are not numbers with commas between them, like 2000,10000")
 
 

@@ -87,11 +87,11 @@ WORDS = {
     "epochs": 4,
 }
 RECURRENT = WORDS | {"epochs": 8}
-# One-hot words have 1,800 weights each. A large ε of Adam keeps the steps of rare words small (SEARCH.md, "One-hot
+# Each one-hot word has 1,800 weights. A large ε of Adam keeps the steps of rare words small (SEARCH.md, "One-hot
 # words").
 ONE_HOT = {"one_hot": True, "widths": "1,2,3", "filters": 300, "embedding_range": 0.02}
 RARE_WORDS = {"word_vectors": "none", "learning_rate": 5e-3, "adam_epsilon": 1e-4, "batch_size": 64, "epochs": 6}
-# Whole reviews and all words that occur twice. Chosen on validation reviews (SEARCH.md, "A linear model").
+# Whole reviews, and words that occur at least twice. Chosen on validation reviews (SEARCH.md, "A linear model").
 NGRAMS = {
     "vocab_size": 400_000,
     "min_count": 2,

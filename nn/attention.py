@@ -41,7 +41,7 @@ def select_queries(x: Tensor, queries: Queries) -> Tensor:
 
 
 def check_mask(mask: Tensor) -> None:
-    """Raises TypeError for a mask of numbers, as tokenizers of transformers return it."""
+    """Raises TypeError unless the mask is bool; the tokenizers of transformers return int64."""
     if mask.dtype != torch.bool:
         raise TypeError(f"the mask is {mask.dtype}, not torch.bool; mask.bool() is True for real tokens")
 

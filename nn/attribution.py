@@ -15,7 +15,7 @@ is exact.
 
 Quadrature: [0, 1] is split into intervals with four Gauss-Legendre nodes each. Completeness holds on each interval, so
 its error is known, |Σ_t a_t - F(end) + F(start)|. Intervals with the largest errors are halved until the errors sum to
-TOLERANCE · |F(x) - F(x')|. This follows the kinks of ReLU and maximum, and steep parts of the path.
+TOLERANCE · |F(x) - F(x')|. This resolves the kinks of ReLU and maximum, and steep parts of the path.
 
 Leaving out (Li, Monroe & Jurafsky 2016, arXiv 1612.08220, Eq. (1)): F of the text minus F of the text without the word.
 
@@ -110,7 +110,7 @@ def integrated_gradients(function: Function, x: Tensor, baseline: Tensor) -> Att
 
 
 def integrate(values: Function, slopes: Function, allowed: float) -> Tensor:
-    """Integrates slopes over [0, 1] by halving intervals until their errors sum to `allowed`: fp64 [T]
+    """Integrates slopes over [0, 1] by halving intervals until their errors sum to at most `allowed`: fp64 [T]
 
     values: F, [N] -> [N];  slopes: the parts of its derivative, [N] -> [N, T]. Stops at MOST_INTERVALS.
     """

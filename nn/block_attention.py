@@ -50,7 +50,7 @@ class Part(NamedTuple):
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns 0 where `mask` is True and half of the lowest number of `dtype` elsewhere, to be added to scores.
 
-    With the lowest number itself, a negative score would give -inf in fp16, and a row without a key NaN.
+    With the lowest number, a negative score would overflow to -inf in fp16, and a fully masked row would be NaN.
     """
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min / 2)
 
@@ -219,7 +219,7 @@ def block_attention(
     q_r: Rows = None,
     prefix: int = 0,
 ) -> Tensor:
-    """Computes o of the module docstring, under autocast in its dtype.
+    """Computes o of the module docstring; under autocast in its dtype.
 
     q: [B, H, T, K], scaled;  k, v: [B, H, P + S, K];  mask: bool [B, 1, 1 or T, P + S];  k_r, q_r: [H, T + S - 1, K];
     prefix: number P of the first keys, which have no relative terms -> [B, H, T, K]

@@ -93,7 +93,7 @@ class OneHotConv1d(Module):
 def parse_widths(widths: str) -> list[int]:
     """Parses `3,4,5` into [3, 4, 5]. Raises ValueError unless all are positive integers."""
     numbers = widths.split(",")
-    if not all(number.strip().isdigit() and int(number) > 0 for number in numbers):
+    if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
         raise ValueError(f"widths {widths!r} are not numbers with commas between them, like 3,4,5")
     return [int(number) for number in numbers]
 
@@ -139,7 +139,7 @@ class CNN(WordClassifier):
         self.classifier = Linear(self.pooling.width, len(c.labels))
 
     def rows(self, input_ids: Tensor) -> Tensor:
-        """Returns what `embed` does without dropout. [B, T] or [T] -> [B, T, E + D] or [T, E + D]"""
+        """Embeds the words without dropout. [B, T] or [T] -> [B, T, E + D] or [T, E + D]"""
         x = super().rows(input_ids)
         return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
 
@@ -183,7 +183,7 @@ class CNN(WordClassifier):
         return torch.cat(windows, -1).relu()
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """Pools over the windows of each width: the T + K - 1 of the widest that cover a word, for every width.
+        """Pools over T + K - 1 windows of each width: as many as cover a word with the largest width, K.
 
         The last K - k windows of a narrower width k cover no word; without regions they are ReLU(b).
 
@@ -193,7 +193,7 @@ class CNN(WordClassifier):
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Returns the input of the classifier."""
-        if not (self.config.one_hot and isinstance(self.embeddings.word, Embedding)):  # rows in 8 bits have no sum
+        if not (self.config.one_hot and isinstance(self.embeddings.word, Embedding)):  # it takes no 8-bit rows
             return super().features(input_ids, mask)
         input_ids = self.embeddings.drop_words(input_ids, mask)
         return self.pool(self.encode_ids(input_ids, mask), mask)

@@ -76,7 +76,7 @@ class GradientSum:
                 self.send()
 
     def send(self) -> None:
-        """Sends the next bucket, with a number for each parameter that says whether it has a gradient."""
+        """Sends the next bucket, with a flag for each parameter: 1 if it has a gradient, else 0."""
         members = self.buckets[len(self.sent)]
         has_gradient = members[0].new_tensor([p.grad is not None for p in members])
         gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in members]

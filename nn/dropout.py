@@ -68,7 +68,7 @@ class Dropout(Module):
     def mask_unscaled(self, x: Tensor) -> tuple[Tensor, float]:
         """Returns x · m and the scale 1 / (1 - p), for a caller that applies the scale to a smaller tensor than x.
 
-        On other devices than the CPU one kernel does both: the first result is then y, and the scale is 1.
+        On devices other than the CPU, one kernel does both: the first result is y, and the scale is 1.
         """
         if not self.active:
             return x, 1.0

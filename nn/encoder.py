@@ -12,7 +12,7 @@
 
 Differs from the papers: the pooler, and LN and dropout after the sum of embeddings, are those of the published code.
 Differs from the published code: unused outputs are not computed. If the classifier reads [CLS] only, the last layer
-has the keys and values of all tokens but a single query, residual and feed-forward per review (T = 1). This saves
+has keys and values of all tokens, and one query, residual and feed-forward per review (T = 1). This saves
 nearly one of L layers; logits and gradients are the same. In masked language modelling the queries of the last layer
 are the masked positions.
 """

@@ -200,7 +200,7 @@ def rotations(length: int, width: int, base: float, dtype: torch.dtype, device: 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Computes R(x, t), in the dtype of cos. x: [B, H, T, K];  cos, sin: [1 or B, 1, T, K/2] -> [B, H, T, K]"""
+    """Computes R(x, t), in the dtype of cos. x: [B, H, T, K];  cos, sin: broadcast to [B, 1, T, K/2] -> [B, H, T, K]"""
     first, second = x.to(cos.dtype).chunk(2, -1)  # [B, H, T, K/2]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 

@@ -18,7 +18,7 @@ padding. The keys of the table are sorted, so that the keys of a batch are found
 In training, words are dropped with all n-grams that end at them (Wang & Manning 2013, "Fast dropout training", ICML).
 
 Differs from the paper: logistic loss instead of a squared hinge; few epochs of AdamW from w = 0 in place of an explicit
-L2 term; no interpolation with naive Bayes; trigrams; n-grams of a single training review are left out.
+L2 term; no interpolation with naive Bayes; trigrams; n-grams in only one training review are left out.
 """
 
 from dataclasses import dataclass, replace
@@ -39,18 +39,18 @@ ORDERS = 3  # words of the longest n-grams
 class NBLinearConfig(WordConfig):
     dropout: float = 0.1  # probability that the n-grams which end at a word are left out
     num_ngrams: int = 0  # G; 0 before `fit`, when the table contains the words of the vocabulary
-    min_reviews: int = 2  # training reviews that contain an n-gram of the table, at least
+    min_reviews: int = 2  # least number of training reviews that contain an n-gram of the table
 
 
 def ngram_keys(input_ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
     """Computes the keys of the n-grams that end at each word, -1 at padding. [B, T] -> int64 [B, ORDERS, T]
 
-    Raises ValueError if the keys of such a vocabulary exceed 64 bits.
+    Raises ValueError if the keys of such a vocabulary exceed 64 bits, and on a CPU IndexError for other ids.
     """
     if vocab_size**ORDERS >= 2**63:
         raise ValueError(f"the keys of {ORDERS}-grams of {vocab_size:,} words exceed 64 bits; use fewer words")
     ids = input_ids.long().masked_fill(~mask, 0)
-    on_cpu = ids.device.type == "cpu"  # a GPU would wait for the answer
+    on_cpu = ids.device.type == "cpu"  # on a GPU, the check would synchronize
     if on_cpu and ids.numel() and (ids.min() < 0 or ids.max() >= vocab_size):
         raise IndexError(f"word ids {int(ids.min())} … {int(ids.max())} are outside 0 … {vocab_size - 1}")
     keys, previous, factor = [ids], ids, 1
@@ -62,7 +62,7 @@ def ngram_keys(input_ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
 
 
 def first_occurrences(keys: Tensor) -> Tensor:
-    """Returns where a key of a row has no equal before it. int64 [B, N] -> bool [B, N]"""
+    """Marks the first occurrence of each key in a row. int64 [B, N] -> bool [B, N]"""
     ordered, position = keys.sort(dim=1, stable=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -150,13 +150,15 @@ class NBLinear(WordClassifier):
     NEW_HEAD = False  # all its numbers belong to classes
 
     def __init__(self, config: NBLinearConfig) -> None:
+        if config.pad_token_id:  # word 0 is the missing word of an n-gram
+            raise ValueError(f"config: pad_token_id = {config.pad_token_id} is not supported; supported: 0")
         super().__init__(config, embedding_size=1)
         self.embeddings = NGramEmbedding(config)
         self.dropout = Dropout(config.dropout)
         self.classifier = Bias(len(config.labels))
 
     def fit(self, corpus: Corpus) -> None:
-        """Makes the table of the training reviews' n-grams and counts their ratios. Raises ValueError without any."""
+        """Builds the table of the training reviews' n-grams, with their ratios. Raises ValueError if it is empty."""
         keys, counts = count_ngrams(
             corpus, self.config.vocab_size, num_classes=len(self.config.labels), min_reviews=self.config.min_reviews
         )

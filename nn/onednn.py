@@ -98,7 +98,7 @@ class FastLinear(TorchFunctionMode):
 
 
 def current_library() -> AbstractContextManager:
-    """Returns a context in which the library that is used now computes linear layers.
+    """Returns a context that keeps the current library for linear layers.
 
     Activation checkpointing needs it: the backward pass, outside the block, computes the layers again.
     """

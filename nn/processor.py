@@ -1,4 +1,4 @@
-"""Reads what Linux says about the processor."""
+"""Reads fields of /proc/cpuinfo on Linux."""
 
 from pathlib import Path
 

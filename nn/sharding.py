@@ -103,7 +103,7 @@ def compute(function: Callable[..., Value], model: Model, *arguments: Any) -> Va
 def release(model: Module) -> None:
     """Frees what is whole outside the layers after a step's passes, or after scoring.
 
-    Otherwise the next pass would use it although the rows of the ranks have changed.
+    Otherwise the next pass would use the values from before the optimizer step.
     """
     if is_sharded(model):
         model.reshard()  # type: ignore[operator]

@@ -35,7 +35,7 @@ from nn.optim import Average
 from nn.runtime import Machine
 from nn.sharding import is_sharded, whole, whole_tensors
 
-# options that decide what a step of a number computes, and which tensors a state has
+# options that determine what each step computes, and which tensors a state contains
 FIXED = (
     "model", "peft", "loss", "train_reviews", "max_length", "truncate", "epochs", "batch_size", "tokens_per_batch",
     "accumulation", "average", "unfreeze", "seed",
@@ -124,7 +124,7 @@ def clip(t: Training) -> None:
 def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -> list[Pass] | None:
     """Returns work(), the forward passes of one optimizer step over `batches`, or None if memory ran out.
 
-    After that, every later micro-batch is split into twice as many passes. Raises ValueError for a loss that is not
+    After that, every later micro-batch is split into twice as many passes. Raises Diverged for a loss that is not
     finite, after saving the state.
     """
     options, progress = t.settings.options, t.progress

@@ -206,10 +206,10 @@ class WordClassifier(Module):
         return None if bidirectional is None else Reading(1 + bidirectional)
 
     def fit(self, corpus: Corpus) -> None:
-        """Computes what a model with random weights takes from the training reviews before training; here nothing."""
+        """Computes statistics of the training reviews before a model with random weights is trained; here none."""
 
     def rows(self, input_ids: Tensor) -> Tensor:
-        """Returns what `embed` does without dropout. input_ids: [B, T] or [T] -> [B, T, E] or [T, E]"""
+        """Embeds the words without dropout. input_ids: [B, T] or [T] -> [B, T, E] or [T, E]"""
         return self.embeddings.word(input_ids)
 
     def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:

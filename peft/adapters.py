@@ -79,7 +79,7 @@ def match_mode(model: Encoder) -> None:
 
 
 def remember_backbone(model: Encoder) -> None:
-    """Keeps what the adapter's file replaces, values of the plain model and class names, for `detach_adapter`."""
+    """Keeps the values and class names of the plain model that the adapter replaces, for `detach_adapter`."""
     model.adapter["before"] = plain_values(model), model.config.labels
 
 

@@ -73,7 +73,7 @@ def adapter_parameters(model: Encoder) -> dict[str, Parameter]:
 def short_targets(model: Encoder, *groups: list[str]) -> list[list[str]]:
     """Finds the shortest name suffixes, of equal depth, that select exactly the layers of each group.
 
-    huggingface/peft matches the end of a name. The suffixes of a group that is part of another are among the other's.
+    huggingface/peft matches the end of a name. If a group is part of another, the other has its suffixes too.
     """
     every = {module_name(model, name) for name in linear_layers(model)}
     chosen = [{module_name(model, name) for name in names} for names in groups]

@@ -70,7 +70,7 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
 
     source: an adapter's directory or hub id.  trainable: restores the encoder of virtual tokens as well, so that
     training can continue. The classes are matched by name to those of the model; the model gets the adapter's names if
-    they are others. Raises FileNotFoundError, or ValueError for an unsupported adapter, listing all tensors that are
+    they differ. Raises FileNotFoundError, or ValueError for an unsupported adapter, listing all tensors that are
     missing, surplus or misshaped. After an error the adapter is attached in part: load the model again. Warns if
     DeBERTa's pooler is in no file.
     """

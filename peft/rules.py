@@ -156,7 +156,7 @@ def matches(module: str, targets: list[str] | str) -> bool:
 
 
 def matches_end(module: str, targets: list[str] | str) -> bool:
-    """Applies the rule for feedforward_modules: a pattern for whole names, or a list of ends, of any characters."""
+    """Applies the rule for feedforward_modules: a pattern for whole names, or a list of arbitrary suffixes."""
     return matches(module, targets) if isinstance(targets, str) else module.endswith(tuple(targets))
 
 

@@ -42,8 +42,8 @@ def held_out_loss(
     """Computes the loss and accuracies of a pretraining objective on held-out texts, in eval() mode.
 
     options: of the objective.  seed: of the masks, which are then the same every time.  check: called between batches.
-    Returns the mean loss over texts, and the mean of each other value over its predictions. Warns if there was no token
-    to predict. Restores the random state; the model is in train() mode after it.
+    Returns the mean over texts of the loss of their batch, and the mean of each other value over its predictions. Warns
+    if there was no token to predict. Restores the random state; the model is in train() mode after it.
     """
     meter, state = Meter(None, 0.0, 0.0), random_state(machine.device)
     model.eval()
@@ -58,14 +58,14 @@ def held_out_loss(
     set_random_state(state, machine.device)
     model.train()
     meter = meter.of_all_ranks()
-    if not meter.sums.get("of guessed", meter.sums.get("of acc")):  # rtd judges all tokens, and guesses the masked ones
+    if not meter.sums.get("of guessed", meter.sums.get("of acc")):  # rtd: "of acc" is of all tokens
         print("warning: no token of the held-out texts was predicted, so that their loss means nothing; add more texts")
     return meter.means()
 
 
 @contextlib.contextmanager
 def ready_to_score(model: Model, machine: Machine) -> Iterator[None]:
-    """Computes no gradients in the block. LoRA is merged into copies of the weights, unless the model is sharded."""
+    """Disables gradients in the block. LoRA is merged into copies of the weights, unless the model is sharded."""
     if is_sharded(model):
         with torch.no_grad():
             yield
