@@ -90,6 +90,7 @@ from peft.classifier import Scorer, check_classifier, is_pretraining, load_check
 
 TABLES = Tables(MODELS, peft.METHODS, OBJECTIVES)
 MISTAKES = 20  # number of mistakes that --explain shows
+DUPLICATES = 0.01  # share of the validation reviews of another folder that may be training reviews of a run
 
 
 # -------------------------------------------------------------------------------------------------------- the output
@@ -157,7 +158,7 @@ def evaluate_folder(
     print(f"data: {folder} ({why})")
     splits = load_splits(replace(source, data=folder), labels=scorer.labels)
     for run in runs:
-        check_held_out(run, folder, splits)
+        splits = held_out(run, folder, splits)
     last: tuple[str, pd.DataFrame, np.ndarray] | None = None
     for name, frame in labelled_parts(splits):
         logits, truth = scorer.score_frame(frame), frame["sentiment"].to_numpy()
@@ -169,10 +170,11 @@ def evaluate_folder(
         list_mistakes(options, emit, scorer, *last)
 
 
-def check_held_out(run: Run, folder: str, splits: Splits) -> None:
-    """Raises ValueError if validation reviews are split from reviews that a run trained on as a whole.
+def held_out(run: Run, folder: str, splits: Splits) -> Splits:
+    """Returns the splits of a folder, without validation reviews that are training reviews of a run.
 
-    folder: of the reviews, or `demo`.
+    folder: of the reviews, or `demo`. Raises ValueError if validation reviews are split from reviews that the run
+    trained on as a whole.
     """
     trained, recorded = settings_of(run).options, run.config.get("files", {})
 
@@ -181,9 +183,11 @@ def check_held_out(run: Run, folder: str, splits: Splits) -> None:
         return is_named_after(Path(path).name, part) or str(Path(path).resolve()) == getattr(trained, part)
 
     if not (trained.validation or any(is_part(path, "validation") for path in recorded)):
-        return  # the run split its training reviews in the same way
+        divided = {d for path, d in splits.files.items() if not is_named_after(Path(path).name, "test")}
+        same = divided <= {*recorded.values()}  # then the run split its training reviews in the same way
+        return splits if same else without_trained(run, folder, splits)
     if any(is_named_after(Path(path).name, "validation") for path in splits.files):
-        return
+        return splits
     whole = [d for path, d in recorded.items() if not (is_part(path, "validation") or is_part(path, "test"))]
     found = [path for path, d in splits.files.items() if d in whole and not is_named_after(Path(path).name, "test")]
     if folder == trained.data and not trained.train:  # the built-in reviews have no file; a folder has one digest
@@ -193,6 +197,24 @@ def check_held_out(run: Run, folder: str, splits: Splits) -> None:
             f"all training reviews of {found[0]} were training reviews of {run.folder}, which had a validation file of "
             "its own; score that file or the test file: --data FILE"
         )
+    return splits
+
+
+def without_trained(run: Run, folder: str, splits: Splits) -> Splits:
+    """Returns the splits of another folder, without its validation reviews if a run was trained on some of them.
+
+    Texts are compared. At most DUPLICATES of them may be training reviews. A line says so, also if the run's reviews
+    cannot be read.
+    """
+    try:
+        trained = set(own_splits(run).train["review"])
+    except (OSError, ValueError) as error:
+        print(f"warning: {run.folder} may have been trained on validation reviews of {folder}: {error}")
+        return splits
+    count, total = int(splits.validation["review"].isin(trained).sum()), len(splits.validation)
+    if count:
+        print(f"warning: {count:,} of {total:,} validation reviews of {folder} were training reviews of {run.folder}")
+    return splits._replace(validation=splits.validation[:0]) if count > DUPLICATES * total else splits
 
 
 def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -202,7 +224,7 @@ def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
         if len(frame):
             yield name, frame
         else:
-            print(f"{name}: no labelled reviews")
+            print(f"{name}: no labelled reviews to score")
 
 
 def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
@@ -458,10 +480,17 @@ def main(argv: list[str] | None = None) -> None:
         if options.predict and not options.out:
             options = replace(options, out="-" if options.predict == "-" else DEFAULT_OUT)
         if outputs(options):
-            read = (file for folder in options.run for file in Run.open(folder).config.get("files", ()))
-            check_replaces(options, read)
+            check_replaces(options, (file for run in runs_of(options) for file in run.config.get("files", ())))
         with ranks.joined(options.device), reserved_output(options.out) as emit:
             start(options, emit, given)
+
+
+def runs_of(options: Options) -> list[Run]:
+    """Returns the runs that the flags name, whose reviews no output may replace."""
+    runs = [Run.open(folder) for folder in options.run]
+    runs += [run for name in split_folders(options.compare) for run in open_runs(name)]
+    of_weights = Run.of_weights(options.weights) if options.weights else None
+    return runs if of_weights is None else [*runs, of_weights]
 
 
 def start(options: Options, emit: Emit, given: dict[str, Any]) -> None:

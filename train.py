@@ -325,7 +325,9 @@ def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
     logits = score(t.model, t.held_out, t.machine, t.interrupt.check)
     found = metrics(logits, t.held_out.labels)
     predicted = np.sum(found["confusion"], axis=0)
-    if never := [name for name, count in zip(t.splits.labels, predicted, strict=True) if not count]:
+    reviews = np.bincount(t.held_out.labels, minlength=len(predicted))
+    of_class = zip(t.splits.labels, predicted, reviews, strict=True)
+    if never := [name for name, count, present in of_class if present and not count]:
         way_out = "another --learning-rate, more --epochs or --class-weights balanced"
         print(f"warning: no validation review gets the label {', '.join(never)}; try {way_out}")
     return found, logits

@@ -10,6 +10,7 @@ The source is the first of: `--train`, `--data`, $IMDB_DIR, data/imdb/, the buil
 """
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -140,7 +141,7 @@ def find_parts(source: Source) -> Parts:
     else:
         raise FileNotFoundError(f"{source.data or '--data'} does not exist")
     parts = with_named_files(parts, source)
-    if not source.train and root.is_dir() and find_acl(root) is None:
+    if not source.train and root.is_dir():
         print_unread(root, parts)
     return parts
 
@@ -174,17 +175,25 @@ def find_in_folder(root: Path) -> Parts:
 
 
 def print_unread(root: Path, parts: Parts) -> None:
-    """Prints the tables of a data folder that are no part of it, since a part may have an unusual name."""
-    read = {path.resolve() for paths in parts for path in paths}
-    others = [name for name in tables_in(root) if (root / name).resolve() not in read]
-    unread = [name for name in others if not name.startswith(SUBMISSION)]
+    """Prints the tables of a data folder that are no part of it, since a part may have an unusual name, and what is
+    named as a part but is no table."""
+    read = {os.path.realpath(path) for paths in parts for path in paths}
+    used = read | {str(Path(path).parent) for path in read}
+    kaggle = [Path(name).stem for name in (LABELED, UNLABELED, TEST)]
+    named = re.compile(rf"({'|'.join([*itertools.chain(*SPLIT_NAMES.values()), *kaggle, 'aclImdb'])})\b", re.IGNORECASE)
+    entries = sorted(path.name for path in root.iterdir() if named.match(path.name))
+    unread = [
+        name
+        for name in sorted({*tables_in(root), *entries})
+        if os.path.realpath(root / name) not in used and not name.startswith((SUBMISSION, "."))
+    ]
     if unread:
         print(f"note: {root}: not read: {quoted(unread)}; a file of a part is named train, validation or test")
 
 
 def tables_in(root: Path) -> list[str]:
     """Returns the names of the tables in a folder."""
-    return sorted(path.name for path in root.iterdir() if path.is_file() and part_of(path.name, r"[\w.-]+"))
+    return sorted(path.name for path in root.iterdir() if path.is_file() and part_of(path.name, ".+"))
 
 
 def part_of(name: str, pattern: str) -> bool:
@@ -313,7 +322,11 @@ def label_test(loader: Loader, paths: Sequence[Path], labels: tuple[str, ...]) -
     """Reads test reviews, which need no labels."""
     reviews = loader.read(paths, optional_label=True)
     note_similar(reviews)
-    return label_reviews(reviews, labels)[0]
+    frame = label_reviews(reviews, labels)[0]
+    unknown = int((frame["sentiment"] == UNKNOWN).sum())
+    if 0 < unknown < len(frame):
+        print(f"{reviews.path}: {unknown:,} of {len(frame):,} reviews have no label and are not scored")
+    return frame
 
 
 def note_similar(reviews: Reviews) -> None:

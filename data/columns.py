@@ -40,8 +40,12 @@ def shorten(fields: list[str | None] | list[str]) -> list[str]:
 
 
 def composed(title: str) -> str:
-    """Strips a title and composes its accents (Unicode's form NFC), so that titles that look equal are equal."""
-    return unicodedata.normalize("NFC", title).strip()
+    """Strips a title and composes its accents (Unicode's form NFC), so that titles that look equal are equal.
+
+    Characters that are not visible, such as a byte order mark, are removed.
+    """
+    visible = "".join(char for char in title if unicodedata.category(char) != "Cf")
+    return unicodedata.normalize("NFC", visible).strip()
 
 
 def find_named(table: Table, name: str, by: str) -> int:
@@ -63,7 +67,7 @@ def find_usual(table: Table, usual: tuple[str, ...], taken: list[int], flag: str
 
     taken: columns with another use. Raises ValueError if several columns have a usual name.
     """
-    titles = [title.strip().lower() for title in table.header]
+    titles = [composed(title).lower() for title in table.header]
     found = [number for number, title in enumerate(titles) if title in usual and number not in taken]
     if len(found) > 1:
         names = show(", ".join(table.header[number] for number in found))
@@ -83,7 +87,7 @@ def find_columns(table: Table, source: Source, optional_label: bool = False) -> 
     for use, name in (("text", source.text_column), ("label", source.label_column), ("id", source.id_column)):
         if name == ABSENT and ABSENT not in table.header and use != "text":
             named[use] = None
-        elif name and not (use == "label" and optional_label and name not in {t.strip() for t in table.header}):
+        elif name and not (use == "label" and optional_label and composed(name) not in map(composed, table.header)):
             of_run = f"{use}_column" in source.of_run
             by = f"the run names (--{use}-column replaces it)" if of_run else f"--{use}-column names"
             named[use] = find_named(table, name, by)
@@ -117,7 +121,7 @@ def similar_columns(table: Table, columns: Columns) -> tuple[list[str], list[str
         if number in (columns.text, columns.id):
             continue
         values = column_values(table.records, number)
-        if holds_sentiment(values) or (title.strip().lower() in SIMILAR_NAMES and few_names(values)):
+        if holds_sentiment(values) or (composed(title).lower() in SIMILAR_NAMES and few_names(values)):
             likely.append(title)
         elif looks_like_labels(values):
             possible.append(title)

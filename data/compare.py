@@ -4,6 +4,7 @@ The runs of one experiment, which differ in the seed only, are one entry with a 
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,11 +20,14 @@ from data.files import csv_text
 from data.labels import SENTIMENT
 from data.metrics import mean_and_deviation, shown
 from data.options import Options
+from data.readers import LABELED, SPLIT_NAMES, TEST, UNLABELED
 from data.runs import Run
 from data.significance import bootstrap_interval, mcnemar
+from data.unpacking import base_name
 
 IGNORED = ("seed", "name", "runs", "resume", "device", "save_minutes")  # options that do not make another experiment
 SPLIT = ("train_reviews", "validation_reviews", "test_reviews", "validation", "test")
+KAGGLE = {"train": LABELED, "test": TEST, "unlabelled": UNLABELED}
 TRUNCATION = ("max_length", "truncate", "window_stride", "window_pooling")
 
 
@@ -59,9 +63,25 @@ def seed_of(run: Run) -> int | None:
     return run.config["options"].get("seed")
 
 
+def files_of(run: Run) -> dict[str, str]:
+    """Returns the digests of the files of a run by their part: train, validation, test or unlabelled.
+
+    A part is known from the options, or from the name of the file; another file has its name.
+    """
+    options, parts = run.config["options"], dict[str, str]()
+    given = {part: os.path.realpath(options[part]) for part in ("train", "validation", "test") if options.get(part)}
+    for path, digest in sorted(run.config.get("files", {}).items()):
+        name, real = Path(path).name, os.path.realpath(path)
+        named = (part for part in SPLIT_NAMES if is_named_after(name, part) or KAGGLE.get(part) == base_name(name))
+        part = next((part for part, file in given.items() if file == real), None)
+        part = part or next((part for part in named if part not in given), name)
+        parts[part] = parts.get(part, "") + digest  # numbered files are one part
+    return parts
+
+
 def same_data(first: Run, second: Run) -> bool:
     """Returns whether two runs read files with the same contents, as far as they recorded digests."""
-    files = [{Path(path).name: d for path, d in run.config.get("files", {}).items()} for run in (first, second)]
+    files = [files_of(run) for run in (first, second)]
     if shared := files[0].keys() & files[1].keys():  # a test file may have been added between the runs
         return all(files[0][name] == files[1][name] for name in shared)
     return not all(files) or sorted(files[0].values()) == sorted(files[1].values())
@@ -92,7 +112,7 @@ def entries(runs: Iterable[Run]) -> tuple[list[Entry], list[str]]:
 
 def differences(first: Entry, second: Entry) -> Iterator[str]:
     """Yields a warning if data, split or truncation of two experiments differ."""
-    files = [{Path(path).name: d for path, d in e.runs[0].config.get("files", {}).items()} for e in (first, second)]
+    files = [files_of(entry.runs[0]) for entry in (first, second)]
     shared = files[0].keys() & files[1].keys()
     built_in = [e.options.get("data") == "demo" and not e.options.get("train") for e in (first, second)]
     if any(files[0][name] != files[1][name] for name in shared) or (not shared and all(files)) or len({*built_in}) > 1:
@@ -120,13 +140,13 @@ class ScoredPart(NamedTuple):
     @classmethod
     def of(cls, entry: Entry, part: str) -> "ScoredPart":
         """Returns the part `validation` or `test` of an experiment."""
-        options, files = entry.options, entry.runs[0].config.get("files", {})
+        options, files = entry.options, files_of(entry.runs[0])
         name = Path(options.get(part) or (options.get("train", "") if part == "validation" else "")).name
-        digests = {Path(path).name: digest for path, digest in files.items()}
-        own = [name] if name else [found for found in digests if is_named_after(found, part)]
-        if not own and len(digests) == 1:  # the folder of aclImdb, whose digest is that of all its reviews
-            own = [*digests]
-        return cls(" ".join(digests.get(found, "") for found in sorted(own)), name, options.get(f"{part}_reviews", 0))
+        split = part == "validation" and not options.get(part)  # from the training reviews
+        digest = files.get(part) or (files.get("train", "") if split else "")
+        if not (digest or name) and len(files) == 1:  # the folder of aclImdb, whose digest is that of all its reviews
+            digest = next(iter(files.values()))
+        return cls(digest, name, options.get(f"{part}_reviews", 0))
 
     def equals(self, other: "ScoredPart") -> bool:
         """Compares two parts by their digests, or by their names if a digest was not recorded."""

@@ -112,7 +112,9 @@ def split_quoted(text: str, delimiter: str) -> Iterator[Record]:
 
 def quote_defect(error: str, start: int, end: int) -> str:
     """Describes an error of csv.reader in the lines from start to end."""
-    if "unexpected end" in error or "field larger" in error:
+    if "field larger" in error:
+        return f"a field that begins on line {start} has over {FIELD_LIMIT:,} characters, or its quote is not closed"
+    if "unexpected end" in error:
         return f"the quote that begins a field on line {start} is not closed within {FIELD_LIMIT:,} characters"
     if "expected after" in error:
         return "a quote inside a quoted field is not doubled" + (f" (lines {start} to {end})" if end > start else "")
@@ -190,8 +192,13 @@ def mark_repeated_headers(rows: Rows) -> Rows:
     """
     if len(rows.header) < 2:
         return rows
-    again = "the header again"
-    return rows._replace(records=[r._replace(defect=again) if r.fields == rows.header else r for r in rows.records])
+    again, width, header = "the header again", len(rows.header), [field.strip().lower() for field in rows.header]
+
+    def repeats(fields: list[str | None]) -> bool:
+        """Returns whether the fields of a row are the titles, but for case and spaces."""
+        return len(fields) == width and all((f or "").strip().lower() == h for f, h in zip(fields, header, strict=True))
+
+    return rows._replace(records=[r._replace(defect=again) if repeats(r.fields) else r for r in rows.records])
 
 
 def check_quotes(path: Path, rows: Rows) -> None:

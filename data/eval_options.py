@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import is_stdout
+from data.files import is_stdout, write_problem
 from data.flags import check_choice, check_different, flag, option
 from data.options import COLUMNS
 from data.windows import PARTS, POOLING
@@ -169,7 +169,9 @@ def check_task(options: Options, given: dict[str, Any]) -> None:
 
 
 def check_writable(path: str, name: str) -> None:
-    """Raises ValueError for an output that is a folder, or is to be in a file. name: its flag"""
+    """Raises ValueError for an output that is a folder, is to be in a file, or cannot be written. name: its flag"""
+    if (problem := write_problem(Path(path))) is not None:
+        raise ValueError(f"{name} {path} cannot be written ({problem}); name another file")
     if Path(path).is_dir() or path.endswith(("/", os.sep)):
         raise ValueError(f"{name} {path} is a folder; name a file in it")
     if blocks := next((parent for parent in Path(path).parents if parent.exists() and not parent.is_dir()), None):
@@ -190,8 +192,9 @@ def check_replaces(options: Options, reviews: Iterable[str | Path]) -> None:
     models = (*options.run, *options.compare, options.weights, options.base)
     for name, path in outputs(options).items():
         read = [*(reviews if path.exists() else ()), *(models if path.suffix.lower() not in RESULTS else ())]
-        for source in (Path(given) for given in read if given and Path(given).exists()):
-            if source.resolve() in (path.resolve(), *path.resolve().parents):
+        target = Path(os.path.realpath(path))  # `resolve` raises an error for a loop of links
+        for source in (Path(given) for given in read if given):
+            if source.exists() and Path(os.path.realpath(source)) in (target, *target.parents):
                 raise ValueError(f"{name} {path} would replace what is read from {source}; name another file")
 
 
@@ -203,9 +206,9 @@ def check_output(options: Options) -> None:
         if path and not is_stdout(path):
             check_writable(path, flag(name))
     check_replaces(options, (options.data, options.predict))
-    paths = {path.resolve(): name for name, path in outputs(options).items()}
+    paths = {os.path.realpath(path): name for name, path in outputs(options).items()}
     for name, path in outputs(options).items():
-        if (other := paths[path.resolve()]) != name:
+        if (other := paths[os.path.realpath(path)]) != name:
             raise ValueError(f"{name} and {other} are one file, {path}; name two")
     if options.predict not in ("", "-") and not options.out and Path(DEFAULT_OUT).exists():
         raise ValueError(f"{DEFAULT_OUT} exists; --out {DEFAULT_OUT} replaces it, --out FILE writes another one")

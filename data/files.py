@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import io
 import json
 import os
 import shlex
@@ -14,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
     is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{host_digits()}-{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{host_digits()}-{os.getpid()}.tmp")  # at most 255 bytes
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -179,11 +179,30 @@ def write_output(path: str | Path, text: str) -> None:
         target.write_bytes(text.encode())
 
 
+def write_problem(path: Path) -> str | None:
+    """Returns why `write_output` could not write a file, None if it could: this is known before a long computation."""
+    try:
+        target = Path(os.path.realpath(path))
+        if target.exists() or target.is_symlink():
+            target.stat()  # raises the error of a loop of links
+            return None if os.access(target, os.W_OK) else os.strerror(errno.EACCES)
+        folder = next(parent for parent in target.parents if parent.exists())
+        if not folder.is_dir():
+            return None  # which check_writable describes
+        probe = folder / f".{host_digits()}-{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     """Returns rows as CSV with \\n after each line."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    written: list[str] = []
+    lines = SimpleNamespace(write=written.append)
+    csv.writer(lines, lineterminator="\r\n").writerows(rows)  # quotes fields with \r too, in all versions of Python
+    return "".join(line.removesuffix("\r\n") + "\n" for line in written)
 
 
 def write_stdout(text: str) -> None:

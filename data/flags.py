@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     A value may begin with a dash: `--text "-bad"`.
     """
 
-    once = False  # whether a flag with one value is refused if it is given twice
+    once = False  # whether a flag with one value is refused if it is given twice, as one with a path always is
 
     def error(self, message: str) -> NoReturn:
         text = message.removeprefix("argument ")
@@ -91,7 +92,8 @@ class Parser(argparse.ArgumentParser):
             action, token = known[name], waiting.pop(0)
             if action.nargs == 0 and equals:
                 self.error(f"{name} takes no value")
-            if self.once and action.nargs not in (0, "+") and any(f.partition("=")[0] == name for f in found):
+            once = self.once or action.metavar in PATHS
+            if once and action.nargs not in (0, "+") and any(f.partition("=")[0] == name for f in found):
                 self.error(f"{name} is given twice")
             if action.nargs == 0 or equals:
                 found.append(token)
@@ -212,8 +214,8 @@ def parse_flags(
 
     classes: {owner: dataclass}; a field that several classes share is one flag.  lists: {field: names} that --help
     appends to the field's text.  examples: {group: command} that --help shows.  once: whether a flag with one value is
-    refused if it is given twice; otherwise its last value counts. An unknown flag or a value of the wrong type exits
-    with code 2.
+    refused if it is given twice; otherwise the last value counts, except of a path, which is always refused. An unknown
+    flag or a value of the wrong type exits with code 2.
     """
     parser = Parser(
         prog=f"python {Path(sys.argv[0]).name}",
@@ -294,7 +296,7 @@ def parse_field(field: dataclasses.Field, text: str) -> Any:
 
 def check_different(folders: Sequence[str], name: str) -> None:
     """Raises ValueError for a folder that is named twice: its answers would count double. name: the flag"""
-    paths = [user_path(folder).resolve() for folder in folders]
+    paths = [os.path.realpath(user_path(folder)) for folder in folders]  # `resolve` raises an error for a loop
     if repeated := next((folder for i, folder in enumerate(folders) if paths[i] in paths[:i]), None):
         raise ValueError(f"{name} names {repeated} twice; leave one out")
 

@@ -20,14 +20,14 @@ import pandas as pd
 from data.checked import reading, show
 from data.checksums import is_intact, seal_file
 from data.cleaning import clean, has_surrogate
-from data.columns import ABSENT, Columns, describe, find_columns, similar_columns
+from data.columns import ABSENT, Columns, describe, find_columns, find_usual, similar_columns
 from data.delimited import FIELD_LIMIT, Record
 from data.files import check_inside, replacing
 from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
 from data.readers import LABELED, NUMBERED, TEST, UNLABELED, Source, decode, read_table
 from data.unpacking import base_name, read_content
 
-CACHE_VERSION = 6  # part of the cache key: increase it when cleaning or reading changes
+CACHE_VERSION = 7  # part of the cache key: increase it when cleaning or reading changes
 NAMED = (LABELED, UNLABELED, TEST)
 
 
@@ -42,6 +42,7 @@ class Reviews(NamedTuple):
     likely: list[str]  # columns that look like labels, and are not read
     possible: list[str]  # columns that could be labels
     notes: list[str]  # to be printed after the path
+    rated: bool = False  # whether it is one of Kaggle's files without labels, whose ids may contain ratings
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -200,14 +201,18 @@ def parse_reviews(
         raise ValueError(f"{path} contains no review; {describe(table)}")
     if columns.id is not None and (twice := len(rows) - len({key for key, _, _ in rows})):
         notes.append(f"{twice:,} rows repeat an id of an earlier row (column {table.header[columns.id]!r})")
+    by_run = columns.id is None and "id_column" in source.of_run
+    if by_run and find_usual(table, ("id",), [], "--id-column") is not None:
+        notes.append("ids are line numbers, as the run read them (--id-column id reads the column)")
     no_labels = columns.label is None and source.label_column != ABSENT
     if no_labels and source.label_column:
         notes.append(
             f"no column {source.label_column!r}, so there are no labels; the header is {quoted(table.header, 20)}"
         )
-    likely, possible = similar_columns(table, columns) if no_labels and not is_kaggle(path) else ([], [])
+    likely, possible = similar_columns(table, columns) if no_labels else ([], [])
     label = "" if columns.label is None else table.header[columns.label]
-    return Reviews(path, digest, rows, label, describe(table), likely, possible, notes)
+    rated = no_labels and is_kaggle(path) and not likely
+    return Reviews(path, digest, rows, label, describe(table), likely, possible, notes, rated)
 
 
 def cached_reviews(stored: Path, path: Path, read: Callable[[], Reviews]) -> Reviews:
@@ -224,9 +229,19 @@ def cached_reviews(stored: Path, path: Path, read: Callable[[], Reviews]) -> Rev
 
 
 def read_acl(folder: Path, source: Source) -> Reviews:
-    """Reads aclImdb/train or aclImdb/test: pos/, neg/ and unsup/ contain one file for each review."""
+    """Reads aclImdb/train or aclImdb/test: pos/, neg/ and unsup/ contain one file for each review.
+
+    Raises ValueError for other folders with reviews in it, which would be classes of their own.
+    """
     digest, records, broken = hashlib.sha256(), [], []
-    for kind, label in (("neg", "neg"), ("pos", "pos"), ("unsup", "")):
+    kinds = {"neg": "neg", "pos": "pos", "unsup": ""}
+    others = (path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in kinds)
+    if unknown := [path.name for path in others if any(path.glob("*.txt"))]:
+        raise ValueError(
+            f"{folder} holds {quoted(unknown)} beside pos and neg; only pos, neg and unsup are read: move the others, "
+            "or write all reviews into a table"
+        )
+    for kind, label in kinds.items():
         for path in acl_files(folder, kind):
             content = read_content(path, source.max_file_mib)
             name = f"{kind}/{path.name} {len(content)} "
@@ -245,11 +260,13 @@ def read_acl(folder: Path, source: Source) -> Reviews:
 def acl_files(folder: Path, kind: str) -> list[Path]:
     """Returns the files of pos/, neg/ or unsup/ in aclImdb/train or aclImdb/test, sorted by name.
 
-    Raises ValueError for a link that leads out of aclImdb/, and for what is not a file.
+    Files whose name begins with a dot belong to an operating system and are left out. Raises ValueError for a link that
+    leads out of aclImdb/, and for what is not a file.
     """
     way = "copy what it leads to"
     check_inside(folder / kind, folder.parent, way)
-    paths = sorted((folder / kind).glob("*.txt"))
+    within = (folder / kind).iterdir() if (folder / kind).is_dir() else ()
+    paths = sorted(path for path in within if path.suffix.lower() == ".txt" and not path.name.startswith("."))
     for path in paths:
         if path.is_symlink():
             check_inside(path, folder.parent, way)
@@ -283,11 +300,13 @@ def label_reviews(reviews: Reviews, names: tuple[str, ...] | None) -> tuple[pd.D
     keys = [key for key, _, _ in reviews.records]
     values = [label for _, _, label in reviews.records]
     where = f"{reviews.path}: column {reviews.label_column!r}" if reviews.label_column else str(reviews.path)
-    if not reviews.label_column and is_kaggle(reviews.path):
+    if reviews.rated:
         names = SENTIMENT if names is None else names
         has_ratings = {canonical(name) for name in names} == set(SENTIMENT)
         ratings = [rating_label(key) if has_ratings else UNKNOWN for key in keys]
         values = ["" if rating == UNKNOWN else SENTIMENT[rating] for rating in ratings]
+        if any(values):
+            print(f"{reviews.path}: no column of labels; they are the ratings in the ids, such as {show(keys[0], 20)}")
     elif names and all_hidden(values, names):
         print(f"{reviews.path}: all labels are -1: they are withheld, and read as unknown")
         values = [""] * len(values)

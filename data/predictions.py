@@ -15,7 +15,7 @@ from data.files import csv_text
 from data.imdb import as_frame
 from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import softmax
-from data.readers import check_encoding
+from data.readers import MARK, check_encoding
 from data.text_lines import check_not_json, header_titles
 
 
@@ -35,6 +35,7 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
         reviews: list[tuple[str, str, int]] = []
         first = ""
         for number, line in enumerate(bounded_lines(lines), 1):
+            line = line.removeprefix(MARK)
             first = first or line.rstrip("\r\n") * bool(line.strip())
             reviews.append((str(number), clean(line), UNKNOWN))
     check_not_json(None, first)

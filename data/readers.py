@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from data.checked import reading, show
-from data.delimited import MOST_COLUMNS, READINGS, Record, read_delimited
+from data.delimited import MOST_COLUMNS, READINGS, Record, Rows, read_delimited
 from data.unpacking import LINES_PER_MIB, MOST_LINES, PARQUET, RATIO, REFUSED, UNCHECKED, too_large, unpack
 
 TEXT_NAMES = ("review", "text", "sentence", "content", "comment")  # usual names of a column of texts
@@ -35,6 +35,7 @@ SPLIT_NAMES = {  # names of files and folders
 NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\b")  # one of several files of a part, as Hugging Face names them
 OBJECTS = (".json", ".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
+MARK = "\ufeff"  # a decoded byte order mark
 BY_CHANCE = 4  # characters that are not ASCII in a short text of another encoding that is valid UTF-8
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -106,7 +107,18 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
         default = "," if ending == ".csv" else "\t"
         kaggle = name in (LABELED, UNLABELED, TEST)
         rows, note = read_delimited(path, text, default, names, source.quoting, kaggle)
+        if "quoting" in source.of_run and source.quoting:
+            note = inherited_note(path, text, default, names, source.quoting, kaggle, rows) or note
         return Table(path, rows.header, rows.records, note)
+
+
+def inherited_note(path: Path, text: str, default: str, names: set[str], quoting: str, kaggle: bool, rows: Rows) -> str:
+    """Returns a note if the quoting that a run names changes the rows. The arguments: those of `read_delimited`."""
+    try:
+        own = read_delimited(path, text, default, names, "", kaggle)[0]
+    except ValueError:  # the file has two readings
+        own = None
+    return "" if own == rows else f"quotes are read as the run did (--quoting {quoting})"
 
 
 # ---------------------------------------------------------------------------------------------------- encodings
@@ -120,7 +132,10 @@ def check_encoding(
     by_chance: as in `is_utf8`.
     """
     try:
-        name = codecs.lookup(encoding).name
+        codec = codecs.lookup(encoding)
+        if not codec._is_text_encoding:  # zip, rot13, … turn bytes into bytes, or text into text
+            raise LookupError(encoding)
+        name = codec.name
     except LookupError:
         known = "utf-8, utf-16, latin-1, cp1252"
         raise ValueError(f"{path}: --encoding {encoding!r} is not an encoding; usual ones are {known}") from None
@@ -164,6 +179,7 @@ def decode(path: Path, content: bytes, encoding: str, whole: bool = True, by_cha
         check_zeros(path, content)
     try:
         text = content[len(bom) :].decode(codec)
+        text = text.removeprefix(MARK).replace(f"\n{MARK}", "\n")  # of files that were joined
     except UnicodeDecodeError as error:
         raise ValueError(undecodable(path, content, codec, len(bom) + error.start, encoding)) from error
     except (LookupError, UnicodeError) as error:  # a codec that is not a text encoding, or has no offset
@@ -245,10 +261,38 @@ class BrokenLine(str):
     """Describes a line that is not JSON."""
 
 
+class Decimal(float):
+    """A number as JSON spells it, such as 1.10: an id must not change."""
+
+    def __new__(cls, text: str) -> "Decimal":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object with these keys. Raises ValueError for a key that it has twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the key {show(next(n for n in names if names.count(n) > 1))!r} twice")
+    return found
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON. Raises ValueError for text that is none, and for objects with a key twice."""
+    return json.loads(text, object_pairs_hook=unique_keys, parse_float=Decimal)
+
+
 def parse_line(line: str) -> Any:
     """Parses one line of JSON, or returns the description of its defect."""
     try:
-        return json.loads(line)
+        return parse_json(line)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         return BrokenLine(f"not JSON ({show(error)})")
 
@@ -265,7 +309,7 @@ def read_objects(path: Path, text: str, as_lines: bool) -> Table:
     if as_lines and (are_objects or not text.lstrip().startswith("[")):
         return from_objects(path, lines)
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError) as error:
         if are_objects:
             return from_objects(path, lines, "JSON lines, one object a line")

@@ -35,8 +35,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.checked import listed, read_json, read_object, reading
+from data.checked import listed, read_json, read_object, reading, show
 from data.checksums import SUMS, check_checksums, read_sealed_tensors, seal, unseal, write_sealed_tensors
+from data.cleaning import has_surrogate
 from data.files import in_shell, make_folder, open_tensors, remove_abandoned, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
@@ -142,6 +143,9 @@ class Run:
         files.
         """
         run = cls(folder)
+        words = [str(run.folder), *sys.argv, *(str(value) for value in config.get("options", {}).values())]
+        if wrong := next((word for word in words if has_surrogate(word)), None):
+            raise ValueError(f"{show(wrong)} is not UTF-8, as config.json has to be; rename it")
         make_folder(run.folder, "choose another --name or --runs")
         found = [path.name for path in run.folder.iterdir()]
         if "config.json" not in found and (others := [name for name in found if not name.startswith(".")]):

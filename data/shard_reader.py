@@ -29,7 +29,17 @@ from data.delimited import FIRST_LINE, Record
 from data.files import check_inside, stamp, write_json
 from data.imdb import parse_record
 from data.locks import waiting_lock
-from data.readers import SPLIT_NAMES, BrokenLine, Source, Table, as_text, check_encoding, parse_line
+from data.readers import (
+    BOMS,
+    MARK,
+    SPLIT_NAMES,
+    BrokenLine,
+    Source,
+    Table,
+    as_text,
+    check_encoding,
+    parse_line,
+)
 from data.text_lines import check_not_json, first_line
 from data.unpacking import LINE_BYTES
 
@@ -139,8 +149,7 @@ def cut_into_parts(source: Source, files: list[Path], cache: Path) -> tuple[list
 
 def find_column(path: Path, source: Source) -> str:
     """Returns the name of the column of texts, "" for a .txt file. Raises ValueError if it is not found."""
-    if source.encoding:
-        check_encoding(path, source.encoding, "")
+    check_line_ends(path, source)
     if path.suffix.lower() in LINES:
         with path.open("rb") as file:
             check_not_json(path, first_line(file.read(FIRST_LINE).decode(source.encoding or "utf-8-sig", "replace")))
@@ -149,13 +158,32 @@ def find_column(path: Path, source: Source) -> str:
         names = [str(name) for name in open_parquet(path).schema_arrow.names]
     else:
         with path.open("rb") as file:
-            value = parse_line(file.readline(LINE_BYTES).decode(source.encoding or "utf-8-sig", "replace") or "null")
+            value = parse_line(
+                file.readline(LINE_BYTES).decode(source.encoding or "utf-8", "replace").removeprefix(MARK) or "null"
+            )
         if not isinstance(value, dict):
             what = value if isinstance(value, BrokenLine) else f"{type(value).__name__} instead of an object"
             raise ValueError(f"{path}: line 1: {what}; correct it")
         names = list(value)
     table, texts = Table(path, names, [Record(1, [])]), replace(source, label_column=ABSENT, id_column=ABSENT)
     return names[find_columns(table, texts).text]
+
+
+def check_line_ends(path: Path, source: Source) -> None:
+    """Raises ValueError for an encoding whose line ends are not the byte of a line feed, UTF-16 and UTF-32, since a
+    shard is cut at these bytes, and for one that the byte order mark excludes."""
+    if path.suffix.lower() in PARQUETS:
+        return
+    with path.open("rb") as file:
+        start = file.read(FIRST_LINE)
+    marked = next((name for bom, name in BOMS if start.startswith(bom)), "")
+    if source.encoding:
+        check_encoding(path, source.encoding, marked)
+    name = codecs.lookup(source.encoding or marked or "utf-8").name
+    if not source.encoding and not marked and b"\0" in start:
+        name = "utf-16"
+    if name.startswith(("utf-16", "utf-32")):
+        raise ValueError(f"{path} is {name}; shards must be UTF-8: iconv -f {name} -t utf-8 FILE")
 
 
 def open_parquet(path: Path) -> Any:
@@ -235,10 +263,8 @@ def records(part: Part, encoding: str) -> Iterator[Record]:
         number = part.first - 1
         while file.tell() < part.end and (line := file.readline()):
             number += 1
-            if part.start == 0 and number == 1 and not encoding:
-                line = line.removeprefix(codecs.BOM_UTF8)
             try:
-                text = line.decode(encoding or "utf-8").strip()
+                text = line.decode(encoding or "utf-8").removeprefix(MARK).strip()
             except (UnicodeDecodeError, LookupError) as error:
                 yield Record(number, [], f"not {encoding or 'UTF-8'} text ({error}); --encoding names another one")
                 continue

@@ -17,6 +17,17 @@ def hash_rank(ids: pd.Series, salt: str) -> pd.Series:
     return ids.map(lambda key: hash_key(f"{salt}:{key}"))
 
 
+def hash_order(frame: pd.DataFrame, salt: str) -> pd.Series:
+    """Returns the place of each review, 0 … N - 1, in the order of the hashes of its id. salt: another order
+
+    Reviews with equal ids are in the order of their texts, so that no order depends on that of the file.
+    """
+    keys = hash_rank(frame["id"], salt).to_frame("hash")
+    if keys["hash"].duplicated().any():
+        keys["review"] = frame["review"]
+    return pd.Series(range(len(keys)), index=keys.sort_values([*keys], kind="stable").index).reindex(frame.index)
+
+
 def split_train(
     frame: pd.DataFrame, fraction: float = 0.2, seed: int = 42, labels: tuple[str, ...] = SENTIMENT
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -26,9 +37,9 @@ def split_train(
     Raises ValueError if a split would be empty or a class is missing.
     """
     frame = frame.reset_index(drop=True)
-    rank = hash_rank(frame["id"], str(seed))
+    order = hash_order(frame, str(seed))
     validation = pd.Series(False, index=frame.index)
-    for _, group in rank.groupby(frame["sentiment"]):
+    for _, group in order.groupby(frame["sentiment"]):
         validation[group.sort_values().index[: round(len(group) * fraction)]] = True
     train, held_out = frame[~validation], frame[validation]
     if not len(train) or not len(held_out) or train["sentiment"].nunique() < 2:
@@ -51,6 +62,6 @@ def subset(frame: pd.DataFrame, count: int, seed: int, flag: str = "--train-revi
         raise ValueError(f"{flag} {count}: there are no such reviews")
     if not len(labels) <= count <= len(frame):
         raise ValueError(f"{flag} {count} is outside {len(labels)} … {len(frame)}")
-    rank = hash_rank(frame["id"], f"subset {seed}").groupby(frame["sentiment"]).rank(method="first")  # 1, 2, … a label
+    rank = hash_order(frame, f"subset {seed}").groupby(frame["sentiment"]).rank()  # 1, 2, … of each label
     order = pd.DataFrame({"rank": rank, "label": frame["sentiment"]}).sort_values(["rank", "label"])
     return frame.loc[sorted(order.index[:count])].reset_index(drop=True)

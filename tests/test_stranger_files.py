@@ -1,0 +1,302 @@
+"""Files of strangers that gave another number, or none, without a word: each stands for its kind."""
+
+import codecs
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+import train
+from data import Source, load_splits, load_table
+from data.compare import Entry, ScoredPart, files_of, same_data
+from data.files import csv_text, write_problem
+from data.imdb import load_reviews
+from data.predictions import read_lines
+from data.pretraining_texts import load_texts
+from data.runs import Run
+from data.splitting import split_train, subset
+from data.text_lines import is_text_lines
+from eval import main as evaluate
+
+LINEAR = str(ROOT / "data/weights/nb-linear-imdb")
+ROWS = [(f"i{n}", f"a {'good' if n % 2 else 'bad'} film {n}", "pos" if n % 2 else "neg") for n in range(40)]
+
+
+def write_table(path: Path, rows=ROWS, header=("id", "review", "label"), start: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(start + csv_text([header, *rows]), encoding="utf-8")
+    return path
+
+
+def linear_run(folder: Path, name: str, *arguments: str) -> Run:
+    """Trains the linear model for one epoch."""
+    shape = "--shape min_reviews=1 --min-count 1 --epochs 1"
+    command = f"--model nb_linear {shape} --runs {folder / 'runs'} --name {name}"
+    train.main([*command.split(), *arguments])
+    return Run.open(folder / "runs" / name)
+
+
+# ---------------------------------------------------------------------------------------------- the split
+
+
+@pytest.mark.parametrize("count", [1, 3, 37])
+def test_the_split_does_not_depend_on_the_order_of_rows_with_one_id(count: int):
+    frame = pd.DataFrame(
+        {"id": [f"tt{n // count}" for n in range(400)], "review": [f"text {n}" for n in range(400)]}
+    ).assign(sentiment=np.arange(400) % 2)
+    shuffled = frame.sample(frac=1, random_state=1)
+    for choose in (lambda x: split_train(x)[1], lambda x: subset(x, 90, 7)):
+        first, second = (sorted(choose(one)["review"]) for one in (frame, shuffled))
+        assert first == second
+
+
+def test_validation_reviews_of_another_folder_that_were_trained_on_are_not_scored(tmp_path: Path, capsys):
+    write_table(tmp_path / "v1/train.csv", [row[1:] for row in ROWS], ("review", "label"))
+    write_table(tmp_path / "v2/train.csv", [row[1:] for row in ROWS[::-1]], ("review", "label"))
+    write_table(tmp_path / "v2/test.csv", [(0, "a new film", "pos")])
+    run = linear_run(tmp_path, "r", "--data", str(tmp_path / "v1"))
+    capsys.readouterr()
+    evaluate(["--run", str(run.folder), "--data", str(tmp_path / "v1")])
+    assert "validation: accuracy" in capsys.readouterr().out
+    evaluate(["--run", str(run.folder), "--data", str(tmp_path / "v2")])
+    out = capsys.readouterr().out
+    assert "of 8 validation reviews of" in out
+    assert "validation: no labelled reviews to score" in out
+    assert "test: accuracy" in out
+
+
+# ---------------------------------------------------------------------------------------------- runs that are compared
+
+
+def test_files_are_known_by_their_part_not_by_their_name(tmp_path: Path):
+    for part in ("train", "val", "test", "hard"):
+        write_table(tmp_path / part / "data.csv", [(key, f"{part} {text}", label) for key, text, label in ROWS])
+    write_table(tmp_path / "copy.csv", [(key, f"train {text}", label) for key, text, label in ROWS])
+
+    def run(name: str, train_file: str, test: str) -> Run:
+        files = {"--train": train_file, "--validation": "val/data.csv", "--test": test}
+        given = [word for flag, file in files.items() for word in (flag, str(tmp_path / file))]
+        return linear_run(tmp_path, name, *given)
+
+    easy, hard = run("easy", "train/data.csv", "test/data.csv"), run("hard", "train/data.csv", "hard/data.csv")
+    copied = run("copied", "copy.csv", "test/data.csv")
+    assert set(files_of(easy)) == {"train", "validation", "test"}
+    assert not same_data(easy, hard)
+    assert same_data(easy, copied)
+    parts = [ScoredPart.of(Entry(run.folder.name, [run]), "test") for run in (easy, hard, copied)]
+    assert [part.equals(parts[0]) for part in parts] == [True, False, True]
+
+
+def test_no_output_replaces_the_reviews_of_compared_runs(tmp_path: Path):
+    file = write_table(tmp_path / "a.csv")
+    runs = [str(linear_run(tmp_path, name, "--train", str(file)).folder) for name in ("r", "s")]
+    before = file.read_bytes()
+    for task in (["--compare", *runs], ["--weights", f"{runs[0]}/best", "--predict", str(ROOT / "README.md")]):
+        with pytest.raises(ValueError, match=r"--out .*a\.csv would replace what is read from .*a\.csv"):
+            evaluate([*task, "--out", str(file)])
+    assert file.read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------------------- byte order marks
+
+
+@pytest.mark.parametrize("again", ["id,review,label", "ID,Review,Label", "id, review, label"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_header_within_a_file_is_a_broken_row(tmp_path: Path, again: str, mark: str):
+    text = csv_text([("id", "review", "label"), *ROWS])
+    (tmp_path / "joined.csv").write_text(f"\ufeff{text}{mark}{again}\nx,y,pos\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="row 42: the header again"):
+        load_reviews(tmp_path / "joined.csv")
+
+
+@pytest.mark.parametrize("title", ["\ufeffid", "\u200bid", "i\u00add", " ID "])
+def test_invisible_characters_in_a_title(tmp_path: Path, title: str):
+    path = write_table(tmp_path / "a.csv", header=(title, "review", "label"), start="\ufeff")
+    assert load_reviews(path)["id"].tolist() == [row[0] for row in ROWS]
+
+
+def test_a_decomposed_title_is_found_in_a_test_file(tmp_path: Path):
+    path = write_table(tmp_path / "a.csv", header=("id", "review", "e\u0301tiquette"))
+    source = Source(train=str(path), test=str(path), label_column="\u00e9tiquette")
+    assert (load_splits(source).test["sentiment"] >= 0).all()
+
+
+@pytest.mark.parametrize("encoding", ["", "utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_is_no_part_of_a_review(encoding: str, tmp_path: Path):
+    content = codecs.BOM_UTF8 + b"good film\n" + codecs.BOM_UTF8 + b"bad film\n"
+    (tmp_path / "x.txt").write_bytes(content)
+    assert read_lines(io.BytesIO(content), encoding)["review"].tolist() == ["good film", "bad film"]
+    frame, _ = load_table(tmp_path / "x.txt", Source(encoding=encoding))
+    assert frame["review"].tolist() == ["good film", "bad film"]
+
+
+@pytest.mark.parametrize("encoding", ["zip", "hex", "rot13", "base64"])
+def test_a_codec_of_bytes_is_no_encoding(encoding: str):
+    with pytest.raises(ValueError, match="is not an encoding; usual ones are"):
+        read_lines(io.BytesIO(b"good film\n"), encoding)
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def acl(folder: Path, *kinds: str) -> Path:
+    """Writes a folder like aclImdb with three reviews of each kind."""
+    for kind in kinds:
+        for number in range(3):
+            path = folder / kind / f"{number}_7.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{kind} review {number}")
+    return folder
+
+
+def test_other_classes_of_an_acl_folder_are_refused_by_name(tmp_path: Path):
+    with pytest.raises(ValueError, match="train holds 'neu' beside pos and neg; only pos, neg and unsup are read"):
+        load_splits(Source(data=str(acl(tmp_path, "train/pos", "train/neg", "train/neu"))))
+
+
+def test_what_an_acl_folder_holds_besides_is_named(tmp_path: Path, capsys):
+    acl(tmp_path, "train/pos", "train/neg", "validation/pos")
+    write_table(tmp_path / "train.csv")
+    (tmp_path / "train/pos/._0_7.txt").write_bytes(b"\0\5\26\7")  # of macOS
+    (tmp_path / "train/pos/9_8.TXT").write_text("a ninth review")
+    splits = load_splits(Source(data=str(tmp_path)))
+    assert len(splits.train) + len(splits.validation) == 7
+    assert "not read: 'train.csv', 'validation'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["validation.txt", "test.txt", "test (1).csv", "val.csv.bz2", "test.xlsx", "test/part.csv", "testData.txt"]
+)
+def test_what_is_named_as_a_part_but_not_read_is_noted(tmp_path: Path, capsys, name: str):
+    write_table(tmp_path / "train.csv")
+    write_table(tmp_path / name)
+    load_splits(Source(data=str(tmp_path)))
+    assert f"not read: '{name.partition('/')[0]}'" in capsys.readouterr().out
+
+
+def test_kaggles_file_names_do_not_make_labels_from_ids_against_the_flag(tmp_path: Path, capsys):
+    rows = [(f"{100 + n}_{n % 10 + 1}", text, label) for n, (_, text, label) in enumerate(ROWS)]
+    path = tmp_path / "testData.tsv"
+    path.write_text("id\treview\n" + "".join(f"{key}\t{text}\n" for key, text, _ in rows))
+    assert (load_table(path, Source(label_column="none"))[0]["sentiment"] == -1).all()
+    assert (load_table(path, Source())[0]["sentiment"] >= 0).all()
+    assert "no column of labels; they are the ratings in the ids, such as 100_1" in capsys.readouterr().out
+    named = tmp_path / "labeledTrainData.tsv"
+    named.write_text("id\treview\tverdict\n" + "".join("\t".join(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="'verdict' looks like it: --label-column verdict"):
+        load_splits(Source(data=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "given"), [("utf-16", ""), ("utf-16", "utf-16"), ("utf-16-be", "utf-16-be"), ("utf-16-le", "")]
+)
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_shards_in_utf_16_are_refused(tmp_path: Path, ending: str, encoding: str, given: str):
+    lines = [json.dumps({"text": text}) if ending == "jsonl" else text for _, text, _ in ROWS]
+    (tmp_path / "data").mkdir()
+    (tmp_path / f"data/x.{ending}").write_bytes("\n".join(lines).encode(encoding))
+    with pytest.raises(ValueError, match=r"shards must be UTF-8: iconv -f utf-16"):
+        load_texts(Source(data=str(tmp_path / "data"), encoding=given), tmp_path / "cache")
+
+
+# ---------------------------------------------------------------------------------------------- quotes, JSON, CSV
+
+
+def test_what_a_run_says_about_quotes_and_ids_is_said_where_it_matters(tmp_path: Path, capsys):
+    path = tmp_path / "x.tsv"
+    path.write_text('id\treview\tlabel\n1\t"great film\tpos\n2\tbad film"\tneg\n3\tlovely film\tpos\n')
+    inherited = {"of_run": ("quoting", "id_column")}
+    frame, _ = load_table(path, Source(quoting="rfc4180", **inherited), needs_labels=False)
+    assert len(frame) == 2
+    assert "quotes are read as the run did (--quoting rfc4180)" in capsys.readouterr().out
+    load_table(write_table(tmp_path / "y.csv"), Source(quoting="rfc4180", id_column="none", **inherited))
+    out = capsys.readouterr().out
+    assert "quotes" not in out
+    assert "ids are line numbers, as the run read them (--id-column id reads the column)" in out
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_a_key_twice_is_refused(tmp_path: Path, ending: str):
+    line = '{"text": "great", "label": 1, "label": 0}'
+    (tmp_path / f"x.{ending}").write_text(f"[{line}]" if ending == "json" else f"{line}\n{line}\n")
+    with pytest.raises(ValueError, match="an object has the key 'label' twice"):
+        load_reviews(tmp_path / f"x.{ending}")
+
+
+def test_numbers_of_json_keep_their_spelling(tmp_path: Path):
+    ids = ["1.10", "1e5", "12345678901234567890.5", "7", "-0.0"]
+    lines = [f'{{"id": {key}, "text": "a film", "label": {n % 2}}}\n' for n, key in enumerate(ids)]
+    (tmp_path / "x.jsonl").write_text("".join(lines))
+    assert load_reviews(tmp_path / "x.jsonl")["id"].tolist() == ids
+
+
+def test_a_carriage_return_in_an_id_is_quoted():
+    assert csv_text([("a\rb", "c"), ("d", "e\nf")]) == '"a\rb",c\nd,"e\nf"\n'
+
+
+def test_a_zipped_text_file_is_known_by_the_name_inside(tmp_path: Path):
+    pd.Series(["good film", "bad film"]).to_csv(
+        tmp_path / "lines.zip", index=False, header=False, compression={"method": "zip", "archive_name": "lines.txt"}
+    )
+    assert is_text_lines(tmp_path / "lines.zip", Source())
+
+
+# ---------------------------------------------------------------------------------------------- paths
+
+
+@pytest.mark.parametrize("flag", ["--train", "--test", "--validation", "--data", "--weights"])
+def test_a_path_twice_is_refused(flag: str, capsys):
+    with pytest.raises(SystemExit):
+        train.main([flag, "a", flag, "b"])
+    assert f"{flag} is given twice" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_reviews_are_scored(tmp_path: Path):
+    path = write_table(tmp_path / "a.csv")
+    assert write_problem(tmp_path / "new/folder/o.csv") is None
+    assert write_problem(tmp_path / ("b" * 245 + ".csv")) is None
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    targets = [str(tmp_path / ("b" * 300)), str(tmp_path / "loop.csv")]
+    targets += ["/sys/p.csv"] if Path("/sys").is_dir() else []
+    for target in targets:
+        with pytest.raises(ValueError, match=r"--out .* cannot be written \(.+\); name another file"):
+            evaluate(["--weights", LINEAR, "--predict", str(path), "--out", target])
+
+
+def test_a_long_name_is_written(tmp_path: Path):
+    out = tmp_path / ("b" * 245 + ".csv")
+    evaluate(["--weights", LINEAR, "--predict", str(write_table(tmp_path / "a.csv")), "--out", str(out)])
+    assert len(out.read_text().splitlines()) == 41
+
+
+def test_a_loop_of_links_is_one_line(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises((OSError, ValueError), match="loop"):
+        evaluate(["--run", str(tmp_path / "loop"), "--text", "good"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are text there")
+def test_a_path_that_is_not_utf_8_is_refused_before_a_run_is_created(tmp_path: Path):
+    path = write_table(Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.csv")))
+    with pytest.raises(ValueError, match=r"is not UTF-8, as config\.json has to be; rename it"):
+        linear_run(tmp_path, "r", "--train", str(path))
+    assert not (tmp_path / "runs/r").exists()
+
+
+def test_a_validation_file_of_one_class_is_no_failure_to_predict(tmp_path: Path, capsys):
+    write_table(tmp_path / "a.csv")
+    write_table(tmp_path / "v.csv", [row for row in ROWS if row[2] == "pos"])
+    linear_run(tmp_path, "r", "--train", str(tmp_path / "a.csv"), "--validation", str(tmp_path / "v.csv"))
+    assert "no validation review gets the label neg" not in capsys.readouterr().out
+
+
+def test_test_reviews_without_a_label_are_counted(tmp_path: Path, capsys):
+    write_table(tmp_path / "a.csv")
+    rows = [(key, text, label if n % 4 else "") for n, (key, text, label) in enumerate(ROWS)]
+    load_splits(Source(train=str(tmp_path / "a.csv"), test=str(write_table(tmp_path / "t.csv", rows))))
+    assert "10 of 40 reviews have no label and are not scored" in capsys.readouterr().out
