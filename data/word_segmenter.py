@@ -19,7 +19,7 @@ from data.pipelines import state
 
 CACHED_WORDS = 2**18  # 40 to 60 MiB
 LOCAL = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}  # normalizers
-SPACES = {r"\s+", "^ | $"}  # what a normalizer may replace: NFKC converts some characters to spaces
+SPACES, ENDS = r"\s+", "^ | $"  # what a normalizer may replace
 WITHIN_WORDS = {"Split", "Punctuation", "Digits"}  # pre-tokenizers that get each word by itself
 
 
@@ -44,9 +44,22 @@ def steps(part: dict[str, Any]) -> list[dict[str, Any]]:
     return [part] * bool(part) if inner is None else [step for one in inner for step in steps(one)]
 
 
-def is_local(step: dict[str, Any]) -> bool:
-    """Returns whether a step of a normalizer changes each word by itself."""
-    return step["type"] in LOCAL or (step["type"] == "Replace" and step["pattern"].get("Regex") in SPACES)
+def are_local(normalizer: list[dict[str, Any]]) -> bool:
+    """Returns whether the steps of a normalizer change each word by itself.
+
+    A run of spaces may become one space. After that, and not before, a space at the ends of a text may be removed.
+    """
+    collapsed = False
+    for step in normalizer:
+        kind, content = step["type"], step.get("content", "")
+        pattern = step["pattern"].get("Regex") if kind == "Replace" else ""
+        if pattern == SPACES and content and not content.strip(" ▁"):
+            collapsed = content == " "
+        elif kind in LOCAL:
+            collapsed = collapsed and kind not in ("NFKC", "NFKD")  # which make spaces of some characters
+        elif not (pattern == ENDS and not content and collapsed):
+            return False
+    return True
 
 
 def is_word_by_word(backend: Backend) -> bool:
@@ -62,7 +75,7 @@ def is_word_by_word(backend: Backend) -> bool:
     first, *others = steps(state(backend.pre_tokenizer)) or [{"type": ""}]
     splits = first["type"] == "Metaspace" and first["split"] and first["prepend_scheme"] == "always"
     within = all(step["type"] in WITHIN_WORDS for step in others)
-    return splits and within and all(map(is_local, steps(state(backend.normalizer))))
+    return splits and within and are_local(steps(state(backend.normalizer)))
 
 
 @dataclass

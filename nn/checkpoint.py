@@ -170,6 +170,11 @@ def load_pretrained(
     config_file = fetch_config(source)
     published = read_object(config_file)
     cls = model_class(published, config_file)  # before the weights are fetched
+    if isinstance(form := published.get("quantization_config"), dict):
+        raise ValueError(
+            f"{config_file}: weights quantized by {show(form.get('quant_method', 'a program'), 40)} are not read; "
+            "in transformers: model.dequantize().save_pretrained(DIR), then --weights DIR"
+        )
     directory = find_pretrained(source)
     files = [WeightFile(path) for path in weight_files(directory)]
     if not new_head:

@@ -28,6 +28,7 @@ from data.labels import SENTIMENT, canonical
 from data.weight_files import WeightFile
 from nn import Model
 from nn.checkpoint import (
+    CLASS_ROWS,
     MOST_CLASSES,
     TRAINING_ONLY,
     load_pretrained,
@@ -44,7 +45,8 @@ from peft.files import adapter_parameters, class_order, published
 from peft.rules import MERGE_THERE, check_config, is_saved_module
 from peft.wrapped import wrapped
 
-COPY = re.compile(r"\.(original_module|modules_to_save)\.")  # with bias="all", peft saves the head's biases three times
+# copies of a module that peft trains: with bias="all", it saves the biases of the head three times
+COPY = re.compile(r"\.(original_module|modules_to_save\.[^.]+)\.")
 
 
 def adapter_file(directory: Path) -> WeightFile:
@@ -80,12 +82,39 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     config = read_adapter_config(directory)
     check_config(config, directory)
     file = adapter_file(directory)
-    attach_described(model, config, file, trainable)
+    check_copies(file)
+    own_head = published(model, "classifier.weight") in file.shapes
+    order = () if own_head else model.class_order
+    reorder_classes(model, tuple(order.index(row) for row in range(len(order))))  # as the backbone's file: the adapter
+    attach_described(model, config, file, trainable)  # may change rows of its classifier
     replace_backbone(model, config, file)
     fill_parameters(model, config, file)
     merge_head(model)
-    order_classes(model, config, file)
+    if own_head:
+        order_classes(model, config, file)
+    elif order:
+        reorder_classes(model, order)
+        before, labels = model.adapter["before"]
+        rows = {name: value[list(order)] for name, value in before.items() if name in CLASS_ROWS}
+        model.adapter["before"] = before | rows, labels
     return model
+
+
+def check_copies(file: WeightFile) -> None:
+    """Raises ValueError for a copy with other values than the tensor that is read: peft would use the copy.
+
+    It writes such files if one of modules_to_save contains another one.
+    """
+    for name in file.shapes:
+        found = COPY.search(name)
+        if found is None or found[1] == "original_module":
+            continue
+        plain = COPY.sub(".", name)
+        if plain not in file.shapes or not torch.equal(file.read(plain), file.read(name)):
+            raise ValueError(
+                f"{file.path} holds {show(name, 200)}, a copy of its own: one of modules_to_save contains another; "
+                + MERGE_THERE
+            )
 
 
 def tensor_names(config: dict[str, Any], file: WeightFile) -> set[str]:
@@ -214,8 +243,6 @@ def file_labels(config: dict[str, Any], count: int, where: Path) -> tuple[str, .
 
 def order_classes(model: Encoder, config: dict[str, Any], file: WeightFile) -> None:
     """Puts the rows of the classifier, which have the order of the file, into the order of the model's classes."""
-    if published(model, "classifier.weight") not in file.shapes:
-        return
     labels = model.config.labels
     names, order = file_labels(config, len(labels), file.path.parent), class_order(model)
     if names is not None and (head := head_by_name(names, labels)) is not None:
@@ -285,8 +312,14 @@ def load_adapted(
     check_config(read_adapter_config(directory), directory)
     backbone = adapter_base(directory, base)
     count, names = adapter_classes(directory, backbone)
-    if count is None:
-        return load_adapter(load_pretrained(backbone, labels, dtype, quantize, new_head), directory, trainable)
+    if count is None and not new_head:
+        return load_adapter(load_pretrained(backbone, labels, dtype, quantize), directory, trainable)
+    if count is None:  # the adapter may change the classifier of the backbone, which is replaced afterwards
+        plain = load_pretrained(backbone, None, dtype, quantize)
+        plain.newly_initialized -= {"classifier.weight", "classifier.bias"}
+        model = load_adapter(plain, directory, trainable)
+        replace_head(model, labels or model.config.labels)
+        return model
     plain = load_pretrained(backbone, names or placeholder_names(count), dtype, quantize, new_head=True)
     model = load_adapter(plain, directory, trainable)
     if labels is not None and new_head:

@@ -13,7 +13,7 @@ from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG
 from data.tokenization import load_tokenizer
 from eval import main as evaluate
 from nn.checkpoint import load_pretrained, save_pretrained
-from peft import load_adapted, load_adapter, save_adapter
+from peft import detach_adapter, load_adapted, load_adapter, save_adapter
 from peft.loading import plain_names
 
 
@@ -155,3 +155,70 @@ def test_a_word_table_beside_virtual_tokens_of_peft_is_refused(tmp_path: Path):
     change(tmp_path / ADAPTER_CONFIG, method=None)
     with pytest.raises(ValueError, match="has a word table, which huggingface/peft does not use with virtual tokens"):
         load_adapter(tiny("modernbert"), tmp_path)
+
+
+# ------------------------------------------------------------ adapters that change the classifier without containing it
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """Returns an adapter with LoRA on the classifier of a backbone whose first class is the positive one, as peft
+    writes it for target_modules="all-linear" without task_type; and its logits in the backbone's order."""
+    base = tiny_weights(tmp_path / "base")
+    change(base / CONFIG, id2label={"0": "POSITIVE", "1": "NEGATIVE"}, label2id={"POSITIVE": 0, "NEGATIVE": 1})
+    torch.manual_seed(3)
+    plain = load_pretrained(base)
+    a, b = torch.randn(4, plain.classifier.in_features), torch.randn(2, 4)
+    expected = plain.classifier.weight.data + 2 / 4 * b @ a  # alpha / r
+    change_head = {"base_model.model.classifier.lora_A.weight": a, "base_model.model.classifier.lora_B.weight": b}
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    save_file(change_head, folder / ADAPTER)
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": 4, "lora_alpha": 2, "task_type": None}
+    write_json(folder / ADAPTER_CONFIG, config | {"target_modules": ["classifier"]})
+    features = plain.features(*token_batch([5, 3]))
+    return folder, (features @ expected.T + plain.classifier.bias).detach()
+
+
+@pytest.mark.parametrize("labels", [None, ("POSITIVE", "NEGATIVE"), ("negative", "positive")])
+def test_a_changed_classifier_is_put_into_the_order_of_the_classes(partial, tmp_path: Path, labels):
+    folder, expected = partial
+    expected = expected.flip(1) if labels == ("negative", "positive") else expected
+    model = load_adapted(folder, labels=labels)
+    torch.testing.assert_close(model(*token_batch([5, 3])).detach(), expected)
+    other = load_adapter(load_pretrained(tmp_path / "base", labels), folder)
+    torch.testing.assert_close(other(*token_batch([5, 3])).detach(), expected)
+    save_adapter(model, tmp_path / "again", str(tmp_path / "base"))
+    torch.testing.assert_close(load_adapted(tmp_path / "again", labels=labels)(*token_batch([5, 3])).detach(), expected)
+    detach_adapter(model)
+    plain = load_pretrained(tmp_path / "base", labels)(*token_batch([5, 3]))
+    torch.testing.assert_close(model(*token_batch([5, 3])), plain)
+
+
+@pytest.mark.parametrize("labels", [("bad", "good"), ("a", "b", "c")])
+def test_a_new_head_replaces_a_changed_classifier(partial, labels: tuple[str, ...]):
+    model = load_adapted(partial[0], labels=labels, new_head=True)
+    assert model.config.labels == labels
+    assert model(*token_batch([5, 3])).shape == (2, len(labels))
+    assert model.newly_initialized == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_copies_of_nested_modules_to_save(adapter: Path, equal: bool):
+    """peft uses the copy if one of modules_to_save contains another."""
+    tensors = load_file(adapter / ADAPTER)
+    name = "base_model.model.classifier.weight"
+    copy = tensors[name] + (0 if equal else 1)
+    save_file(tensors | {"base_model.model.classifier.modules_to_save.default.weight": copy}, adapter / ADAPTER)
+    if equal:
+        load_adapted(adapter)
+    else:
+        with pytest.raises(ValueError, match="one of modules_to_save contains another; huggingface/peft can merge it"):
+            load_adapted(adapter)
+
+
+def test_quantized_weights_of_others_are_refused_by_name(tmp_path: Path):
+    base = tiny_weights(tmp_path / "base")
+    change(base / CONFIG, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    with pytest.raises(ValueError, match=r"weights quantized by bitsandbytes are not read; .*dequantize\(\)"):
+        load_pretrained(base)

@@ -86,12 +86,33 @@ def pipeline(**parts) -> Backend:
         {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace()])},
         {"normalizer": normalizers.Replace("a b", "c")},
         {"normalizer": normalizers.Replace(Regex("a b"), "c")},
+        {"normalizer": normalizers.Replace(Regex(r"\s+"), "")},
+        {"normalizer": normalizers.Replace(Regex(r"\s+"), "-")},
+        {"normalizer": normalizers.Replace(Regex("^ | $"), "")},
+        {"normalizer": normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex("^ | $"), "")])},
+        {
+            "normalizer": normalizers.Sequence(
+                [
+                    normalizers.Replace(Regex(r"\s+"), " "),
+                    normalizers.NFKC(),
+                    normalizers.Replace(Regex("^ | $"), ""),
+                ]
+            )
+        },
         {"model": models.BPE()},
     ],
 )
 def test_an_unknown_pipeline_segments_whole_texts(parts: dict):
     assert WordSegmenter(pipeline()).word_by_word
     assert not WordSegmenter(pipeline(**parts)).word_by_word
+
+
+@pytest.mark.parametrize("content", [" ", "▁", "  "])
+def test_a_replacement_that_leaves_the_space_is_word_by_word(content: str):
+    words = WordSegmenter(pipeline(normalizer=normalizers.Replace(Regex(r"\s+"), content)))
+    assert words.word_by_word
+    texts = [*hostile_texts(), "¨a b", "a ¨b"]
+    assert words(texts) == segment_texts(words.backend, texts)
 
 
 def test_added_tokens_that_match_text_segment_whole_texts():
