@@ -1,6 +1,6 @@
 """Scaled dot-product and multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, §3.2).
 
-    Attention(Q, K, V) = softmax(Q Kᵀ / √K) V                                    Eq. (1)
+    Attention(Q, K, V) = softmax(Q Kᵀ / √d_k) V                                  Eq. (1); d_k is K in all shapes
     head_h = Attention(x W_q[h], x W_k[h], x W_v[h]),   y = concat(head_1 … head_H) W_o   §3.2.2
 
                   ┌─ query ── split ──▶ q [B, H, T, K] ──┐

@@ -103,11 +103,11 @@ def shifted_gradients(g: Tensor, x: Tensor, table: Tensor, dx: Tensor, dtable: T
     table, in fp32 or wider"""
     for rows, needed in bands(x.size(2), columns=g.size(3)):
         band = x[:, :, rows].transpose(0, 1)  # [h, b, rows, K]
-        wide = g.new_zeros(*band.shape[:3], needed.stop - needed.start)  # [h, b, rows, S + rows - 1]
-        skew(wide).copy_(g[:, :, rows].transpose(0, 1))
-        wide = wide.flatten(1, 2)  # [h, b · rows, S + rows - 1]
-        dx[:, :, rows] += (wide @ table[:, needed]).unflatten(1, band.shape[1:3]).transpose(0, 1)
-        dtable[:, needed] += wide.transpose(1, 2) @ band.flatten(1, 2)
+        skewed = g.new_zeros(*band.shape[:3], needed.stop - needed.start)  # [h, b, rows, S + rows - 1]
+        skew(skewed).copy_(g[:, :, rows].transpose(0, 1))
+        skewed = skewed.flatten(1, 2)  # [h, b · rows, S + rows - 1]
+        dx[:, :, rows] += (skewed @ table[:, needed]).unflatten(1, band.shape[1:3]).transpose(0, 1)
+        dtable[:, needed] += skewed.transpose(1, 2) @ band.flatten(1, 2)
 
 
 def scores_of(q: Tensor, k: Tensor, k_r: Rows, q_r: Rows, prefix: int) -> Tensor:
