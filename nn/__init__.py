@@ -68,8 +68,8 @@ SMALL_MODERN = SMALL | {
     "mlp_dropout": 0.1,
     "classifier_dropout": 0.1,
 }
-# Sources: Sun et al. 2019 (arXiv 1905.05583) for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa, experiments/glue;
-# Clark et al. 2020, Table 7; AnswerDotAI/ModernBERT, src/evals/glue_jobs.py, SST-2
+# Sources: Sun et al. 2019 (arXiv 1905.05583) for BERT on IMDB; Liu et al. 2019, Table 10; microsoft/DeBERTa,
+# experiments/glue; Clark et al. 2020, Table 7; AnswerDotAI/ModernBERT, src/evals/glue_jobs.py, SST-2
 TUNING = {"learning_rate": 2e-5}
 TUNING_ROBERTA = {"learning_rate": 2e-5, "weight_decay": 0.1}
 TUNING_RTD = {"learning_rate": 1e-4, "layer_decay": 0.8, "weight_decay": 0.0}
