@@ -46,7 +46,7 @@ from peft.rules import MERGE_THERE, check_config, is_saved_module
 from peft.wrapped import wrapped
 
 # copies of a module that peft trains: with bias="all", it saves the biases of the head three times
-COPY = re.compile(r"\.(original_module|modules_to_save\.[^.]+)\.")
+COPY = re.compile(r"\.(original_module|modules_to_save)\.")
 
 
 def adapter_file(directory: Path) -> WeightFile:
@@ -109,8 +109,9 @@ def check_copies(file: WeightFile) -> None:
         found = COPY.search(name)
         if found is None or found[1] == "original_module":
             continue
-        plain = COPY.sub(".", name)
-        if plain not in file.shapes or not torch.equal(file.read(plain), file.read(name)):
+        names = (re.sub(pattern, ".", name) for pattern in (r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\."))
+        plain = next((plain for plain in names if plain in file.shapes), None)
+        if plain is None or not torch.equal(file.read(plain), file.read(name)):
             raise ValueError(
                 f"{file.path} holds {show(name, 200)}, a copy of its own: one of modules_to_save contains another; "
                 + MERGE_THERE
