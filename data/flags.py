@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     A value may begin with a dash: `--text "-bad"`.
     """
 
-    once = False  # whether a flag with one value is refused if it is given twice, as one with a path always is
+    once = False  # whether a flag with one value is refused if it is given twice, as one with a file always is
 
     def error(self, message: str) -> NoReturn:
         text = message.removeprefix("argument ")
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
             action, token = known[name], waiting.pop(0)
             if action.nargs == 0 and equals:
                 self.error(f"{name} takes no value")
-            once = self.once or action.metavar in PATHS
+            once = self.once or action.metavar == "FILE"  # one would expect both to be read
             if once and action.nargs not in (0, "+") and any(f.partition("=")[0] == name for f in found):
                 self.error(f"{name} is given twice")
             if action.nargs == 0 or equals:
@@ -214,8 +214,8 @@ def parse_flags(
 
     classes: {owner: dataclass}; a field that several classes share is one flag.  lists: {field: names} that --help
     appends to the field's text.  examples: {group: command} that --help shows.  once: whether a flag with one value is
-    refused if it is given twice; otherwise the last value counts, except of a path, which is always refused. An unknown
-    flag or a value of the wrong type exits with code 2.
+    refused if it is given twice, as one with a file always is; otherwise the last value counts. An unknown flag or a
+    value of the wrong type exits with code 2.
     """
     parser = Parser(
         prog=f"python {Path(sys.argv[0]).name}",

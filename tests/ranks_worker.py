@@ -6,6 +6,7 @@ FOLDER/runs.json, a list of arguments of train.py.
 
 # ruff: noqa: E402  (imports after the path is set)
 
+import contextlib
 import itertools
 import json
 import math
@@ -75,7 +76,8 @@ def gradients(case: str, lengths: list[int], sharded: bool = False) -> dict[str,
     if sharded:
         model.checkpointing = True
         shard(model, torch.device("cpu"))
-    loss, _ = compute(entry.objective, model.train(), batch, options)
+    with mock.patch.object(torch, "randn_like", seeded_noise) if alone() else contextlib.nullcontext():
+        loss, _ = compute(entry.objective, model.train(), batch, options)
     loss = batch.part(loss) if entry.additive else loss
     loss.backward()
     release(model)
@@ -84,6 +86,11 @@ def gradients(case: str, lengths: list[int], sharded: bool = False) -> dict[str,
     GradientSum([] if sharded else list(trained.values())).finish()
     found = {key: whole(p.grad) for key, p in trained.items() if p.grad is not None}
     return found | {"loss": torch.from_numpy(add_rows(loss.detach().double().numpy().reshape(1)))}
+
+
+def seeded_noise(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Draws the noise that the ranks draw for the whole batch."""
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(SEED), dtype=dtype)
 
 
 def kept_bytes(model: Model) -> int:
