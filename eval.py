@@ -203,18 +203,23 @@ def held_out(run: Run, folder: str, splits: Splits) -> Splits:
 def without_trained(run: Run, folder: str, splits: Splits) -> Splits:
     """Returns the splits of another folder, without its validation reviews if a run was trained on some of them.
 
-    Texts are compared. At most DUPLICATES of them may be training reviews. A line says so, also if the run's reviews
-    cannot be read.
+    Letters and digits of the texts are compared. At most DUPLICATES of the reviews may be training reviews. A line says
+    so, also if the run's reviews cannot be read.
     """
     try:
-        trained = set(own_splits(run).train["review"])
+        trained = set(letters_of(own_splits(run).train))
     except (OSError, ValueError) as error:
         print(f"warning: {run.folder} may have been trained on validation reviews of {folder}: {error}")
         return splits
-    count, total = int(splits.validation["review"].isin(trained).sum()), len(splits.validation)
+    count, total = int(letters_of(splits.validation).isin(trained).sum()), len(splits.validation)
     if count:
         print(f"warning: {count:,} of {total:,} validation reviews of {folder} were training reviews of {run.folder}")
     return splits._replace(validation=splits.validation[:0]) if count > DUPLICATES * total else splits
+
+
+def letters_of(frame: pd.DataFrame) -> pd.Series:
+    """Returns the letters and digits of each review, in lower case: files differ in their quotes and spaces."""
+    return frame["review"].str.lower().str.replace(r"\W+", "", regex=True)
 
 
 def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
