@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 import peft
-from data import Source, Splits, find_source, is_named_after, load_splits, load_table, ranks
+from data import Source, Splits, find_source, load_splits, load_table, ranks
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
 from data.cleaning import clean
 from data.compare import flips, significance
@@ -60,6 +60,7 @@ from data.eval_options import (
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import filling, is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
+from data.held_out import held_out
 from data.hub import CLASSIFIER, CONFIG
 from data.imdb import as_frame
 from data.labels import SENTIMENT, UNKNOWN
@@ -90,7 +91,6 @@ from peft.classifier import Scorer, check_classifier, is_pretraining, load_check
 
 TABLES = Tables(MODELS, peft.METHODS, OBJECTIVES)
 MISTAKES = 20  # number of mistakes that --explain shows
-DUPLICATES = 0.01  # share of the validation reviews of another folder that may be training reviews of a run
 
 
 # -------------------------------------------------------------------------------------------------------- the output
@@ -158,7 +158,7 @@ def evaluate_folder(
     print(f"data: {folder} ({why})")
     splits = load_splits(replace(source, data=folder), labels=scorer.labels)
     for run in runs:
-        splits = held_out(run, folder, splits)
+        splits = held_out(run, settings_of(run).options, folder, splits, partial(own_splits, run))
     last: tuple[str, pd.DataFrame, np.ndarray] | None = None
     for name, frame in labelled_parts(splits):
         logits, truth = scorer.score_frame(frame), frame["sentiment"].to_numpy()
@@ -168,58 +168,6 @@ def evaluate_folder(
         last = (name, frame, logits)
     if last is not None and not isinstance(scorer, Ensemble):
         list_mistakes(options, emit, scorer, *last)
-
-
-def held_out(run: Run, folder: str, splits: Splits) -> Splits:
-    """Returns the splits of a folder, without validation reviews that are training reviews of a run.
-
-    folder: of the reviews, or `demo`. Raises ValueError if validation reviews are split from reviews that the run
-    trained on as a whole.
-    """
-    trained, recorded = settings_of(run).options, run.config.get("files", {})
-
-    def is_part(path: str, part: str) -> bool:
-        """Returns whether a file is a part of a data folder by its name, or of the run by its options."""
-        return is_named_after(Path(path).name, part) or str(Path(path).resolve()) == getattr(trained, part)
-
-    if not (trained.validation or any(is_part(path, "validation") for path in recorded)):
-        divided = {d for path, d in splits.files.items() if not is_named_after(Path(path).name, "test")}
-        same = divided <= {*recorded.values()}  # then the run split its training reviews in the same way
-        return splits if same else without_trained(run, folder, splits)
-    if any(is_named_after(Path(path).name, "validation") for path in splits.files):
-        return splits
-    whole = [d for path, d in recorded.items() if not (is_part(path, "validation") or is_part(path, "test"))]
-    found = [path for path, d in splits.files.items() if d in whole and not is_named_after(Path(path).name, "test")]
-    if folder == trained.data and not trained.train:  # the built-in reviews have no file; a folder has one digest
-        found = [folder]
-    if found:
-        raise ValueError(
-            f"all training reviews of {found[0]} were training reviews of {run.folder}, which had a validation file of "
-            "its own; score that file or the test file: --data FILE"
-        )
-    return splits
-
-
-def without_trained(run: Run, folder: str, splits: Splits) -> Splits:
-    """Returns the splits of another folder, without its validation reviews if a run was trained on some of them.
-
-    Letters and digits of the texts are compared. At most DUPLICATES of the reviews may be training reviews. A line says
-    so, also if the run's reviews cannot be read.
-    """
-    try:
-        trained = set(letters_of(own_splits(run).train))
-    except (OSError, ValueError) as error:
-        print(f"warning: {run.folder} may have been trained on validation reviews of {folder}: {error}")
-        return splits
-    count, total = int(letters_of(splits.validation).isin(trained).sum()), len(splits.validation)
-    if count:
-        print(f"warning: {count:,} of {total:,} validation reviews of {folder} were training reviews of {run.folder}")
-    return splits._replace(validation=splits.validation[:0]) if count > DUPLICATES * total else splits
-
-
-def letters_of(frame: pd.DataFrame) -> pd.Series:
-    """Returns the letters and digits of each review, in lower case: files differ in their quotes and spaces."""
-    return frame["review"].str.lower().str.replace(r"\W+", "", regex=True)
 
 
 def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
