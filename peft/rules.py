@@ -53,7 +53,8 @@ def check_config(config: dict[str, Any], where: Path) -> None:
     unsupported |= {name for name, values in SUPPORTED_VALUES.items() if config.get(name) not in values}
     if unsupported:
         shown = ", ".join(f"{show(name)} = {show(repr(config[name]))}" for name in sorted(unsupported)[:20])
-        raise ValueError(f"{where}: these settings are not supported: {shown}; {MERGE_THERE}")
+        way_out = "no program can merge it" if "alora_invocation_tokens" in unsupported else MERGE_THERE
+        raise ValueError(f"{where}: these settings are not supported: {shown}; {way_out}")
     with about(where / ADAPTER_CONFIG):
         check_numbers(config)
         check_patterns(config)

@@ -222,3 +222,9 @@ def test_quantized_weights_of_others_are_refused_by_name(tmp_path: Path):
     change(base / CONFIG, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     with pytest.raises(ValueError, match=r"weights quantized by bitsandbytes are not read; .*dequantize\(\)"):
         load_pretrained(base)
+
+
+def test_an_adapter_that_cannot_be_merged_elsewhere_says_so(adapter: Path):
+    change(adapter / ADAPTER_CONFIG, alora_invocation_tokens=[1, 2])
+    with pytest.raises(ValueError, match=r"alora_invocation_tokens = \[1, 2\]; no program can merge it"):
+        load_adapted(adapter)
