@@ -156,9 +156,10 @@ def evaluate_folder(
     """Prints the metrics of the validation and test reviews of the folder --data."""
     folder, why = ranks.in_turn(lambda: find_source(options.data))
     print(f"data: {folder} ({why})")
-    splits = load_splits(replace(source, data=folder), labels=scorer.labels)
+    source = replace(source, data=folder)
+    splits = load_splits(source, labels=scorer.labels)
     for run in runs:
-        splits = held_out(run, settings_of(run).options, folder, splits, partial(own_splits, run))
+        splits = held_out(run, settings_of(run).options, source, splits, partial(own_splits, run))
     last: tuple[str, pd.DataFrame, np.ndarray] | None = None
     for name, frame in labelled_parts(splits):
         logits, truth = scorer.score_frame(frame), frame["sentiment"].to_numpy()
@@ -369,7 +370,8 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     elif options.predict:
         predict(options, emit, source, scorer)
     else:
-        evaluate_data(options, emit, source, scorer)
+        run = Run.of_weights(options.weights)
+        evaluate_data(options, emit, source, scorer, [] if run is None else [run])
 
 
 def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
@@ -428,14 +430,14 @@ def main(argv: list[str] | None = None) -> None:
         options = Options(**given)
         options = replace(options, run=tuple(split_folders(options.run)))
         check_flags(options, given)
-        if ranks.launched():
+        if ranks.launched() and ranks.environment_number("WORLD_SIZE", 1) > 1:
             check_ranks(options, given)
         if options.predict and not options.out:
             options = replace(options, out="-" if options.predict == "-" else DEFAULT_OUT)
         if outputs(options):
             check_replaces(options, (file for run in runs_of(options) for file in run.config.get("files", ())))
-        with ranks.joined(options.device), reserved_output(options.out) as emit:
-            start(options, emit, given)
+    with ranks.joined(options.device), reserved_output(options.out) as emit:
+        start(options, emit, given)
 
 
 def runs_of(options: Options) -> list[Run]:

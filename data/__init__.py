@@ -32,7 +32,7 @@ from data.readers import LABELED, NUMBERED, SPLIT_NAMES, SUBMISSION, TABLES, TES
 from data.shards import Shards
 from data.splitting import split_train
 from data.text_lines import check_column_flags, is_text_lines, read_lines
-from data.unpacking import COMPRESSED
+from data.unpacking import COMPRESSED, REFUSED
 
 __all__ = [
     "LABELED",
@@ -142,7 +142,7 @@ def find_parts(source: Source) -> Parts:
         raise FileNotFoundError(f"{source.data or '--data'} does not exist")
     parts = with_named_files(parts, source)
     if not source.train and root.is_dir():
-        print_unread(root, parts)
+        print_unread(root, parts, [part for part in ("validation", "test") if getattr(source, part)])
     return parts
 
 
@@ -174,18 +174,22 @@ def find_in_folder(root: Path) -> Parts:
     return Parts(**found)
 
 
-def print_unread(root: Path, parts: Parts) -> None:
-    """Prints the tables of a data folder that are no part of it, since a part may have an unusual name, and what is
-    named as a part but is no table."""
+def print_unread(root: Path, parts: Parts, given: Sequence[str] = ()) -> None:
+    """Prints the tables of a data folder that are no part of it, since a part may have an unusual name, and entries
+    that are named after a part but are not read."""
     read = {os.path.realpath(path) for paths in parts for path in paths}
     used = read | {str(Path(path).parent) for path in read}
     kaggle = [Path(name).stem for name in (LABELED, UNLABELED, TEST)]
     named = re.compile(rf"({'|'.join([*itertools.chain(*SPLIT_NAMES.values()), *kaggle, 'aclImdb'])})\b", re.IGNORECASE)
-    entries = sorted(path.name for path in root.iterdir() if named.match(path.name))
+    data = (".txt", *REFUSED, *COMPRESSED)
+    entries = [p.name for p in root.iterdir() if named.match(p.name) and (p.is_dir() or p.suffix.lower() in data)]
+    replaced = tuple(name for part in given for name in SPLIT_NAMES[part])
     unread = [
         name
         for name in sorted({*tables_in(root), *entries})
-        if os.path.realpath(root / name) not in used and not name.startswith((SUBMISSION, "."))
+        if os.path.realpath(root / name) not in used
+        and not name.startswith((SUBMISSION, "."))
+        and not (replaced and name.lower().startswith(replaced))
     ]
     if unread:
         print(f"note: {root}: not read: {quoted(unread)}; a file of a part is named train, validation or test")

@@ -66,15 +66,20 @@ def seed_of(run: Run) -> int | None:
 def files_of(run: Run) -> dict[str, str]:
     """Returns the digests of the files of a run by their part: train, validation, test or unlabelled.
 
-    A part is known from the options, or from the name of the file; another file has its name.
+    The part of a file follows from the options or its name; any other file is listed under its name.
     """
-    options, parts = run.config["options"], dict[str, str]()
-    given = {part: os.path.realpath(options[part]) for part in ("train", "validation", "test") if options.get(part)}
-    for path, digest in sorted(run.config.get("files", {}).items()):
-        name, real = Path(path).name, os.path.realpath(path)
+    options, files = run.config["options"], run.config.get("files", {})
+    flags = {"train": options.get("train") or options.get("data")}  # --data may name one file
+    flags |= {part: options.get(part) for part in ("validation", "test")}
+    by_path = {os.path.realpath(path): digest for path, digest in files.items()}
+    given = {part: real for part, path in flags.items() if path and (real := os.path.realpath(path)) in by_path}
+    parts = {part: by_path[real] for part, real in given.items()}
+    for path, digest in sorted(files.items()):
+        if os.path.realpath(path) in given.values():
+            continue
+        name = Path(path).name
         named = (part for part in SPLIT_NAMES if is_named_after(name, part) or KAGGLE.get(part) == base_name(name))
-        part = next((part for part, file in given.items() if file == real), None)
-        part = part or next((part for part in named if part not in given), name)
+        part = next((part for part in named if not options.get(part)), name)
         parts[part] = parts.get(part, "") + digest  # numbered files are one part
     return parts
 

@@ -147,7 +147,7 @@ def check_ranks(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for a task that several ranks cannot share, and for input that only one of them can read."""
     shared = options.data or options.predict or (is_own_score(options, given) and len(options.run) == 1)
     if not shared or options.explain or options.plot:
-        raise ValueError("torchrun is for --run, --data and --predict; start this task without it")
+        raise ValueError("ranks share one --run, --data or --predict, without --explain or --plot; leave out torchrun")
     for name in ("data", "predict"):
         path = getattr(options, name)
         if path == "-" or (Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir())):

@@ -182,13 +182,12 @@ def write_output(path: str | Path, text: str) -> None:
 def write_problem(path: Path) -> str | None:
     """Returns why `write_output` could not write a file, None if it could: this is known before a long computation."""
     try:
-        target = Path(os.path.realpath(path))
-        if target.exists() or target.is_symlink():
-            target.stat()  # raises the error of a loop of links
-            return None if os.access(target, os.W_OK) else os.strerror(errno.EACCES)
-        folder = next(parent for parent in target.parents if parent.exists())
-        if not folder.is_dir():
-            return None  # which check_writable describes
+        if path.exists() or path.is_symlink():
+            path.stat()  # raises the error of a loop of links
+            return None if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
+        folder = next((parent for parent in Path(os.path.realpath(path)).parents if parent.exists()), None)
+        if folder is None or not folder.is_dir():
+            return None  # the caller, or the write, says what is wrong
         probe = folder / f".{host_digits()}-{os.getpid()}.tmp"
         probe.touch()
         probe.unlink()

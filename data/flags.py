@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
             action, token = known[name], waiting.pop(0)
             if action.nargs == 0 and equals:
                 self.error(f"{name} takes no value")
-            once = self.once or action.metavar == "FILE"  # one would expect both to be read
+            once = self.once or action.metavar in ("FILE", "DIR_OR_FILE")  # one would expect both to be read
             if once and action.nargs not in (0, "+") and any(f.partition("=")[0] == name for f in found):
                 self.error(f"{name} is given twice")
             if action.nargs == 0 or equals:

@@ -1,64 +1,77 @@
-"""Finds validation reviews of a data folder on which a run was trained: their score would be no measurement."""
+"""Finds reviews of a data folder on which a run was trained: their score would be no measurement."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from data import Splits, is_named_after
-from data.options import Options
+from data import Source, Splits, is_named_after
+from data.options import COLUMNS, Options
 from data.runs import Run
 
-DUPLICATES = 0.01  # share of the validation reviews of another folder that may be training reviews of a run
+DUPLICATES = 0.01  # share of the reviews of another folder that may be training reviews by chance
 
 
-def held_out(run: Run, trained: Options, folder: str, splits: Splits, read_own: Callable[[], Splits]) -> Splits:
-    """Returns the splits of a folder, without validation reviews that are training reviews of a run.
+def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_own: Callable[[], Splits]) -> Splits:
+    """Returns the splits of a folder, without validation reviews on which a run was trained.
 
-    trained: the run's options.  folder: of the reviews, or `demo`.  read_own: reads the run's own reviews. Raises
+    trained: the run's options.  source: how the folder was read.  read_own: reads the run's own reviews. Raises
     ValueError if validation reviews are split from reviews that the run trained on as a whole.
     """
     recorded = run.config.get("files", {})
 
     def is_part(path: str, part: str) -> bool:
         """Returns whether a file is a part of a data folder by its name, or of the run by its options."""
-        return is_named_after(Path(path).name, part) or str(Path(path).resolve()) == getattr(trained, part)
-
-    if not (trained.validation or any(is_part(path, "validation") for path in recorded)):
-        divided = {d for path, d in splits.files.items() if not is_named_after(Path(path).name, "test")}
-        same = divided <= {*recorded.values()}  # then the run split its training reviews in the same way
-        return splits if same else without_trained(run, folder, splits, read_own)
-    if any(is_named_after(Path(path).name, "validation") for path in splits.files):
-        return splits
-    whole = [d for path, d in recorded.items() if not (is_part(path, "validation") or is_part(path, "test"))]
-    found = [path for path, d in splits.files.items() if d in whole and not is_named_after(Path(path).name, "test")]
-    if folder == trained.data and not trained.train:  # the built-in reviews have no file; a folder has one digest
-        found = [folder]
-    if found:
-        raise ValueError(
-            f"all training reviews of {found[0]} were training reviews of {run.folder}, which had a validation file of "
-            "its own; score that file or the test file: --data FILE"
+        named = getattr(trained, part)
+        return is_named_after(Path(path).name, part) or bool(
+            named and os.path.realpath(path) == os.path.realpath(named)
         )
-    return without_trained(run, folder, splits, read_own)
+
+    has_own = any(is_named_after(Path(path).name, "validation") for path in splits.files)
+    of_run = {part: {d for path, d in recorded.items() if is_part(path, part)} for part in ("validation", "test")}
+    whole = {*recorded.values()} - of_run["validation"] - of_run["test"]
+    divided = {path: d for path, d in splits.files.items() if not is_named_after(Path(path).name, "test")}
+    if trained.validation or of_run["validation"]:  # the run did not split its training reviews
+        found = [path for path, d in divided.items() if d in whole]
+        if source.data == trained.data and not trained.train:  # the built-in reviews have no file; a folder has one
+            found = [source.data]
+        if found and not has_own:
+            raise ValueError(
+                f"all training reviews of {found[0]} were training reviews of {run.folder}, which had a validation "
+                "file of its own; score that file or the test file: --data FILE"
+            )
+        same = has_own and {*divided.values()} <= whole | of_run["validation"]
+    else:
+        same = {*divided.values()} <= whole
+    as_trained = {*COLUMNS} <= {*source.of_run} and source.skip_bad_rows == trained.skip_bad_rows
+    return splits if same and as_trained else without_trained(run, splits, has_own, read_own)
 
 
-def without_trained(run: Run, folder: str, splits: Splits, read_own: Callable[[], Splits]) -> Splits:
-    """Returns the splits of another folder, without its validation reviews if a run was trained on some of them.
+def without_trained(run: Run, splits: Splits, has_own: bool, read_own: Callable[[], Splits]) -> Splits:
+    """Returns the splits of another folder, without validation reviews on which a run was trained.
 
-    Letters and digits of the texts are compared. At most DUPLICATES of the reviews may be training reviews. A line says
-    so, also if the run's reviews cannot be read.
+    has_own: whether the folder has a validation file, whose reviews stay, as those of a test file do. Texts are
+    compared, without quotes and white space; a share of DUPLICATES stays. Prints a warning if there are any, and if the
+    run's reviews cannot be read.
     """
     try:
-        trained = set(letters_of(read_own().train))
+        trained = set(bare(read_own().train))
     except (OSError, ValueError) as error:
-        print(f"warning: {run.folder} may have been trained on validation reviews of {folder}: {error}")
+        reason = str(error).partition("; ")[0]
+        print(f"warning: it is not known on which of these reviews {run.folder} was trained: {reason}")
         return splits
-    count, total = int(letters_of(splits.validation).isin(trained).sum()), len(splits.validation)
-    if count:
-        print(f"warning: {count:,} of {total:,} validation reviews of {folder} were training reviews of {run.folder}")
-    return splits._replace(validation=splits.validation[:0]) if count > DUPLICATES * total else splits
+    for part in ("validation", "test"):
+        frame = getattr(splits, part)
+        seen = bare(frame).isin(trained)
+        if count := int(seen.sum()):
+            leave_out = part == "validation" and not has_own and count > DUPLICATES * len(frame)
+            left = " and are not scored" if leave_out else ""
+            print(f"warning: {count:,} of {len(frame):,} {part} reviews were training reviews of {run.folder}{left}")
+            splits = splits._replace(validation=frame[~seen].reset_index(drop=True)) if leave_out else splits
+    return splits
 
 
-def letters_of(frame: pd.DataFrame) -> pd.Series:
-    """Returns the letters and digits of each review, in lower case: files differ in their quotes and spaces."""
-    return frame["review"].str.lower().str.replace(r"\W+", "", regex=True)
+def bare(frame: pd.DataFrame) -> pd.Series:
+    """Returns the reviews in lower case, without quotes, backslashes and white space, in which files differ."""
+    return frame["review"].str.lower().str.replace(r"[\s\"'\\]+", "", regex=True)

@@ -20,7 +20,7 @@ import pandas as pd
 from data.checked import reading, show
 from data.checksums import is_intact, seal_file
 from data.cleaning import clean, has_surrogate
-from data.columns import ABSENT, Columns, describe, find_columns, find_usual, similar_columns
+from data.columns import ABSENT, Columns, composed, describe, find_columns, similar_columns
 from data.delimited import FIELD_LIMIT, Record
 from data.files import check_inside, replacing
 from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
@@ -202,7 +202,7 @@ def parse_reviews(
     if columns.id is not None and (twice := len(rows) - len({key for key, _, _ in rows})):
         notes.append(f"{twice:,} rows repeat an id of an earlier row (column {table.header[columns.id]!r})")
     by_run = columns.id is None and "id_column" in source.of_run
-    if by_run and find_usual(table, ("id",), [], "--id-column") is not None:
+    if by_run and "id" in (composed(title).lower() for title in table.header):
         notes.append("ids are line numbers, as the run read them (--id-column id reads the column)")
     no_labels = columns.label is None and source.label_column != ABSENT
     if no_labels and source.label_column:
@@ -235,7 +235,9 @@ def read_acl(folder: Path, source: Source) -> Reviews:
     """
     digest, records, broken = hashlib.sha256(), [], []
     kinds = {"neg": "neg", "pos": "pos", "unsup": ""}
-    others = (path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in kinds)
+    own = [folder / kind for kind in kinds if (folder / kind).is_dir()]
+    inner = (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
+    others = (path for path in inner if not any(path.samefile(kind) for kind in own))
     if unknown := [path.name for path in others if any(path.glob("*.txt"))]:
         raise ValueError(
             f"{folder} holds {quoted(unknown)} beside pos and neg; only pos, neg and unsup are read: move the others, "

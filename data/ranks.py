@@ -90,7 +90,7 @@ def joined(device: str) -> Iterator[None]:
     if device.startswith("cuda:"):
         raise ValueError(f"--device {device} would be shared by all ranks; --device cuda gives each rank its own GPU")
     if device.partition(":")[0] == "mps" or (device == "auto" and torch.backends.mps.is_available()):
-        raise ValueError("MPS cannot be shared by ranks; torchrun … train.py --device cpu, or leave out torchrun")
+        raise ValueError("MPS cannot be shared by ranks; add --device cpu, or leave out torchrun")
     if device in ("auto", "cuda") and torch.cuda.is_available():
         if local >= torch.cuda.device_count():
             way_out = f"torchrun --nproc_per_node {torch.cuda.device_count()}, or --device cpu"

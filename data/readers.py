@@ -108,7 +108,8 @@ def read_table(path: Path, content: bytes, source: Source) -> Table:
         kaggle = name in (LABELED, UNLABELED, TEST)
         rows, note = read_delimited(path, text, default, names, source.quoting, kaggle)
         if "quoting" in source.of_run and source.quoting:
-            note = inherited_note(path, text, default, names, source.quoting, kaggle, rows) or note
+            inherited = inherited_note(path, text, default, names, source.quoting, kaggle, rows)
+            note = "; ".join(part for part in (note, inherited) if part)
         return Table(path, rows.header, rows.records, note)
 
 
@@ -189,12 +190,15 @@ def decode(path: Path, content: bytes, encoding: str, whole: bool = True, by_cha
 
 def check_zeros(path: Path, content: bytes) -> None:
     """Raises ValueError for UTF-16 without a byte order mark: every second byte of its first line is zero."""
+    if name := utf_16_of(content):
+        raise ValueError(f"{path} has zero bytes, as UTF-16 without a byte order mark; --encoding {name} reads it")
+
+
+def utf_16_of(content: bytes) -> str:
+    """Returns utf-16-le or utf-16-be if the first line has the zero bytes of UTF-16, else ""."""
     first = content.partition(b"\n")[0]
     order = "be" if content[:1] == b"\0" else "le"
-    if max(first[::2].count(0), first[1::2].count(0)) > 0.2 * len(first):
-        raise ValueError(
-            f"{path} has zero bytes, as UTF-16 without a byte order mark; --encoding utf-16-{order} reads it"
-        )
+    return f"utf-16-{order}" if max(first[::2].count(0), first[1::2].count(0)) > 0.2 * len(first) else ""
 
 
 def undecodable(path: Path, content: bytes, codec: str, start: int, encoding: str) -> str:
@@ -240,9 +244,9 @@ def from_objects(path: Path, objects: Iterable[tuple[int, Any]], note: str = "")
     header = list(dict.fromkeys(key for _, row in numbered if isinstance(row, dict) for key in row))
     check_width(path, len(header), len(numbered))
     records = [
-        Record(number, [as_text(row.get(key)) for key in header])
-        if isinstance(row, dict)
-        else Record(number, [], row if isinstance(row, BrokenLine) else f"{type(row).__name__} instead of an object")
+        Record(number, [], defect)
+        if (defect := object_defect(row))
+        else Record(number, [as_text(row.get(key)) for key in header])
         for number, row in numbered
     ]
     return Table(path, header, records, note)
@@ -261,32 +265,34 @@ class BrokenLine(str):
     """Describes a line that is not JSON."""
 
 
-class Decimal(float):
-    """A number as JSON spells it, such as 1.10: an id must not change."""
+class Repeated(dict[str, Any]):
+    """An object with a key twice; `key` is its name."""
 
-    def __new__(cls, text: str) -> "Decimal":
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
+    key = ""
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object with these keys. Raises ValueError for a key that it has twice."""
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object with these keys, a Repeated one if a key occurs twice."""
     found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"an object has the key {show(next(n for n in names if names.count(n) > 1))!r} twice")
-    return found
+    if len(found) == len(pairs):
+        return found
+    repeated, names = Repeated(found), [name for name, _ in pairs]
+    repeated.key = next(name for name in names if names.count(name) > 1)
+    return repeated
+
+
+def object_defect(row: Any) -> str:
+    """Returns why a parsed line is not an object that can be read, "" if it is one."""
+    if isinstance(row, Repeated):
+        return f"the key {show(row.key)!r} twice"
+    if isinstance(row, dict):
+        return ""
+    return row if isinstance(row, BrokenLine) else f"{type(row).__name__} instead of an object"
 
 
 def parse_json(text: str) -> Any:
-    """Parses JSON. Raises ValueError for text that is none, and for objects with a key twice."""
-    return json.loads(text, object_pairs_hook=unique_keys, parse_float=Decimal)
+    """Parses JSON; numbers with a point or an exponent stay as they are spelled, since they may be ids."""
+    return json.loads(text, object_pairs_hook=object_of, parse_float=str)
 
 
 def parse_line(line: str) -> Any:

@@ -38,7 +38,9 @@ from data.readers import (
     Table,
     as_text,
     check_encoding,
+    object_defect,
     parse_line,
+    utf_16_of,
 )
 from data.text_lines import check_not_json, first_line
 from data.unpacking import LINE_BYTES
@@ -179,9 +181,7 @@ def check_line_ends(path: Path, source: Source) -> None:
     marked = next((name for bom, name in BOMS if start.startswith(bom)), "")
     if source.encoding:
         check_encoding(path, source.encoding, marked)
-    name = codecs.lookup(source.encoding or marked or "utf-8").name
-    if not source.encoding and not marked and b"\0" in start:
-        name = "utf-16"
+    name = codecs.lookup(source.encoding or marked or utf_16_of(start) or "utf-8").name
     if name.startswith(("utf-16", "utf-32")):
         raise ValueError(f"{path} is {name}; shards must be UTF-8: iconv -f {name} -t utf-8 FILE")
 
@@ -275,10 +275,8 @@ def records(part: Part, encoding: str) -> Iterator[Record]:
 def object_record(number: int, line: str, column: str) -> Record:
     """Parses one line of JSON."""
     value = parse_line(line)
-    if isinstance(value, BrokenLine):
-        return Record(number, [], value)
-    if not isinstance(value, dict):
-        return Record(number, [], f"{type(value).__name__} instead of an object")
+    if defect := object_defect(value):
+        return Record(number, [], defect)
     if column not in value:
         return Record(number, [], f"no field {column!r}")
     return Record(number, [as_text(value[column])])

@@ -18,7 +18,7 @@ def hash_rank(ids: pd.Series, salt: str) -> pd.Series:
 
 
 def hash_order(frame: pd.DataFrame, salt: str) -> pd.Series:
-    """Returns the place of each review, 0 … N - 1, in the order of the hashes of its id. salt: another order
+    """Returns the position of each review, 0 … N - 1, in the order of the hashes of its id. salt: another order
 
     Reviews with equal ids are in the order of their texts, so that no order depends on that of the file.
     """

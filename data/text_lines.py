@@ -20,10 +20,11 @@ def is_text_lines(path: Path, source: Source) -> bool:
     It is a table if the first line is a header with the column of texts: its name in `source`, or a usual name. Raises
     ValueError for JSON.
     """
-    if not base_name(path.name).lower().endswith(".txt") and not path.name.lower().endswith(".zip"):
+    is_text = base_name(path.name).lower().endswith(".txt")
+    if not is_text and (not path.name.lower().endswith(".zip") or "." in Path(path.stem).name):
         return False
     name, content = unpack(path, read_content(path, source.max_file_mib), source.max_file_mib)
-    if not name.lower().endswith(".txt"):
+    if not (is_text or name.lower().endswith(".txt")):
         return False
     first = first_line(decode_as(path, content, source))
     of_run = "text_column" in source.of_run

@@ -146,7 +146,7 @@ def head_for(model: Encoder) -> MLMHead:
         hidden_size=c.hidden_size,
         embedding_size=model.embeddings.word.weight.size(1),
         vocab_size=c.vocab_size,
-        act=getattr(c, model.MLM_ACT, model.MLM_ACT),
+        act=model.mlm_activation(),
         eps=model.embeddings.norm.eps,
     )
     init_weights(head, c.initializer_range)

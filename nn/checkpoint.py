@@ -32,7 +32,7 @@ from nn.words import WordClassifier
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
 MOST_CLASSES = 10_000  # of a classifier
-TRAINING_ONLY = ("projection.", "pretraining.")  # modules that exist exist during training only, and in its state
+TRAINING_ONLY = ("projection.", "pretraining.")  # modules during training only, which a state contains
 CLASS_ROWS = ("classifier.weight", "classifier.bias", "classes.weight")  # parameters with one row a class
 NUMBERS = {"int8": "8-bit numbers", "float": "floating point numbers", "int64": "64-bit integers"}
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta|electra|model)\.")
@@ -170,11 +170,6 @@ def load_pretrained(
     config_file = fetch_config(source)
     published = read_object(config_file)
     cls = model_class(published, config_file)  # before the weights are fetched
-    if isinstance(form := published.get("quantization_config"), dict):
-        raise ValueError(
-            f"{config_file}: weights quantized by {show(form.get('quant_method', 'a program'), 40)} are not read; "
-            "in transformers: model.dequantize().save_pretrained(DIR), then --weights DIR"
-        )
     directory = find_pretrained(source)
     files = [WeightFile(path) for path in weight_files(directory)]
     if not new_head:
@@ -185,6 +180,7 @@ def load_pretrained(
     head = match_head(published, None if new_head else head_size(cls, files), labels, directory, way_out)
     model = build_empty(cls, published, head.labels, config_file, most=sum(len(file.shapes) for file in files))
     stored_int8 = published.get(QUANTIZATION) == QUANTIZED
+    check_not_quantized(published, files, config_file)
     if stored_int8 and quantize == "nf4":
         raise ValueError(f"{directory} holds 8-bit weights, which are not quantized to NF4; leave out --quantize nf4")
     ignored = CLASS_ROWS if new_head else ()
@@ -216,6 +212,16 @@ def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
                     )
                 return shape[0]
     return None
+
+
+def check_not_quantized(published: dict[str, Any], files: list[WeightFile], config_file: Path) -> None:
+    """Raises ValueError for weights that another program quantized: its config says so, and tensors are no floats."""
+    form, kinds = published.get("quantization_config"), {kind for file in files for _, kind in file.shapes.values()}
+    if isinstance(form, dict) and form and kinds - {"float", "int64"}:
+        raise ValueError(
+            f"{config_file}: weights quantized by {show(form.get('quant_method', 'a program'), 40)} are not read; "
+            "in transformers: model.dequantize().save_pretrained(DIR), then --weights DIR"
+        )
 
 
 def reorder_classes(model: Model, order: tuple[int, ...]) -> None:

@@ -90,7 +90,6 @@ class Electra(Encoder):
     HEAD_MODULES = ("classifier",)
     LORA_TARGETS = ("query", "value")
     PREFIX_SHIFTS = True
-    MLM_ACT = "gelu"  # of the generator
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__(config)
@@ -111,6 +110,10 @@ class Electra(Encoder):
         self.dropout = Dropout(dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))
         init_weights(self, c.initializer_range)
+
+    def mlm_activation(self) -> str:
+        """Returns the name of the activation in the head of the published generator, whatever hidden_act says."""
+        return "gelu"
 
     def widen(self, e: Tensor) -> Tensor:
         """Computes x⁰: [B, T, E] -> [B, T, D]"""

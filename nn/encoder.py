@@ -274,7 +274,6 @@ class Encoder(Module):
     NEW_HEAD = True  # whether a new last layer can replace that of a checkpoint
     LORA_TARGETS: tuple[str, ...]  # layers that LoRA adapts by default
     PREFIX_SHIFTS: bool  # whether a prefix of P virtual tokens shifts the positions of the tokens by P
-    MLM_ACT = "hidden_act"  # field of the config, or name, of the activation in the published head of MLM
 
     embeddings: Any  # Embeddings
     layers: Any  # ModuleList of EncoderBlock
@@ -296,6 +295,10 @@ class Encoder(Module):
         self.merged: Any = None  # the adapter that was merged into the weights
         self.projection: Any = None  # SupCon's projection head, a module for training only
         self.pretraining: Any = None  # heads of pretraining, a module for training only
+
+    def mlm_activation(self) -> str:
+        """Returns the name of the activation in the published head of masked language modelling."""
+        return self.config.hidden_act
 
     def embed(self, input_ids: Tensor, mask: Tensor, shift: int = 0) -> Tensor:
         """input_ids: [B, T];  mask: bool [B, T];  shift: number of positions before the first token,

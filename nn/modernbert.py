@@ -334,7 +334,6 @@ class ModernBert(Encoder):
     HEAD_MODULES = ("head", "classifier")
     LORA_TARGETS = ("query_key_value",)
     PREFIX_SHIFTS = False
-    MLM_ACT = "classifier_activation"
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__(config)
@@ -356,6 +355,10 @@ class ModernBert(Encoder):
         self.dropout = Dropout(c.classifier_dropout)
         self.classifier = Linear(c.hidden_size, len(c.labels))
         init_weights(self, c.initializer_range)
+
+    def mlm_activation(self) -> str:
+        """Returns the name of the activation in the published head of masked language modelling."""
+        return self.config.classifier_activation
 
     def encode(self, x: Tensor, mask: Tensor, prefix: list[Prefix] | None = None, queries: Queries = None) -> Tensor:
         """Runs the layers and the last norm. Arguments and result: `Encoder.encode`."""

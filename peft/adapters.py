@@ -199,7 +199,7 @@ def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
     """
     check_no_adapter(model)
     if adapter.settings.get("attached"):
-        raise ValueError("the adapter is attached to a model; detach it there, or attach a copy.deepcopy made before")
+        raise ValueError("the adapter is attached to a model; detach it there, or deep-copy it before attaching it")
     here, there = shapes_of(model), adapter.shapes or shapes_of(model)
     for name in (name for name in (*there, *here) if here.get(name) != there.get(name)):
         found, needed = (list(shapes[name]) if name in shapes else "missing" for shapes in (here, there))

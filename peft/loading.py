@@ -316,7 +316,10 @@ def load_adapted(
     if count is None and not new_head:
         return load_adapter(load_pretrained(backbone, labels, dtype, quantize), directory, trainable)
     if count is None:  # the adapter may change the classifier of the backbone, which is replaced afterwards
-        plain = load_pretrained(backbone, None, dtype, quantize)
+        try:
+            plain = load_pretrained(backbone, None, dtype, quantize)
+        except ValueError:  # a head of another task, which no adapter of a classifier changes
+            plain = load_pretrained(backbone, labels, dtype, quantize, new_head=True)
         plain.newly_initialized -= {"classifier.weight", "classifier.bias"}
         model = load_adapter(plain, directory, trainable)
         replace_head(model, labels or model.config.labels)

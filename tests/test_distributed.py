@@ -376,14 +376,17 @@ def test_an_error_before_the_ranks_are_joined_is_reported_once(
     assert len(waits) == 1
 
 
+REFUSED = "ranks share one --run, --data or --predict, without --explain or --plot; leave out torchrun"
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--text", "good"], "torchrun is for --run, --data and --predict; start this task without it"),
-        (["--compare", "a", "b"], "torchrun is for --run, --data and --predict; start this task without it"),
-        (["--run", "a", "--merge", "b"], "torchrun is for --run, --data and --predict; start this task without it"),
-        (["--run", "a", "b"], "torchrun is for --run, --data and --predict; start this task without it"),
-        (["--data", "f.csv", "--explain"], "torchrun is for --run, --data and --predict; start this task without it"),
+        (["--text", "good"], REFUSED),
+        (["--compare", "a", "b"], REFUSED),
+        (["--run", "a", "--merge", "b"], REFUSED),
+        (["--run", "a", "b"], REFUSED),
+        (["--data", "f.csv", "--explain"], REFUSED),
         (["--predict", "-"], "--predict - can be read once, not by each rank; store it in a file"),
         (["--predict", "/dev/zero", "--out", "o.csv"], "--predict /dev/zero can be read once, .*"),
     ],

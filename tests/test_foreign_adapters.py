@@ -220,6 +220,9 @@ def test_copies_of_nested_modules_to_save(adapter: Path, equal: bool):
 def test_quantized_weights_of_others_are_refused_by_name(tmp_path: Path):
     base = tiny_weights(tmp_path / "base")
     change(base / CONFIG, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    load_pretrained(base)  # fp32, as after merging
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {"x.weight.SCB": torch.ones(3, dtype=torch.uint8)}, base / "model.safetensors")
     with pytest.raises(ValueError, match=r"weights quantized by bitsandbytes are not read; .*dequantize\(\)"):
         load_pretrained(base)
 
