@@ -249,7 +249,7 @@ def test_a_zipped_text_file_is_known_by_the_name_inside(tmp_path: Path):
 # ---------------------------------------------------------------------------------------------- paths
 
 
-@pytest.mark.parametrize("flag", ["--train", "--test", "--validation"])
+@pytest.mark.parametrize("flag", ["--train", "--test", "--validation", "--data"])
 def test_a_file_twice_is_refused(flag: str, capsys):
     with pytest.raises(SystemExit):
         train.main([flag, "a", flag, "b"])
