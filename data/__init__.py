@@ -28,11 +28,11 @@ from data.download import fetch_imdb
 from data.files import check_inside
 from data.imdb import Reviews, as_frame, join_reviews, joined_name, label_reviews, missing_labels, read_reviews
 from data.labels import SENTIMENT, UNKNOWN, canonical, quoted
-from data.readers import LABELED, NUMBERED, SPLIT_NAMES, SUBMISSION, TABLES, TEST, UNLABELED, Source
+from data.readers import KAGGLE, LABELED, NUMBERED, SPLIT_NAMES, SUBMISSION, TABLES, TEST, UNLABELED, Source
 from data.shards import Shards
 from data.splitting import split_train
 from data.text_lines import check_column_flags, is_text_lines, read_lines
-from data.unpacking import COMPRESSED, REFUSED
+from data.unpacking import COMPRESSED, REFUSED, base_name
 
 __all__ = [
     "LABELED",
@@ -175,24 +175,28 @@ def find_in_folder(root: Path) -> Parts:
 
 
 def print_unread(root: Path, parts: Parts, given: Sequence[str] = ()) -> None:
-    """Prints the tables of a data folder that are no part of it, since a part may have an unusual name, and entries
-    that are named after a part but are not read."""
+    """Prints the tables of a data folder that are not read, since a part may have an unusual name, and what is named
+    after a part but is not read. given: the parts that a flag replaces"""
     read = {os.path.realpath(path) for paths in parts for path in paths}
-    used = read | {str(Path(path).parent) for path in read}
-    kaggle = [Path(name).stem for name in (LABELED, UNLABELED, TEST)]
-    named = re.compile(rf"({'|'.join([*itertools.chain(*SPLIT_NAMES.values()), *kaggle, 'aclImdb'])})\b", re.IGNORECASE)
-    data = (".txt", *REFUSED, *COMPRESSED)
-    entries = [p.name for p in root.iterdir() if named.match(p.name) and (p.is_dir() or p.suffix.lower() in data)]
-    replaced = tuple(name for part in given for name in SPLIT_NAMES[part])
-    unread = [
-        name
-        for name in sorted({*tables_in(root), *entries})
-        if os.path.realpath(root / name) not in used
-        and not name.startswith((SUBMISSION, "."))
-        and not (replaced and name.lower().startswith(replaced))
-    ]
+    read |= {str(Path(path).parent) for path in read}  # of aclImdb, parts are folders
+    hidden = (
+        SUBMISSION.lower(),
+        ".",
+        *(name for part in given for name in SPLIT_NAMES[part]),
+    )  # given: replaced by a flag
+    names = {*tables_in(root), *named_after_parts(root)}
+    unread = sorted(
+        name for name in names if os.path.realpath(root / name) not in read and not name.lower().startswith(hidden)
+    )
     if unread:
         print(f"note: {root}: not read: {quoted(unread)}; a file of a part is named train, validation or test")
+
+
+def named_after_parts(root: Path) -> list[str]:
+    """Returns the names of folders, text files and files of unsupported formats that are named after a part."""
+    names = [*itertools.chain(*SPLIT_NAMES.values()), *(Path(name).stem for name in KAGGLE.values()), "aclImdb"]
+    begins, endings = re.compile(rf"({'|'.join(names)})\b", re.IGNORECASE), (".txt", *REFUSED, *COMPRESSED)
+    return [p.name for p in root.iterdir() if begins.match(p.name) and (p.is_dir() or p.suffix.lower() in endings)]
 
 
 def tables_in(root: Path) -> list[str]:
@@ -207,8 +211,8 @@ def part_of(name: str, pattern: str) -> bool:
 
 
 def is_named_after(name: str, part: str) -> bool:
-    """Returns whether a file name is one of those that a data folder has for a part: testData.tsv, valid.csv, …"""
-    return part_of(name, "|".join(SPLIT_NAMES[part])) or (part == "test" and name.startswith(TEST))
+    """Returns whether a file name is one of those that a data folder has for a part: testData.tsv.gz, valid.csv, …"""
+    return part_of(name, "|".join(SPLIT_NAMES[part])) or base_name(name) == KAGGLE.get(part)
 
 
 def tables_of(root: Path, part: str) -> list[Path]:

@@ -20,14 +20,12 @@ from data.files import csv_text
 from data.labels import SENTIMENT
 from data.metrics import mean_and_deviation, shown
 from data.options import Options
-from data.readers import LABELED, SPLIT_NAMES, TEST, UNLABELED
+from data.readers import SPLIT_NAMES
 from data.runs import Run
 from data.significance import bootstrap_interval, mcnemar
-from data.unpacking import base_name
 
 IGNORED = ("seed", "name", "runs", "resume", "device", "save_minutes")  # options that do not make another experiment
 SPLIT = ("train_reviews", "validation_reviews", "test_reviews", "validation", "test")
-KAGGLE = {"train": LABELED, "test": TEST, "unlabelled": UNLABELED}
 TRUNCATION = ("max_length", "truncate", "window_stride", "window_pooling")
 
 
@@ -78,8 +76,8 @@ def files_of(run: Run) -> dict[str, str]:
         if os.path.realpath(path) in given.values():
             continue
         name = Path(path).name
-        named = (part for part in SPLIT_NAMES if is_named_after(name, part) or KAGGLE.get(part) == base_name(name))
-        part = next((part for part in named if not options.get(part)), name)
+        named = (part for part in SPLIT_NAMES if is_named_after(name, part) and not options.get(part))
+        part = next(named, name)
         parts[part] = parts.get(part, "") + digest  # numbered files are one part
     return parts
 

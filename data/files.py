@@ -180,11 +180,12 @@ def write_output(path: str | Path, text: str) -> None:
 
 
 def write_problem(path: Path) -> str | None:
-    """Returns why `write_output` could not write a file, None if it could: this is known before a long computation."""
+    """Returns why `write_output` could not write a file, None if it could, before a long computation."""
     try:
         if path.exists() or path.is_symlink():
             path.stat()  # raises the error of a loop of links
-            return None if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
+            replaceable = path.is_file() and os.access(Path(os.path.realpath(path)).parent, os.W_OK)
+            return None if replaceable or os.access(path, os.W_OK) else os.strerror(errno.EACCES)
         folder = next((parent for parent in Path(os.path.realpath(path)).parents if parent.exists()), None)
         if folder is None or not folder.is_dir():
             return None  # the caller, or the write, says what is wrong

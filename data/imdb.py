@@ -24,11 +24,10 @@ from data.columns import ABSENT, Columns, composed, describe, find_columns, simi
 from data.delimited import FIELD_LIMIT, Record
 from data.files import check_inside, replacing
 from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
-from data.readers import LABELED, NUMBERED, TEST, UNLABELED, Source, decode, read_table
+from data.readers import KAGGLE, NUMBERED, Source, decode, read_table
 from data.unpacking import base_name, read_content
 
 CACHE_VERSION = 7  # part of the cache key: increase it when cleaning or reading changes
-NAMED = (LABELED, UNLABELED, TEST)
 
 
 class Reviews(NamedTuple):
@@ -117,7 +116,7 @@ def rating_label(key: str) -> int:
 
 def is_kaggle(path: Path) -> bool:
     """Returns whether a file has the name of one of Kaggle's files, also compressed."""
-    return base_name(path.name) in NAMED
+    return base_name(path.name) in KAGGLE.values()
 
 
 # ----------------------------------------------------------------------------------------------------- one file

@@ -32,6 +32,7 @@ SPLIT_NAMES = {  # names of files and folders
     "test": ("test",),
     "unlabelled": ("unlabelled", "unlabeled", "unsupervised", "unsup"),
 }
+KAGGLE = {"train": LABELED, "test": TEST, "unlabelled": UNLABELED}  # part -> its file
 NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\b")  # one of several files of a part, as Hugging Face names them
 OBJECTS = (".json", ".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")

@@ -160,9 +160,8 @@ def find_column(path: Path, source: Source) -> str:
         names = [str(name) for name in open_parquet(path).schema_arrow.names]
     else:
         with path.open("rb") as file:
-            value = parse_line(
-                file.readline(LINE_BYTES).decode(source.encoding or "utf-8", "replace").removeprefix(MARK) or "null"
-            )
+            line = file.readline(LINE_BYTES).decode(source.encoding or "utf-8", "replace")
+        value = parse_line(line.removeprefix(MARK) or "null")
         if not isinstance(value, dict):
             what = value if isinstance(value, BrokenLine) else f"{type(value).__name__} instead of an object"
             raise ValueError(f"{path}: line 1: {what}; correct it")

@@ -45,7 +45,7 @@ def steps(part: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def are_local(normalizer: list[dict[str, Any]]) -> bool:
-    """Returns whether the steps of a normalizer change each word by itself.
+    """Returns whether a normalizer changes each word independently of its neighbours.
 
     A run of spaces may become one space. After that, and not before, a space at the ends of a text may be removed.
     """

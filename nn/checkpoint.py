@@ -32,7 +32,7 @@ from nn.words import WordClassifier
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
 MOST_CLASSES = 10_000  # of a classifier
-TRAINING_ONLY = ("projection.", "pretraining.")  # modules during training only, which a state contains
+TRAINING_ONLY = ("projection.", "pretraining.")  # modules that exist during training only
 CLASS_ROWS = ("classifier.weight", "classifier.bias", "classes.weight")  # parameters with one row a class
 NUMBERS = {"int8": "8-bit numbers", "float": "floating point numbers", "int64": "64-bit integers"}
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta|electra|model)\.")

@@ -84,9 +84,10 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     file = adapter_file(directory)
     check_copies(file)
     own_head = published(model, "classifier.weight") in file.shapes
+    # an adapter without a classifier may change that of the backbone, in the order of the backbone's file
     order = () if own_head else model.class_order
-    reorder_classes(model, tuple(order.index(row) for row in range(len(order))))  # as the backbone's file: the adapter
-    attach_described(model, config, file, trainable)  # may change rows of its classifier
+    reorder_classes(model, tuple(order.index(row) for row in range(len(order))))
+    attach_described(model, config, file, trainable)
     replace_backbone(model, config, file)
     fill_parameters(model, config, file)
     merge_head(model)

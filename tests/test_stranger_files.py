@@ -1,4 +1,4 @@
-"""Files of strangers that gave another number, or none, without a word: each stands for its kind."""
+"""Tests inputs that once gave a wrong number, or lost data, without a message."""
 
 import codecs
 import io
@@ -302,7 +302,7 @@ def test_test_reviews_without_a_label_are_counted(tmp_path: Path, capsys):
     assert "10 of 40 reviews have no label and are not scored" in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------------------------------------- what must go on working
+# ---------------------------------------------------------------------------------------------- what must still work
 
 
 def test_a_file_has_one_part_however_it_is_named(tmp_path: Path):
