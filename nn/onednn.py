@@ -43,8 +43,9 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x: [M, K];  weight: W, [N, K];  bias: [N] -> [M, N]"""
-        ctx.save_for_backward(x, weight)
+        """x: [M, K];  weight: W, [N, K];  bias: [N] -> [M, N]. What no gradient needs is not kept."""
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
         return torch.ops.mkldnn._linear_pointwise(separate_rows(x), separate_rows(weight), bias, "none", [], "")
 
     @staticmethod

@@ -1,5 +1,7 @@
 """Tests of nn/onednn.py."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,6 +73,19 @@ def test_every_layout_in_memory_gives_the_same_product(first: str, second: str):
     for m, k, n in ((M, K, N), (1, K, N), (M, 1, N), (M, K, 1)):
         x, w = LAYOUTS[first](m, k), LAYOUTS[second](n, k)
         torch.testing.assert_close(linear(x, w), F.linear(x, w), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("for_x", "for_weight"), [(True, True), (True, False), (False, True)])
+def test_as_much_is_kept_for_the_gradients_as_by_default(for_x: bool, for_weight: bool):
+    def kept(function: Callable) -> set[torch.Size]:
+        x, w = torch.randn(M, K, requires_grad=for_x), torch.randn(N, K, requires_grad=for_weight)
+        shapes = set()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (shapes.add(t.shape), t)[1], lambda t: t):
+            function(x, w, torch.randn(N, requires_grad=True))
+        return shapes
+
+    expected = {torch.Size((M, K)) if for_weight else None, torch.Size((N, K)) if for_x else None} - {None}
+    assert kept(Product.apply) == expected
 
 
 def test_frozen_weights_get_no_gradient():
