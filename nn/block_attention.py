@@ -25,6 +25,7 @@ from torch import Tensor
 from nn.autocast import product_dtype, wide
 from nn.dropout import LEVELS, Dropout, keep_mask
 from nn.first_order import first_order
+from nn.onednn import current_library, same_library
 
 BLOCK = 2**20  # scores in a block, unless one head of one review has more
 ROWS = 128  # rows of a relative term that are computed together
@@ -181,11 +182,13 @@ class BlockAttention(torch.autograd.Function):
                 stored += [weights, kept]
         out *= LEVELS / (LEVELS - threshold)  # 1 / (1 - p), on the smaller tensor
         ctx.prefix, ctx.threshold = prefix, threshold
+        ctx.library = current_library()
         ctx.save_for_backward(q, k, v, k_r, q_r, out, *stored)
         return out
 
     @staticmethod
     @first_order
+    @same_library
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g: ∂L/∂o, [B, H, T, K]"""
         q, k, v, k_r, q_r, out, *stored = ctx.saved_tensors

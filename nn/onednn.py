@@ -1,14 +1,15 @@
-"""Computes the fp32 products of linear layers with oneDNN on processors for which the default library is slow.
+"""Computes fp32 products of matrices with oneDNN on processors for which the default library is slow.
 
 On x86, torch multiplies fp32 matrices with Intel's MKL, which uses AVX-512 on Intel's processors only, and AVX2 on
 others. oneDNN, the part of torch that multiplies in bf16, uses AVX-512 on all of them. Only the order of the sums
 differs, as between any two processors. The times of both: tests/bench/onednn.py.
 
-    with FastLinear():
+    with FastProducts():
         loss = model(input_ids, mask).sum()  # layers as written; only the library of their products differs
     loss.backward()
 
-Products of two batches of matrices, as in attention, stay with MKL: torch has no such function for them.
+torch has this function for one product only: those of a batch, as in attention, are computed one after the other. A
+product that a loop repeats with the same matrix, as in a recurrent layer, has this matrix `packed` before the loop.
 """
 
 import functools
@@ -24,7 +25,9 @@ from torch.overrides import TorchFunctionMode
 
 from nn.processor import processor_field
 
-SMALLEST = 2**22  # multiplications of a product; below, the call takes longer than oneDNN saves
+# Multiplications of a product. Below, the call takes longer than oneDNN saves.
+SMALLEST = 2**22
+SMALLEST_PACKED = 2**20
 MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
@@ -38,53 +41,80 @@ def separate_rows(x: Tensor) -> Tensor:
     return x.contiguous() if overlap else x
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Computes x Wᵀ + b. x: [M, K];  weight: W, [N, K], or of `packed`;  bias: [N] -> [M, N]"""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 class Product(torch.autograd.Function):
-    """y = x Wᵀ + b;  ∂L/∂x = g W;  ∂L/∂W = gᵀ x;  ∂L/∂b = Σ g"""
+    """y = x Wᵀ + b, of two matrices or of each pair of two batches;  ∂L/∂x = g W;  ∂L/∂W = gᵀ x;  ∂L/∂b = Σ g"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x: [M, K];  weight: W, [N, K];  bias: [N] -> [M, N]. What no gradient needs is not kept."""
+        """x: [M, K];  weight: W, [N, K];  bias: [N] -> [M, N]. Or [I, M, K] and [I, N, K], without bias -> [I, M, N].
+
+        What no gradient needs is not kept.
+        """
         for_x, for_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
-        return torch.ops.mkldnn._linear_pointwise(separate_rows(x), separate_rows(weight), bias, "none", [], "")
+        if x.dim() == 2:
+            return product(separate_rows(x), separate_rows(weight), bias)
+        each = [product(separate_rows(a), separate_rows(w)) for a, w in zip(x, weight, strict=True)]
+        return torch.stack(each) if len(each) > 1 else each[0][None]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """g: ∂L/∂y, [M, N]"""
+        """g: ∂L/∂y, [M, N] or [I, M, N]"""
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            Product.apply(g, weight.t(), None) if for_x else None,
-            Product.apply(g.t(), x.t(), None) if for_weight else None,
+            Product.apply(g, weight.mT, None) if for_x else None,
+            Product.apply(g.mT, x.mT, None) if for_weight else None,
             g.sum(0) if for_bias else None,
         )
 
 
+def is_plain_fp32(*tensors: Tensor) -> bool:
+    """Returns whether the tensors are on a CPU in fp32, not those of a subclass, such as sharded ones, and autocast is
+    off."""
+    plain = all(type(t) in (Tensor, Parameter) for t in tensors)
+    fp32_on_cpu = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return plain and fp32_on_cpu and not torch.is_autocast_enabled("cpu")
+
+
 def is_suitable(x: Tensor, weight: Tensor) -> bool:
-    """Returns whether oneDNN computes x Wᵀ. x: [..., K];  weight: W, [N, K]"""
-    plain = {type(x), type(weight)} <= {Tensor, Parameter}  # a sharded tensor has another type
-    fp32_on_cpu = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight))
-    if not plain or not fp32_on_cpu or torch.is_autocast_enabled("cpu"):
+    """Returns whether oneDNN computes x Wᵀ. x: [..., K];  weight: W, [N, K], or [..., N, K] of a batch as that of x"""
+    if not is_plain_fp32(x, weight) or x.dim() < 2:
         return False
-    return weight.dim() == 2 and x.dim() >= 2 and x.numel() * weight.size(0) >= SMALLEST
+    if weight.dim() == 2:
+        return x.numel() * weight.size(0) >= SMALLEST
+    one = x.size(-2) * x.size(-1) * weight.size(-2)
+    return x.shape[:-2] == weight.shape[:-2] and x.numel() > 0 and one >= SMALLEST
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Computes F.linear. x: [..., K];  weight: [N, K];  bias: [N] -> [..., N]"""
-    return Product.apply(x.reshape(-1, x.size(-1)), weight, bias).view(*x.shape[:-1], -1)
+    """Computes F.linear, or x Wᵀ of a batch of W.
+
+    x: [..., K];  weight: [N, K];  bias: [N] -> [..., N];  or [..., M, K] and [..., N, K] -> [..., M, N]
+    """
+    if weight.dim() == 2:
+        y = Product.apply(x.reshape(-1, x.size(-1)), weight, bias)
+    else:
+        y = Product.apply(*(t.reshape(-1, *t.shape[-2:]) for t in (x, weight)), None)
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.size(-1)))  # no view, which cannot be changed in place
 
 
-class FastLinear(TorchFunctionMode):
-    """Replaces F.linear and x @ W, where W is a matrix, by `linear` in a `with` block."""
+class FastProducts(TorchFunctionMode):
+    """Replaces F.linear and x @ W by `linear` in a `with` block."""
 
     depth = 0  # number of blocks that are open
 
     def __enter__(self) -> Any:
-        FastLinear.depth += 1
+        FastProducts.depth += 1
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        FastLinear.depth -= 1
+        FastProducts.depth -= 1
         super().__exit__(*error)
 
     def __torch_function__(
@@ -93,21 +123,42 @@ class FastLinear(TorchFunctionMode):
         """Calls `function`, or `linear` in its place."""
         if function is F.linear and not kwargs and is_suitable(args[0], args[1]):
             return linear(*args)
-        if function in MATMUL and not kwargs and args[1].dim() == 2 and is_suitable(args[0], weight := args[1].t()):
+        if function in MATMUL and not kwargs and args[1].dim() >= 2 and is_suitable(args[0], weight := args[1].mT):
             return linear(args[0], weight)
         return function(*args, **(kwargs or {}))
 
 
-def current_library() -> AbstractContextManager:
-    """Returns a context that keeps the current library for linear layers.
+def packed(w: Tensor, rows: int) -> list[Tensor] | None:
+    """Arranges the matrices of a loop for `product`, or returns None if the default library is to compute x W.
 
-    Activation checkpointing needs it: the backward pass, outside the block, computes the layers again.
+    w: W, [N, K, M], of N products with `rows` rows
     """
-    return FastLinear() if FastLinear.depth else nullcontext()
+    fast = FastProducts.depth and is_plain_fp32(w) and rows * w[0].numel() >= SMALLEST_PACKED
+    return [torch.ops.mkldnn._reorder_linear_weight(m, rows) for m in w.mT.contiguous()] if fast else None
+
+
+def current_library() -> AbstractContextManager:
+    """Returns a context that keeps the current library, for a backward pass outside the block.
+
+    Activation checkpointing needs it, which computes layers again, and so does an autograd.Function (`same_library`).
+    """
+    return FastProducts() if FastProducts.depth else nullcontext()
+
+
+def same_library(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes `backward` of an autograd.Function compute with ctx.library, the `current_library()` of its `forward`."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *gradients: Any) -> Any:
+        with ctx.library:
+            return backward(ctx, *gradients)
+
+    return run
 
 
 @functools.cache
 def is_faster() -> bool:
     """Returns whether the processor has AVX-512 and is not Intel's, and torch has both libraries."""
-    both = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    functions = ("_linear_pointwise", "_reorder_linear_weight")
+    both = torch.backends.mkl.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in functions)
     return both and torch.cpu._is_avx512_supported() and processor_field("vendor_id") not in ("", "GenuineIntel")

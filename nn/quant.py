@@ -31,6 +31,7 @@ from torch.nn import Embedding, Linear, Module, Parameter
 
 from nn import Model
 from nn.nf4 import NF4Linear, quantize_nf4
+from nn.onednn import current_library, same_library
 from nn.quantized_linear import QuantizedLinear
 
 OUTLIER = 6.0  # §3.2
@@ -98,6 +99,7 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, q: Tensor, s: Tensor, path: str) -> Tensor:
         """path: int8, bf16 or fp32 -> [M, N]; bf16 on the path bf16, else the dtype of x"""
+        ctx.library = current_library()
         ctx.save_for_backward(q, s)
         ctx.dtype, ctx.path = x.dtype, path
         if path == "int8":
@@ -107,6 +109,7 @@ class Int8Matmul(torch.autograd.Function):
         return F.linear(x, q.to(x.dtype) * s[:, None].to(x.dtype))
 
     @staticmethod
+    @same_library
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         """g: [M, N] -> ∂L/∂x [M, K], in the dtype of x"""
         q, s = ctx.saved_tensors

@@ -48,6 +48,7 @@ from torch.nn.functional import linear, pad
 
 from nn.autocast import product_dtype
 from nn.first_order import first_order
+from nn.onednn import current_library, packed, product, same_library
 
 SATURATED = 1e4  # σ(-SATURATED) = 0 and σ(SATURATED) = 1 exactly
 MINUS_ONE, TWO, FOUR = torch.tensor([-1.0, 2.0, 4.0])  # tensors: faster in each step than Python numbers
@@ -99,21 +100,30 @@ class StepProduct:
 
     def __init__(self, w: Tensor, batch: int) -> None:
         self.w = w.contiguous()
+        self.packed = packed(self.w, rows=batch)  # one matrix for each direction, or None
         self.rounded = w.new_empty(len(w), batch, w.size(1))
         self.product = w.new_empty(len(w), batch, w.size(2))
 
     def of(self, y: Tensor) -> Tensor:
         """Returns y W, overwritten by the next step."""
+        if self.packed:
+            for out, y_n, w in zip(self.product, y, self.packed, strict=True):
+                out.copy_(product(y_n, w))
+            return self.product
         return torch.bmm(y if y.dtype == self.w.dtype else self.rounded.copy_(y), self.w, out=self.product)
 
     def add_to(self, x: Tensor, y: Tensor) -> Tensor:
         """Adds y W to x in place, in the dtype of x."""
+        if self.packed:
+            for x_n, y_n, w in zip(x, y, self.packed, strict=True):
+                x_n += product(y_n, w)
+            return x
         return x.baddbmm_(y, self.w) if y.dtype == self.w.dtype else x.add_(self.of(y))
 
 
 def gradient_of_u(da: Tensor, h_before: Tensor, dtype: torch.dtype) -> Tensor:
     """Computes δU = Σ_t δa h₋ᵀ in one product of `dtype`. da: [N, T·B, G];  h_before: [N, T, B, D] -> [N, G, D]"""
-    return torch.bmm(da.to(dtype).transpose(1, 2), h_before.to(dtype).flatten(1, 2)).to(da.dtype)
+    return (da.to(dtype).transpose(1, 2) @ h_before.to(dtype).flatten(1, 2)).to(da.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------ LSTM
@@ -198,12 +208,14 @@ class LSTMFunction(Function):
             h_before, c_before = step.h, step.c
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
+        ctx.library = current_library()
         ctx.save_for_backward(a, factors, h, u)
         ctx.dtype = dtype
         return h[:, 1:], a
 
     @staticmethod
     @first_order
+    @same_library
     def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
         """dh: [N, T, B, D] -> δa, δU"""
         if dh is None:
@@ -350,12 +362,14 @@ class GRUFunction(Function):
             h_before = step.h
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
+        ctx.library = current_library()
         ctx.save_for_backward(a, m, h, u)
         ctx.dtype = dtype
         return h[:, 1:], a
 
     @staticmethod
     @first_order
+    @same_library
     def backward(ctx: Any, dh: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """dh: [N, T, B, D] -> δa, δU, δd_n"""
         if dh is None:

@@ -93,10 +93,10 @@ class Machine(NamedTuple):
     def autocast(self) -> contextlib.AbstractContextManager:
         """Computes matrix products in `dtype`; weights, norms, softmax and losses stay fp32.
 
-        In fp32, the faster library computes linear layers (nn/onednn.py).
+        In fp32, the faster library computes them (nn/onednn.py).
         """
         if self.dtype == torch.float32 and self.device.type == "cpu" and onednn.is_faster():
-            return onednn.FastLinear()
+            return onednn.FastProducts()
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def __str__(self) -> str:

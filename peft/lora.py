@@ -46,6 +46,7 @@ from nn.autocast import product_dtype
 from nn.dropout import Dropout
 from nn.encoder import Encoder
 from nn.first_order import first_order
+from nn.onednn import current_library, same_library
 from nn.quantized_linear import QuantizedLinear
 from peft.rules import RANGES, matches
 from peft.wrapped import Wrapped, linear_layers, wrapped
@@ -195,6 +196,7 @@ class LowRank(torch.autograd.Function):
         """x: [..., in];  A: [R, in];  B: [out, R];  keep: uint8 like x, 0 where dropped with probability p, or None."""
         ctx.s, ctx.p, ctx.dtype = s, p, dtype
         u = LowRank.dropped(x, keep, p, dtype) @ A.to(dtype).t()  # [..., R]
+        ctx.library = current_library()
         ctx.save_for_backward(x, A, B, keep, u)
         return (u * s) @ B.to(dtype).t()  # s multiplies u, the smallest factor
 
@@ -205,6 +207,7 @@ class LowRank(torch.autograd.Function):
 
     @staticmethod
     @first_order
+    @same_library
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g: ∂L/∂y, [..., out] -> ∂L/∂x, ∂L/∂A, ∂L/∂B, and None for the other inputs"""
         x, A, B, keep, u = ctx.saved_tensors

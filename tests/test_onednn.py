@@ -1,14 +1,17 @@
 """Tests of nn/onednn.py."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny, token_batch
+from conftest import adapt, tiny, token_batch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nn import onednn
-from nn.onednn import FastLinear, Product, is_suitable, linear
+from nn.onednn import FastProducts, Product, is_suitable, linear, packed
+from nn.quant import Int8Linear, quantize_int8
 from nn.runtime import choose_machine
 
 M, K, N = 67, 131, 151
@@ -20,6 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise
 @pytest.fixture(autouse=True)
 def _all_sizes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(onednn, "SMALLEST", 1)
+    monkeypatch.setattr(onednn, "SMALLEST_PACKED", 1)
 
 
 @pytest.fixture
@@ -35,20 +39,32 @@ def leaves() -> list[torch.Tensor]:
     return [torch.randn(shape, requires_grad=True) for shape in ((2, M, K), (N, K), (N,))]
 
 
-def both_orders(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
-    """Returns outputs, gradients, and gradients of a function of the gradients, of F.linear and of x @ W."""
-    y = F.linear(x, w, b).tanh() @ w
+def layers(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, w, b).tanh() @ w
+
+
+def batches(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    pairs = torch.stack([x, x.cos()])  # [2, 2, M, K]
+    return (pairs @ torch.stack([x.sin(), x], 1).view(2, 2, M, K).mT).tanh() @ pairs + w.sum() * b.sum()
+
+
+def both_orders(of: Callable, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+    """Returns outputs, gradients, and gradients of a function of the gradients."""
+    y = of(x, w, b)
     first = torch.autograd.grad(y.sin().sum(), (x, w, b), create_graph=True)
     second = torch.autograd.grad(sum((g**2).sum() for g in first), (x, w, b))
     return [y, *first, *second]
 
 
-def test_values_and_gradients_of_both_orders_equal_the_default_ones(calls: list):
-    expected = both_orders(*leaves())
+@pytest.mark.parametrize(
+    ("of", "shapes"), [(layers, [(N, K), (K, N)]), (batches, [(4, M, K), (4, K, M)])], ids=["layers", "batches"]
+)
+def test_values_and_gradients_of_both_orders_equal_the_default_ones(of: Callable, shapes: list, calls: list):
+    expected = both_orders(of, *leaves())
     assert not calls
-    with FastLinear():
-        found = both_orders(*leaves())
-    assert calls[:2] == [(N, K), (K, N)]
+    with FastProducts():
+        found = both_orders(of, *leaves())
+    assert calls[:2] == shapes
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a / b.abs().max(), b / b.abs().max(), **TOLERANCE)
 
@@ -88,6 +104,25 @@ def test_as_much_is_kept_for_the_gradients_as_by_default(for_x: bool, for_weight
     assert kept(Product.apply) == expected
 
 
+def test_the_result_of_another_function_can_be_changed_in_place():
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, w)
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return 2 * g.sum(-1, keepdim=True).expand(*g.shape[:-1], K), None
+
+    x, w, _ = leaves()
+    with FastProducts():
+        y = Doubled.apply(x, w)
+        y += 1
+        y.sum().backward()
+    torch.testing.assert_close(y, F.linear(x, w) + 1, **TOLERANCE)
+    assert (x.grad == 2 * N).all()
+
+
 def test_frozen_weights_get_no_gradient():
     x, w, b = leaves()
     for tensor in (w, b):
@@ -97,13 +132,31 @@ def test_frozen_weights_get_no_gradient():
     torch.testing.assert_close(x.grad, w.sum(0).expand_as(x), **TOLERANCE)
 
 
+class DefaultProducts(TorchDispatchMode):
+    """Collects the products of the default library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= {function.overloadpacket.__name__} & {"mm", "addmm", "bmm", "baddbmm", "baddbmm_"}
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["bert", "deberta", "lstm", "transformer"])
+@pytest.mark.parametrize("name", ["bert", "deberta", "lstm", "gru", "transformer", "deberta, LoRA", "bert, LoRA, int8"])
 def test_a_training_step_equals_the_default_one(name: str, checkpointing: bool, calls: list):
     ids, mask = token_batch([9, 7, 5, 3])
 
     def step(context) -> dict[str, torch.Tensor]:
-        model = tiny(name).train()
+        model = tiny(name.split(",")[0]).train()
+        if "LoRA" in name:
+            adapt(model, "lora")
+        if "int8" in name:
+            for layer in quantize_int8(model).modules():
+                if isinstance(layer, Int8Linear):
+                    layer.path = "fp32"
         model.checkpointing = checkpointing
         torch.manual_seed(1)
         with context:
@@ -112,8 +165,10 @@ def test_a_training_step_equals_the_default_one(name: str, checkpointing: bool, 
         return {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
 
     expected = step(torch.autocast("cpu", enabled=False))
-    found = step(FastLinear())
+    with DefaultProducts() as default:
+        found = step(FastProducts())
     assert calls
+    assert not default.seen
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, **TOLERANCE, msg=key)
@@ -121,13 +176,14 @@ def test_a_training_step_equals_the_default_one(name: str, checkpointing: bool, 
 
 def test_other_dtypes_and_autocast_keep_their_products(calls: list):
     x, w, b = leaves()
-    with FastLinear():
+    with FastProducts():
         F.linear(x.double(), w.double(), b.double())
         F.linear(x.bfloat16(), w.bfloat16(), b.bfloat16())
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert F.linear(x, w, b).dtype == torch.bfloat16
         F.linear(x[0, 0], w, b)  # a vector
-        x @ x.transpose(1, 2)  # a batch of matrices
+        x @ x[:1].transpose(1, 2)  # a batch with one matrix
+        x[:0] @ x[:0].transpose(1, 2)  # an empty batch
         F.linear(x.to("meta"), w.to("meta"))
     assert not calls
 
@@ -137,6 +193,15 @@ def test_small_products_keep_the_default(monkeypatch: pytest.MonkeyPatch):
     x, w, _ = leaves()
     assert is_suitable(x, w)
     assert not is_suitable(x[:, 1:], w)
+    monkeypatch.setattr(onednn, "SMALLEST", M * K * M)
+    assert is_suitable(x, x)
+    assert not is_suitable(x[:, 1:], x)
+    monkeypatch.setattr(onednn, "SMALLEST_PACKED", 3 * K * N)
+    with FastProducts():
+        assert packed(torch.randn(2, K, N), rows=3)
+        assert packed(torch.randn(2, K, N), rows=2) is None
+        assert packed(torch.randn(2, K, N).bfloat16(), rows=3) is None
+    assert packed(torch.randn(2, K, N), rows=3) is None
 
 
 @pytest.mark.parametrize(
