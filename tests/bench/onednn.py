@@ -1,9 +1,9 @@
-"""Measures the fp32 products of linear layers by torch's default library and by oneDNN (nn/onednn.py).
+"""Measures fp32 products of matrices by torch's default library and by oneDNN (nn/onednn.py).
 
     python tests/bench/onednn.py IMDB_FOLDER [--repeats N] | tee tests/bench/onednn.txt
 
-First single products y = x Wᵀ and those of its gradients, then scoring and training in fp32. Both libraries alternate
-in one process; rates and speeds are of medians.
+First single products y = x Wᵀ and those of its gradients, then batches of products and the product of a recurrent
+step, then scoring and training in fp32. Both libraries alternate in one process; rates and speeds are of medians.
 """
 
 import argparse
@@ -21,30 +21,58 @@ import torch
 import torch.nn.functional as F
 from bench.measure import alternate, seconds
 from bench.workload import epoch, prepare, sample_rows, scoring, training_of
+from torch import Tensor
 
 from nn import onednn
-from nn.onednn import linear
+from nn.onednn import linear, product
 from nn.runtime import describe_device, keep_freed_memory
 
 SIZES = [(2048, 384, 1536), (2048, 1536, 384), (2048, 384, 384), (4096, 256, 1024), (256, 256, 256), (64, 128, 128)]
+BATCHES = [(16, 512, 64, 512), (16, 512, 512, 64), (64, 256, 64, 256), (64, 128, 64, 128)]  # of q kᵀ and A v
+STEPS = [(2, 32, 128, 512), (2, 64, 128, 512), (2, 32, 256, 1024), (2, 32, 64, 256)]  # of both directions of an LSTM
 WORK = {"bert": ("scoring", "training"), "xsmall": ("scoring", "training", "LoRA")}
 
 
 def products(repeats: int) -> None:
     """Prints the rates of single products in GFLOP/s: the default library, then oneDNN."""
+    runs: dict[str, tuple[Callable, Callable]]
     for rows, inner, columns in SIZES:
         x, w, g = torch.randn(rows, inner), torch.randn(columns, inner), torch.randn(rows, columns)
-        runs: dict[str, tuple[Callable, Callable]] = {
+        runs = {
             "x Wᵀ": (lambda x=x, w=w: F.linear(x, w), lambda x=x, w=w: linear(x, w)),
             "g W": (lambda g=g, w=w: g @ w, lambda g=g, w=w: linear(g, w.t())),
             "gᵀ x": (lambda g=g, x=x: g.t() @ x, lambda g=g, x=x: linear(g.t(), x.t())),
         }
-        line = f"{rows} x {inner} x {columns}:"
-        for name, (default, fast) in runs.items():
-            times = [(seconds(default), seconds(fast)) for _ in range(10 * repeats)][repeats:]
-            rates = [2e-9 * rows * inner * columns / median(column) for column in zip(*times, strict=True)]
-            line += f"  {name} {rates[0]:.0f}, {rates[1]:.0f} ({rates[1] / rates[0]:.2f} ×)"
-        print(line, flush=True)
+        print_rates(f"{rows} x {inner} x {columns}", rows * inner * columns, runs, repeats)
+
+
+def batches(repeats: int) -> None:
+    """Prints the rates of x W for each pair of two batches, and of a recurrent step, whose W is packed before."""
+    runs: dict[str, tuple[Callable, Callable]]
+    for count, rows, inner, columns in BATCHES:
+        x, w = torch.randn(count, rows, inner), torch.randn(count, columns, inner)
+        runs = {"x Wᵀ": (lambda x=x, w=w: x @ w.mT, lambda x=x, w=w: linear(x, w))}
+        print_rates(f"{count} of {rows} x {inner} x {columns}", count * rows * inner * columns, runs, repeats)
+    for count, rows, inner, columns in STEPS:
+        x, w, y = torch.randn(count, rows, inner), torch.randn(count, inner, columns), torch.zeros(count, rows, columns)
+        matrices = [torch.ops.mkldnn._reorder_linear_weight(m, rows) for m in w.mT.contiguous()]
+
+        def step(x: Tensor = x, y: Tensor = y, matrices: list[Tensor] = matrices) -> None:
+            for total, x_n, m in zip(y, x, matrices, strict=True):
+                total += product(x_n, m)
+
+        runs = {"x W": (lambda x=x, y=y, w=w: y.baddbmm_(x, w), step)}
+        print_rates(f"step, {count} of {rows} x {inner} x {columns}", count * rows * inner * columns, runs, repeats)
+
+
+def print_rates(name: str, multiplications: int, runs: dict[str, tuple[Callable, Callable]], repeats: int) -> None:
+    """Prints the rates of both functions of each run in GFLOP/s, and their ratio."""
+    line = f"{name}:"
+    for run, (default, fast) in runs.items():
+        times = [(seconds(default), seconds(fast)) for _ in range(10 * repeats)][repeats:]
+        rates = [2e-9 * multiplications / median(column) for column in zip(*times, strict=True)]
+        line += f"  {run} {rates[0]:.0f}, {rates[1]:.0f} ({rates[1] / rates[0]:.2f} ×)"
+    print(line, flush=True)
 
 
 def with_library(run: Callable[[], Any], faster: bool) -> Callable[[], None]:
@@ -80,4 +108,5 @@ if __name__ == "__main__":
     print(f"{describe_device(torch.device('cpu'))}, torch {torch.__version__}")
     with torch.no_grad():
         products(given.repeats)
+        batches(given.repeats)
     models(given.folder, given.repeats)
