@@ -128,6 +128,14 @@ class FastProducts(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def direct_calls() -> AbstractContextManager:
+    """Returns a context for a loop of small operations: in a block of FastProducts each takes about 1 µs more.
+
+    Only `product` uses oneDNN there.
+    """
+    return torch._C.DisableTorchFunction()
+
+
 def packed(w: Tensor, rows: int) -> list[Tensor] | None:
     """Arranges the matrices of a loop for `product`, or returns None if the default library is to compute x W.
 

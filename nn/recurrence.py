@@ -48,7 +48,7 @@ from torch.nn.functional import linear, pad
 
 from nn.autocast import product_dtype
 from nn.first_order import first_order
-from nn.onednn import current_library, packed, product, same_library
+from nn.onednn import current_library, direct_calls, packed, product, same_library
 
 SATURATED = 1e4  # σ(-SATURATED) = 0 and σ(SATURATED) = 1 exactly
 MINUS_ONE, TWO, FOUR = torch.tensor([-1.0, 2.0, 4.0])  # tensors: faster in each step than Python numbers
@@ -107,7 +107,7 @@ class StepProduct:
     def of(self, y: Tensor) -> Tensor:
         """Returns y W, overwritten by the next step."""
         if self.packed:
-            for out, y_n, w in zip(self.product, y, self.packed, strict=True):
+            for out, y_n, w in zip(self.product.unbind(), y.unbind(), self.packed, strict=True):
                 out.copy_(product(y_n, w))
             return self.product
         return torch.bmm(y if y.dtype == self.w.dtype else self.rounded.copy_(y), self.w, out=self.product)
@@ -115,7 +115,7 @@ class StepProduct:
     def add_to(self, x: Tensor, y: Tensor) -> Tensor:
         """Adds y W to x in place, in the dtype of x."""
         if self.packed:
-            for x_n, y_n, w in zip(x, y, self.packed, strict=True):
+            for x_n, y_n, w in zip(x.unbind(), y.unbind(), self.packed, strict=True):
                 x_n += product(y_n, w)
             return x
         return x.baddbmm_(y, self.w) if y.dtype == self.w.dtype else x.add_(self.of(y))
@@ -202,10 +202,11 @@ class LSTMFunction(Function):
         h_before, c_before = h[:, 0].zero_(), factors[:, 0, :, 1].zero_()  # [N, B, D] each
         y[1:, ..., :width].masked_fill_(padding[1:, ..., None], -SATURATED)  # i = 0
         recurrent = StepProduct(u.to(dtype).transpose(1, 2), batch)
-        for step in time_steps(lstm_buffers(y=y, h=h, factors=factors)):
-            recurrent.add_to(step.y, h_before)  # a + U h₋
-            lstm_step(step, c_before=c_before)
-            h_before, c_before = step.h, step.c
+        with direct_calls():
+            for step in time_steps(lstm_buffers(y=y, h=h, factors=factors)):
+                recurrent.add_to(step.y, h_before)  # a + U h₋
+                lstm_step(step, c_before=c_before)
+                h_before, c_before = step.h, step.c
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
         ctx.library = current_library()
@@ -224,12 +225,13 @@ class LSTMFunction(Function):
         da, dh_total, da_after = torch.empty_like(a), torch.empty_like(h[:, 0]), None
         recurrent = StepProduct(u.to(ctx.dtype), batch=h.size(2))
         dc = torch.zeros_like(dh_total)
-        for step in time_steps(lstm_backward_buffers(dh=dh, a=a, factors=factors, da=da), reverse=True):
-            dh_total.copy_(step.dh)
-            if da_after is not None:
-                recurrent.add_to(dh_total, da_after.flatten(2))  # δh + Uᵀ δa₊
-            lstm_backward_step(step, dh=dh_total, dc=dc)
-            da_after = step.da
+        with direct_calls():
+            for step in time_steps(lstm_backward_buffers(dh=dh, a=a, factors=factors, da=da), reverse=True):
+                dh_total.copy_(step.dh)
+                if da_after is not None:
+                    recurrent.add_to(dh_total, da_after.flatten(2))  # δh + Uᵀ δa₊
+                lstm_backward_step(step, dh=dh_total, dc=dc)
+                da_after = step.da
         return da, gradient_of_u(da, h_before=h[:, :-1], dtype=ctx.dtype), None, None
 
 
@@ -356,10 +358,11 @@ class GRUFunction(Function):
         h_before = h[:, 0].zero_()  # [N, B, D]
         recurrent, d = StepProduct(u.to(dtype).transpose(1, 2), batch), d[:, None]  # d: [N, 1, D]
         p_r_z, p_n = recurrent.product.split([2 * width, width], -1)  # views of p = U h₋, [N, B, 2D] and [N, B, D]
-        for step in time_steps(gru_buffers(gates=gates, m=m, h=h)):
-            recurrent.of(h_before)
-            gru_step(step, p_r_z=p_r_z, m=torch.add(p_n, d, out=step.m), h_before=h_before)
-            h_before = step.h
+        with direct_calls():
+            for step in time_steps(gru_buffers(gates=gates, m=m, h=h)):
+                recurrent.of(h_before)
+                gru_step(step, p_r_z=p_r_z, m=torch.add(p_n, d, out=step.m), h_before=h_before)
+                h_before = step.h
         ctx.mark_dirty(a)
         ctx.set_materialize_grads(False)
         ctx.library = current_library()
@@ -378,12 +381,13 @@ class GRUFunction(Function):
         da, dp = torch.empty_like(a), torch.empty_like(a)
         dh_total, dh_z, scratch = (torch.empty_like(h[:, 0]) for _ in range(3))
         recurrent, dp_after = StepProduct(u.to(ctx.dtype), batch=h.size(2)), None
-        for step in time_steps(gru_backward_buffers(dh=dh, a=a, m=m, h=h, da=da, dp=dp), reverse=True):
-            dh_total.copy_(step.dh)
-            if dp_after is not None:
-                recurrent.add_to(dh_total, dp_after).add_(dh_z)  # δh + Uᵀ δp₊ + δh₊ ⊙ z₊
-            gru_backward_step(step, dh=dh_total, dh_z=dh_z, scratch=scratch)
-            dp_after = step.dp
+        with direct_calls():
+            for step in time_steps(gru_backward_buffers(dh=dh, a=a, m=m, h=h, da=da, dp=dp), reverse=True):
+                dh_total.copy_(step.dh)
+                if dp_after is not None:
+                    recurrent.add_to(dh_total, dp_after).add_(dh_z)  # δh + Uᵀ δp₊ + δh₊ ⊙ z₊
+                gru_backward_step(step, dh=dh_total, dh_z=dh_z, scratch=scratch)
+                dp_after = step.dp
         du = gradient_of_u(dp, h_before=h[:, :-1], dtype=ctx.dtype)
         return da, du, dp[..., 2 * u.size(-1) :].sum(1), None, None
 
