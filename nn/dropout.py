@@ -24,7 +24,10 @@ def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
     """Draws m on the CPU: uint8 of `shape`, 1 with probability 1 - threshold/256.
 
     threshold: 1 … 255. Integer arithmetic on bytes is several times faster here than a comparison that returns bool.
+    torch.compile cannot trace numpy's generator, so that a compiled model draws from torch's.
     """
+    if torch.compiler.is_compiling():
+        return torch.empty(shape, dtype=torch.uint8).bernoulli_(1 - threshold / LEVELS)
     count, seed = shape.numel(), int(torch.randint(2**63 - 1, ()))
     words = torch.from_numpy(np.random.SFC64(seed).random_raw(max(1, (count + 7) // 8)))
     below = threshold - 1

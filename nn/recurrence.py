@@ -3,7 +3,8 @@
 The inputs are a = W x + b of all steps, computed in one product before the loop (`project_inputs`), and the recurrent
 weights U. Both directions run in the same loop; the second one reads the sequence from its last step to its first.
 `plain_lstm` and `plain_gru` are the equations, differentiated by autograd. `fast_lstm` and `fast_gru` compute the same
-states and gradients in place.
+states and gradients in place. A compiled model computes the plain forms: torch.compile (torch 2.13) returns wrong
+states for the loops that write into views of their buffers.
 
 Notation: x₋ and x₊ are x at the step before and after. δx is the gradient of the loss with respect to x, `dx` in the
 code. h₋ and c₋ are 0 at the first step, all terms with ₊ at the last one. On the right-hand side of ←, δh is the
@@ -149,6 +150,8 @@ def fast_lstm(a: Tensor, u: Tensor, padding: Tensor) -> Tensor:
     autocast, or else of u."""
     dtype = product_dtype(u)
     with torch.autocast(u.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            return plain_lstm(a, u, padding, dtype)
         return LSTMFunction.apply(a, u, padding, dtype)[0]
 
 
@@ -300,6 +303,8 @@ def fast_gru(a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> Tensor:
     autocast, or else of u."""
     dtype = product_dtype(u)
     with torch.autocast(u.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            return plain_gru(a, u, d, padding, dtype)
         return GRUFunction.apply(a, u, d, padding, dtype)[0]
 
 
