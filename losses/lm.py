@@ -73,7 +73,7 @@ def prepare(model: Model, options: LMOptions, tokenizer: Tokenizer | None) -> No
 
 
 def predictions(mask: Tensor, reading: Reading) -> list[tuple[Tensor, Tensor]]:
-    """Returns for each direction the position that each step predicts, and whether both are in the text.
+    """Returns for each direction the position that each step predicts, and whether step and position are in the text.
 
     mask: bool [B, T] -> int64 [S], bool [B, S]
     """

@@ -185,8 +185,8 @@ def prepare(model: Model, options: MLMOptions, tokenizer: Tokenizer) -> None:
 def states(model: Encoder, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
     """Computes the encoder's output at `positions` only, text by text.
 
-    The last layer computes no other position. x: embeddings [B, T, D];  mask, positions: bool [B, T]
-    -> [|positions|, D]
+    The last layer has as many queries for each text as the text with the most positions needs. x: embeddings
+    [B, T, D];  mask, positions: bool [B, T] -> [|positions|, D]
     """
     counts = positions.sum(1, keepdim=True)
     most = max(1, int(counts.max()))

@@ -215,7 +215,10 @@ def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
 
 
 def check_not_quantized(published: dict[str, Any], files: list[WeightFile], config_file: Path) -> None:
-    """Raises ValueError for weights that another program quantized: its config says so, and tensors are no floats."""
+    """Raises ValueError for weights that another program quantized.
+
+    Their config has a quantization_config, and some of their tensors are neither floating point nor int64.
+    """
     form, kinds = published.get("quantization_config"), {kind for file in files for _, kind in file.shapes.values()}
     if isinstance(form, dict) and form and kinds - {"float", "int64"}:
         raise ValueError(

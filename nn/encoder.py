@@ -14,7 +14,7 @@ Differs from the papers: the pooler, and LN and dropout after the sum of embeddi
 Differs from the published code: unused outputs are not computed. If the classifier reads [CLS] only, the last layer
 has keys and values of all tokens, and one query, residual and feed-forward per review (T = 1). This saves
 nearly one of L layers; logits and gradients are the same. In masked language modelling the queries of the last layer
-are the masked positions.
+are the predicted positions.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,7 +58,10 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def init_weights(module: Module, std: float) -> None:
-    """Initializes every layer in `module` as BERT does: weights N(0, std²), padding row 0, biases 0, norms 1."""
+    """Initializes every layer in `module` as transformers does: weights N(0, std²), padding row 0, biases 0, norms 1.
+
+    BERT's authors draw from a normal distribution that is truncated at two standard deviations.
+    """
     for layer in module.modules():
         if isinstance(layer, LayerNorm):
             layer.reset_parameters()

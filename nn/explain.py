@@ -75,8 +75,9 @@ def explain(
     predicted one. Leaving words out takes one forward pass per word; integrated gradients took 16 to 72 gradients a
     review, measured with published encoders on 12 reviews of 200 to 256 tokens.
 
-    Effects in several windows are averaged, which is exact if the log-odds are linear in the logits: ValueError for
-    more than two classes, and for the maximum. A network's own weights are those of a single window.
+    Effects in several windows are averaged. This is exact if the logits of the windows are averaged and the log-odds
+    are linear in the logits. Raises ValueError for several windows with another pooling or with more than two classes.
+    The network's own weights are returned for a single window only.
     """
     words, examples = examples_of_words(tokenizer, text, truncation)
     count, names, parts = len(words), model.config.labels, len(examples)

@@ -31,7 +31,8 @@ class Head(NamedTuple):
 def published_names(published: dict[str, Any], count: int, where: Path) -> tuple[str, ...] | None:
     """Returns the names of the `count` classes of a published config; None if it has placeholders or no names.
 
-    Raises ValueError for names that do not fit the number of classes, and for a table that has others than names.
+    Raises ValueError if the classes of the table are not 0 … count - 1, a name occurs twice, or an entry is not a
+    class number with a name.
     """
     table = published.get("id2label")
     if table is None:
@@ -134,7 +135,7 @@ def check_task(published: dict[str, Any], where: Path) -> None:
 
 
 def check_kind(published: dict[str, Any], count: int, where: Path) -> None:
-    """Raises ValueError for a head that is not a classifier of one class a text."""
+    """Raises ValueError for a head that does not assign each text to one of several classes."""
     if count == 1:
         raise ValueError(f"{where} has a head with one output (regression or ranking), not classes; {WAYS_OUT}")
     problem = published.get("problem_type")

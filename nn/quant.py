@@ -59,7 +59,7 @@ def prefers_bf16(device: torch.device) -> bool:
 def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
     """Quantizes by row. w: [N, K] -> Q int8 [N, K], s fp32 [N]. A row of zeros has s = 0. Halves round to even.
 
-    The numbers of a row without any above TINY get the scale of TINY, since 127 / absmax may be infinite.
+    A row whose largest |w| is below TINY has s = TINY / 127, since 127 / |w| may be infinite.
     """
     w = w.float()
     absmax = torch.maximum(w.amax(1), -w.amin(1))  # [N]

@@ -88,7 +88,7 @@ def put_vectors(
 
     All vectors are scaled by one factor, so that their numbers have the standard deviation of the table's.
     table: fp32 [V, D];  vocabulary: word -> row;  counts: occurrences of the word of each row, [V], or None. With
-    counts, the vectors are whitened if there are more than D of them.  field: of the config, which determines D.
+    counts, the vectors are whitened if more than D words have one.  field: the config field that determines D.
     Raises ValueError if D differs, no word is in both, or all numbers are equal.
     """
     if vectors.vectors.size(1) != table.size(1):

@@ -254,7 +254,10 @@ def unmerge(model: Encoder) -> Encoder:
 
 
 def positions(model: Model) -> tuple[int, float]:
-    """Returns the number of virtual tokens that have a position, and of all positions: infinity without a table."""
+    """Returns two numbers: of virtual tokens that take a position, and of positions of the model.
+
+    The second is infinity for a model without a position table.
+    """
     if not isinstance(model, Encoder) or model.embeddings.position is None:
         return 0, math.inf
     shifts = model.virtual is not None and (model.PREFIX_SHIFTS or not isinstance(model.virtual, DeepPrefix))

@@ -1,7 +1,7 @@
 """Attaches to a model what an adapter directory in huggingface/peft's layout describes (peft/files.py).
 
-The parameters of layers are filled in by peft/loading.py; virtual tokens are read here, since their file has their
-number.
+The parameters of layers are filled in by peft/loading.py. Virtual tokens are read here, because their number is the
+number of rows in the file.
 """
 
 import re

@@ -68,8 +68,9 @@ class Scorer:
     ) -> "Scorer":
         """Loads a checkpoint: a folder or a hub id. Raises ValueError if it has no classifier.
 
-        base: the backbone of its adapter, if it was moved.  max_length: in tokens; 0: that of its training, if it
-        says so, else the model's, 512 at most for an encoder.  other: fields that replace those of the truncation.
+        base: the backbone of its adapter, if it was moved.  max_length: in tokens; 0: that of its training, if the
+        checkpoint records it, else the model's, 512 at most for an encoder.  other: fields that replace those of the
+        truncation.
         """
         check_choice("quantize", quantize, dict.fromkeys(FORMS))
         if (adapter := find_adapter(weights)) is not None:
@@ -120,7 +121,7 @@ class Scorer:
 
 
 def usual_truncation(model: Model, tokenizer: Tokenizer) -> Truncation:
-    """Returns how the reviews of a checkpoint are cut that does not say how those of its training were."""
+    """Returns the default truncation, for a checkpoint that does not record the truncation of its training."""
     trained = MODELS[name_of(model)].training
     limit = trained.get("max_length", 512)
     virtual, available = positions(model)
@@ -151,7 +152,7 @@ def load_run(run: Run, device: torch.device, quantize: str, base: str = "") -> t
 def check_backbone(run: Run | None, model: Model, base: str) -> None:
     """Compares the frozen weights under the adapter of a run with those of its training.
 
-    base: --base; a changed backbone that it names is only reported. Raises ValueError for one that it does not name.
+    base: --base. Raises ValueError if a file of the backbone changed, or prints a warning if --base names the backbone.
     """
     if run is None or model.source is None or model.source == run.best / "base":  # trained: best/ has its checksums
         return
@@ -175,7 +176,7 @@ def load_classifier(sources: Sequence[str], machine: Machine, tables: Tables) ->
     """Loads a classifier from run folders, checkpoint folders or hub ids; none: the built-in linear model.
 
     Several are an ensemble. The temperature of a checkpoint is 1, since its validation reviews are not known. Raises
-    ValueError for a run without a classifier and for different classes, FileNotFoundError for a name that is none.
+    ValueError for a run without a classifier and for different classes, FileNotFoundError for a name of none of these.
     """
     check_different(sources, "--teacher")
     members: list[Member] = []
