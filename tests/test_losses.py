@@ -156,11 +156,12 @@ def test_margin_loss_needs_class_capsules():
 
 @pytest.mark.parametrize("excluding", ["p", "both"])
 def test_a_class_that_p_excludes_adds_nothing_to_the_divergence(excluding: str):
-    p = torch.tensor([[0.0, -torch.inf]])
+    p = torch.tensor([[0.0, -torch.inf]], requires_grad=True)
     q = torch.tensor([[0.3, 0.0 if excluding == "p" else -torch.inf]], requires_grad=True)
     loss = kl_divergence(p, q)
     torch.testing.assert_close(loss, -q.log_softmax(-1)[:, 0])
     loss.sum().backward()
+    assert p.grad.isfinite().all()
     assert q.grad.isfinite().all()
     assert entropy(p) == 0
 
