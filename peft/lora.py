@@ -108,9 +108,13 @@ class LoRALinear(Wrapped):
         """[..., in] -> [..., out]"""
         return self.base(x) + self.update(x)  # Eq. (3)
 
+    def delta(self) -> Tensor:
+        """Computes s·B A: [out, in]"""
+        return self.scale * (self.B @ self.A)
+
     def merged_weight(self) -> Tensor:
         """Computes W₀ + s·B A: [out, in]"""
-        return self.base.weight + self.scale * (self.B @ self.A)
+        return self.base.weight + self.delta()
 
     @torch.no_grad()
     def merged(self) -> Linear:
@@ -123,13 +127,13 @@ class LoRALinear(Wrapped):
                 f"LoRA cannot be merged into {self.base.BITS}-bit weights, because rounding removes it; merge it into "
                 "the backbone in floating point (--base names another backbone)"
             )
-        self.base.weight += self.scale * (self.B @ self.A)
+        self.base.weight += self.delta()
         return self.base
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Subtracts s·B A from the base layer's weight, in place."""
-        self.base.weight -= self.scale * (self.B @ self.A)
+        self.base.weight -= self.delta()
 
 
 class DoRALinear(LoRALinear):
@@ -150,7 +154,7 @@ class DoRALinear(LoRALinear):
 
     def row_scale(self) -> Tensor:
         """Computes m / ‖W'‖: [out], 1 for a row of zeros, which stays one. ‖W'‖ gets no gradient (§4.3)."""
-        norm = (self.frozen_weight() + self.scale * (self.B @ self.A)).detach().norm(dim=1)  # [out]
+        norm = (self.frozen_weight() + self.delta()).detach().norm(dim=1)  # [out]
         return torch.where(norm > 0, self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny), 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
