@@ -62,7 +62,10 @@ class TwoViews(Module):
 
 
 def prepare(model: Model, options: TVOptions, tokenizer: Tokenizer | None) -> None:
-    """Adds O and c to `model`, and freezes all but them and the region embeddings."""
+    """Adds O and c to `model`, and freezes all but them and the region embeddings.
+
+    Raises ValueError for a model without region embeddings, and if all words of the vocabulary are skipped.
+    """
     if not isinstance(model, CNN) or model.regions is None:
         raise ValueError(
             "--loss tv pretrains the regions of a CNN; this model has none: --shape region_width=200 adds them"

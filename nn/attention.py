@@ -117,7 +117,8 @@ def prepend_prefix(k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None) ->
 class MultiHeadAttention(Module):
     """y = concat(head_1 … head_H) W_o + b_o,   head_h = Attention(x W_q[h], x W_k[h], x W_v[h])
 
-    W_q, W_k, W_v, W_o -> query, key, value, output (each with a bias);  H -> num_heads.
+    W_q, W_k, W_v, W_o -> query, key, value, output (each with a bias);  H -> num_heads. Raises ValueError if
+    hidden_size is not a multiple of num_heads.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:

@@ -63,7 +63,7 @@ class Attribution(NamedTuple):
 
 
 def log_odds(logits: Tensor, label: int) -> Tensor:
-    """Computes log p/(1 - p) of one label: [N]. logits: [N, C]"""
+    """Computes log p/(1 - p) of one label: [N]. logits: [N, C]. Raises ValueError for a label outside 0 … C - 1."""
     if not 0 <= label < logits.size(1):
         raise ValueError(f"label {label} is outside 0 … {logits.size(1) - 1}")
     others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)

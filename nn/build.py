@@ -13,6 +13,7 @@ def random_model(name: str, shape: str, labels: tuple[str, ...], tokenizer: Toke
     """Builds the model `name` of the table with random weights and the vocabulary of `tokenizer`.
 
     shape: config fields that differ from the table (`hidden_size=64 pooling=max+mean`).  labels: names of the classes.
+    Raises ValueError for fields that the model does not have, and for those that the vocabulary determines.
     """
     entry = MODELS[name]
     words = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}

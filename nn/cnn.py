@@ -111,7 +111,10 @@ class CNNConfig(WordConfig):
 
 
 class CNN(WordClassifier):
-    """Classifies a review by its convolution windows, pooled over time."""
+    """Classifies a review by its convolution windows, pooled over time.
+
+    Raises ValueError for unknown poolings and pooling `last`, and for widths that are not positive integers.
+    """
 
     model_type, architecture = "cnn", "CNN"
     Config = CNNConfig

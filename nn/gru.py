@@ -51,7 +51,7 @@ class GRULayer(Module):
 
 
 class GRU(Module):
-    """Stacks GRU layers, with dropout between them."""
+    """Stacks GRU layers, with dropout between them. Raises ValueError for fewer than one layer."""
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bidirectional: bool = True, dropout: float = 0.0

@@ -51,7 +51,7 @@ class LSTMLayer(Module):
 
 
 class LSTM(Module):
-    """Stacks LSTM layers, with dropout between them."""
+    """Stacks LSTM layers, with dropout between them. Raises ValueError for fewer than one layer."""
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bidirectional: bool = True, dropout: float = 0.0

@@ -216,7 +216,7 @@ class RotaryAttention(Module):
     """y = W_o concat_h( softmax(score_h) v_h ), with the scores of the module docstring, restricted to visible keys.
 
     W_q, W_k, W_v -> query_key_value, one layer [3D, D], as published; W_o -> output;  H -> num_heads;  base: of RoPE;
-    reach: w/2, the largest visible distance; None: all tokens are visible.
+    reach: w/2, the largest visible distance; None: all tokens are visible. Raises ValueError for an odd width per head.
     """
 
     def __init__(

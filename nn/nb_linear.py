@@ -143,7 +143,7 @@ class Bias(Module):
 
 
 class NBLinear(WordClassifier):
-    """Classifies a review by the sum of its n-grams' weights."""
+    """Classifies a review by the sum of its n-grams' weights. Raises ValueError for another padding id than 0."""
 
     model_type, architecture = "nb_linear", "NBLinear"
     Config = NBLinearConfig

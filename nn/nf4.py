@@ -123,7 +123,7 @@ class NF4Linear(QuantizedLinear):
 
 
 class NF4Matmul(torch.autograd.Function):
-    """x Wᵀ in `dtype`. Between the passes neither W nor x is kept, since W is frozen. x: [M, in]"""
+    """x Wᵀ in `dtype`. Between the passes neither W nor x is kept, since W is frozen. x: [M, in] for M tokens"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: NF4Linear, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,8 @@ Three paths compute the product:
 `auto` under mixed precision: int8 on a CUDA GPU for inputs without a gradient, more than 16 rows, and widths that are
 multiples of 8; bf16 otherwise. `auto` in fp32: int8 on CPUs with int8 instructions (AVX-512 VNNI); fp32 otherwise.
 
-One scale for each row of W [out, in] and for each token is the paper's vector-wise quantization (§3.1).
+One scale for each row of W [out, in] and for each token is the paper's vector-wise quantization (§3.1). In shapes, M is
+the number of tokens, N that of output features and K that of input features.
 
 Differs from the paper: x_o is multiplied by the 8-bit weights, since no others are kept; the paper multiplies it by
 16-bit ones. There, x_o contains every column with an outlier in any token of the batch. Here it contains only each
@@ -118,7 +119,10 @@ class Int8Matmul(torch.autograd.Function):
 
 
 class Int8Linear(QuantizedLinear):
-    """y = x diag(s) Qᵀ + b;   Q -> weight int8 [out, in], s -> scale fp32 [out]. Replaces a frozen Linear."""
+    """y = x diag(s) Qᵀ + b;   Q -> weight int8 [out, in], s -> scale fp32 [out]. Replaces a frozen Linear.
+
+    path: auto, int8, bf16 or fp32 (module docstring). Raises ValueError for another path.
+    """
 
     weight: Tensor
     BITS = 8

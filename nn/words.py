@@ -32,7 +32,8 @@ class WordEmbedding(Module):
     """Embeds word ids [B, T] -> [B, T, E], 0 at padding. E is initialized uniformly in (-a, a).
 
     A smaller range lets training determine more of an embedding, at the same learning rate.
-    embedding_range -> a;  word_dropout -> p;  dropout: probability of dropping a column of a review's [T, E].
+    embedding_range -> a;  word_dropout -> p;  dropout: probability of dropping a column of a review's [T, E]. Raises
+    ValueError for a probability outside [0, 1).
     """
 
     def __init__(

@@ -174,7 +174,10 @@ def read_encoder(path: Path, build: Callable[[Tensor], Module], rows: Tensor) ->
 
 
 def attach_virtual_tokens(model: Encoder, config: dict[str, Any], file: WeightFile, trainable: bool) -> None:
-    """Attaches the virtual tokens of an adapter to `model`, in place; with their encoder if trainable."""
+    """Attaches the virtual tokens of an adapter to `model`, in place; with their encoder if trainable.
+
+    Raises ValueError for files that do not fit the model or each other.
+    """
     deep = config["peft_type"] == "PREFIX_TUNING"
     kind = (config.get("encoder_reparameterization_type") or "MLP").lower()
     hidden = config.get("encoder_hidden_size") or 0

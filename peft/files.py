@@ -173,7 +173,8 @@ def class_order(model: Encoder) -> tuple[int, ...]:
 
 def save_adapter(model: Encoder, directory: str | Path, base: str) -> None:
     """Writes adapter_config.json, adapter_model.safetensors, and prompt_encoder.safetensors if an encoder computes the
-    virtual tokens. base: directory or hub id of the backbone, `name/model@revision` for a revision."""
+    virtual tokens. base: directory or hub id of the backbone, `name/model@revision` for a revision. Raises ValueError
+    if the model has no adapter."""
     if model.adapter is None:
         raise ValueError("the model has no adapter to save; nn.checkpoint.save_pretrained writes whole models")
     directory, method = Path(directory), model.adapter["method"]

@@ -38,7 +38,8 @@ class HoulsbyOptions:
 class AdapterLinear(Wrapped):
     """Computes y = u + W_up gelu(W_down u + b_down) + b_up,  u = base(x).
 
-    W_down -> down [M, D];  b_down -> down_bias [M];  W_up -> up [D, M];  b_up -> up_bias [D]
+    W_down -> down [M, D];  b_down -> down_bias [M];  W_up -> up [D, M];  b_up -> up_bias [D]. Raises ValueError for
+    M < 1.
     """
 
     def __init__(self, base: Linear | QuantizedLinear, adapter_size: int) -> None:

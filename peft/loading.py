@@ -268,8 +268,9 @@ def head_by_name(names: tuple[str, ...], labels: tuple[str, ...]) -> Head | None
 def adapter_classes(directory: Path, backbone: str) -> tuple[int | None, tuple[str, ...] | None]:
     """Returns the number of classes of an adapter and their names in the order of its file.
 
-    The number is None if the adapter has no classifier. The names are those of the backbone if its number is the same
-    and the adapter has none; None if neither names them.
+    The number is None if the adapter has no classifier. If the adapter does not name the classes and the backbone has
+    the same number of them, the names are those of the backbone; None if neither names them. Raises ValueError for a
+    backbone that is not an encoder, and for a head that is not a classifier.
     """
     config, shapes, path = read_adapter_config(directory), adapter_file(directory).shapes, fetch_config(backbone)
     base = read_object(path)

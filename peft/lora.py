@@ -79,7 +79,10 @@ class LoRAOptions:
 
 
 class LoRALinear(Wrapped):
-    """Computes y = base(x) + s·B(A dropout(x));   s = alpha / rank, or alpha / √rank with rslora."""
+    """Computes y = base(x) + s·B(A dropout(x));   s = alpha / rank, or alpha / √rank with rslora.
+
+    Raises ValueError for a rank below 1 and for an alpha that no adapter file may contain.
+    """
 
     def __init__(
         self, base: Linear | QuantizedLinear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False

@@ -40,7 +40,8 @@ class PTuningOptions(PromptOptions):
 class PromptEncoder(Module):
     """Computes p = e₀ + f(e): [P, E]. f is of the given kind, hidden_size wide; e₀ -> start, e -> inputs.
 
-    mlp:  W₁, W₂, W₃ -> first, second, last;   lstm:  BiLSTM, W₁, W₂ -> lstm, first, last
+    mlp:  W₁, W₂, W₃ -> first, second, last;   lstm:  BiLSTM, W₁, W₂ -> lstm, first, last. Raises ValueError for
+    another kind.
     """
 
     def __init__(self, rows: Tensor, kind: str, hidden_size: int) -> None:

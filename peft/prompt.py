@@ -73,7 +73,10 @@ class Table(Module):
 
 
 class SoftPrompt(Module):
-    """Computes features(x) with the rows of `source`, [P, E], before the words of x."""
+    """Computes features(x) with the rows of `source`, [P, E], before the words of x.
+
+    pool: token that the classifier reads, cls or virtual. Raises ValueError for another one.
+    """
 
     def __init__(self, source: Module, pool: str = "cls") -> None:
         super().__init__()
