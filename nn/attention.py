@@ -160,5 +160,5 @@ class AdditiveAttention(Module):
     def forward(self, h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """h: [B, T, D];  mask: bool [B, T] -> r [B, D], α [B, T], 0 at padding, uniform in a row without words"""
         scores = self.query(self.dense(h).tanh()).squeeze(-1)  # [B, T]
-        weights = masked_softmax(scores, mask)
+        weights = masked_softmax(scores.clone(), mask)  # a hook on `query` keeps the layer's output
         return (weights[:, None].to(h.dtype) @ h).squeeze(1), weights  # [B, D], [B, T]

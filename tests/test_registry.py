@@ -117,6 +117,22 @@ def test_eval_is_deterministic_and_training_drops(name):
     assert not torch.equal(model(ids, mask), model(ids, mask))
 
 
+@models
+def test_hooks_get_outputs_that_nothing_overwrites(name):
+    model, (ids, mask), kept = tiny(name).train(), token_batch([7, 4]), []
+
+    def keep(module: torch.nn.Module, inputs: tuple, output: object) -> None:
+        kept.extend((x, x.detach().clone()) for x in (output if isinstance(output, tuple) else (output,)))
+
+    for module in model.modules():
+        module.register_forward_hook(keep)
+        if isinstance(module, torch.nn.Linear):
+            module.register_full_backward_hook(lambda *_: None)
+    model(ids, mask).sum().backward()
+    assert kept
+    assert all(torch.equal(x, before) for x, before in kept)
+
+
 @pytest.mark.parametrize("objective", CLASSIFYING)
 @pytest.mark.parametrize("method", METHODS)
 @models
