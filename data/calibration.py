@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.pictures import new_figure
+from data.pictures import new_figure, write_figure
 from data.runs import Predictions, Run
 
 BINS = 15  # of equal width, as in the paper
@@ -128,8 +128,7 @@ def draw_reliability(probabilities: np.ndarray, labels: np.ndarray, temperature:
     axes = figure.subplots()
     plot_reliability(axes, probabilities, labels, temperature)
     axes.set(xlabel="confidence", title=f"{len(labels):,} reviews")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path)
 
 
 def plot_reliability(axes: Any, probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> None:

@@ -145,17 +145,18 @@ def is_stdout(path: str | Path) -> bool:
     return str(path) in STDOUT
 
 
-def write_output(path: str | Path, text: str) -> None:
-    """Writes text as UTF-8 to the file, device or pipe that a user named.
+def write_output(path: str | Path, content: str | bytes) -> None:
+    """Writes bytes, or text as UTF-8, to the file, device or pipe that a user named.
 
-    `-` is standard output. A device or a pipe receives the text. A link stays, and its target is written. A regular
-    file is replaced atomically and keeps its permissions; if its folder does not permit that, it is overwritten.
+    `-` is standard output, for text. A device or a pipe receives the content. A link stays, and its target is written.
+    A regular file is replaced atomically and keeps its permissions; if its folder does not permit that, it is
+    overwritten.
     Raises OSError for a folder, and for a link that leads to itself.
     """
-    if is_stdout(path):
-        write_stdout(text)
+    if is_stdout(path) and isinstance(content, str):
+        write_stdout(content)
         return
-    path = Path(path)
+    path, data = Path(path), content.encode() if isinstance(content, str) else content
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it")
     try:
@@ -164,19 +165,19 @@ def write_output(path: str | Path, text: str) -> None:
         raise OSError(f"{path} is a link that leads to itself") from error
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         try:
-            path.write_bytes(text.encode())
+            path.write_bytes(data)
         except OSError as error:  # a full device, whose error has no name
             raise OSError(error.errno, error.strerror, str(path)) from error
         return
     try:
         with replacing(target) as temporary:
-            temporary.write_bytes(text.encode())
+            temporary.write_bytes(data)
             if target.exists():
                 shutil.copymode(target, temporary)
     except OSError as error:  # a file of another user's folder, or a mounted file, cannot be replaced
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV, errno.EROFS) or not target.exists():
             raise
-        target.write_bytes(text.encode())
+        target.write_bytes(data)
 
 
 def write_problem(path: Path) -> str | None:

@@ -3,9 +3,12 @@
 data/row_pictures.py draws the published rows with it.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from data.files import write_output
 
 # Okabe & Ito's palette, which colour-blind readers can distinguish. Pictures vary marker or dash with the colour, so
 # that they are readable in grey too.
@@ -88,6 +91,17 @@ def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
                 taken.append(box)
                 break
             text.remove()
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Writes a picture to the file that a user named, atomically. A name without an ending gets .png.
+
+    Raises ValueError for a file type that matplotlib does not write.
+    """
+    path, buffer = path if path.suffix else path.with_suffix(".png"), io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_output(path, buffer.getvalue())
 
 
 def save_picture(figure: Any, path: Path) -> None:

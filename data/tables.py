@@ -29,7 +29,7 @@ from data.checked import as_object, has_type, listed, parse_json, read_json, rea
 from data.errors import clean_exit
 from data.files import write_text
 from data.metrics import mean_and_deviation
-from data.pictures import new_figure
+from data.pictures import new_figure, write_figure
 from data.row_pictures import write_pictures
 from data.rows import RESULTS, PublishedRun, Row, best_by_model, publish, published_rows
 from data.runs import ROOT, Run
@@ -107,8 +107,7 @@ def draw_curves(runs: Iterable[Run], path: Path) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path)
 
 
 # ----------------------------------------------------------------------------------------------------------- tables

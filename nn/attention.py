@@ -40,10 +40,15 @@ def select_queries(x: Tensor, queries: Queries) -> Tensor:
     return x[:, :queries]
 
 
-def check_mask(mask: Tensor) -> None:
-    """Raises TypeError unless the mask is bool; the tokenizers of transformers return int64."""
+def check_inputs(input_ids: Tensor, mask: Tensor) -> None:
+    """Raises TypeError unless the mask is bool, and ValueError unless both are [B, T].
+
+    The tokenizers of transformers return an int64 mask. A mask of another shape would be broadcast.
+    """
     if mask.dtype != torch.bool:
         raise TypeError(f"the mask is {mask.dtype}, not torch.bool; mask.bool() is True for real tokens")
+    if input_ids.dim() != 2 or mask.shape != input_ids.shape:
+        raise ValueError(f"the ids are {list(input_ids.shape)} and the mask is {list(mask.shape)}, not both [B, T]")
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -23,6 +23,7 @@ Differs from the papers: Sundararajan et al. use a Riemann sum with a fixed numb
 log-likelihood and divide by it, which is not informative if the model is certain.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -160,7 +161,9 @@ def logits_of_embeddings(model: Model, input_ids: Tensor, x: Tensor) -> Tensor:
     mask = torch.ones_like(ids, dtype=torch.bool)
     if not isinstance(model, Encoder):
         return model.classifier(model.pool(model.encode(x, mask), mask))
-    hook = model.embeddings.word.register_forward_hook(lambda *_: x)  # virtual tokens join its output
+    own = threading.get_ident()  # other threads' passes through the same model keep their embeddings
+    replace = lambda *_: x if threading.get_ident() == own else None  # noqa: E731
+    hook = model.embeddings.word.register_forward_hook(replace)  # virtual tokens join its output
     try:
         return model(ids, mask)
     finally:

@@ -24,7 +24,7 @@ from data.weight_files import WeightFile, weight_files
 from nn import MODELS, Model
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
-from nn.heads import NEW_MODEL, OTHER_HEADS, WAYS_OUT, check_task, match_head
+from nn.heads import NEW_MODEL, OTHER_HEADS, WAYS_OUT, check_task, checked_names, match_head
 from nn.nb_linear import NGramEmbedding
 from nn.quant import FORMS, QUANTIZED, Int8Embedding, Int8Linear, form_of, put_quantized, quantizable
 from nn.sharding import rows_like
@@ -161,11 +161,13 @@ def load_pretrained(
     8-bit checkpoint stays in 8 bits.
     `model.newly_initialized` names the parameters that the file lacks and that are initialized at random; only layers
     of the head may be. Tensors are read and converted one at a time, so that memory peaks at the size of the model plus
-    one tensor. Raises FileNotFoundError; TypeError for labels that are a text; or ValueError for a head with other
-    classes, for another form, and for missing, surplus, misshaped or unusable tensors, which it lists.
+    one tensor. Raises FileNotFoundError; TypeError for labels that are no texts and a dtype that is none of floating
+    point; or ValueError for labels that are not two different names, a head with other classes, another form, and for
+    missing, surplus, misshaped or unusable tensors, which it lists.
     """
-    if isinstance(labels, str):
-        raise TypeError(f"labels is the text {show(labels, 40)}, not a tuple of names")
+    labels = None if labels is None else checked_names(labels)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype {show(repr(dtype), 40)} is no floating-point torch.dtype, such as torch.float16")
     check_choice("quantize", quantize, dict.fromkeys(FORMS))
     config_file = fetch_config(source)
     published = read_object(config_file)

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from torch.utils.checkpoint import checkpoint
 
-from nn.attention import MultiHeadAttention, Prefix, Queries, check_mask, select_queries
+from nn.attention import MultiHeadAttention, Prefix, Queries, check_inputs, select_queries
 from nn.autocast import product_dtype
 from nn.dropout import Dropout
 from nn.onednn import current_library
@@ -345,5 +345,5 @@ class Encoder(Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""
-        check_mask(mask)
+        check_inputs(input_ids, mask)
         return self.classifier(self.features(input_ids, mask))

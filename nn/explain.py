@@ -83,8 +83,9 @@ def explain(
     count, names, parts = len(words), model.config.labels, len(examples)
     if parts > 1 and (truncation.pooling != "mean" or len(names) != 2):
         raise ValueError("--explain of several windows is for two classes and --window-pooling mean; --truncate head")
-    without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-    logits = torch.from_numpy(score([text, *without]))  # [1 + N, C]
+    read = np.unique(np.concatenate([word_of[word_of != NO_WORD] for _, word_of in examples]))  # others have no effect
+    without = [" ".join(words[:i] + words[i + 1 :]) for i in read]
+    logits = torch.from_numpy(score([text, *without]))  # [1 + the words read, C]
     label = int(logits[0].argmax()) if label is None else label
     gradients, difference, phrases, weights = np.zeros(count), 0.0, [], []
     for encoded, word_of in examples:
@@ -96,11 +97,12 @@ def explain(
         weights = [
             (title, sum_by_word(x.double().numpy(), word_of, count)) for title, x in own_weights(model, ids, label)
         ]
-    removed = erasure(logits[:1], logits[1:], label).double().numpy()
+    removed = np.zeros(count)
+    removed[read] = erasure(logits[:1], logits[1:], label).double().numpy()
     blank = "no n-gram" if isinstance(model, NBLinear) else f"each token as {tokenizer.tokens[baseline_id(tokenizer)]}"
     return Explanation(
         words=words,
-        read=np.isin(np.arange(count), np.concatenate([word_of for _, word_of in examples])),
+        read=np.isin(np.arange(count), read),
         label=names[label],
         probabilities={name: float(p) for name, p in zip(names, softmax(logits[:1].numpy())[0], strict=True)},
         gradients=gradients,

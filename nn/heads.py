@@ -7,11 +7,12 @@ Placeholder names (LABEL_0, or the number itself) are matched by position.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.checked import listed, show
-from data.labels import SENTIMENT, canonical
+from data.checked import CONTROL, listed, show
+from data.labels import SENTIMENT, canonical, normalize
 
 LONGEST_NAME = 200  # characters of a class name
 JOINERS = dict.fromkeys((0x200C, 0x200D))  # zero-width non-joiner and joiner
@@ -50,6 +51,8 @@ def published_names(published: dict[str, Any], count: int, where: Path) -> tuple
         shown = listed(sorted(names), 20)
         raise ValueError(f"{where}: id2label names the classes [{shown}], but the head has {count}; {WAYS_OUT}")
     ordered = tuple(names[i] for i in range(count))
+    if "" in ordered:
+        raise ValueError(f"{where}: id2label names class {ordered.index('')} with nothing; correct it in config.json")
     if len({canonical(name) for name in ordered}) < count:
         raise ValueError(f"{where}: id2label uses a name twice: {listed(ordered, 20)}; {WAYS_OUT}")
     return ordered
@@ -80,6 +83,23 @@ def is_entry(entry: tuple[Any, Any]) -> bool:
         return False
     text = str(name).strip()
     return len(text) <= LONGEST_NAME and text.translate(JOINERS).isprintable()
+
+
+def checked_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of the classes that a caller wants, which a config must be able to hold.
+
+    Raises TypeError for a text and for names that are none, ValueError for fewer than two, empty and equal names.
+    """
+    if isinstance(labels, str):
+        raise TypeError(f"labels is the text {show(labels, 40)}, not a tuple of names")
+    names = tuple(labels)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"labels has {show(repr(wrong[0]), 40)}, which is no text")
+    if wrong := [name for name in names if not normalize(name) or CONTROL.search(name)]:
+        raise ValueError(f"labels has the name {show(repr(wrong[0]), 40)}, which is empty or not printable")
+    if len({canonical(name) for name in names}) < max(2, len(names)):
+        raise ValueError(f"labels are {listed(names, 20)}, not two or more different names")
+    return names
 
 
 def placeholder_names(count: int) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Embedding, Module
 
 from data.corpus import Corpus
-from nn.attention import AdditiveAttention, check_mask
+from nn.attention import AdditiveAttention, check_inputs
 from nn.autocast import wide
 from nn.dropout import Dropout
 
@@ -231,5 +231,5 @@ class WordClassifier(Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real word, padding on the right -> logits [B, C]"""
-        check_mask(mask)
+        check_inputs(input_ids, mask)
         return self.classifier(self.features(input_ids, mask))

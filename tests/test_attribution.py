@@ -1,5 +1,8 @@
 """nn/attribution.py: completeness for every model, method and 8-bit weights, against a plain Riemann sum."""
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +97,26 @@ def test_equals_a_riemann_sum_of_two_thousand_steps():
     found = integrated_gradients(function, x, baseline)
     expected = riemann_gradients(function, x, baseline, steps=2_000)
     torch.testing.assert_close(found.effects, expected, rtol=0.01, atol=0.01 * abs(found.difference))
+
+
+def test_other_threads_keep_their_embeddings():
+    model, ids = tiny("bert").eval(), torch.arange(5, 11)
+    expected, found = model(ids[None], ids[None] > 0), []
+
+    def other() -> None:
+        found.append(model(ids[None], ids[None] > 0))
+
+    def embedded(*_: Any) -> None:  # runs between the embeddings and the rest of the pass of this thread
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+
+    hook = model.layers[0].register_forward_pre_hook(embedded)
+    zero = logits_of_embeddings(model, ids, torch.zeros(1, 6, model.config.hidden_size))
+    hook.remove()
+    assert torch.equal(found[0], expected)
+    assert not torch.allclose(zero, expected)
 
 
 def test_a_linear_function_is_exact():

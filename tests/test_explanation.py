@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import GOLDEN, tiny, tiny_weights
 
 from data.alignment import NO_WORD, align, words_of_tokens
@@ -143,8 +144,29 @@ def test_every_model_is_explained_word_by_word(name):
     assert len(found.words) == len(found.gradients) == len(found.without) == len(texts[0].split())
     assert abs(found.gradients.sum() - found.difference) <= 0.01 * abs(found.difference) + 1e-4
     assert not found.gradients[~found.read].any()
+    assert not found.without[~found.read].any()
     assert len(found.weights) == {"attention_lstm": 1, "capsule_lstm": 3}.get(name, 0)
     assert as_text(found, colours=True)
+
+
+@pytest.mark.parametrize("truncate", ["head", "tail", "head+tail"])
+def test_words_that_are_not_read_take_no_pass(truncate: str):
+    texts, tokenizer = trained("wordpiece")
+    model = tiny("bert", vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).eval()
+    text, counts = " ".join(texts[:3]), []
+
+    def score(texts: list[str]) -> np.ndarray:
+        counts.append(len(texts))
+        return model(*tokenizer.encode_batch(texts, 9, truncate)).detach().numpy()
+
+    found = explain(model, tokenizer, text, Truncation(9, truncate), score)
+    assert counts == [1 + found.read.sum()]
+    assert counts[0] < 10
+    words = text.split()
+    unread = int(np.flatnonzero(~found.read)[3])
+    texts = [text, " ".join(words[:unread] + words[unread + 1 :])]
+    ids, _ = tokenizer.encode_batch(texts, 9, truncate)
+    assert torch.equal(*ids)
 
 
 def test_the_worst_mistakes_of_a_file_on_a_page(tmp_path: Path, capsys):

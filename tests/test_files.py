@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from data.files import (
     write_tensors,
     write_text,
 )
+from data.pictures import new_figure, write_figure
 
 
 def test_write_replaces_the_whole_file(tmp_path: Path):
@@ -56,22 +59,42 @@ def test_tensor_files_have_the_permissions_of_text_files(tmp_path: Path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_a_full_disk_raises_and_leaves_the_previous_file_unchanged(tmp_path: Path):
-    """A limit on the file size interrupts a write, as a full disk does."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Limits the size of a file, which interrupts a write as a full disk does."""
     resource = pytest.importorskip("resource")
-    path, old = tmp_path / "model.safetensors", {"x": torch.arange(7.0)}
-    write_tensors(path, old)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
-        with pytest.raises(OSError, match=r"cannot write .*model\.safetensors: .*unchanged"):
-            write_tensors(path, {"x": torch.zeros(10_000)})
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_raises_and_leaves_the_previous_file_unchanged(tmp_path: Path):
+    path, old = tmp_path / "model.safetensors", {"x": torch.arange(7.0)}
+    write_tensors(path, old)
+    with full_disk(), pytest.raises(OSError, match=r"cannot write .*model\.safetensors: .*unchanged"):
+        write_tensors(path, {"x": torch.zeros(10_000)})
     assert torch.equal(load_file(path)["x"], old["x"])
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_leaves_the_previous_picture_unchanged(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    figure, path = new_figure(width=2, height=2), tmp_path / "x.png"
+    figure.subplots()
+    write_figure(figure, path)
+    old = path.read_bytes()
+    with full_disk(), pytest.raises(OSError, match=r"cannot write .*x\.png: .*unchanged"):
+        write_figure(figure, path)
+    assert path.read_bytes() == old
+    write_figure(figure, tmp_path / "new" / "y")
+    assert (tmp_path / "new" / "y.png").read_bytes() == old
+    with pytest.raises(ValueError, match="'abc' is not supported"):
+        write_figure(figure, tmp_path / "x.abc")
 
 
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path):

@@ -91,9 +91,33 @@ def test_a_detached_adapter_leaves_the_model_as_trainable_as_before(monkeypatch:
     assert all(p.requires_grad for p in plain.parameters())
 
 
-def test_one_name_is_no_tuple_of_names():
-    with pytest.raises(TypeError, match="labels is the text positive, not a tuple of names"):
-        load_pretrained("builtin", labels="positive")
+@pytest.mark.parametrize(
+    ("labels", "kind", "problem"),
+    [
+        ("positive", TypeError, "labels is the text positive, not a tuple of names"),
+        (("a", None), TypeError, "labels has None, which is no text"),
+        ((1, 2), TypeError, "labels has 1, which is no text"),
+        (("", ""), ValueError, "labels has the name '', which is empty"),
+        (("a\nb", "c"), ValueError, "labels has the name .*, which is empty or not printable"),
+        (("a",), ValueError, "labels are a, not two or more different names"),
+        ((), ValueError, "not two or more different names"),
+        (("Neg", "neg"), ValueError, "labels are Neg, neg, not two or more different names"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("new_head", [False, True])
+def test_labels_that_a_config_cannot_hold_are_refused(labels, kind, problem: str, new_head: bool):
+    with pytest.raises(kind, match=problem):
+        load_pretrained("builtin", labels=labels, new_head=new_head)
+
+
+def test_a_list_of_labels_is_as_good_as_a_tuple():
+    assert load_pretrained("builtin", labels=["no", "yes"]).config.labels == ("no", "yes")
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, None])
+def test_other_dtypes_are_refused(dtype):
+    with pytest.raises(TypeError, match=r"is no floating-point torch\.dtype"):
+        load_pretrained("builtin", dtype=dtype)
 
 
 def test_an_adapter_is_attached_to_one_model():

@@ -54,6 +54,16 @@ def test_a_flag_has_one_type_one_group_and_one_help_text():
 
 
 @models
+def test_a_mask_of_another_shape_is_refused(name):
+    model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
+    for x, m in ((ids, mask[:1]), (ids, mask[:, :1]), (ids[:, :4], mask), (ids[0], mask[0]), (ids[0], mask)):
+        with pytest.raises(ValueError, match=r"the ids are \[.*\] and the mask is \[.*\], not both \[B, T\]"):
+            model(x, m)
+    with pytest.raises(TypeError, match=r"the mask is torch\.int64, not torch\.bool"):
+        model(ids, mask.long())
+
+
+@models
 def test_logits_are_the_classifier_on_the_features(name):
     model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
     features = model.features(ids, mask)
