@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from data.checked import check_types
 from data.flags import check_choice
 from nn import Model
 from nn.checkpoint import TRAINING_ONLY
@@ -30,12 +31,17 @@ def apply(model: Model, method: str, init_ids: list[int] | None = None, **option
     """Applies `method` to `model`, in place, and freezes the rest. Returns the model.
 
     options: the fields of the method's options class.  init_ids: token ids of the text that virtual tokens are
-    initialized from. Raises ValueError for an unknown method, option or target, and for an unsuitable model.
+    initialized from. Raises ValueError for an unknown method, option or target, a value that is no number where one is
+    needed, and an unsuitable model.
     """
     entry = check_choice("method", method, METHODS)
     names = [field.name for field in dataclasses.fields(entry.options)]
     if unknown := sorted(set(options) - set(names)):
         raise ValueError(f"{method} has no option {', '.join(unknown)}; it has: {', '.join(names)}")
+    numbers = {
+        field.name: field.type for field in dataclasses.fields(entry.options) if field.type in (int, float, bool)
+    }
+    check_types(options, numbers)
     settings = entry.options(**options)
     if entry.apply is None:
         return model

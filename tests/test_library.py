@@ -120,6 +120,27 @@ def test_other_dtypes_are_refused(dtype):
         load_pretrained("builtin", dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "problem"),
+    [
+        ("lora", {"rank": "8"}, "rank = '8' must be a whole number"),
+        ("lora", {"rank": 8.5}, r"rank = 8\.5 must be a whole number"),
+        ("lora", {"alpha": None}, "alpha = None must be a finite number"),
+        ("prefix", {"virtual_tokens": True}, "virtual_tokens = True must be a whole number"),
+    ],
+)  # fmt: skip
+def test_values_that_are_no_numbers_are_refused(method: str, options: dict, problem: str):
+    with pytest.raises(ValueError, match=problem):
+        peft.apply(tiny("bert"), method, INIT_IDS, **options)
+
+
+def test_a_prompt_of_padding_is_finite():
+    model = tiny("bert").eval()
+    model.embeddings.word.weight.data[0] = 0
+    peft.apply(model, "p_tuning", [0], virtual_tokens=1)
+    assert model(*token_batch([5, 3])).isfinite().all()
+
+
 def test_an_adapter_is_attached_to_one_model():
     first, second = fill(peft.apply(tiny("bert").eval(), "lora")), tiny("bert").eval()
     logits, adapter = first(IDS, MASK), peft.detach_adapter(first)
