@@ -62,7 +62,7 @@ from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import model_class, save_pretrained
 from nn.distributed import GradientSum
-from nn.encoder import Encoder
+from nn.encoder import Encoder, SharedEmbedding
 from nn.optim import Average, describe_groups, parameter_groups, schedule
 from nn.quant import describe_products, form_of, is_quantized
 from nn.runtime import (
@@ -123,6 +123,8 @@ def prepare_training(
             ranks.in_turn(lambda: start(**reads, check=interrupt.check))
     if not options.train_vectors:
         embedding_table(model).requires_grad_(False)
+        if isinstance(model.embeddings.word, SharedEmbedding):  # E_G + E_Δ
+            model.embeddings.word.delta.requires_grad_(False)
     model = place(model, machine.device, options.shard).train()
     stream = unlabelled_stream(settings, splits, tokenizer, run) if entry.unlabelled else None
     lora_plus = getattr(settings.method, "lora_plus", 1.0)

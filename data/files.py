@@ -32,8 +32,8 @@ def user_path(text: str | Path) -> Path:
 
 
 def in_shell(path: str | Path) -> str:
-    """Returns a path as one word of a shell command, quoted if necessary."""
-    return shlex.quote(str(path))
+    """Returns a path as one word of a shell command, quoted if necessary, which is no flag."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 UNFINISHED = ".unfinished"  # the staging folder of `filling`

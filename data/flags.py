@@ -264,12 +264,14 @@ def split_folders(values: Iterable[str]) -> list[str]:
 def parse_fields(cls: type, text: str) -> dict[str, Any]:
     """Parses `hidden_size=64 pooling=max+mean` into values for fields of the dataclass `cls`.
 
-    Raises ValueError for an unknown field or a value of the wrong type.
+    Raises ValueError for an unknown or a repeated field, and for a value of the wrong type.
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.name != "labels"}
     values: dict[str, Any] = {}
     for part in text.split():
         name, _, value = part.partition("=")
+        if name in values:
+            raise ValueError(f"--shape names {name} twice; leave one out")
         try:
             values[name] = parse_field(check_choice("field of --shape", name, fields), value)
         except argparse.ArgumentTypeError as error:
@@ -295,8 +297,12 @@ def parse_field(field: dataclasses.Field, text: str) -> Any:
 
 
 def check_different(folders: Sequence[str], name: str) -> None:
-    """Raises ValueError for a folder that is named twice: its answers would count double. name: the flag"""
-    paths = [os.path.realpath(user_path(folder)) for folder in folders]  # `resolve` raises an error for a loop
+    """Raises ValueError for a folder that is named twice: its answers would count double. name: the flag
+
+    The folder `best` of a run is the run.
+    """
+    found = [Path(os.path.realpath(user_path(folder))) for folder in folders]  # `resolve` raises an error for a loop
+    paths = [path.parent if path.name == "best" else path for path in found]
     if repeated := next((folder for i, folder in enumerate(folders) if paths[i] in paths[:i]), None):
         raise ValueError(f"{name} names {repeated} twice; leave one out")
 

@@ -292,7 +292,8 @@ def adapter_base(directory: str | Path, given: str = "") -> str:
     config = read_adapter_config(directory)
     recorded = config.get("base_model_name_or_path") or ""
     leads_out = ".." in Path(recorded).parts
-    if recorded and not leads_out and (inside := Path(directory) / recorded).is_dir():
+    is_outside = leads_out or Path(recorded).is_absolute()  # `directory / absolute` is the absolute path itself
+    if recorded and not is_outside and (inside := Path(directory) / recorded).is_dir():
         if given and Path(given).resolve() != inside.resolve():
             raise ValueError(f"{directory} contains its backbone, which was trained with it; leave out --base {given}")
         return str(inside)

@@ -27,6 +27,8 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     for name in ("epochs", "batch_size", "accumulation", "max_length", "max_file_mib"):
         if getattr(options, name) < 1:
             raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
+    if options.warmup > 1 and options.warmup != int(options.warmup):
+        raise ValueError(f"--warmup {options.warmup:g} is neither a fraction below 1 nor a whole number of steps")
     for field in fields(options):
         if choices := field.metadata["choices"]:
             check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))
@@ -73,6 +75,7 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     without_teacher = alpha == 0 and not values["distill_unlabelled"]
     unperturbed, entropy = vat == values.get("adversarial_weight") == 0, values.get("entropy_weight")
     frozen = weights != "none" and options.peft != "none"
+    summed = options.model == "nb_linear" and options.precision != "fp32"
     frozen_words = f"--peft {options.peft} freezes word embeddings"
     if options.adam_epsilon == 0:
         raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
@@ -84,6 +87,7 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
         (frozen and options.peft in NO_LAYERS, f"--peft {options.peft} trains no layers", ("layer_decay",)),
         (model.tokenizer != "wordlevel", f"{options.model} reads subwords", ("min_count",)),
         (frozen, frozen_words, ("train_vectors",)),
+        (summed, "nb_linear multiplies no matrices", ("precision",)),
         (options.loss == "tv", "only the regions are trained", ("train_vectors", "dropout", "layer_decay")),
         (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),

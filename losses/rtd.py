@@ -20,6 +20,7 @@ published code; DeBERTa's enhanced mask decoder is omitted from the generator.
 """
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from data.tokenization import Tokenizer
 from losses.mlm import MaskingOptions, Vocabulary, check_encoder, choose, head_for, mean_loss, predict, states
 from nn import Model
 from nn.autocast import at_least_fp32
+from nn.dropout import Dropout
 from nn.encoder import Encoder, SharedEmbedding, activation, init_weights
 
 
@@ -80,6 +82,10 @@ class RTD(Module):
         self.generator = type(model)(replace(c, num_layers=half, **shorter))
         state = model.state_dict()
         self.generator.load_state_dict({name: state[name] for name in self.generator.state_dict()})
+        self.generator.checkpointing = model.checkpointing
+        for name, module in self.generator.named_modules():  # --dropout sets rates that the config does not have
+            if isinstance(module, Dropout):
+                module.p = cast(Dropout, model.get_submodule(name)).p
         for name in model.HEAD:  # the generator does not classify
             delattr(self.generator, name)
         self.head, self.vocabulary = head_for(model), vocabulary

@@ -11,6 +11,8 @@ Differs from the paper: on a CPU, p is rounded to the nearest of 1/256 … 255/2
 expectation is exact; the drop rate is off by at most 1/512 for p in [1/512, 511/512].
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -89,8 +91,12 @@ class Dropout(Module):
         return f"p={self.p}"
 
 
-def set_dropout(model: Module, p: float) -> None:
-    """Sets the rate of every Dropout in `model` to p. Raises ValueError if p is outside [0, 1)."""
+def set_dropout(model: Module, p: float, skip: Iterable[Module] = ()) -> None:
+    """Sets the rate of every Dropout in `model` to p, except within the modules `skip`.
+
+    Raises ValueError if p is outside [0, 1).
+    """
+    skipped = {id(module) for part in skip for module in part.modules()}
     for module in model.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, Dropout) and id(module) not in skipped:
             module.p = check_rate(p)

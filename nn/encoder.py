@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Conv1d, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
+from torch.nn import Conv1d, Embedding, Identity, LayerNorm, Linear, Module, ModuleList, Parameter
 from torch.utils.checkpoint import checkpoint
 
 from nn.attention import MultiHeadAttention, Prefix, Queries, check_inputs, select_queries
@@ -244,11 +244,11 @@ def bert_layers(c: Any) -> ModuleList:
 
 
 class Pooler(Module):
-    """f = act(W dropout(h_[CLS]) + b), where [CLS] is the first token."""
+    """f = act(W dropout(h_[CLS]) + b), where [CLS] is the first token. dropout: None for an architecture without it."""
 
-    def __init__(self, hidden_size: int, act: str, dropout: float = 0.0) -> None:
+    def __init__(self, hidden_size: int, act: str, dropout: float | None = None) -> None:
         super().__init__()
-        self.dropout = Dropout(dropout)
+        self.dropout = Identity() if dropout is None else Dropout(dropout)
         self.dense = Linear(hidden_size, hidden_size)
         self.activation = activation(act)
 

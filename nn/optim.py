@@ -19,6 +19,8 @@ from nn.encoder import init_weights
 from nn.sharding import rows_like
 from nn.words import WordClassifier
 
+GENERATOR = "pretraining.generator."  # of replaced token detection: another encoder
+
 
 def num_levels(model: Model) -> int:
     """Returns L, the number of layers with learning rates of their own."""
@@ -29,10 +31,11 @@ def depth(model: Model, name: str) -> int:
     """Returns the level of a parameter: 0 below the layers, 1 … L in the layers, L + 1 in the head.
 
     A norm above the last layer and virtual tokens have the level of the last layer. Everything between the embeddings
-    and the head of a network without a stack of layers is one layer.
+    and the head of a network without a stack of layers is one layer. The layers of a generator (losses/rtd.py) have the
+    levels of those whose weights they start from.
     """
-    part, _, rest = name.partition(".")
-    if part in model.HEAD or name.startswith(TRAINING_ONLY):
+    part, _, rest = name.removeprefix(GENERATOR).partition(".")
+    if part in model.HEAD or (name.startswith(TRAINING_ONLY) and not name.startswith(GENERATOR)):
         return num_levels(model) + 1
     if not len(model.layers):
         return 0 if part == "embeddings" else 1
@@ -89,8 +92,10 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
 
     The factor rises linearly during the warm-up, then falls linearly to 0 (linear) or stays 1 (constant).  warmup: a
     fraction of `total` if below 1, otherwise a number of steps; if it exceeds `total`, the factor stays below 1. Later
-    steps have the factor of the end. Raises ValueError for another kind.
+    steps have the factor of the end. Raises ValueError for another kind, and for a part of a step.
     """
+    if warmup > 1 and warmup != int(warmup):
+        raise ValueError(f"warmup {warmup:g} is neither a fraction below 1 nor a whole number of steps")
     if kind not in ("linear", "constant"):
         raise ValueError(f"unknown schedule {kind!r}; known: linear, constant")
     rise = math.ceil(warmup * total) if warmup < 1 else int(warmup)

@@ -228,8 +228,8 @@ def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
 def merge(model: Encoder) -> Encoder:
     """Merges the adapter into the weights, in place; `unmerge` undoes it. What was frozen stays frozen.
 
-    Raises ValueError if there is no adapter, for a method that cannot be merged (virtual tokens, Houlsby's adapters,
-    the head alone), and for quantized weights.
+    Raises ValueError if there is no adapter, for a method that cannot be merged (virtual tokens, Houlsby's adapters),
+    and for quantized weights.
     """
     if model.adapter is None:
         raise ValueError("the model has no adapter to merge")

@@ -75,7 +75,7 @@ def short_targets(model: Encoder, *groups: list[str]) -> list[list[str]]:
 
     huggingface/peft matches the end of a name. If a group is part of another, the other has its suffixes too.
     """
-    every = {module_name(model, name) for name in linear_layers(model)}
+    every = {module_name(model, name) for name in linear_layers(model) if not name.startswith(TRAINING_ONLY)}
     chosen = [{module_name(model, name) for name in names} for names in groups]
     for depth in range(1, 20):
         suffixes = [sorted({".".join(name.split(".")[-depth:]) for name in names}) for names in chosen]

@@ -76,6 +76,11 @@ class LoRAOptions:
             raise TypeError(f"targets is text, such as query,value or re:PATTERN, not {type(self.targets).__name__}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout {self.lora_dropout} is outside [0, 1)")
+        if not self.lora_plus > 0:
+            raise ValueError(f"lora_plus {self.lora_plus} must be above 0: B, which starts at 0, would stay there")
+        for name, alpha in parse_pattern(self.alpha_pattern, "alpha_pattern", float).items():
+            if not alpha > 0:
+                raise ValueError(f"alpha_pattern {name}={alpha:g} must be above 0: the update is scaled by alpha / R")
 
 
 class LoRALinear(Wrapped):
@@ -265,10 +270,12 @@ def is_target(name: str, target: str) -> bool:
 
 
 def parse_pattern(text: str, flag: str, kind: type) -> dict[str, Any]:
-    """Parses `value=16 layers.0=4` into {"value": 16, "layers.0": 4}. Raises ValueError."""
-    values = {}
+    """Parses `value=16 layers.0=4` into {"value": 16, "layers.0": 4}. Raises ValueError, for a repeated name too."""
+    values: dict[str, Any] = {}
     for part in text.split():
         name, _, number = part.partition("=")
+        if name in values:
+            raise ValueError(f"{flag} names {name} twice: {name}={values[name]} and {part}")
         try:
             values[name] = kind(number)
         except ValueError:

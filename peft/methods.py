@@ -60,7 +60,7 @@ DEMO_LORA = {"batch_size": 32, "learning_rate": 1e-3, "epochs": 3, "warmup": 0.0
 # fmt: off
 METHODS: dict[str, MethodEntry] = {
     "none":        MethodEntry(None, NoOptions, builtin=BUILTIN),
-    "head":        MethodEntry(apply_nothing, NoOptions, HEAD),
+    "head":        MethodEntry(apply_nothing, NoOptions, HEAD, merge=merge),
     "bitfit":      MethodEntry(bitfit.apply, NoOptions, BITFIT, merge=bitfit.merge),
     "ia3":         MethodEntry(ia3.apply, NoOptions, IA3, merge=merge),
     "houlsby":     MethodEntry(houlsby.apply, houlsby.HoulsbyOptions, HOULSBY),

@@ -18,7 +18,7 @@ FIELDS = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2, "clas
 FIELDS |= {"cls_dropout": 0.3, "pooler_dropout": 0.4, "mlp_dropout": 0.5, "embedding_dropout": 0.6}
 FIELDS |= {"dropout": 0.7, "layer_dropout": 0.8, "conv_kernel_size": 3}
 BERT = {"embeddings.dropout": 0.1, "layers.0.attention.dropout": 0.2}
-BERT |= {"layers.0.attention_dropout": 0.1, "layers.0.dropout": 0.1, "pooler.dropout": 0.0, "dropout": 0.3}
+BERT |= {"layers.0.attention_dropout": 0.1, "layers.0.dropout": 0.1, "dropout": 0.3}
 LSTM_STATES = {"embeddings.dropout": 0.6, "lstm.dropout": 0.7, "dropout": 0.7}
 RATES = {
     "bert": BERT,

@@ -10,10 +10,16 @@ from test_train import resolved
 import train
 from data.checked import read_json
 from data.demo import reviews
-from data.files import write_text
+from data.files import in_shell, write_text
+from data.flags import check_different
 from data.hub import CONFIG, LINEAR, TRUNCATION
+from data.labels import SENTIMENT
+from data.resolve import resolve
+from data.tokenization import load_tokenizer
 from data.windows import Truncation, read_truncation
 from eval import main as evaluate
+from nn.dropout import Dropout
+from peft.build import build_model
 
 
 def table(path: Path, count: int) -> Path:
@@ -45,12 +51,26 @@ def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run:
     ("--model cnn --loss tv --dropout 0.4", "--dropout has no effect here: only the regions are trained"),
     ("--loss mlm --label-column stars", "--label-column has no effect here: pretraining has no labels"),
     ("--peft lora --alpha 0", "--alpha 0 multiplies the update by 0"),
+    ("--peft lora --lora-plus 0", r"lora_plus 0\.0 must be above 0"),
+    ("--model nb_linear --precision bf16", "--precision has no effect here: nb_linear multiplies no matrices"),
+    ("--warmup 1.5", r"--warmup 1\.5 is neither a fraction below 1 nor a whole number of steps"),
     ("--peft lora --lora-dropout 1", r"lora_dropout 1.0 is outside \[0, 1\)"),
     ("--peft prefix --prefix-dropout 1", r"prefix_dropout 1.0 is outside \[0, 1\)"),
 ])  # fmt: skip
 def test_flags_of_train_that_do_not_go_together(flags: str, message: str):
     with pytest.raises(ValueError, match=message):
         resolved(flags.split())
+
+
+def test_a_continued_adapter_keeps_its_own_dropout(small_run: list[str], tmp_path: Path):
+    train.main([*small_run, "--epochs", "1", "--lora-dropout", "0.25"])
+    again = ["--model", "bert", "--weights", str(tmp_path / "runs/small/best"), "--dropout", "0.5"]
+    again += ["--runs", str(tmp_path / "runs"), "--data", "demo", "--train-reviews", "64"]
+    settings, _ = resolve(again, train.TABLES)
+    model = build_model(settings, load_tokenizer(tmp_path / "weights"), SENTIMENT)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, Dropout)}
+    assert {p for name, p in rates.items() if ".query." in name or ".value." in name} == {0.25}
+    assert {p for name, p in rates.items() if ".query." not in name and ".value." not in name} == {0.5}
 
 
 def test_a_shape_does_not_decide_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -161,3 +181,14 @@ def test_two_outputs_have_two_names(tmp_path: Path):
 def test_a_run_is_no_ensemble_with_itself(flags: list[str]):
     with pytest.raises(ValueError, match=r"--run names .*runs/a/? twice; leave one out"):
         evaluate(flags)
+
+
+def test_a_run_and_its_best_weights_are_one_teacher():
+    with pytest.raises(ValueError, match=r"--teacher names runs/a/best twice; leave one out"):
+        check_different(["runs/a", "runs/b/best", "runs/a/best"], "--teacher")
+    check_different(["runs/a", "best", "runs/b/best"], "--teacher")
+
+
+def test_a_command_takes_a_path_that_begins_with_a_dash():
+    assert in_shell("-x/best") == "./-x/best"
+    assert in_shell(Path("a b")) == "'a b'"

@@ -110,6 +110,11 @@ class Shape:
     table: dict[str, int] | None = None
 
 
+def test_a_field_that_is_given_twice_is_refused():
+    with pytest.raises(ValueError, match="--shape names size twice; leave one out"):
+        parse_fields(Options, "size=16 rate=1 size=32")
+
+
 def test_fields_are_parsed_by_their_type():
     """A field that may be None is no float, and a tuple is no sequence of characters."""
     assert parse_fields(Shape, "terms=c2p,p2c sizes=1,2 width=64 dropout=0") == {

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -452,6 +453,13 @@ def test_the_backbone_of_an_adapter(adapter: Path, checkpoint: Path, monkeypatch
     assert adapter_base(adapter) == str(adapter / "checkpoint")
     change(adapter, {"base_model_name_or_path": "builtin"})
     assert adapter_base(adapter) == "builtin"
+
+
+def test_another_base_than_an_absolute_one_that_exists(adapter: Path, checkpoint: Path, tmp_path: Path):
+    assert Path(read_json(adapter / "adapter_config.json")["base_model_name_or_path"]).is_absolute()
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    assert adapter_base(adapter, str(copy)) == str(copy)
 
 
 def test_the_error_of_a_moved_backbone_names_the_flag(adapter: Path, checkpoint: Path, tmp_path: Path):

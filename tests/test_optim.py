@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import ENCODERS, adapt, tiny
+from test_pretraining import FakeTokenizer
 from torch.nn import LayerNorm, Linear, Module
 
 from data.options import Options
+from losses import OBJECTIVES
+from losses.rtd import RTDOptions
 from losses.supcon import SupConOptions, prepare
 from nn.optim import Average, describe_groups, parameter_groups, reinitialize, schedule
 from peft.adapters import is_adapter_parameter
@@ -89,6 +92,16 @@ def test_a_projection_head_has_the_rate_of_the_head():
     assert found["projection.first.weight"]["peak"] == HEAD_RATE
 
 
+def test_a_generator_has_the_rates_of_the_layers_that_it_starts_from():
+    model = tiny("bert", num_layers=4)
+    OBJECTIVES["rtd"].prepare(model, RTDOptions(), FakeTokenizer())
+    found = groups_by_name(model, Options(learning_rate=RATE, head_learning_rate=HEAD_RATE, layer_decay=0.5))
+    for name in ("embeddings.position.weight", "layers.0.attention.query.weight", "layers.1.attention.query.weight"):
+        assert found[f"pretraining.generator.{name}"]["peak"] == found[name]["peak"] < RATE
+    assert found["pretraining.head.dense.weight"]["peak"] == HEAD_RATE
+    assert found["pretraining.detector.dense.weight"]["peak"] == HEAD_RATE
+
+
 @pytest.mark.parametrize("method", ["none", "lora", "prompt", "prefix"])
 def test_biases_norms_and_virtual_tokens_have_no_weight_decay(method):
     model = adapt(tiny("deberta"), method)
@@ -134,6 +147,11 @@ def test_description_of_the_groups():
 )
 def test_schedule_rises_and_falls_linearly(warmup, kind, factors):
     assert [schedule(step, total=10, warmup=warmup, kind=kind) for step in range(10)] == pytest.approx(factors)
+
+
+def test_a_part_of_a_step_is_no_warmup():
+    with pytest.raises(ValueError, match=r"warmup 1\.5 is neither a fraction below 1 nor a whole number of steps"):
+        schedule(0, total=10, warmup=1.5)
 
 
 # --------------------------------------------------------------------------------------------------- running mean

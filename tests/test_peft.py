@@ -114,6 +114,14 @@ def test_a_target_that_does_not_exist_freezes_nothing():
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_a_trained_head_is_a_plain_model_after_merging():
+    model, batch = adapt(tiny("bert").eval(), "head"), token_batch([7, 4])
+    logits = model(*batch)
+    assert merge(model).adapter is None
+    assert torch.equal(model(*batch), logits)
+    assert unmerge(model).adapter["method"] == "head"
+
+
 @pytest.mark.parametrize("method", VIRTUAL)
 def test_virtual_tokens_cannot_be_merged(method):
     with pytest.raises(ValueError, match=f"{method} cannot be merged"):

@@ -21,6 +21,7 @@ from data.word_vectors import WordVectors
 from losses import OBJECTIVES, mlm, rtd
 from losses.mlm import MLMOptions, Vocabulary, choose, corrupt
 from nn.checkpoint import load_pretrained, save_pretrained
+from nn.dropout import Dropout, set_dropout
 from nn.runtime import Machine
 from nn.vectors import put_vectors
 from peft.scoring import held_out_loss
@@ -432,6 +433,17 @@ def test_the_generator_is_a_copy_of_the_lower_half_without_a_head(name):
     assert not [key for key, _ in generator.named_parameters() if key.split(".")[0] in model.HEAD]
     for key, value in generator.state_dict().items():
         assert torch.equal(value, plain.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_generator_has_the_dropout_and_the_checkpointing_of_the_model(name):
+    model = tiny(name, num_layers=4)
+    set_dropout(model, 0.4)
+    model.checkpointing = True
+    OBJECTIVES["rtd"].prepare(model, rtd.RTDOptions(), FakeTokenizer())
+    generator = model.pretraining.generator
+    assert {module.p for module in generator.modules() if isinstance(module, Dropout)} == {0.4}
+    assert generator.checkpointing
 
 
 # --------------------------------------------------------------------------------- parameters, files and messages

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
+from safetensors.torch import load_file
 
 import train
 from data import Source
@@ -61,6 +62,20 @@ def pretrain(folder, name: str, text: str) -> list[dict]:
     train.main([*argv, "--runs", str(folder), "--name", name, "--precision", "fp32"])
     events = map(json.loads, (folder / name / "log.jsonl").read_text().splitlines())
     return [event for event in events if event["event"] == "epoch"]
+
+
+@pytest.mark.parametrize("objective", ["mlm", "rtd"])
+def test_frozen_word_vectors_stay_as_they_are(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("\n".join(f"a line of {n} words" for n in range(60)))
+    tables = []
+    for name, rate in (("still", "1e-9"), ("trained", "0.1")):
+        options = f"--model bert --loss {objective} --data words.txt --epochs 1 --no-train-vectors"
+        pretrain(tmp_path, name, f"{options} --learning-rate {rate}")
+        tables.append(
+            load_file(tmp_path / name / "best" / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+        )
+    assert torch.equal(*tables)
 
 
 @pytest.mark.parametrize("options", ["--model bert --loss mlm", "--model lstm --loss lm --min-count 1"])

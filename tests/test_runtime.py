@@ -37,7 +37,7 @@ def test_choose_machine():
     assert choose_machine("cpu", "auto").dtype in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match="unknown precision"):
         choose_machine("cpu", "double")
-    for name in ("gpu", "CPU", "meta", "mkldnn", "cuda:x", "cpu:", ""):
+    for name in ("gpu", "CPU", "meta", "mkldnn", "cuda:x", "cpu:", "cpu:7", ""):
         with pytest.raises(ValueError, match=f"^unknown device '{name}'; known: auto, cpu, cuda, cuda:1, mps$"):
             choose_machine(name, "fp32")
 

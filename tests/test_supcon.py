@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import ENCODERS, tiny, token_batch
+from conftest import ENCODERS, adapt, tiny, token_batch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data.batches import Batch
@@ -11,6 +12,8 @@ from losses.cross_entropy import cross_entropy
 from losses.rdrop import symmetric_kl
 from losses.supcon import RDropSupConOptions, SupConOptions, objective, prepare, rdrop_objective, supcon_loss
 from nn.checkpoint import load_pretrained, save_pretrained
+from peft.files import save_adapter
+from peft.methods import METHODS
 
 LABELS = torch.tensor([0, 1, 1, 0, 2, 1])
 
@@ -138,6 +141,16 @@ def test_the_two_passes_of_rdrop_are_two_views():
     ce, contrast, kl = cross_entropy(logits, labels, 0.1), supcon_loss(x, labels, 0.5), symmetric_kl(*logits.chunk(2))
     assert contrast > 0 < kl
     torch.testing.assert_close(loss, 0.7 * ce + 0.3 * contrast + 0.7 * kl)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_projection_head_is_trained_beside_every_method_and_not_saved(method, tmp_path):
+    model, batch = adapt(tiny("bert"), method), four_reviews()
+    prepare(model, SupConOptions(projection=6), None)
+    expected = model.eval()(batch.input_ids, batch.mask)
+    save_pretrained(model, tmp_path) if method == "none" else save_adapter(model, tmp_path, "somewhere")
+    assert not [key for path in tmp_path.glob("*.safetensors") for key in load_file(path) if "projection" in key]
+    assert torch.equal(model(batch.input_ids, batch.mask), expected)
 
 
 @pytest.mark.parametrize("name", [ENCODERS[0], "lstm"])
