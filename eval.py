@@ -32,7 +32,7 @@ import pandas as pd
 import peft
 from data import Source, Splits, find_source, load_splits, load_table, ranks
 from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
-from data.cleaning import clean
+from data.cleaning import clean, has_surrogate
 from data.compare import flips, significance
 from data.corpus import Corpus
 from data.ensemble import (
@@ -60,10 +60,10 @@ from data.eval_options import (
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import filling, is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
-from data.held_out import held_out
+from data.held_out import held_out, warn_trained
 from data.hub import CLASSIFIER, CONFIG
 from data.imdb import as_frame
-from data.labels import SENTIMENT, UNKNOWN
+from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import metrics, print_metrics, softmax
 from data.mistakes import (
     accuracy_by_kind,
@@ -147,7 +147,7 @@ def evaluate_data(
     if names_folder(options.data):
         evaluate_folder(options, emit, source, scorer, runs)
     else:
-        evaluate_file(options, emit, source, scorer)
+        evaluate_file(options, emit, source, scorer, runs)
 
 
 def evaluate_folder(
@@ -191,6 +191,9 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
     for name, frame in labelled_parts(splits):
         corpus = ranks.in_turn(partial(scorer.corpus, frame, run.cache_to_score))
+        if name == "validation" and (kept := run.predictions(name)) and not np.array_equal(kept.labels, corpus.labels):
+            path = run.folder / "validation.probabilities.safetensors"
+            raise ValueError(f"{path} has the labels of other reviews; delete it: the run can be used without it")
         logits = scorer.logits(corpus)
         print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
         if trained.data == "demo" and not getattr(trained, name):
@@ -237,8 +240,10 @@ def list_mistakes(
             print(f"{options.out}: {len(rows)} mistakes")
 
 
-def evaluate_file(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
-    """Prints the metrics of the rows of the file --data that have a label."""
+def evaluate_file(
+    options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble, runs: Sequence[Run] = ()
+) -> None:
+    """Prints the metrics of the rows of the file --data that have a label. runs: of the scorer"""
     every, _ = load_table(options.data, source, scorer.labels)
     frame = every[every["sentiment"] != UNKNOWN]
     if not len(frame):
@@ -246,6 +251,8 @@ def evaluate_file(options: Options, emit: Emit, source: Source, scorer: Scorer |
     if rest := len(every) - len(frame):
         print(f"{options.data}: {rest:,} of {len(every):,} reviews have no label and are not scored")
     name = Path(options.data).name
+    for run in runs:
+        warn_trained(run, frame, partial(own_splits, run))
     logits = scorer.score_frame(frame)
     print_metrics(name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
     if isinstance(scorer, Ensemble):
@@ -261,6 +268,9 @@ def predict(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend
         frame = read_lines(sys.stdin.buffer, options.encoding)
     else:
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True, needs_labels=False)
+    if options.submission and sorted(map(canonical, scorer.labels)) != sorted(SENTIMENT):
+        names = ", ".join(scorer.labels)
+        print(f"--submission: Kaggle's file has 0 and 1, which the classes {names} have not", file=sys.stderr)
     logits = scorer.score_frame(frame)
     emit(predictions_csv(frame["id"], logits, scorer.labels, options.submission))
     if not is_stdout(options.out):
@@ -270,7 +280,9 @@ def predict(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend
 
 
 def review_of(options: Options) -> str:
-    """Returns the cleaned review --text. Raises ValueError if it is empty."""
+    """Returns the cleaned review --text. Raises ValueError if it is empty or not UTF-8."""
+    if has_surrogate(options.text):
+        raise ValueError("--text is not UTF-8; --predict - --encoding NAME reads a review in another encoding")
     if not (text := clean(options.text)):
         raise ValueError("--text is empty")
     if text == "-":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.metrics import check_labels
 from data.pictures import new_figure, write_figure
 from data.runs import Predictions, Run
 
@@ -33,14 +34,6 @@ def scaled(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Computes log softmax(z / T) in float64: [N, C] -> [N, C]"""
     z = logits.astype(np.float64) / temperature
     return z - np.logaddexp.reduce(z, axis=1, keepdims=True)
-
-
-def check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
-    """Raises ValueError unless scores are [N, C] with N > 0, and labels [N] in 0 … C - 1."""
-    if scores.ndim != 2 or not len(scores) or labels.shape != scores.shape[:1]:
-        raise ValueError(f"scores {list(scores.shape)} and labels {list(labels.shape)} are not [N, C] and [N]")
-    if labels.min() < 0 or labels.max() >= scores.shape[1]:
-        raise ValueError(f"labels {labels.min()} … {labels.max()} are outside 0 … {scores.shape[1] - 1}")
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

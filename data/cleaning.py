@@ -15,6 +15,7 @@ RAW = [
 ]
 MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
 SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"
+VISIBLE = re.compile("[^\\s\u200b-\u200f\u2060\ufeff\u00ad]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -22,14 +23,16 @@ def clean(text: str) -> str:
     """Converts HTML to plain text.
 
     Line breaks and block tags become a space, other tags are removed, entities are decoded, and a run of spaces, tabs
-    and line breaks becomes one space. Raises ValueError for a text with very many tags.
+    and line breaks becomes one space. A text without a visible character is empty. Raises ValueError for a text with
+    very many tags.
     """
     text = BREAKS.sub(" ", text)
     if "<" in text or "&" in text:
         text = without_tags(text)
     for blank in "\t\r\n":
         text = text.replace(blank, " ")
-    return SPACES.sub(" ", text).strip(" ")
+    text = SPACES.sub(" ", text).strip(" ")
+    return text if VISIBLE.search(text) else ""
 
 
 def without_tags(text: str) -> str:

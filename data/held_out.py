@@ -55,11 +55,7 @@ def without_trained(run: Run, splits: Splits, has_own: bool, read_own: Callable[
     compared, without quotes and white space; a share of DUPLICATES stays. Prints a warning if there are any, and if the
     run's reviews cannot be read.
     """
-    try:
-        trained = set(bare(read_own().train))
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("; ")[0]
-        print(f"warning: it is not known on which of these reviews {run.folder} was trained: {reason}")
+    if (trained := trained_texts(run, read_own)) is None:
         return splits
     for part in ("validation", "test"):
         frame = getattr(splits, part)
@@ -70,6 +66,25 @@ def without_trained(run: Run, splits: Splits, has_own: bool, read_own: Callable[
             print(f"warning: {count:,} of {len(frame):,} {part} reviews were training reviews of {run.folder}{left}")
             splits = splits._replace(validation=frame[~seen].reset_index(drop=True)) if leave_out else splits
     return splits
+
+
+def warn_trained(run: Run, frame: pd.DataFrame, read_own: Callable[[], Splits]) -> None:
+    """Prints a warning if a run was trained on reviews of a file, which are scored nevertheless."""
+    if trained := trained_texts(run, read_own):
+        count = int(bare(frame).isin(trained).sum())
+        if count > DUPLICATES * len(frame):
+            found = f"{count:,} of {len(frame):,} reviews were training reviews of {run.folder}"
+            print(f"warning: {found}; their score is no measurement")
+
+
+def trained_texts(run: Run, read_own: Callable[[], Splits]) -> set[str] | None:
+    """Returns the training reviews of a run, `bare`. None, after a warning, if they cannot be read."""
+    try:
+        return set(bare(read_own().train))
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("; ")[0]
+        print(f"warning: it is not known on which of these reviews {run.folder} was trained: {reason}")
+        return None
 
 
 def bare(frame: pd.DataFrame) -> pd.Series:

@@ -30,15 +30,24 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.exp(wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)).astype(np.float32)
 
 
+def check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
+    """Raises ValueError unless scores are [N, C] with N > 0 and finite, and labels [N] in 0 … C - 1."""
+    if scores.ndim != 2 or not scores.size or labels.shape != scores.shape[:1]:
+        raise ValueError(f"scores {list(scores.shape)} and labels {list(labels.shape)} are not [N, C] and [N]")
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(f"labels {labels.min()} … {labels.max()} are outside 0 … {scores.shape[1] - 1}")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores are not finite")
+
+
 def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Computes accuracy, cross-entropy, macro-F1, F1 and recall of each class, and the confusion matrix.
 
     logits: [N, C];  labels: [N]. confusion[true][predicted] counts examples. Recall is None for a class without
     examples, F1 for one that is not predicted either; macro-F1 is the mean over the others. Two classes also have AUC,
-    None if one has no examples, and F1 of the second class as "f1".
+    None if one has no examples, and F1 of the second class as "f1". Raises ValueError as `check_labels`.
     """
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"{list(logits.shape)} logits and {list(labels.shape)} labels")
+    check_labels(logits, labels)
     labels = labels.astype(np.int64)
     wide, classes = logits.astype(np.float64), logits.shape[1]
     log_p = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)

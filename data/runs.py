@@ -41,6 +41,7 @@ from data.cleaning import has_surrogate
 from data.files import in_shell, make_folder, open_tensors, remove_abandoned, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
+from data.metrics import check_labels
 
 ROOT = Path(__file__).parent.parent
 FORMAT = 2  # of config.json: 2 has a checksum
@@ -99,6 +100,9 @@ def check_digests(before: dict[str, str], now: dict[str, str]) -> None:
         raise ValueError(f"{min(changed)} changed since the run was started")
 
 
+SUM_ERROR = 1e-3  # largest error of the sum of a row's probabilities
+
+
 class Predictions(NamedTuple):
     """The predictions of one split, in its order: probabilities, float [N, C], and labels, int64 [N]."""
 
@@ -107,12 +111,17 @@ class Predictions(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Reads kept predictions. Raises ValueError for a damaged file."""
+    """Reads kept predictions. Raises ValueError for a damaged file, and for rows that are no probabilities."""
     way_out = "delete it: the run can be used without it"
     with reading(path, "kept probabilities", way_out), open_tensors(path, way_out) as file:
         probabilities, labels = (file.get_tensor(name).numpy() for name in ("probabilities", "labels"))
         if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
             raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} do not fit each other")
+        check_labels(probabilities, labels)
+        rows = probabilities.astype(np.float64)
+        is_share = np.issubdtype(probabilities.dtype, np.floating)  # published rows are whole numbers (data/rows.py)
+        if is_share and (not (rows >= 0).all() or np.abs(rows.sum(1) - 1).max() > SUM_ERROR):
+            raise ValueError("its rows are no probabilities")
     return Predictions(probabilities, labels.astype(np.int64))
 
 
@@ -289,7 +298,12 @@ class Run:
     def predictions(self, split: str) -> Predictions | None:
         """Returns what save_probabilities kept of a split; None if there is nothing."""
         path = self.folder / f"{split}.probabilities.safetensors"
-        return read_predictions(path) if path.exists() else None
+        kept = read_predictions(path) if path.exists() else None
+        labels = self.config.get("labels")
+        if kept is not None and labels and kept.probabilities.shape[1] != len(labels):
+            found = f"probabilities of {kept.probabilities.shape[1]} classes, but the run has {len(labels)}"
+            raise ValueError(f"{path} has {found}; delete it: the run can be used without it")
+        return kept
 
     def save_calibration(self, facts: dict[str, Any]) -> None:
         """Keeps the temperature and what it was fitted on in calibration.json, unless the folder is read-only."""

@@ -50,7 +50,8 @@ class PromptEncoder(Module):
             raise ValueError(f"unknown prompt_encoder {kind!r}; known: {', '.join(ENCODERS)}")
         width, rows = rows.size(1), rows.detach().float()  # the encoder is fp32, whatever the model is
         self.register_buffer("start", rows.clone())
-        self.inputs = Parameter(rows / (rows.std() or 1))  # one row of padding is all zeros
+        std = rows.std()
+        self.inputs = Parameter(rows / torch.where(std > 0, std, 1.0))  # a single row of padding is all zeros
         self.lstm = LSTM(width, hidden_size, num_layers=2) if kind == "lstm" else None
         inner = 2 * hidden_size if kind == "lstm" else hidden_size
         self.first = Linear(inner if kind == "lstm" else width, inner)

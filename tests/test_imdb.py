@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import random
 import re
+import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
@@ -61,7 +62,8 @@ def plain_clean(text: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
         text = BeautifulSoup(text, "html.parser").get_text()
-    return re.sub(r"[ \t\r\n]+", " ", text).strip(" ")
+    text = re.sub(r"[ \t\r\n]+", " ", text).strip(" ")
+    return "" if all(c.isspace() or unicodedata.category(c) == "Cf" for c in text) else text
 
 
 def test_shortcuts_do_not_change_cleaned_text():

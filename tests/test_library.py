@@ -257,7 +257,7 @@ def test_calibration_takes_one_known_label_of_each_review(function, labels: np.n
 def test_metrics_read_labels_as_they_are():
     logits, labels = np.random.default_rng(0).normal(size=(99, 20)), np.arange(99) % 20
     assert metrics(logits, labels.astype(np.uint8)) == metrics(logits, labels)
-    with pytest.raises(ValueError, match=r"\[99, 20\] logits and \[98\] labels"):
+    with pytest.raises(ValueError, match=r"scores \[99, 20\] and labels \[98\] are not"):
         metrics(logits, labels[1:])
     with pytest.raises(ValueError, match="AUC needs labels 0 and 1"):
         auc(logits[:, 0], 2 * (labels % 2) - 1)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ import pandas as pd
 import pytest
 
 import train
+from data.checked import read_json
+from data.cleaning import clean
+from data.files import write_json
 from data.hub import LINEAR
 from data.metrics import metrics, print_metrics
 from data.predictions import predictions_csv
-from data.runs import check_digests
+from data.runs import Run, check_digests
 from data.text_lines import header_titles
 from eval import main as evaluate
 
@@ -202,6 +206,82 @@ def test_a_table_on_standard_input_is_refused(delimiter, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(table)))
     with pytest.raises(ValueError, match=r"standard input is a table \(id, text, label\), not one review a line"):
         evaluate(["--predict", "-"])
+
+
+def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
+    out = outcome(["--run", str(three), "--data", str(three.parent / "train.csv")], capsys)
+    assert f"warning: 90 of 120 reviews were training reviews of {three}; their score is no measurement" in out
+    new = tmp_path / "new.csv"
+    new.write_text("text,label\nawful,a\n")
+    assert "warning" not in outcome(["--run", str(three), "--data", str(new)], capsys)
+    moved = tmp_path / "moved"
+    shutil.copytree(three, moved)
+    config = {key: value for key, value in read_json(moved / "config.json").items() if key not in ("sha256", "format")}
+    config["options"]["train"] = str(tmp_path / "gone.csv")
+    write_json(moved / "config.json", config)
+    out = outcome(["--run", str(moved), "--data", str(new)], capsys)
+    assert f"warning: it is not known on which of these reviews {moved} was trained" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda p, y: (np.full_like(p, np.nan), y), "scores are not finite"),
+        (lambda p, y: (p[:, :1], y), r"labels 0 … 2 are outside 0 … 0"),
+        (lambda p, y: (p[:, :1], np.zeros_like(y)), "its rows are no probabilities"),
+        (lambda p, y: (p / p.sum(1, keepdims=True) * 5, y), "its rows are no probabilities"),
+        (lambda p, y: (-p, y), "its rows are no probabilities"),
+        (lambda p, y: (p[:, :2] / p[:, :2].sum(1, keepdims=True), np.minimum(y, 1)), "of 2 classes, but the run has 3"),
+        (lambda p, y: (p, y + 7), r"labels 7 … 9 are outside 0 … 2"),
+        (lambda p, y: (p[:0], y[:0]), r"are not \[N, C\] and \[N\]"),
+        (lambda p, y: (p[:-5], y[:-5]), "has the labels of other reviews"),
+    ],
+)  # fmt: skip
+def test_kept_probabilities_are_checked(change, problem: str, three, tmp_path):
+    run = Run(tmp_path / "r")
+    shutil.copytree(three, run.folder)
+    kept = Run(three).predictions("validation")
+    run.save_probabilities("validation", *map(np.ascontiguousarray, change(*kept)))
+    with pytest.raises(ValueError, match=rf"{problem}.*; delete it: the run can be used without it"):
+        evaluate(["--run", str(run.folder)])
+
+
+@pytest.mark.parametrize("flags", [[], ["--explain"], ["--weights", str(LINEAR)]])
+def test_a_text_that_is_not_utf8_is_refused(flags: list[str]):
+    text = os.fsdecode(b"bien jou\xe9 great film")
+    with pytest.raises(ValueError, match="--text is not UTF-8; --predict - --encoding NAME reads"):
+        evaluate(["--text", text, *flags])
+
+
+@pytest.mark.parametrize("text", ["&nbsp;", "\u200b", " <br/> \u3000 ", "&#8203;&shy;", "\ufeff"])
+def test_a_text_without_a_visible_character_is_empty(text: str, tmp_path, capsys):
+    assert clean(text) == ""
+    with pytest.raises(ValueError, match="--text is empty"):
+        evaluate(["--text", text])
+    (tmp_path / "x.csv").write_text(f"id,review,label\n1,{text},pos\n2,fine,pos\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="row 2: empty review"):
+        evaluate(["--data", str(tmp_path / "x.csv")])
+
+
+def test_other_classes_than_kaggles_are_named(three, capsys):
+    evaluate(["--run", str(three), "--predict", str(three.parent / "train.csv"), "--submission", "--out", "-"])
+    assert capsys.readouterr().err.startswith("--submission: Kaggle's file has 0 and 1, which the classes a, b, c have")
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "problem"),
+    [
+        ([[np.nan, 1], [1, 2]], [0, 1], "scores are not finite"),
+        ([[0, 1], [1, np.inf]], [0, 1], "scores are not finite"),
+        ([[0, 1]], [2], r"labels 2 … 2 are outside 0 … 1"),
+        ([[0, 1]], [-1], r"labels -1 … -1 are outside 0 … 1"),
+        (np.zeros((0, 2)), [], r"scores \[0, 2\] and labels \[0\] are not"),
+        ([[0, 1]], [1, 1], r"scores \[1, 2\] and labels \[2\] are not"),
+    ],
+)  # fmt: skip
+def test_what_has_no_metrics(logits, labels, problem: str):
+    with pytest.raises(ValueError, match=problem):
+        metrics(np.array(logits, np.float32), np.array(labels, np.int64))
 
 
 def test_a_dash_is_no_review():
