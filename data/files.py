@@ -130,6 +130,8 @@ def new_folder(path: Path) -> Path:
             folder.mkdir()
         except FileExistsError:
             continue
+        except OSError as error:
+            raise OSError(f"{folder} cannot be created ({error.strerror}); choose another --runs") from error
         return folder
     raise FileExistsError(f"{path} and 999 folders with a number after this name exist; choose a --name")
 

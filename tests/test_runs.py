@@ -1,5 +1,6 @@
 """Run folders: states, logs, checksums and locks."""
 
+import errno
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,9 +208,20 @@ def test_names_that_cannot_be_run_folders_have_a_way_out(tmp_path: Path):
             Run.create(tmp_path / name, {})
     with pytest.raises(OSError, match=r"dangling cannot be created as a folder \(File exists\); choose another --runs"):
         new_folder(tmp_path / "dangling/r")
+
     (tmp_path / "locked" / LOCK).mkdir(parents=True)
     with pytest.raises(OSError, match=rf"locked/{LOCK} cannot be written \(Is a directory\); delete it, or choose"):
         Run.create(tmp_path / "locked", {})
+
+
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path, *_: Any, exist_ok: bool = False, **__: Any) -> None:
+        if not exist_ok:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match=r"/bert cannot be created \(Read-only file system\); choose another --runs"):
+        new_folder(tmp_path / "bert")
 
 
 @pytest.mark.parametrize("part", ["state", "best", "tokenizer"])
