@@ -63,6 +63,7 @@ from data.flags import check_choice, parse_flags, split_folders
 from data.held_out import held_out, warn_trained
 from data.hub import CLASSIFIER, CONFIG
 from data.imdb import as_frame
+from data.jobs import environment_number
 from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import metrics, print_metrics, softmax
 from data.mistakes import (
@@ -442,7 +443,7 @@ def main(argv: list[str] | None = None) -> None:
         options = Options(**given)
         options = replace(options, run=tuple(split_folders(options.run)))
         check_flags(options, given)
-        if ranks.launched() and ranks.environment_number("WORLD_SIZE", 1) > 1:
+        if ranks.launched() and environment_number("WORLD_SIZE", 1) > 1:
             check_ranks(options, given)
         if options.predict and not options.out:
             options = replace(options, out="-" if options.predict == "-" else DEFAULT_OUT)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import peft
-from data import Splits, ranks
+from data import Splits, jobs, ranks
 from data.bars import progress_bar
 from data.batches import Batch
 from data.checked import read_json, reading
@@ -52,7 +52,7 @@ from data.preparation import (
     unlabelled_stream,
 )
 from data.resolve import adapter_folder, find_data, recorded_settings, repeats_batches, resolve
-from data.runs import Run, command_line
+from data.runs import Run
 from data.seeds import derive_seed
 from data.teacher import with_teacher
 from data.tokenization import Tokenizer
@@ -410,8 +410,8 @@ def test_scores(t: Training) -> dict[str, Any]:
     return {"test": found}
 
 
-def prepare_run(settings: Settings, machine: Machine) -> Run:
-    """Checks the config of the weights and the teacher, and creates the run folder."""
+def prepare_run(settings: Settings, machine: Machine, agents: list[str] | None = None) -> Run:
+    """Checks the config of the weights and the teacher, and creates the run folder. agents: of torchrun"""
     options = settings.options
     if options.weights != "none" and adapter_folder(options.weights) is None:
         config_file = fetch_config(options.weights)  # checked before a run folder is created
@@ -420,7 +420,7 @@ def prepare_run(settings: Settings, machine: Machine) -> Run:
         load_classifier(settings.objective.teacher, machine, TABLES)  # checked before a run folder is created
     if repeats_batches(options):
         print(f"warning: {options.weights} saw the same batches under the same dropout masks; use another --seed")
-    return start_run(settings, str(machine))
+    return start_run(settings, str(machine), agents or [])
 
 
 def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
@@ -465,6 +465,17 @@ def main(argv: list[str] | None = None) -> None:
         run_experiment(settings, run)
 
 
+def check_repeats(options: Options, agents: list[str]) -> None:
+    """Raises ValueError if torchrun may start the command of a new run again, which would not find the run."""
+    if not (flag := jobs.repeated_by()):
+        return
+    if not options.name:
+        raise ValueError(f"torchrun {flag} needs --name, by which the run is found again")
+    if not agents:
+        way_out = f"by which the run is found again; leave out --log-dir {os.devnull}"
+        raise ValueError(f"torchrun {flag} needs its log folder, {way_out}")
+
+
 def run_experiment(settings: Settings, run: Run | None) -> None:
     """Creates or resumes the run folder, on rank 0, and trains in it."""
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
@@ -473,24 +484,26 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
     if options.shard and ranks.alone() and run is None:
         raise ValueError("--shard divides a model among ranks: torchrun --standalone --nproc_per_node 2 train.py …")
     machine = machine_of(options, run if run is not None and run.result is None else None)
+    agents = sorted({*ranks.gather(jobs.agent())} - {""})
 
     def start() -> str:
         """Creates, resumes or reopens the run, on rank 0, and locks it. Returns its folder."""
         nonlocal settings, run, machine
+        if run is None:
+            check_repeats(options, agents)
         named = Path(options.runs) / options.name
-        if run is None and ranks.restarts() and not options.name:
-            raise ValueError("torchrun --max-restarts needs --name, by which the run is found again")
-        exists = ranks.restarted() and (named / "config.json").is_file()  # torchrun repeats the command after a failure
-        if run is None and exists and Run.open(named).config["command"] == command_line():
+        exists = bool(options.name and agents) and (named / "config.json").is_file()
+        if run is None and exists and Run.open(named).is_of_job(agents):  # torchrun repeats the command
             settings, run = resolve(["--resume", str(named)], TABLES)
             machine = machine_of(settings.options, run)
         if run is None:
             settings, why = find_data(settings, TABLES)  # the built-in reviews have defaults of their own
             print(f"data: {settings.options.train or settings.options.data} ({why})")
             machine = machine_of(settings.options)
-            run = prepare_run(settings, machine)
+            run = prepare_run(settings, machine, agents)
         elif run.result is None:
             run.lock()
+            run.record_agents(agents)
         return str(run.folder)
 
     folder = ranks.by_first(start)

@@ -19,11 +19,15 @@ from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 SPLIT_NAMES = ("train", "validation", "test", "unlabelled")
 
 
-def start_run(settings: Settings, machine: str) -> Run:
-    """Creates the run folder with its config.json. machine: its description. Raises ValueError if the folder exists."""
+def start_run(settings: Settings, machine: str, agents: list[str]) -> Run:
+    """Creates the run folder with its config.json. Raises ValueError if the folder exists.
+
+    machine: its description. agents: those of the torchrun job, [] without torchrun.
+    """
     options = settings.options
     source = Path(options.data).name.split(".")[0] or "data"
     config = {"options": settings.values(), "origins": settings.origins, "machine": machine}
+    config |= {"agents": agents} if agents else {}
     if options.name:
         return Run.create(Path(options.runs) / options.name, config)
     name = f"{options.model}-{options.peft}-{source}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -33,6 +33,7 @@ from torch import Tensor
 from data.batches import Batch, Share
 from data.corpus import Corpus
 from data.errors import interruptible, user_message
+from data.jobs import environment_number, repeated_by
 from data.orders import Stream, step_batches
 from data.seeds import derive_seed, random_state, set_random_state
 
@@ -59,15 +60,6 @@ class Ended(Exception):
 
 
 # ------------------------------------------------------------------------------------------------------ the group
-
-
-def environment_number(name: str, default: int = 0) -> int:
-    """Returns the whole number of an environment variable that torchrun sets. Raises ValueError for other text."""
-    value = os.environ.get(name, str(default))
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"the environment variable {name} is {value!r}, not a whole number; unset it") from None
 
 
 @contextlib.contextmanager
@@ -97,8 +89,8 @@ def joined(device: str) -> Iterator[None]:
             raise ValueError(f"rank {local} of this machine has no GPU of its own; {way_out}")
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    if restarts() and os.environ.get(FRESH_STORE) != "1":
-        raise ValueError(f"torchrun --max-restarts needs {FRESH_STORE}=1 in its environment to connect the ranks again")
+    if (flag := repeated_by()) and os.environ.get(FRESH_STORE) != "1":
+        raise ValueError(f"torchrun {flag} needs {FRESH_STORE}=1 in its environment to connect the ranks again")
     connect(backend)
     if not is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (for the whole process)
@@ -221,16 +213,6 @@ def size() -> int:
 def is_first() -> bool:
     """Returns whether this rank writes files, prints, and fetches from the hub."""
     return rank() == 0
-
-
-def restarted() -> bool:
-    """Returns whether torchrun started the ranks again after a failure (--max-restarts)."""
-    return environment_number("TORCHELASTIC_RESTART_COUNT") > 0
-
-
-def restarts() -> bool:
-    """Returns whether torchrun will start the ranks again after a failure."""
-    return environment_number("TORCHELASTIC_MAX_RESTARTS") > 0
 
 
 # ------------------------------------------------------------------------------------------------- exchanged values

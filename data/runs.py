@@ -1,6 +1,7 @@
 """Stores an experiment in a run folder: options, log, checkpoints and result.
 
-runs/<name>/config.json   options, origins, command, commit, versions, device, SHA-256 of data and frozen weights
+runs/<name>/config.json   options, origins, command, commit, versions, device, SHA-256 of data and frozen weights,
+                          agents of torchrun (data/jobs.py)
             log.jsonl     one event a line; `epoch` events contain train_acc and val_acc
             tokenizer/    the tokenizer
             best/         the model or adapter of the best epoch
@@ -232,6 +233,18 @@ class Run:
         if "model_type" in read_object(run.folder / "config.json", RESTORE):
             raise ValueError(f"{folder} is a checkpoint, not a run folder; --weights {in_shell(folder)} uses it")
         return run
+
+    def is_of_job(self, agents: list[str]) -> bool:
+        """Returns whether this command in a torchrun job with these agents started the run (data/jobs.py)."""
+        config = self.config
+        return not set(agents).isdisjoint(config.get("agents", ())) and config["command"] == command_line()
+
+    def record_agents(self, agents: list[str]) -> None:
+        """Adds the agents of the torchrun job that continues the run to those in config.json."""
+        config = self.config
+        before = config.get("agents", [])
+        if joined := [agent for agent in agents if agent not in before]:
+            write_json(self.folder / "config.json", seal(config | {"agents": before + joined}))
 
     def record_data(self, labels: tuple[str, ...], files: dict[str, str]) -> None:
         """Records the class names and the digests of the data files in config.json; if recorded before, compares them.

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from data import ranks
 from data.corpus import Corpus
 from data.errors import clean_exit
 from data.ranks import FRESH_STORE, share_bounds
+from data.runs import Run
 from eval import main as evaluate
 from nn.runtime import Machine
 from peft import scoring
@@ -277,7 +279,7 @@ def test_torchrun_restarts_after_a_killed_rank(alone, folder):
         f"import os, sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "import ranks_worker, train\n"
         "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0': ranks_worker.fail('killed', 1, 6)\n"
-        "train.main(sys.argv[1:])\n"
+        "with train.ranks.leaving(), train.clean_exit(): train.main(sys.argv[1:])\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, "--max-restarts", "1", str(killer), *runs(place, FAST)[0], "--save-minutes", "0"]
@@ -285,6 +287,44 @@ def test_torchrun_restarts_after_a_killed_rank(alone, folder):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_equal_weights(alone / "lora", place / "lora")
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)  # another job
+    assert again.returncode == 1
+    assert again.stderr.count(f"error: {place / 'lora'} exists; continue with --resume") == 2  # in both attempts
+    assert again.stderr.count("failed (exitcode: 2)") == 2
+
+
+@minutes
+def test_a_machine_that_joins_costs_no_restart_and_no_error(alone, folder):
+    """Two agents on this machine: the first trains 6 steps alone, and waits there for the second."""
+    place = folder / "joined"
+    place.mkdir()
+    waiter, ready = place / "waiter.py", place / "ready"
+    waiter.write_text(
+        f"import os, pathlib, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        f"import train\nready = pathlib.Path({str(ready)!r})\ngradient, count = train.gradient, iter(range(1, 100))\n"
+        "def waiting(t, *arguments):\n"
+        "    if os.environ['WORLD_SIZE'] == '1' and next(count) == 6:\n"
+        "        ready.touch()\n"
+        "        while not t.interrupt.received: time.sleep(0.05)\n"
+        "    return gradient(t, *arguments)\n"
+        "train.gradient = waiting\n"
+        "with train.ranks.leaving(), train.clean_exit(): train.main(sys.argv[1:])\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc_per_node", "1"]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}"]
+    command = [*launcher, *meeting, "--rdzv-conf", "last_call_timeout=1", str(waiter), *runs(place, FAST)[0]]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", FRESH_STORE: "1"}
+    first = subprocess.Popen(command, env=environment, **pipes)
+    while not ready.exists() and first.poll() is None:
+        time.sleep(0.05)
+    second = subprocess.Popen(command, env=environment, **pipes)
+    codes, output, errors = outcome([first, second])
+    assert codes == [0, 0], errors
+    assert "error" not in errors
+    assert "stopped and saved; continue with" in output
+    assert_equal_weights(alone / "lora", place / "lora")
+    assert len(Run.open(place / "lora").config["agents"]) == 2
 
 
 def set_ranks(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
@@ -346,12 +386,6 @@ def test_a_variable_that_is_no_number_is_named(name: str, monkeypatch: pytest.Mo
     monkeypatch.setenv(name, "x")
     with pytest.raises(ValueError, match=f"^the environment variable {name} is 'x', not a whole number; unset it$"):
         train.main(["--data", "demo", "--device", "cpu"])
-
-
-def test_a_variable_without_torchrun_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "x")
-    with pytest.raises(ValueError, match=r"^the environment variable TORCHELASTIC_RESTART_COUNT is 'x', not a whole"):
-        ranks.restarted()
 
 
 @pytest.mark.parametrize("error", ["unknown flag --dta", "nowhere is not a run folder"])
