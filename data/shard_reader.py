@@ -150,7 +150,10 @@ def cut_into_parts(source: Source, files: list[Path], cache: Path) -> tuple[list
 
 
 def find_column(path: Path, source: Source) -> str:
-    """Returns the name of the column of texts, "" for a .txt file. Raises ValueError if it is not found."""
+    """Returns the name of the column of texts, "" for a .txt file and for one without text.
+
+    Raises ValueError if it is not found.
+    """
     check_line_ends(path, source)
     if path.suffix.lower() in LINES:
         with path.open("rb") as file:
@@ -159,15 +162,27 @@ def find_column(path: Path, source: Source) -> str:
     if path.suffix.lower() in PARQUETS:
         names = [str(name) for name in open_parquet(path).schema_arrow.names]
     else:
-        with path.open("rb") as file:
-            line = file.readline(LINE_BYTES).decode(source.encoding or "utf-8", "replace")
-        value = parse_line(line.removeprefix(MARK) or "null")
+        number, line = first_text(path, source.encoding or "utf-8")
+        if not line:
+            return ""
+        value = parse_line(line)
         if not isinstance(value, dict):
             what = value if isinstance(value, BrokenLine) else f"{type(value).__name__} instead of an object"
-            raise ValueError(f"{path}: line 1: {what}; correct it")
+            raise ValueError(f"{path}: line {number:,}: {what}; correct it")
         names = list(value)
     table, texts = Table(path, names, [Record(1, [])]), replace(source, label_column=ABSENT, id_column=ABSENT)
     return names[find_columns(table, texts).text]
+
+
+def first_text(path: Path, encoding: str) -> tuple[int, str]:
+    """Returns (number, text) of the first line that is not blank, with text "" if there is none."""
+    number = 0
+    with path.open("rb") as file:
+        while line := file.readline(LINE_BYTES):
+            number += 1
+            if text := line.decode(encoding, "replace").removeprefix(MARK).strip():
+                return number, text
+    return number, ""
 
 
 def check_line_ends(path: Path, source: Source) -> None:

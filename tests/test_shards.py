@@ -105,6 +105,7 @@ def test_a_build_goes_on_after_the_finished_parts_and_a_finished_one_reads_nothi
         ("x.jsonl", b'{"text": "good"}\n{"text": \n', r"x.jsonl: line 2: not JSON"),
         ("x.jsonl", b'{"text": "good"}\n[1]\n', r"x.jsonl: line 2: list instead of an object"),
         ("x.jsonl", b'{"text": "good"}\n{"txt": "a"}\n', r"x.jsonl: line 2: no field 'text'"),
+        ("x.jsonl", b"\n \r\n[1]\n", r"x.jsonl: line 3: list instead of an object"),
         (
             "x.jsonl",
             b'{"words": "good"}\n',
@@ -116,6 +117,26 @@ def test_a_broken_line_is_named(folder: Path, name: str, content: bytes, message
     (folder / "data" / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         open_shards(folder).corpora(tokenizer(), 8, "chunks", folder / "cache", processes=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b" \r\n\n", b"\xef\xbb\xbf\n"])
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_a_shard_without_text_is_passed_over(folder: Path, name: str, content: bytes):
+    expected, _ = open_shards(folder).corpora(tokenizer(), 8, "chunks", folder / "cache", processes=1)
+    (folder / "data" / name).write_bytes(content)
+    found, _ = open_shards(folder).corpora(tokenizer(), 8, "chunks", folder / "other", processes=1)
+    assert np.array_equal(found.ids, expected.ids)
+
+
+@pytest.mark.parametrize("blank", [b"\n", b" \r\n\t\n", b"\xef\xbb\xbf\n"])
+def test_blank_lines_before_the_first_object_are_passed_over(folder: Path, blank: bytes):
+    lines = b'{"text": "a good film"}\n' * 50
+    found = []
+    for start in (b"", blank):
+        (folder / "data/x.jsonl").write_bytes(start + lines)
+        parts = [part for part in open_shards(folder).parts if part.name == "x.jsonl"]
+        found.append([(part.column, len(list(shard_reader.records(part, "")))) for part in parts])
+    assert found[0] == found[1] == [("text", 50)]
 
 
 def test_broken_lines_are_skipped_on_request(folder: Path, capsys):
