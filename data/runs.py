@@ -126,6 +126,18 @@ def read_predictions(path: Path) -> Predictions:
     return Predictions(probabilities, labels.astype(np.int64))
 
 
+def read_progress(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Returns the progress of a state file. Raises ValueError if it does not have the length of the log."""
+    try:
+        progress = json.loads(metadata["progress"])
+        size = progress["log_bytes"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its progress has no log_bytes") from error
+    if type(size) is not int or size < 0:
+        raise ValueError(f"{path} is damaged: log_bytes of its progress is {show(repr(size))}")
+    return progress
+
+
 class Run:
     """Reads and writes a run folder.
 
@@ -352,11 +364,11 @@ class Run:
         for path in (path for path in (self.state_file, self.state_before) if path.exists()):
             try:
                 tensors, metadata = read_sealed_tensors(path, OLD_STATE)
+                progress = read_progress(path, metadata)
             except ValueError as error:
                 problem = str(error)
                 print(f"warning: {error}; trying the state before it")
                 continue
-            progress = json.loads(metadata["progress"])
             if problem:  # so that the next state does not push the readable one out
                 self.state_file.unlink(missing_ok=True)
             self.restore_log(progress)

@@ -87,6 +87,9 @@ class Training:
         if (saved := ranks.in_turn(self.run.load_state)) is not None:
             tensors, state = saved
             self.check_options(state.get("options", {}))
+            if missing := [name for name in ("scaler", "seconds") if name not in state]:
+                way_out = "restore it, or start again with another --name"
+                raise ValueError(f"{self.run.state_file} is damaged: its progress has no {missing[0]}; {way_out}")
             restore_training_state(tensors, self.model, self.optimizer, self.machine.device)
             ranks.restore_random_state(tensors, self.machine.device)
             self.average.restore(tensors)

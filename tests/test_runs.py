@@ -174,6 +174,37 @@ def test_a_state_from_before_there_were_checksums_is_read(tmp_path: Path):
     assert (found["step"], tensors["x"].tolist()) == (7, [1, 1])
 
 
+@pytest.mark.parametrize("progress", ["{}", '{"step": 7}', "[]", "3", "{", '{"log_bytes": -1}', '{"log_bytes": "0"}'])
+def test_a_state_without_checksum_and_without_the_length_of_the_log_is_damaged(
+    progress: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Run.create(tmp_path / "r", {})
+    damaged = {"format": "pt", "progress": progress}
+    write_tensors(run.state_file, {"x": torch.ones(2)}, damaged)
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged: .*log_bytes.*; no other state .* --name$"):
+        run.load_state()
+    run.save_state({"x": torch.zeros(2)}, {"step": 1})
+    run.state_file.replace(run.state_before)
+    write_tensors(run.state_file, {"x": torch.ones(2)}, damaged)
+    capsys.readouterr()
+    tensors, found = run.load_state()
+    assert (found["step"], tensors["x"].tolist()) == (1, [0, 0])
+    assert re.fullmatch(r"warning: .*log_bytes.*; trying the state before it\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["scaler", "seconds"])
+def test_a_state_without_checksum_that_lacks_a_field_is_refused(name: str, small_run: list[str]):
+    train.main([*small_run, "--epochs", "1"])
+    run = Run.open("runs/small")
+    (run.folder / "result.json").unlink()
+    tensors, metadata = read_sealed_tensors(run.state_file)
+    progress = json.loads(metadata["progress"])
+    del progress[name]
+    write_tensors(run.state_file, tensors, {"format": "pt", "progress": json.dumps(progress)})
+    with pytest.raises(ValueError, match=rf"state\.safetensors is damaged: its progress has no {name}; restore it, or"):
+        train.main(["--resume", str(run.folder)])
+
+
 def test_a_changed_bit_of_a_config_is_noticed(tmp_path: Path):
     run = Run.create(tmp_path / "r", {"options": {"learning_rate": 1e-3}})
     path = tmp_path / "r/config.json"
