@@ -263,8 +263,13 @@ def evaluate_file(
         explain_mistakes(options, scorer, frame, logits)
 
 
-def predict(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble) -> None:
-    """Writes id, label and the probability of each class, in the order of the file; metrics if the file has labels."""
+def predict(
+    options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble, runs: Sequence[Run] = ()
+) -> None:
+    """Writes id, label and the probability of each class, in the order of the file.
+
+    Prints metrics if the file has labels. runs: of the scorer
+    """
     if options.predict == "-":
         frame = read_lines(sys.stdin.buffer, options.encoding)
     else:
@@ -277,6 +282,8 @@ def predict(options: Options, emit: Emit, source: Source, scorer: Scorer | Blend
     if not is_stdout(options.out):
         print(f"{options.out}: {len(frame):,} predictions")
         if len(frame) and (frame["sentiment"] != UNKNOWN).all():
+            for run in runs:
+                warn_trained(run, frame, partial(own_splits, run))
             print_metrics(Path(options.predict).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
 
 
@@ -378,13 +385,14 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     how = {"quantize": quantize, "base": options.base, "max_length": options.max_length}
     scorer = ranks.in_turn(lambda: load_checkpoint(options.weights, machine, **how, **given_truncation(given)))
     source = source_for(given, TrainOptions())
+    run = Run.of_weights(options.weights)
+    runs = [] if run is None else [run]
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
-        predict(options, emit, source, scorer)
+        predict(options, emit, source, scorer, runs)
     else:
-        run = Run.of_weights(options.weights)
-        evaluate_data(options, emit, source, scorer, [] if run is None else [run])
+        evaluate_data(options, emit, source, scorer, runs)
 
 
 def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
@@ -402,7 +410,7 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     if "text" in given:
         answer(options, scorer)
     elif options.predict:
-        predict(options, emit, source_for(given, trained), scorer)
+        predict(options, emit, source_for(given, trained), scorer, [run])
     elif options.data:
         evaluate_data(options, emit, source_for(given, trained), scorer, [run])
     else:
@@ -422,7 +430,7 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         frame = as_frame([("text", review_of(options), UNKNOWN)])
         print_answer(ensemble.labels, ensemble.score_frame(frame))
     elif options.predict:
-        predict(options, emit, source_for(given, trained[0]), ensemble)
+        predict(options, emit, source_for(given, trained[0]), ensemble, runs)
     else:
         evaluate_data(options, emit, source_for(given, trained[0]), ensemble, runs)
 

@@ -211,6 +211,10 @@ def test_a_table_on_standard_input_is_refused(delimiter, monkeypatch):
 def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
     out = outcome(["--run", str(three), "--data", str(three.parent / "train.csv")], capsys)
     assert f"warning: 90 of 120 reviews were training reviews of {three}; their score is no measurement" in out
+    predicted = ["--predict", str(three.parent / "train.csv"), "--out", str(tmp_path / "p.csv")]
+    for flags in (["--run", str(three)], ["--weights", str(three / "best")]):
+        out = outcome([*flags, *predicted], capsys)
+        assert f"warning: 90 of 120 reviews were training reviews of {three}; their score is no measurement" in out
     new = tmp_path / "new.csv"
     new.write_text("text,label\nawful,a\n")
     assert "warning" not in outcome(["--run", str(three), "--data", str(new)], capsys)
