@@ -13,8 +13,10 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Computes the area under the ROC curve (Mann & Whitney 1947).
 
     The probability that a positive example scores above a negative one; ties count half. scores: [N];  labels: 0 or 1,
-    [N]. Returns nan if a class is missing.
+    [N]. Returns nan if a class is missing. Raises ValueError for other labels, and for scores that are not finite.
     """
+    if not np.isfinite(scores).all():
+        raise ValueError("scores are not finite")
     if not np.isin(labels, (0, 1)).all():
         raise ValueError("AUC needs labels 0 and 1")
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
@@ -31,9 +33,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
-    """Raises ValueError unless scores are [N, C] with N > 0 and finite, and labels [N] in 0 … C - 1."""
+    """Raises ValueError unless scores are [N, C] with N > 0 and finite, and labels [N] whole numbers in 0 … C - 1."""
     if scores.ndim != 2 or not scores.size or labels.shape != scores.shape[:1]:
         raise ValueError(f"scores {list(scores.shape)} and labels {list(labels.shape)} are not [N, C] and [N]")
+    if not (labels == np.floor(labels)).all():  # NaN differs from itself
+        raise ValueError("labels are not whole numbers")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(f"labels {labels.min()} … {labels.max()} are outside 0 … {scores.shape[1] - 1}")
     if not np.isfinite(scores).all():

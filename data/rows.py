@@ -14,10 +14,9 @@ import torch
 
 from data.checked import read_json, read_object
 from data.files import write_json, write_tensors, write_text
-from data.runs import ROOT, Predictions, Run, read_predictions
+from data.runs import LEVELS, ROOT, Predictions, Run, read_predictions
 
 RESULTS = ROOT / "data" / "results"
-LEVELS = 255  # of a published probability
 OTHER_RESULTS = ("box", "mutation", "reliability", "ranks", "sentence")  # measurements that are no runs
 
 

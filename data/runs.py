@@ -101,6 +101,7 @@ def check_digests(before: dict[str, str], now: dict[str, str]) -> None:
         raise ValueError(f"{min(changed)} changed since the run was started")
 
 
+LEVELS = 255  # published probabilities are rounded to 1/LEVELS
 SUM_ERROR = 1e-3  # largest error of the sum of a row's probabilities
 
 
@@ -112,16 +113,21 @@ class Predictions(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Reads kept predictions. Raises ValueError for a damaged file, and for rows that are no probabilities."""
+    """Reads the predictions of a run, or of a published row, whose probabilities are whole numbers of 1/LEVELS.
+
+    Raises ValueError for a damaged file, and for rows that are no probabilities.
+    """
     way_out = "delete it: the run can be used without it"
     with reading(path, "kept probabilities", way_out), open_tensors(path, way_out) as file:
         probabilities, labels = (file.get_tensor(name).numpy() for name in ("probabilities", "labels"))
         if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
             raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} do not fit each other")
         check_labels(probabilities, labels)
-        rows = probabilities.astype(np.float64)
-        is_share = np.issubdtype(probabilities.dtype, np.floating)  # published rows are whole numbers (data/rows.py)
-        if is_share and (not (rows >= 0).all() or np.abs(rows.sum(1) - 1).max() > SUM_ERROR):
+        rows, classes = probabilities.astype(np.float64), probabilities.shape[1]
+        is_rounded = probabilities.dtype == np.uint8
+        # rounding changes each class by up to half a level
+        whole, error = (LEVELS, classes / 2 + LEVELS * SUM_ERROR) if is_rounded else (1, SUM_ERROR)
+        if classes < 2 or (rows < 0).any() or np.abs(rows.sum(1) - whole).max() > error:
             raise ValueError("its rows are no probabilities")
     return Predictions(probabilities, labels.astype(np.int64))
 
@@ -324,6 +330,8 @@ class Run:
         """Returns what save_probabilities kept of a split; None if there is nothing."""
         path = self.folder / f"{split}.probabilities.safetensors"
         kept = read_predictions(path) if path.exists() else None
+        if kept is not None and kept.probabilities.dtype == np.uint8:
+            raise ValueError(f"{path} is rounded as published rows are; delete it: the run can be used without it")
         labels = self.config.get("labels")
         if kept is not None and labels and kept.probabilities.shape[1] != len(labels):
             found = f"probabilities of {kept.probabilities.shape[1]} classes, but the run has {len(labels)}"

@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import train
 from data.checked import read_json
 from data.cleaning import clean
-from data.files import write_json
+from data.files import write_json, write_tensors
 from data.hub import LINEAR
-from data.metrics import metrics, print_metrics
+from data.metrics import auc, metrics, print_metrics
 from data.predictions import predictions_csv
-from data.runs import Run, check_digests
+from data.rows import RESULTS
+from data.runs import Run, check_digests, read_predictions
 from data.text_lines import header_titles
 from eval import main as evaluate
 
@@ -238,6 +240,10 @@ def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
         (lambda p, y: (p[:, :2] / p[:, :2].sum(1, keepdims=True), np.minimum(y, 1)), "of 2 classes, but the run has 3"),
         (lambda p, y: (p, y + 7), r"labels 7 … 9 are outside 0 … 2"),
         (lambda p, y: (p[:0], y[:0]), r"are not \[N, C\] and \[N\]"),
+        (lambda p, y: (np.rint(p * 255).astype(np.uint8), y), "is rounded as published rows are"),
+        (lambda p, y: (np.rint(p).astype(np.int64) * 7, y), "its rows are no probabilities"),
+        (lambda p, y: (p, y + 0.5), "labels are not whole numbers"),
+        (lambda p, y: (p, np.full(len(y), np.nan)), "labels are not whole numbers"),
         (lambda p, y: (p[:-5], y[:-5]), "has the labels of other reviews"),
     ],
 )  # fmt: skip
@@ -286,6 +292,29 @@ def test_other_classes_than_kaggles_are_named(three, capsys):
 def test_what_has_no_metrics(logits, labels, problem: str):
     with pytest.raises(ValueError, match=problem):
         metrics(np.array(logits, np.float32), np.array(labels, np.int64))
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0], [np.nan, 1.0]])
+def test_labels_are_whole_numbers(labels: list[float]):
+    with pytest.raises(ValueError, match="labels are not whole numbers"):
+        metrics(np.eye(2), np.array(labels))
+    assert metrics(np.eye(2), np.array([False, True])) == metrics(np.eye(2), np.array([0.0, 1.0]))
+
+
+def test_a_score_that_is_not_finite_has_no_rank():
+    with pytest.raises(ValueError, match="scores are not finite"):
+        auc(np.array([np.nan, 1, 0]), np.array([1, 0, 1]))
+
+
+def test_every_published_row_has_probabilities(tmp_path):
+    files = sorted(RESULTS.rglob("*.safetensors"))
+    assert len(files) > 100
+    for file in files:
+        read_predictions(file)
+    probabilities, labels = (torch.tensor(value, dtype=torch.uint8) for value in ([[200, 55], [1, 1]], [0, 1]))
+    write_tensors(tmp_path / "x.test.safetensors", {"probabilities": probabilities, "labels": labels})
+    with pytest.raises(ValueError, match="its rows are no probabilities"):
+        read_predictions(tmp_path / "x.test.safetensors")
 
 
 def test_a_dash_is_no_review():
