@@ -263,7 +263,10 @@ def test_a_text_that_is_not_utf8_is_refused(flags: list[str]):
         evaluate(["--text", text, *flags])
 
 
-@pytest.mark.parametrize("text", ["&nbsp;", "\u200b", " <br/> \u3000 ", "&#8203;&shy;", "\ufeff"])
+@pytest.mark.parametrize(
+    "text",
+    ["&nbsp;", "\u200b", " <br/> \u3000 ", "&#8203;&shy;", "\ufeff", "\u202a\u202c", "\u2061&#x2069;", "\u061c\u180e"],
+)
 def test_a_text_without_a_visible_character_is_empty(text: str, tmp_path, capsys):
     assert clean(text) == ""
     with pytest.raises(ValueError, match="--text is empty"):
