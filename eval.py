@@ -276,7 +276,7 @@ def predict(
         frame, _ = load_table(options.predict, source, scorer.labels, keep_empty=True, needs_labels=False)
     if options.submission and sorted(map(canonical, scorer.labels)) != sorted(SENTIMENT):
         names = ", ".join(scorer.labels)
-        print(f"--submission: Kaggle's file has 0 and 1, which the classes {names} have not", file=sys.stderr)
+        print(f"note: --submission writes the names {names}; Kaggle's file has 0 and 1 for negative and positive")
     logits = scorer.score_frame(frame)
     emit(predictions_csv(frame["id"], logits, scorer.labels, options.submission))
     if not is_stdout(options.out):
