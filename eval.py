@@ -186,15 +186,16 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     """Prints the metrics of the run's own validation and test reviews."""
     trained = settings_of(run).options
     splits = ranks.in_turn(lambda: own_splits(run))
-    has_predictions = options.plot or run.predictions("validation") is not None
+    kept, truth = run.predictions("validation"), splits.validation["sentiment"]
+    if kept is not None and not np.array_equal(kept.labels, truth[truth != UNKNOWN]):
+        path = run.folder / "validation.probabilities.safetensors"
+        raise ValueError(f"{path} has the labels of other reviews; delete it: the run can be used without it")
+    has_predictions = options.plot or kept is not None
     temperature = ranks.in_turn(lambda: calibration(run)) if has_predictions else None
     threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
     last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
     for name, frame in labelled_parts(splits):
         corpus = ranks.in_turn(partial(scorer.corpus, frame, run.cache_to_score))
-        if name == "validation" and (kept := run.predictions(name)) and not np.array_equal(kept.labels, corpus.labels):
-            path = run.folder / "validation.probabilities.safetensors"
-            raise ValueError(f"{path} has the labels of other reviews; delete it: the run can be used without it")
         logits = scorer.logits(corpus)
         print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
         if trained.data == "demo" and not getattr(trained, name):

@@ -249,11 +249,12 @@ def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
 )  # fmt: skip
 def test_kept_probabilities_are_checked(change, problem: str, three, tmp_path):
     run = Run(tmp_path / "r")
-    shutil.copytree(three, run.folder)
+    shutil.copytree(three, run.folder, ignore=shutil.ignore_patterns("calibration.json"))
     kept = Run(three).predictions("validation")
     run.save_probabilities("validation", *map(np.ascontiguousarray, change(*kept)))
     with pytest.raises(ValueError, match=rf"{problem}.*; delete it: the run can be used without it"):
         evaluate(["--run", str(run.folder)])
+    assert not (run.folder / "calibration.json").exists()
 
 
 @pytest.mark.parametrize("flags", [[], ["--explain"], ["--weights", str(LINEAR)]])
