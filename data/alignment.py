@@ -37,7 +37,7 @@ def align(tokenizer: Tokenizer, text: str, max_length: int, truncate: str) -> tu
 
     Special tokens have the word -1. A word that truncation removes has no token.
     """
-    words = text.split()
+    words = [word for word in text.split(" ") if word]  # other blanks are parts of a word: byte-level BPE encodes them
     parts = [f" {word}" if number else word for number, word in enumerate(words)]
     ids, *rows = tokenizer.subword_ids([text, *parts])
     before, _ = map(len, tokenizer.template)

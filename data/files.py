@@ -32,7 +32,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def in_shell(path: str | Path) -> str:
-    """Returns a path as one word of a shell command, quoted if necessary, which is no flag."""
+    """Returns a path as one word of a shell command, quoted if necessary. A leading dash is preceded by ./."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 

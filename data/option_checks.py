@@ -27,8 +27,6 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     for name in ("epochs", "batch_size", "accumulation", "max_length", "max_file_mib"):
         if getattr(options, name) < 1:
             raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
-    if options.warmup > 1 and options.warmup != int(options.warmup):
-        raise ValueError(f"--warmup {options.warmup:g} is neither a fraction below 1 nor a whole number of steps")
     for field in fields(options):
         if choices := field.metadata["choices"]:
             check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))
@@ -106,6 +104,10 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     ]
     if values.get("alpha") == 0:
         raise ValueError("--alpha 0 multiplies the update by 0; leave it out, or use --peft head")
+    if values.get("lora_plus") == 0:
+        raise ValueError("--lora-plus 0 keeps B at 0, where it starts; leave it out, or use --peft head")
+    if options.warmup > 1 and options.warmup != int(options.warmup):
+        raise ValueError(f"--warmup {options.warmup:g} is neither a fraction below 1 nor a whole number of steps")
     if frozen and given.get("train_vectors"):  # the default value, which the table takes for no flag
         raise ValueError(f"--train-vectors has no effect here: {frozen_words}")
     for applies, why, names in idle:

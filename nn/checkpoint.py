@@ -161,8 +161,8 @@ def load_pretrained(
     8-bit checkpoint stays in 8 bits.
     `model.newly_initialized` names the parameters that the file lacks and that are initialized at random; only layers
     of the head may be. Tensors are read and converted one at a time, so that memory peaks at the size of the model plus
-    one tensor. Raises FileNotFoundError; TypeError for labels that are no texts and a dtype that is none of floating
-    point; or ValueError for labels that are not two different names, a head with other classes, another form, and for
+    one tensor. Raises FileNotFoundError. Raises TypeError for labels that are not strings and for a dtype that is not
+    floating point. Raises ValueError for invalid or equal labels, a head with other classes, another form, and for
     missing, surplus, misshaped or unusable tensors, which it lists.
     """
     labels = None if labels is None else checked_names(labels)

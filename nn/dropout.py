@@ -26,7 +26,7 @@ def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
     """Draws m on the CPU: uint8 of `shape`, 1 with probability 1 - threshold/256.
 
     threshold: 1 … 255. Integer arithmetic on bytes is several times faster here than a comparison that returns bool.
-    torch.compile cannot trace numpy's generator, so that a compiled model draws from torch's.
+    torch.compile cannot trace numpy's generator. A compiled model draws from torch's generator instead.
     """
     if torch.compiler.is_compiling():
         return torch.empty(shape, dtype=torch.uint8).bernoulli_(1 - threshold / LEVELS)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.checked import CONTROL, listed, show
+from data.checked import listed, show
 from data.labels import SENTIMENT, canonical, normalize
 
 LONGEST_NAME = 200  # characters of a class name
@@ -86,17 +86,19 @@ def is_entry(entry: tuple[Any, Any]) -> bool:
 
 
 def checked_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of the classes that a caller wants, which a config must be able to hold.
+    """Returns the given class names as a tuple, checked to be valid in a config.
 
-    Raises TypeError for a text and for names that are none, ValueError for fewer than two, empty and equal names.
+    Raises TypeError for a string in place of a tuple and for a name that is not a string. Raises ValueError for fewer
+    than two names, an invalid name, and equal names.
     """
     if isinstance(labels, str):
         raise TypeError(f"labels is the text {show(labels, 40)}, not a tuple of names")
     names = tuple(labels)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise TypeError(f"labels has {show(repr(wrong[0]), 40)}, which is no text")
-    if wrong := [name for name in names if not normalize(name) or CONTROL.search(name)]:
-        raise ValueError(f"labels has the name {show(repr(wrong[0]), 40)}, which is empty or not printable")
+    if wrong := [name for name in names if not normalize(name) or not is_entry((0, name))]:
+        why = f"which is empty, not printable, or longer than {LONGEST_NAME} characters"
+        raise ValueError(f"labels has the name {show(repr(wrong[0]), 40)}, {why}")
     if len({canonical(name) for name in names}) < max(2, len(names)):
         raise ValueError(f"labels are {listed(names, 20)}, not two or more different names")
     return names

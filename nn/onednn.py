@@ -8,11 +8,12 @@ differs, as between any two processors. The times of both: tests/bench/onednn.py
         loss = model(input_ids, mask).sum()  # layers as written; only the library of their products differs
     loss.backward()
 
-torch has this function for one product only: those of a batch, as in attention, are computed one after the other. A
-product that a loop repeats with the same matrix, as in a recurrent layer, has this matrix `packed` before the loop.
+torch's function multiplies two matrices. The products of a batch, as in attention, are computed one after the other.
+If a loop multiplies by the same matrix in each step, as in a recurrent layer, the matrix is `packed` before the loop.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -25,9 +26,9 @@ from torch.overrides import TorchFunctionMode
 
 from nn.processor import processor_field
 
-# Multiplications of a product. Below, the call takes longer than oneDNN saves.
+# Multiplications of a product, and of a packed product for each thread. Below, the call takes longer than oneDNN saves.
 SMALLEST = 2**22
-SMALLEST_PACKED = 2**20
+SMALLEST_PACKED = 2**21
 MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
@@ -53,7 +54,7 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x: [M, K];  weight: W, [N, K];  bias: [N] -> [M, N]. Or [I, M, K] and [I, N, K], without bias -> [I, M, N].
 
-        What no gradient needs is not kept.
+        Only the tensors that a gradient needs are saved.
         """
         for_x, for_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
@@ -84,7 +85,7 @@ def is_plain_fp32(*tensors: Tensor) -> bool:
 
 def is_suitable(x: Tensor, weight: Tensor) -> bool:
     """Returns whether oneDNN computes x Wᵀ. x: [..., K];  weight: W, [N, K], or [..., N, K] of a batch as that of x"""
-    if not is_plain_fp32(x, weight) or x.dim() < 2:
+    if not is_plain_fp32(x, weight) or min(x.dim(), weight.dim()) < 2:
         return False
     if weight.dim() == 2:
         return x.numel() * weight.size(0) >= SMALLEST
@@ -104,17 +105,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.size(-1)))  # no view, which cannot be changed in place
 
 
+class Blocks(threading.local):
+    """Counts the open blocks of FastProducts in this thread."""
+
+    depth = 0
+
+
+BLOCKS = Blocks()
+
+
 class FastProducts(TorchFunctionMode):
     """Replaces F.linear and x @ W by `linear` in a `with` block."""
 
-    depth = 0  # number of blocks that are open
-
     def __enter__(self) -> Any:
-        FastProducts.depth += 1
+        BLOCKS.depth += 1
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        FastProducts.depth -= 1
+        BLOCKS.depth -= 1
         super().__exit__(*error)
 
     def __torch_function__(
@@ -141,7 +149,8 @@ def packed(w: Tensor, rows: int) -> list[Tensor] | None:
 
     w: W, [N, K, M], of N products with `rows` rows
     """
-    fast = FastProducts.depth and is_plain_fp32(w) and rows * w[0].numel() >= SMALLEST_PACKED
+    smallest = SMALLEST_PACKED * torch.get_num_threads()
+    fast = BLOCKS.depth and is_plain_fp32(w) and rows * w[0].numel() >= smallest
     return [torch.ops.mkldnn._reorder_linear_weight(m, rows) for m in w.mT.contiguous()] if fast else None
 
 
@@ -150,7 +159,7 @@ def current_library() -> AbstractContextManager:
 
     Activation checkpointing needs it, which computes layers again, and so does an autograd.Function (`same_library`).
     """
-    return FastProducts() if FastProducts.depth else nullcontext()
+    return FastProducts() if BLOCKS.depth else nullcontext()
 
 
 def same_library(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -92,10 +92,8 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
 
     The factor rises linearly during the warm-up, then falls linearly to 0 (linear) or stays 1 (constant).  warmup: a
     fraction of `total` if below 1, otherwise a number of steps; if it exceeds `total`, the factor stays below 1. Later
-    steps have the factor of the end. Raises ValueError for another kind, and for a part of a step.
+    steps have the factor of the end. Raises ValueError for an unknown kind.
     """
-    if warmup > 1 and warmup != int(warmup):
-        raise ValueError(f"warmup {warmup:g} is neither a fraction below 1 nor a whole number of steps")
     if kind not in ("linear", "constant"):
         raise ValueError(f"unknown schedule {kind!r}; known: linear, constant")
     rise = math.ceil(warmup * total) if warmup < 1 else int(warmup)

@@ -33,7 +33,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     kind, _, number = name.partition(":")
-    if kind not in available or not (name == kind or (number.isdecimal() and kind != "cpu")):
+    if kind not in available or not (name in (kind, "cpu:0") or (number.isdecimal() and kind != "cpu")):
         raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:1, mps")
     if not available[kind]:
         found = ", ".join(known for known, is_there in available.items() if is_there)

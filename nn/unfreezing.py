@@ -31,10 +31,9 @@ def describe_epoch(model: Model, epoch: int, epochs: int) -> str:
     """Describes in one line what epoch 1 … `epochs` trains after `unfreeze`, and what stays frozen in the whole run."""
     top = num_levels(model)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    last = lowest_level(top, epochs)
+    lowest, last = lowest_level(top, epoch), lowest_level(top, epochs)
     levels = {depth(model, name) for name, p in model.named_parameters() if p.requires_grad}
-    inner = levels & set(range(1, top + 1))
-    names = ["embeddings"] * (0 in levels) + ([layers(min(inner), max(inner))] if inner else []) + ["head"]
+    names = ["embeddings"] * (0 in levels) + [layers(max(1, lowest), top)] * (lowest <= top) + ["head"]
     line = f"trained: {', '.join(names)} ({count:,} parameters)"
     if last:
         frozen = ["embeddings"] + [layers(1, last - 1)] * (last > 1)

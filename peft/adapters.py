@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -41,6 +42,7 @@ def apply(model: Model, method: str, init_ids: list[int] | None = None, **option
     numbers = {
         field.name: field.type for field in dataclasses.fields(entry.options) if field.type in (int, float, bool)
     }
+    options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     check_types(options, numbers)
     settings = entry.options(**options)
     if entry.apply is None:

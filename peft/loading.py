@@ -37,7 +37,7 @@ from nn.checkpoint import (
     translate,
 )
 from nn.encoder import Encoder, init_weights
-from nn.heads import Head, check_kind, check_task, match_head, placeholder_names, published_names
+from nn.heads import Head, check_kind, check_task, checked_names, match_head, placeholder_names, published_names
 from nn.quant import is_quantized
 from peft.adapters import backbone_name, remember_backbone, set_labels
 from peft.attaching import attach_described
@@ -309,9 +309,10 @@ def load_adapted(
     base: the backbone, if it is not where the adapter's file says (`--base`).  labels: the classes that the model must
     distinguish, in order, matched by name (nn/heads.py); None: the adapter's.  dtype, quantize: as in load_pretrained.
     trainable: as in load_adapter.  new_head: initializes the last layer at random for `labels`. Raises
-    FileNotFoundError and ValueError as the two functions do.
+    FileNotFoundError, TypeError and ValueError as the two functions do.
     """
     directory = adapter_directory(source)
+    labels = None if labels is None else checked_names(labels)
     check_config(read_adapter_config(directory), directory)
     backbone = adapter_base(directory, base)
     count, names = adapter_classes(directory, backbone)

@@ -76,8 +76,6 @@ class LoRAOptions:
             raise TypeError(f"targets is text, such as query,value or re:PATTERN, not {type(self.targets).__name__}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout {self.lora_dropout} is outside [0, 1)")
-        if self.lora_plus == 0:
-            raise ValueError("lora_plus 0 keeps B at 0, where it starts; leave it out, or use --peft head")
         for name, alpha in parse_pattern(self.alpha_pattern, "alpha_pattern", float).items():
             if not alpha > 0:
                 raise ValueError(f"alpha_pattern {name}={alpha:g} must be above 0: the update is scaled by alpha / R")

@@ -149,6 +149,24 @@ def test_every_model_is_explained_word_by_word(name):
     assert as_text(found, colours=True)
 
 
+def test_words_after_other_blanks_have_effects():
+    texts, tokenizer = trained("bpe")
+    model = tiny("roberta", vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).eval()
+    text = f"{texts[0]}\u00a0wonderful \u2028bad good"
+
+    def score(texts: list[str]) -> np.ndarray:
+        return model(*tokenizer.encode_batch(texts, 99, "head")).detach().numpy()
+
+    found = explain(model, tokenizer, text, Truncation(99), score, label=1)
+    assert found.words == text.split(" ")
+    assert found.read.all()
+    whole, *others = score(
+        [text, *(" ".join(text.split(" ")[:i] + text.split(" ")[len(text.split(" ")) + i + 1 :]) for i in (-1, -2))]
+    )
+    odds = [float(z[1] - z[0]) for z in (whole, *others)]
+    np.testing.assert_allclose(found.without[[-1, -2]], [odds[0] - odds[1], odds[0] - odds[2]], atol=1e-5)
+
+
 @pytest.mark.parametrize("truncate", ["head", "tail", "head+tail"])
 def test_words_that_are_not_read_take_no_pass(truncate: str):
     texts, tokenizer = trained("wordpiece")

@@ -51,7 +51,7 @@ def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run:
     ("--model cnn --loss tv --dropout 0.4", "--dropout has no effect here: only the regions are trained"),
     ("--loss mlm --label-column stars", "--label-column has no effect here: pretraining has no labels"),
     ("--peft lora --alpha 0", "--alpha 0 multiplies the update by 0"),
-    ("--peft lora --lora-plus 0", "lora_plus 0 keeps B at 0, where it starts"),
+    ("--peft lora --lora-plus 0", "--lora-plus 0 keeps B at 0, where it starts"),
     ("--model nb_linear --precision bf16", "--precision has no effect here: nb_linear multiplies no matrices"),
     ("--warmup 1.5", r"--warmup 1\.5 is neither a fraction below 1 nor a whole number of steps"),
     ("--peft lora --lora-dropout 1", r"lora_dropout 1.0 is outside \[0, 1\)"),

@@ -98,7 +98,9 @@ def test_a_detached_adapter_leaves_the_model_as_trainable_as_before(monkeypatch:
         (("a", None), TypeError, "labels has None, which is no text"),
         ((1, 2), TypeError, "labels has 1, which is no text"),
         (("", ""), ValueError, "labels has the name '', which is empty"),
-        (("a\nb", "c"), ValueError, "labels has the name .*, which is empty or not printable"),
+        (("a\nb", "c"), ValueError, "labels has the name .*, which is empty, not printable, or longer than 200"),
+        (("a\u00a0b", "c"), ValueError, "labels has the name .*, which is empty, not printable, or longer than 200"),
+        (("x" * 201, "c"), ValueError, "labels has the name .*, which is empty, not printable, or longer than 200"),
         (("a",), ValueError, "labels are a, not two or more different names"),
         ((), ValueError, "not two or more different names"),
         (("Neg", "neg"), ValueError, "labels are Neg, neg, not two or more different names"),
@@ -108,6 +110,8 @@ def test_a_detached_adapter_leaves_the_model_as_trainable_as_before(monkeypatch:
 def test_labels_that_a_config_cannot_hold_are_refused(labels, kind, problem: str, new_head: bool):
     with pytest.raises(kind, match=problem):
         load_pretrained("builtin", labels=labels, new_head=new_head)
+    with pytest.raises(kind, match=problem):
+        peft.load_adapted(LINEAR.parent / "deberta-mini-imdb", labels=labels, new_head=new_head)
 
 
 def test_a_list_of_labels_is_as_good_as_a_tuple():
@@ -118,6 +122,12 @@ def test_a_list_of_labels_is_as_good_as_a_tuple():
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(TypeError, match=r"is no floating-point torch\.dtype"):
         load_pretrained("builtin", dtype=dtype)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = peft.apply(tiny("bert"), "lora", rank=np.int64(4), alpha=np.float64(16))
+    layer = model.layers[0].attention.query
+    assert (layer.rank, layer.alpha, type(layer.rank)) == (4, 16, int)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,6 @@ def test_ranks_and_alphas_by_pattern():
         ({"targets": "qery"}, "'qery' matches no linear layer; known: down, key, output, query, up, value"),
         ({"targets": "classifier"}, "is part of the head"),
         ({"targets": " , "}, "no LoRA target given"),
-        ({"lora_plus": 0.0}, "lora_plus 0 keeps B at 0, where it starts; leave it out"),
         ({"alpha_pattern": "query=2 value=0"}, "alpha_pattern value=0 must be above 0"),
         ({"alpha_pattern": "value=-3"}, "alpha_pattern value=-3 must be above 0"),
         ({"alpha_pattern": "value=nan"}, "alpha_pattern value=nan must be above 0"),

@@ -1,5 +1,6 @@
 """Tests of nn/onednn.py."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,10 @@ from nn.runtime import choose_machine
 M, K, N = 67, 131, 151
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}  # of sums of fp32 products in another order
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch has no oneDNN")
+FUNCTIONS = ("_linear_pointwise", "_reorder_linear_weight")
+pytestmark = pytest.mark.skipif(
+    not all(hasattr(torch.ops.mkldnn, name) for name in FUNCTIONS), reason="torch has no oneDNN"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +127,21 @@ def test_the_result_of_another_function_can_be_changed_in_place():
     assert (x.grad == 2 * N).all()
 
 
+def test_a_block_is_open_in_its_own_thread_alone():
+    found: list[Any] = []
+
+    def other() -> None:
+        found.extend([packed(torch.randn(2, K, N), rows=3), onednn.current_library()])
+
+    with FastProducts():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert packed(torch.randn(2, K, N), rows=3)
+    assert found[0] is None
+    assert not isinstance(found[1], FastProducts)
+
+
 def test_frozen_weights_get_no_gradient():
     x, w, b = leaves()
     for tensor in (w, b):
@@ -146,7 +165,7 @@ class DefaultProducts(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["bert", "deberta", "lstm", "gru", "transformer", "deberta, LoRA", "bert, LoRA, int8"])
-def test_a_training_step_equals_the_default_one(name: str, checkpointing: bool, calls: list):
+def test_a_training_step_equals_the_default_one(name: str, checkpointing: bool, calls: list, one_thread):
     ids, mask = token_batch([9, 7, 5, 3])
 
     def step(context) -> dict[str, torch.Tensor]:
@@ -182,13 +201,14 @@ def test_other_dtypes_and_autocast_keep_their_products(calls: list):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert F.linear(x, w, b).dtype == torch.bfloat16
         F.linear(x[0, 0], w, b)  # a vector
+        F.linear(x, w[0])
         x @ x[:1].transpose(1, 2)  # a batch with one matrix
         x[:0] @ x[:0].transpose(1, 2)  # an empty batch
         F.linear(x.to("meta"), w.to("meta"))
     assert not calls
 
 
-def test_small_products_keep_the_default(monkeypatch: pytest.MonkeyPatch):
+def test_small_products_keep_the_default(monkeypatch: pytest.MonkeyPatch, one_thread):
     monkeypatch.setattr(onednn, "SMALLEST", 2 * M * K * N)
     x, w, _ = leaves()
     assert is_suitable(x, w)

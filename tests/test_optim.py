@@ -149,11 +149,6 @@ def test_schedule_rises_and_falls_linearly(warmup, kind, factors):
     assert [schedule(step, total=10, warmup=warmup, kind=kind) for step in range(10)] == pytest.approx(factors)
 
 
-def test_a_part_of_a_step_is_no_warmup():
-    with pytest.raises(ValueError, match=r"warmup 1\.5 is neither a fraction below 1 nor a whole number of steps"):
-        schedule(0, total=10, warmup=1.5)
-
-
 # --------------------------------------------------------------------------------------------------- running mean
 
 

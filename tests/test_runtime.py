@@ -32,6 +32,7 @@ def test_random_state_is_restored():
 
 
 def test_choose_machine():
+    assert choose_machine("cpu:0", "fp32").device.type == "cpu"
     assert choose_machine("cpu", "fp32").dtype == torch.float32
     assert choose_machine("cpu", "bf16").dtype == torch.bfloat16
     assert choose_machine("cpu", "auto").dtype in (torch.float32, torch.bfloat16)

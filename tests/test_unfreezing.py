@@ -82,13 +82,13 @@ def test_description_of_an_epoch(epoch: int, epochs: int, names: str):
 
 def test_the_description_leaves_out_what_stays_frozen():
     model = tiny("bert", num_layers=3)
-    parameters = [p for name, p in model.named_parameters() if not name.startswith(("embeddings.", "layers.1."))]
+    parameters = [p for name, p in model.named_parameters() if not name.startswith("embeddings.")]
     for parameter in set(model.parameters()) - set(parameters):
         parameter.requires_grad_(False)
     unfreeze(model, parameters, 5)
     assert describe_epoch(model, 5, 5).startswith("trained: layers 1 … 3, head (")
     unfreeze(model, parameters, 3)
-    assert describe_epoch(model, 3, 5).startswith("trained: layer 3, head (")
+    assert describe_epoch(model, 3, 5).startswith("trained: layers 2 … 3, head (")
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
