@@ -26,7 +26,8 @@ from torch.overrides import TorchFunctionMode
 
 from nn.processor import processor_field
 
-# Multiplications of a product, and of a packed product for each thread. Below, the call takes longer than oneDNN saves.
+# Multiplications of a product; for each thread, if it is one of a batch or packed. Below, the call takes longer than
+# oneDNN saves (tests/bench/onednn.py).
 SMALLEST = 2**22
 SMALLEST_PACKED = 2**21
 MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
@@ -89,8 +90,8 @@ def is_suitable(x: Tensor, weight: Tensor) -> bool:
         return False
     if weight.dim() == 2:
         return x.numel() * weight.size(0) >= SMALLEST
-    one = x.size(-2) * x.size(-1) * weight.size(-2)
-    return x.shape[:-2] == weight.shape[:-2] and x.numel() > 0 and one >= SMALLEST
+    each = x.size(-2) * x.size(-1) * weight.size(-2)  # MKL divides a batch among the threads, oneDNN each product
+    return x.shape[:-2] == weight.shape[:-2] and x.numel() > 0 and each >= SMALLEST * torch.get_num_threads()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
