@@ -122,14 +122,14 @@ def test_a_row_after_pretraining_names_both_commands_and_adds_their_minutes(tmp_
 
 
 def test_a_temperature_that_is_fitted_on_validation_reviews_scales_the_test_reviews(tmp_path: Path):
-    """Of four reviews with probability 0.9, three are labelled correctly: log(9)/T = log(3), so T = 2."""
+    """Of four reviews with probability 0.8, three are labelled correctly: log(4)/T = log(3), so T = 1.262."""
     write_result(tmp_path, "gru", validation=0.75, test=0.75)
     write_result(tmp_path, "lstm", validation=0.75, test=0.75)  # keeps no predictions
-    p = torch.tensor([[9, 1], [9, 1], [9, 1], [9, 1]], dtype=torch.uint8)
+    p = torch.tensor([[204, 51]] * 4, dtype=torch.uint8)
     for split in ("validation", "test"):
         save_file({"probabilities": p, "labels": torch.tensor([0, 0, 0, 1])}, tmp_path / f"gru.{split}.safetensors")
-    # ECE |0.75 - 0.9| and 0;  Brier score 2 (3 · 0.1² + 0.9²) / 4 and 2 (3 · 0.25² + 0.75²) / 4
-    assert calibration_table(tmp_path).splitlines()[2:] == ["| gru | 2.000 | 0.1500 | 0.0000 | 0.4200 | 0.3750 |"]
+    # ECE |0.75 - 0.8| and 0;  Brier score 2 (3 · 0.2² + 0.8²) / 4 and 2 (3 · 0.25² + 0.75²) / 4
+    assert calibration_table(tmp_path).splitlines()[2:] == ["| gru | 1.262 | 0.0500 | 0.0000 | 0.3800 | 0.3750 |"]
 
 
 def test_pictures_are_complete_and_show_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
