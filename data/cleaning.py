@@ -15,6 +15,7 @@ RAW = [
 ]
 MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
 SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"
+# neither white space nor a character without a width: joiners, marks of direction, byte order mark, soft hyphen
 VISIBLE = re.compile("[^\\s\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 

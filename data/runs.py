@@ -115,7 +115,7 @@ class Predictions(NamedTuple):
 def read_predictions(path: Path) -> Predictions:
     """Reads the predictions of a run, or of a published row, whose probabilities are whole numbers of 1/LEVELS.
 
-    Raises ValueError for a damaged file, and for rows that are no probabilities.
+    Raises ValueError for a damaged file, and for rows that are not probabilities.
     """
     way_out = "delete it: the run can be used without it"
     with reading(path, "kept probabilities", way_out), open_tensors(path, way_out) as file:
@@ -128,7 +128,7 @@ def read_predictions(path: Path) -> Predictions:
         # rounding changes each class by up to half a level
         whole, error = (LEVELS, classes / 2 + LEVELS * SUM_ERROR) if is_rounded else (1, SUM_ERROR)
         if classes < 2 or (rows < 0).any() or np.abs(rows.sum(1) - whole).max() > error:
-            raise ValueError("its rows are no probabilities")
+            raise ValueError("its rows are not probabilities")
     return Predictions(probabilities, labels.astype(np.int64))
 
 

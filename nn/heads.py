@@ -52,7 +52,7 @@ def published_names(published: dict[str, Any], count: int, where: Path) -> tuple
         raise ValueError(f"{where}: id2label names the classes [{shown}], but the head has {count}; {WAYS_OUT}")
     ordered = tuple(names[i] for i in range(count))
     if "" in ordered:
-        raise ValueError(f"{where}: id2label names class {ordered.index('')} with nothing; correct it in config.json")
+        raise ValueError(f"{where}: id2label has no name for class {ordered.index('')}; correct it in config.json")
     if len({canonical(name) for name in ordered}) < count:
         raise ValueError(f"{where}: id2label uses a name twice: {listed(ordered, 20)}; {WAYS_OUT}")
     return ordered
@@ -95,7 +95,7 @@ def checked_names(labels: Iterable[str]) -> tuple[str, ...]:
         raise TypeError(f"labels is the text {show(labels, 40)}, not a tuple of names")
     names = tuple(labels)
     if wrong := [name for name in names if not isinstance(name, str)]:
-        raise TypeError(f"labels has {show(repr(wrong[0]), 40)}, which is no text")
+        raise TypeError(f"labels has {show(repr(wrong[0]), 40)}, which is not a string")
     if wrong := [name for name in names if not normalize(name) or not is_entry((0, name))]:
         why = f"which is empty, not printable, or longer than {LONGEST_NAME} characters"
         raise ValueError(f"labels has the name {show(repr(wrong[0]), 40)}, {why}")

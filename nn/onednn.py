@@ -103,7 +103,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = Product.apply(x.reshape(-1, x.size(-1)), weight, bias)
     else:
         y = Product.apply(*(t.reshape(-1, *t.shape[-2:]) for t in (x, weight)), None)
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.size(-1)))  # no view, which cannot be changed in place
+    # `view` would make a view, which cannot be changed in place where another autograd.Function returns it
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.size(-1)))
 
 
 class Blocks(threading.local):

@@ -18,7 +18,7 @@ from peft.adapters import apply, check_positions
 from peft.classifier import check_backbone
 from peft.loading import load_adapted
 from peft.prompt import VirtualTokenOptions
-from peft.wrapped import wrapped
+from peft.wrapped import added_modules
 
 
 def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...] = SENTIMENT) -> Model:
@@ -39,8 +39,7 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
         sizes = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.config.vocab_size:,}"
         raise ValueError(f"{sizes}: they do not belong together; fetch the checkpoint again, or use other --weights")
     if options.dropout >= 0:
-        adapter = [m for _, layer in wrapped(model) for name, m in layer.named_children() if name != "base"]
-        set_dropout(model, options.dropout, skip=[*adapter, *filter(None, [getattr(model, "virtual", None)])])
+        set_dropout(model, options.dropout, skip=added_modules(model))  # an adapter has a rate of its own
     if options.classifier_dropout >= 0:
         model.dropout = Dropout(options.classifier_dropout)
     if options.checkpointing and not len(model.layers):

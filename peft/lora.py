@@ -76,9 +76,6 @@ class LoRAOptions:
             raise TypeError(f"targets is text, such as query,value or re:PATTERN, not {type(self.targets).__name__}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout {self.lora_dropout} is outside [0, 1)")
-        for name, alpha in parse_pattern(self.alpha_pattern, "alpha_pattern", float).items():
-            if not alpha > 0:
-                raise ValueError(f"alpha_pattern {name}={alpha:g} must be above 0: the update is scaled by alpha / R")
 
 
 class LoRALinear(Wrapped):
@@ -297,13 +294,15 @@ def by_pattern(name: str, patterns: dict[str, Any], default: float) -> Any:
 def apply(model: Encoder, options: LoRAOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
     """Wraps the layers that the options select, in place. Returns the settings that the adapter's file records.
 
-    init_ids has no effect on LoRA. Raises ValueError for a target, bias or pattern that does not exist, and for a rank
-    above the width of a layer.
+    init_ids has no effect on LoRA. Raises ValueError for a target, bias or pattern that does not exist, for an alpha of
+    0 or less in a pattern, and for a rank above the width of a layer.
     """
     o = options
     names = choose_targets(model, o.targets or ",".join(model.LORA_TARGETS))
     ranks = parse_pattern(o.rank_pattern, "rank_pattern", int)
     alphas = parse_pattern(o.alpha_pattern, "alpha_pattern", float)
+    if useless := next((name for name, alpha in alphas.items() if not alpha > 0), None):
+        raise ValueError(f"alpha_pattern {useless}={alphas[useless]:g} must be above 0; alpha / R scales the update")
     used = {pattern for name in names for table in (ranks, alphas) for pattern in matching_patterns(name, table)[:1]}
     if unused := (ranks.keys() | alphas.keys()) - used:
         raise ValueError(f"no LoRA target matches the pattern {', '.join(sorted(unused))}")

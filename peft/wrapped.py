@@ -51,6 +51,13 @@ def wrapped(model: Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Wrapped)]
 
 
+def added_modules(model: Module) -> list[Module]:
+    """Returns the modules that a method has added: those beside the base of each wrapped layer, and virtual tokens."""
+    beside = [child for _, layer in wrapped(model) for name, child in layer.named_children() if name != "base"]
+    virtual = getattr(model, "virtual", None)  # networks over words have none
+    return beside if virtual is None else [*beside, virtual]
+
+
 def merge(model: Module) -> None:
     """Replaces every wrapped layer by its merged plain layer, in place."""
     for name, module in wrapped(model):

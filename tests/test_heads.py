@@ -80,7 +80,7 @@ def test_other_classes_by_name_and_by_position(tmp_path, capsys):
         ({"0": "LABEL_0"}, 1, SENTIMENT, "one output"),
         ({"0": "a", "1": "b"}, 3, None, r"names the classes \[0, 1\], but the head has 3"),
         ({"0": "a", "1": "a"}, 2, None, "uses a name twice"),
-        ({"0": "a", "1": " "}, 2, None, "names class 1 with nothing"),
+        ({"0": "a", "1": " "}, 2, None, "has no name for class 1"),
         ([], 2, None, "does not map class numbers to names"),
         ({"x": "a"}, 2, None, "does not map class numbers to names"),
     ],

@@ -95,8 +95,8 @@ def test_a_detached_adapter_leaves_the_model_as_trainable_as_before(monkeypatch:
     ("labels", "kind", "problem"),
     [
         ("positive", TypeError, "labels is the text positive, not a tuple of names"),
-        (("a", None), TypeError, "labels has None, which is no text"),
-        ((1, 2), TypeError, "labels has 1, which is no text"),
+        (("a", None), TypeError, "labels has None, which is not a string"),
+        ((1, 2), TypeError, "labels has 1, which is not a string"),
         (("", ""), ValueError, "labels has the name '', which is empty"),
         (("a\nb", "c"), ValueError, "labels has the name .*, which is empty, not printable, or longer than 200"),
         (("a\u00a0b", "c"), ValueError, "labels has the name .*, which is empty, not printable, or longer than 200"),

@@ -234,14 +234,14 @@ def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
     [
         (lambda p, y: (np.full_like(p, np.nan), y), "scores are not finite"),
         (lambda p, y: (p[:, :1], y), r"labels 0 … 2 are outside 0 … 0"),
-        (lambda p, y: (p[:, :1], np.zeros_like(y)), "its rows are no probabilities"),
-        (lambda p, y: (p / p.sum(1, keepdims=True) * 5, y), "its rows are no probabilities"),
-        (lambda p, y: (-p, y), "its rows are no probabilities"),
+        (lambda p, y: (p[:, :1], np.zeros_like(y)), "its rows are not probabilities"),
+        (lambda p, y: (p / p.sum(1, keepdims=True) * 5, y), "its rows are not probabilities"),
+        (lambda p, y: (-p, y), "its rows are not probabilities"),
         (lambda p, y: (p[:, :2] / p[:, :2].sum(1, keepdims=True), np.minimum(y, 1)), "of 2 classes, but the run has 3"),
         (lambda p, y: (p, y + 7), r"labels 7 … 9 are outside 0 … 2"),
         (lambda p, y: (p[:0], y[:0]), r"are not \[N, C\] and \[N\]"),
         (lambda p, y: (np.rint(p * 255).astype(np.uint8), y), "is rounded as published rows are"),
-        (lambda p, y: (np.rint(p).astype(np.int64) * 7, y), "its rows are no probabilities"),
+        (lambda p, y: (np.rint(p).astype(np.int64) * 7, y), "its rows are not probabilities"),
         (lambda p, y: (p, y + 0.5), "labels are not whole numbers"),
         (lambda p, y: (p, np.full(len(y), np.nan)), "labels are not whole numbers"),
         (lambda p, y: (p[:-5], y[:-5]), "has the labels of other reviews"),
@@ -320,7 +320,7 @@ def test_every_published_row_has_probabilities(tmp_path):
         read_predictions(file)
     probabilities, labels = (torch.tensor(value, dtype=torch.uint8) for value in ([[200, 55], [1, 1]], [0, 1]))
     write_tensors(tmp_path / "x.test.safetensors", {"probabilities": probabilities, "labels": labels})
-    with pytest.raises(ValueError, match="its rows are no probabilities"):
+    with pytest.raises(ValueError, match="its rows are not probabilities"):
         read_predictions(tmp_path / "x.test.safetensors")
 
 
