@@ -322,6 +322,9 @@ def load_tokenizer(source: str | Path, variant: str = "published", base: str = "
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int, min_count: int = 1) -> Tokenizer:
     """Trains a tokenizer with a vocabulary of about `vocab_size` tokens. The same texts give the same tokenizer.
 
+    All characters of the texts are in it (bpe: all bytes), even if they are more than vocab_size; except for wordlevel,
+    which has whole words. unigram has the 256 bytes in addition.
+
     kind: wordpiece, unigram, bpe or wordlevel. min_count: the least number of occurrences of a word, for wordlevel.
     Raises ValueError for an unknown kind, and if no word is left.
 

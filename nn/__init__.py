@@ -101,6 +101,7 @@ NGRAMS = {
     "epochs": 4,
     "weight_decay": 0.0,
     "warmup": 0.0,
+    "precision": "fp32",  # it adds weights and multiplies no matrices
 }
 
 # On the built-in reviews: all their words, without GloVe, and little dropout.

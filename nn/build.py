@@ -23,7 +23,8 @@ def random_model(name: str, shape: str, labels: tuple[str, ...], tokenizer: Toke
     values = entry.shape | chosen | words
     model = entry.build(build_config(entry.build.Config, values, labels, {}))
     model.newly_initialized = frozenset(name for name, _ in model.named_parameters())
-    print(f"weights: none; {name} starts from random weights, with a vocabulary from the training split")
+    vocabulary = f"a vocabulary of {tokenizer.vocab_size:,} tokens from the training split"
+    print(f"weights: none; {name} starts from random weights, with {vocabulary}")
     return model
 
 

@@ -107,7 +107,7 @@ class ModernBertConfig:
     classifier_bias: bool = False  # of the head's hidden layer; the last layer always has a bias
     global_attn_every_n_layers: int = 3
     local_attention: int = 128
-    sliding_window: int | None = None  # half of local_attention, as transformers 5 may write; None after construction
+    sliding_window: int | None = None  # half of local_attention, which it replaces (transformers 5); None afterwards
     global_rope_theta: float = 160_000.0
     local_rope_theta: float = field(default=10_000.0, metadata={"published": float | None})  # null: global_rope_theta
     # None: by global_attn_every_n_layers
@@ -127,9 +127,12 @@ class ModernBertConfig:
             )
         if self.global_attn_every_n_layers < 1:
             raise ValueError(f"config: global_attn_every_n_layers = {self.global_attn_every_n_layers} is less than 1")
-        if self.sliding_window is not None and 2 * self.sliding_window != self.local_attention:
-            given = f"sliding_window = {self.sliding_window}, local_attention = {self.local_attention}"
-            raise ValueError(f"config: {given}: the second must be twice the first")
+        window = self.local_attention
+        if self.sliding_window is not None and self.sliding_window != window // 2:
+            if window != type(self).local_attention:
+                given = f"sliding_window = {self.sliding_window}, local_attention = {window}"
+                raise ValueError(f"config: {given}: the second must be twice the first")
+            window = 2 * self.sliding_window
         bases = rope_bases(self.rope_parameters)
         for_global = bases.get(GLOBAL, self.global_rope_theta)
         for_local = bases.get(LOCAL, for_global if self.local_rope_theta is None else self.local_rope_theta)
@@ -138,6 +141,7 @@ class ModernBertConfig:
             "global_rope_theta": for_global,
             "local_rope_theta": for_local,
             "rope_parameters": None,
+            "local_attention": window,
             "sliding_window": None,
         }
         for name, value in (values | {"global_attn_every_n_layers": every, "layer_types": types}).items():

@@ -298,6 +298,20 @@ def test_defaults_are_those_of_the_published_code():
     assert [layer for layer in range(22) if config.is_global(layer)] == list(range(0, 22, 3))
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"sliding_window": 32}, 64),
+        ({"sliding_window": 32, "local_attention": 64}, 64),
+        ({"sliding_window": 3, "local_attention": 7}, 7),
+        ({"sliding_window": 32, "local_attention": 128}, 64),  # as in transformers
+    ],
+)
+def test_a_sliding_window_replaces_the_default_of_local_attention(fields, expected):
+    assert read(fields).local_attention == expected
+    assert read(fields).sliding_window is None
+
+
 def test_a_new_file_overrides_old_fields_and_null_means_the_global_base():
     assert read({"global_rope_theta": 7.0, "rope_parameters": {GLOBAL: {"rope_theta": 9.0}}}).global_rope_theta == 9.0
     assert read({"global_rope_theta": 7.0, "local_rope_theta": None}).local_rope_theta == 7.0
