@@ -100,16 +100,20 @@ def shifted_products(x: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]
         yield rows, skew(y.unflatten(1, band.shape[1:3])).transpose(0, 1)
 
 
-def shifted_gradients(g: Tensor, x: Tensor, table: Tensor, dx: Tensor, dtable: Tensor) -> None:
-    """Adds the gradients of `shifted_products` to dx and dtable. g: ∂L/∂y, [b, h, T, S];  dx: like x;  dtable: like
-    table, in fp32 or wider"""
+def shifted_gradients(g: Tensor, x: Tensor, table: Tensor, dx: Tensor | None, dtable: Rows) -> None:
+    """Adds the gradients of `shifted_products` to dx and dtable, unless they are None.
+
+    g: ∂L/∂y, [b, h, T, S];  dx: like x;  dtable: like table, in fp32 or wider
+    """
     for rows, needed in bands(x.size(2), columns=g.size(3)):
         band = x[:, :, rows].transpose(0, 1)  # [h, b, rows, K]
         skewed = g.new_zeros(*band.shape[:3], needed.stop - needed.start)  # [h, b, rows, S + rows - 1]
         skew(skewed).copy_(g[:, :, rows].transpose(0, 1))
         skewed = skewed.flatten(1, 2)  # [h, b · rows, S + rows - 1]
-        dx[:, :, rows] += (skewed @ table[:, needed]).unflatten(1, band.shape[1:3]).transpose(0, 1)
-        dtable[:, needed] += skewed.transpose(1, 2) @ band.flatten(1, 2)
+        if dx is not None:
+            dx[:, :, rows] += (skewed @ table[:, needed]).unflatten(1, band.shape[1:3]).transpose(0, 1)
+        if dtable is not None:
+            dtable[:, needed] += skewed.transpose(1, 2) @ band.flatten(1, 2)
 
 
 def scores_of(q: Tensor, k: Tensor, k_r: Rows, q_r: Rows, prefix: int) -> Tensor:
@@ -129,18 +133,21 @@ def scores_of(q: Tensor, k: Tensor, k_r: Rows, q_r: Rows, prefix: int) -> Tensor
 
 
 def gradients_of_scores(
-    g: Tensor, q: Tensor, k: Tensor, tables: tuple[Rows, Rows], prefix: int, sums: tuple[Rows, Rows]
-) -> tuple[Tensor, Tensor]:
-    """Computes the gradients of `scores_of`. g: ∂L/∂S;  tables: k_r and q_r;  sums: their gradients, added to.
+    g: Tensor, q: Tensor, k: Tensor, tables: tuple[Rows, Rows], prefix: int, sums: tuple[Rows, Rows], needs: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Computes the gradients of `scores_of`.
 
-    Returns ∂L/∂q, like q, and ∂L/∂k, like k.
+    g: ∂L/∂S;  tables: k_r and q_r;  sums: their gradients, added to, or None if they are not needed;  needs: whether
+    those of q and k are needed. Returns ∂L/∂q, like q, and ∂L/∂k, like k, or None.
     """
-    dq, dk, relative = g @ k, g.transpose(-1, -2) @ q, g[..., prefix:]
-    if tables[0] is not None and sums[0] is not None:
-        shifted_gradients(relative, q, tables[0], dx=dq, dtable=sums[0])
-    if tables[1] is not None and sums[1] is not None:
+    dq = g @ k if needs[0] else None
+    dk = g.transpose(-1, -2) @ q if needs[1] else None
+    (k_r, q_r), (dk_r, dq_r), relative = tables, sums, g[..., prefix:]
+    if k_r is not None and (dq is not None or dk_r is not None):
+        shifted_gradients(relative, q, k_r, dx=dq, dtable=dk_r)
+    if q_r is not None and (dk is not None or dq_r is not None):
         turned = relative.transpose(-1, -2).contiguous()  # [b, h, S, T]
-        shifted_gradients(turned, k[:, :, prefix:], tables[1], dx=dk[:, :, prefix:], dtable=sums[1])
+        shifted_gradients(turned, k[:, :, prefix:], q_r, dx=None if dk is None else dk[:, :, prefix:], dtable=dq_r)
     return dq, dk
 
 
@@ -196,21 +203,30 @@ class BlockAttention(torch.autograd.Function):
         q, k, v, k_r, q_r, out, *stored = ctx.saved_tensors
         delta = (g.to(wide(g.dtype)) * out).sum(-1, keepdim=True).to(g.dtype)  # Δ, [B, H, T, 1]
         g = g * (LEVELS / (LEVELS - ctx.threshold))
-        dq, dk, dv = (transposed_like(x) for x in (q, k, v))
-        sums = tuple(None if r is None else torch.zeros_like(r, dtype=wide(r.dtype)) for r in (k_r, q_r))
+        needs = ctx.needs_input_grad  # False for what frozen weights alone compute
+        dq, dk, dv = (transposed_like(x) if need else None for x, need in zip((q, k, v), needs[:3], strict=True))
+        sums = tuple(
+            torch.zeros_like(r, dtype=wide(r.dtype)) if need else None
+            for r, need in zip((k_r, q_r), needs[3:5], strict=True)
+        )
         blocks = parts(q.size(0), q.size(1), scores=q.size(2) * k.size(2))
         for part, weights, kept in zip(blocks, stored[::2], stored[1::2], strict=True):
             dout = part.of(g)
-            dv[part.reviews, part.heads] = kept.transpose(-1, -2) @ dout
+            if dv is not None:
+                dv[part.reviews, part.heads] = kept.transpose(-1, -2) @ dout
             ds = (dout @ part.of(v).transpose(-1, -2)).mul_(kept).addcmul_(weights, part.of(delta), value=-1)  # ∂L/∂S
-            dq[part.reviews, part.heads], dk[part.reviews, part.heads] = gradients_of_scores(
+            found = gradients_of_scores(
                 ds,
                 part.of(q),
                 part.of(k),
                 tables=(part.rows(k_r), part.rows(q_r)),
                 prefix=ctx.prefix,
                 sums=(part.rows(sums[0]), part.rows(sums[1])),
+                needs=needs[:2],
             )
+            for whole, block in zip((dq, dk), found, strict=True):
+                if whole is not None and block is not None:
+                    whole[part.reviews, part.heads] = block
         return dq, dk, dv, *(r if r is None else r.to(q.dtype) for r in sums), None, None, None, None
 
 

@@ -1,8 +1,11 @@
 """nn/block_attention.py against the plain forms: values and gradients, in one and in several blocks."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from nn import block_attention as blocks
 from nn.attention import attention, masked_softmax, weighted_sum
@@ -45,6 +48,13 @@ def plain(
     return weighted_sum(weights, v, dropout=dropout)
 
 
+def attend(tensors: list[Tensor], mask: Tensor) -> Tensor:
+    """Computes `block_attention` without dropout for q, k, v, k_r and q_r."""
+    q, k, v, k_r, q_r = tensors
+    off, prefix = Dropout(0), k.size(2) - S
+    return block_attention(q, k, v, mask=mask, dropout=off, k_r=k_r, q_r=q_r, prefix=prefix)
+
+
 def assert_equal_with_gradients(ours: Tensor, expected: Tensor, tensors: list[Tensor]) -> None:
     """Compares values and gradients."""
     torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
@@ -77,6 +87,37 @@ def test_relative_terms_equal_the_loop_with_gradients(p, prefix):
     ours = block_attention(q, k, v, mask=mask, dropout=dropout, k_r=k_r, q_r=q_r, prefix=prefix)
     torch.manual_seed(1)
     assert_equal_with_gradients(ours, plain(*tensors, mask=mask, dropout=dropout, prefix=prefix), tensors)
+
+
+@pytest.mark.parametrize("trained", [flags for flags in product([False, True], repeat=5) if any(flags)])
+def test_gradients_of_some_inputs_equal_those_of_all(trained):
+    """With LoRA on query and value, the keys of the first layer and all k_r come from frozen weights."""
+    tensors, mask = inputs(P)
+    expected = torch.autograd.grad(attend(tensors, mask).square().sum(), tensors)
+    some = [x.detach().requires_grad_(flag) for x, flag in zip(tensors, trained, strict=True)]
+    attend(some, mask).square().sum().backward()
+    for x, gradient, flag in zip(some, expected, trained, strict=True):
+        assert torch.equal(x.grad, gradient) if flag else x.grad is None
+
+
+@pytest.mark.parametrize("frozen", range(5), ids="q k v k_r q_r".split())
+def test_no_product_forms_the_gradient_of_a_frozen_input(frozen):
+    """Without it, the backward pass has exactly the operations of that gradient fewer."""
+
+    def flops(trained: list[int]) -> int:
+        tensors, mask = inputs()
+        for number, x in enumerate(tensors):
+            x.requires_grad_(number in trained)
+        out = attend(tensors, mask).sum()
+        with FlopCounterMode(display=False) as counter:
+            out.backward()
+        return counter.get_total_flops()
+
+    one, band = 2 * B * H * T * S * K, 2 * B * H * T * (T + S - 1) * K  # q kᵀ; x times the rows of all distances
+    queries, keys = band, 2 * B * H * S * (T + S - 1) * K  # of the terms c2p and p2c
+    expected = {0: one + queries, 1: one + keys, 2: one, 3: queries, 4: keys}[frozen]
+    everything = list(range(5))
+    assert flops(everything) - flops([number for number in everything if number != frozen]) == expected
 
 
 @pytest.mark.usefixtures("sizes")
