@@ -107,7 +107,9 @@ class Options:
     tokenizer: str = option(
         "published", "data", "published: as the weights were trained; hf5: as transformers 5 does", "NAME"
     )
-    vocab_size: int = option(4000, "data", "vocabulary size of a tokenizer that is trained here, beside bytes; all characters are in it")
+    vocab_size: int = option(
+        4000, "data", "size of a new vocabulary; all characters are in it, and the bytes of unigram"
+    )
     min_count: int = option(1, "data", "minimum count of a word in the vocabulary")
     word_vectors: str = option(
         "none",

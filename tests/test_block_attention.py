@@ -100,7 +100,7 @@ def test_gradients_of_some_inputs_equal_those_of_all(trained):
         assert torch.equal(x.grad, gradient) if flag else x.grad is None
 
 
-@pytest.mark.parametrize("frozen", range(5), ids="q k v k_r q_r".split())
+@pytest.mark.parametrize("frozen", range(5), ids=["q", "k", "v", "k_r", "q_r"])
 def test_no_product_forms_the_gradient_of_a_frozen_input(frozen):
     """Without it, the backward pass has exactly the operations of that gradient fewer."""
 
