@@ -108,7 +108,7 @@ class Options:
         "published", "data", "published: as the weights were trained; hf5: as transformers 5 does", "NAME"
     )
     vocab_size: int = option(
-        4000, "data", "size of a new vocabulary; all characters are in it, and the bytes of unigram"
+        4000, "data", "size of a new vocabulary; all characters are in it, with unigram also bytes"
     )
     min_count: int = option(1, "data", "minimum count of a word in the vocabulary")
     word_vectors: str = option(
