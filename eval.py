@@ -349,7 +349,7 @@ def export(options: Options, run: Run, machine: Machine) -> None:
 
 
 def compare(options: Options, emit: Emit) -> None:
-    """Prints a table of runs and published rows, and how sure their differences are.
+    """Prints a table of runs and published rows, with tests and intervals of their differences.
 
     --plot draws their learning curves, --out lists the test reviews on which they do not agree.
     """
@@ -397,7 +397,7 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
 
 
 def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
-    """Scores, labels or exports with the run --run, in its own precision."""
+    """Scores, labels or exports with the run --run, in the precision of its training unless --precision is given."""
     run = Run.open(options.run[0])
     trained = settings_of(run).options
     machine = choose_machine(options.device, options.precision or trained.precision)

@@ -203,9 +203,9 @@ def epoch_order(corpus: Corpus, options: Options, epoch: int) -> list[np.ndarray
 
 def steps_of_epochs(corpus: Corpus, options: Options) -> list[int]:
     """Returns the number of optimizer steps of each epoch. It depends on the order only with tokens_per_batch."""
-    different, repeats = (options.epochs, 1) if options.tokens_per_batch else (1, options.epochs)
-    orders = (epoch_order(corpus, options, epoch) for epoch in range(different))
-    return [math.ceil(len(order) / options.accumulation) for order in orders] * repeats
+    epochs = range(options.epochs if options.tokens_per_batch else 1)
+    steps = [math.ceil(len(epoch_order(corpus, options, epoch)) / options.accumulation) for epoch in epochs]
+    return steps if options.tokens_per_batch else steps * options.epochs
 
 
 def out_of_patience(progress: Progress, options: Options) -> bool:
@@ -255,9 +255,10 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
 
 
 def correct_predictions(output: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Returns which predictions of a pass are correct, from the second value of an objective.
+    """Returns which predictions of a pass are correct, or a pretraining objective's values of each prediction.
 
-    Logits may contain the batch twice (two dropout passes); the first half counts.
+    output: the second value of an objective. Logits may contain the batch twice (two dropout passes); the first half
+    counts.
     """
     if not batch.counted:
         return {}
@@ -289,7 +290,7 @@ def finish_step(t: Training, passes: list[Pass], rate_factor: float, last: bool)
 def finish_epoch(t: Training) -> None:
     """Validates, keeps the best weights, logs the epoch, and saves the state."""
     progress, name = t.progress, epoch_name(t)
-    with t.average.in_place():
+    with t.average.applied():
         found, logits = validate(t)
         release(t.model)
         if not math.isfinite(found["loss"]):

@@ -5,7 +5,7 @@
 w_c is the weight of class c, 1 without class weights. With balanced weights w_c = N / (C·N_c), the mean of w over the
 training examples is 1.
 
-Differs from the paper: nothing. The mean runs over examples.
+Differs from the paper: the class weights w. The loss is a mean over examples.
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ T (q - p), Eq. (2) times T². For large T it approaches [(z - z̄) - (v - v̄)] 
 the logits. Without the factor T² the soft term would vanish as 1/T².
 
 The teacher has its own tokenizer and truncation, so that a network over words can learn from a BERT. Its logits are
-computed once before the training, in eval() mode (train.py), and every batch carries those of its reviews. A window of
+computed once before training, in eval() mode (data/teacher.py); every batch carries those of its reviews. A window of
 a review has the logits of the whole review. Several teachers are an ensemble, as in §4 of the paper: v is the logarithm
 of the mean of their calibrated probabilities (data/ensemble.py). A teacher that was trained on the validation reviews
 makes the student's validation accuracy too high; this applies to the built-in linear model on the built-in reviews, on

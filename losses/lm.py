@@ -10,14 +10,14 @@ The means are over all predicted words of a batch. Each direction has an adaptiv
 during training only.
 
 An LSTM over windows of a convolution has one state for q words. →h_s depends on the words up to q·s + ahead and
-predicts the next one; ←h_s depends on the words from q·s - behind on (`nn.words.Reading`).
+predicts the next one; ←h_s depends on the words from q·s - behind on (`nn.words.ReceptiveField`).
 
 Gradients flow back to the start of an example: a review of up to --max-length words, or a chunk of a longer one.
 Truncated backpropagation, with a state that is carried from chunk to chunk, would shorten the memory of whole reviews
 and tie each batch to the one before it.
 
-Differs from the papers: an adaptive softmax, where Miyato et al. sample 1,024 words; no end of review; AdamW with a
-linear decay of the rate (`--schedule`), where Miyato et al. multiply Adam's rate by 0.9999 in each step. The model's
+Differs from the papers: an adaptive softmax, where Miyato et al. sample 1,024 words; no end-of-text token; AdamW with
+a linear decay of the rate (`--schedule`), where Miyato et al. multiply Adam's rate by 0.9999 in each step. The model's
 word dropout is for classification and is off here.
 """
 
@@ -32,7 +32,7 @@ from data.flags import option
 from data.tokenization import Tokenizer
 from nn import Model
 from nn.adaptive_softmax import AdaptiveSoftmax
-from nn.words import Reading, WordClassifier
+from nn.words import ReceptiveField, WordClassifier
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def prepare(model: Model, options: LMOptions, tokenizer: Tokenizer | None) -> No
 
     Raises ValueError for a model whose states depend on the words that they predict.
     """
-    if not isinstance(model, WordClassifier) or model.reading is None:
+    if not isinstance(model, WordClassifier) or model.receptive_field is None:
         other = "; see --loss mlm" if not isinstance(model, WordClassifier) else ""
         raise ValueError(f"--loss lm pretrains recurrent networks over words, not {model.model_type}{other}")
-    c, directions = model.config, model.reading.directions
+    c, directions = model.config, model.receptive_field.directions
     if directions > 1 and c.num_layers > 1:
         raise ValueError(
             "from the second layer on each direction of a recurrent network reads both: --loss lm needs "
@@ -72,27 +72,27 @@ def prepare(model: Model, options: LMOptions, tokenizer: Tokenizer | None) -> No
     model.pretraining = LM(c.hidden_size, vocab_size=c.vocab_size, cutoffs=cutoffs, directions=directions)
 
 
-def predictions(mask: Tensor, reading: Reading) -> list[tuple[Tensor, Tensor]]:
+def predictions(mask: Tensor, field: ReceptiveField) -> list[tuple[Tensor, Tensor]]:
     """Returns for each direction the position that each step predicts, and whether step and position are in the text.
 
     mask: bool [B, T] -> int64 [S], bool [B, S]
     """
     length = mask.size(1)
-    first = torch.arange(0, length, reading.stride, device=mask.device)  # [S], the first word of each step
-    offsets = (first + reading.ahead + 1, first - reading.behind - 1)  # [S], the predicted word, forward and backward
+    first = torch.arange(0, length, field.stride, device=mask.device)  # [S], the first word of each step
+    offsets = (first + field.ahead + 1, first - field.behind - 1)  # [S], the predicted word, forward and backward
     found = []
-    for position in offsets[: reading.directions]:
+    for position in offsets[: field.directions]:
         inside, position = (position >= 0) & (position < length), position.clamp(0, length - 1)
         found.append((position, mask[:, first] & mask[:, position] & inside))
     return found
 
 
-def predicted_words(h: Tensor, input_ids: Tensor, mask: Tensor, reading: Reading) -> list[tuple[Tensor, Tensor]]:
+def predicted_words(h: Tensor, input_ids: Tensor, mask: Tensor, field: ReceptiveField) -> list[tuple[Tensor, Tensor]]:
     """Pairs the states of each direction with the words that they predict.
 
     h: [B, S, N·D];  input_ids: int64 [B, T];  mask: bool [B, T] -> for each direction ([n, D], int64 [n])
     """
-    directions = zip(h.chunk(reading.directions, -1), predictions(mask, reading), strict=True)
+    directions = zip(h.chunk(field.directions, -1), predictions(mask, field), strict=True)
     return [(states[real], input_ids[:, position][real]) for states, (position, real) in directions]
 
 
@@ -103,12 +103,12 @@ def objective(model: WordClassifier, batch: Batch, options: LMOptions) -> tuple[
     acc: bool [n], whether the word has the highest probability among frequent words. nats: fp32 [n], -log p of each
     word; the perplexity is exp of their mean.
     """
-    ids, reading, whole = batch.input_ids, model.reading, batch.whole.mask
-    assert reading is not None  # `prepare` has checked it
+    ids, field, whole = batch.input_ids, model.receptive_field, batch.whole.mask
+    assert field is not None  # `prepare` has checked it
     x = model.embeddings.drop_columns(model.embeddings.word(ids))  # [B, T, E]
     h = model.dropout(model.encode(x, batch.mask))  # [B, S, N·D]
-    pairs = predicted_words(h, ids, batch.own(whole), reading)
-    counts = [real.sum().clamp(min=1) for _, real in predictions(whole, reading)]  # of the words of all ranks
+    pairs = predicted_words(h, ids, batch.own(whole), field)
+    counts = [real.sum().clamp(min=1) for _, real in predictions(whole, field)]  # of the words of all ranks
     losses: list[Tensor] = []
     found: dict[str, Tensor] = {}
     directions = zip(("", "back_"), model.pretraining.directions, pairs, counts, strict=False)

@@ -58,14 +58,14 @@ def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bo
     """Computes L_out, or L_in with `inside`, the mean over anchors that have a positive.
 
     features: [N, D];  labels: int64 [N];  temperature: τ -> scalar, fp32 or wider. Returns 0 if no anchor has a
-    positive (one example, or all labels different). Raises ValueError for τ <= 0, for negative labels, which are no
-    class, and for other shapes.
+    positive (one example, or all labels different). Raises ValueError for τ <= 0 and for other shapes, and on a CPU for
+    negative labels.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be above 0")
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         raise ValueError(f"features {list(features.shape)} and labels {list(labels.shape)} are not [N, D] and [N]")
-    if labels.device.type == "cpu" and len(labels) and labels.min() < 0:  # a GPU would have to be waited for
+    if labels.device.type == "cpu" and len(labels) and labels.min() < 0:  # on a GPU, the check would synchronize
         raise ValueError(f"label {int(labels.min())} is not a class")
     with torch.autocast(features.device.type, enabled=False):
         z = F.normalize(at_least_fp32(features), dim=-1)  # [N, D]

@@ -15,7 +15,7 @@ O and c exist during training only. In the CNN (nn/cnn.py), u_t is frozen and is
 addition to its words.
 
 Differs from the paper: logistic loss (Mikolov et al. 2013, arXiv 1310.4546, Eq. (4)), where Johnson & Zhang weight a
-square loss; words by rank instead of a list of function words.
+square loss; the words that are not predicted are the most frequent ones, where they use a list of function words.
 """
 
 import math
@@ -36,7 +36,9 @@ from nn.cnn import CNN
 
 @dataclass(frozen=True)
 class TVOptions:
-    skipped_words: int = option(100, "objective", "tv: number of most frequent words that are not predicted", "N")
+    skipped_words: int = option(
+        100, "objective", "tv: number of lowest ids (<pad>, <unk>, frequent words) that are not predicted", "N"
+    )
     negatives: int = option(256, "objective", "tv: n, words drawn for each batch", "N")
     negative_weight: float = option(5.0, "objective", "tv: k, weight of the words drawn", "X")
 

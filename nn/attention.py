@@ -89,15 +89,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout | 
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Computes `attention` without dropout by torch's fused kernel, which never stores the [T, S] weights."""
+    """Computes `attention` without dropout with torch's fused kernel, which never stores the [T, S] weights."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_bias(mask, q.dtype))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
-    """Computes `attention` by one of its equal forms. Arguments and result: `attention`.
+    """Computes `attention` in one of its equal forms. Arguments and result: `attention`.
 
-    On a CPU: torch's fused kernel in fp32 without dropout, else `block_attention`, which needs less memory (times:
-    tests/bench/attention.py). On other devices: the fused kernel without dropout, `attention` with it.
+    On a CPU: torch's fused kernel without dropout in fp32 or wider, else `block_attention`, which needs less memory
+    (times: tests/bench/attention.py). On other devices: the fused kernel without dropout, `attention` with it.
     """
     if q.device.type == "cpu" and (dropout.active or q.dtype in HALF):
         return block_attention(q / math.sqrt(q.size(-1)), k, v, mask=mask, dropout=dropout)

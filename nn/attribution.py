@@ -14,8 +14,9 @@ F's change to α ≈ 0. The baseline of nb_linear is the review without n-grams;
 is exact.
 
 Quadrature: [0, 1] is split into intervals with four Gauss-Legendre nodes each. Completeness holds on each interval, so
-its error is known, |Σ_t a_t - F(end) + F(start)|. Intervals with the largest errors are halved until the errors sum to
-TOLERANCE · |F(x) - F(x')|. This resolves the kinks of ReLU and maximum, and steep parts of the path.
+its error is known, |Σ_t a_t - F(end) + F(start)|. Intervals with an error above their share are halved until the errors
+sum to at most TOLERANCE · |F(x) - F(x')|, or SMALLEST_ERROR if that is more, or until there are MOST_INTERVALS. This
+resolves the kinks of ReLU and maximum, and steep parts of the path.
 
 Leaving out (Li, Monroe & Jurafsky 2016, arXiv 1612.08220, Eq. (1)): F of the text minus F of the text without the word.
 
@@ -220,7 +221,7 @@ def shared_by_tokens(spans: list[range], effects: Tensor, length: int) -> Tensor
 
 
 @torch.no_grad()
-def own_weights(model: Model, input_ids: Tensor, label: int) -> list[tuple[str, Tensor]]:
+def pooling_weights(model: Model, input_ids: Tensor, label: int) -> list[tuple[str, Tensor]]:
     """Returns the weights by which a model pools its tokens, each with a title: [T] each, none for most models.
 
     attention_lstm: α, which sums to 1.  capsule_lstm: c_tj, the part of token t that is routed to capsule j, for the

@@ -34,7 +34,7 @@ ROWS = 128  # rows of a relative term that are computed together
 Rows = Tensor | None  # a row for each distance: of k_r for T - 1 … 1 - S, of q_r for 1 - S … T - 1; [H, T + S - 1, K]
 
 
-class Part(NamedTuple):
+class Block(NamedTuple):
     """A block: some reviews and some of their heads."""
 
     reviews: slice
@@ -57,7 +57,7 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min / 2)
 
 
-def parts(batch: int, heads: int, scores: int) -> Iterator[Part]:
+def split_into_blocks(batch: int, heads: int, scores: int) -> Iterator[Block]:
     """Yields the blocks: some heads of all reviews, or one head of some reviews. scores: T · S, of one head."""
     if not batch or not scores:
         return
@@ -65,7 +65,7 @@ def parts(batch: int, heads: int, scores: int) -> Iterator[Part]:
     reviews, width = min(batch, pairs), max(1, pairs // batch)
     for head in range(0, heads, width):
         for first in range(0, batch, reviews):
-            yield Part(slice(first, first + reviews), slice(head, head + width))
+            yield Block(slice(first, first + reviews), slice(head, head + width))
 
 
 # --------------------------------------------------------------------------------------------------- relative terms
@@ -74,7 +74,7 @@ def parts(batch: int, heads: int, scores: int) -> Iterator[Part]:
 def skew(x: Tensor) -> Tensor:
     """Shifts row t by T - 1 - t columns: y[t, s] = x[t, T - 1 - t + s] (Huang et al. 2018, arXiv 1809.04281, §3.4).
 
-    The result is a view: the start of a row is one element less than the row length after the start of the row before.
+    The result is a view whose rows are one element closer together than the rows of x.
     x: [B, H, T, T + S - 1], contiguous -> [B, H, T, S]
     """
     batch, heads, rows, width = x.shape
@@ -179,13 +179,13 @@ class BlockAttention(torch.autograd.Function):
         `keep_mask`, or 0;  stores: whether to store what the backward pass needs -> [B, H, T, K]"""
         out, stored = transposed_like(q), []
         mask = keep_mask(torch.Size([*q.shape[:3], k.size(2)]), threshold) if threshold else None
-        for part in parts(q.size(0), q.size(1), scores=q.size(2) * k.size(2)):
-            scores = scores_of(part.of(q), part.of(k), part.rows(k_r), part.rows(q_r), prefix=prefix)
+        for block in split_into_blocks(q.size(0), q.size(1), scores=q.size(2) * k.size(2)):
+            scores = scores_of(block.of(q), block.of(k), block.rows(k_r), block.rows(q_r), prefix=prefix)
             if bias is not None:
-                scores += bias[part.reviews]
+                scores += bias[block.reviews]
             weights = scores.softmax(-1)  # A, [b, h, T, P + S]
-            kept = weights if mask is None else weights * part.of(mask)  # m ∘ A
-            out[part.reviews, part.heads] = kept @ part.of(v)
+            kept = weights if mask is None else weights * block.of(mask)  # m ∘ A
+            out[block.reviews, block.heads] = kept @ block.of(v)
             if stores:
                 stored += [weights, kept]
         out *= LEVELS / (LEVELS - threshold)  # 1 / (1 - p), on the smaller tensor
@@ -209,24 +209,24 @@ class BlockAttention(torch.autograd.Function):
             torch.zeros_like(r, dtype=wide(r.dtype)) if need else None
             for r, need in zip((k_r, q_r), needs[3:5], strict=True)
         )
-        blocks = parts(q.size(0), q.size(1), scores=q.size(2) * k.size(2))
-        for part, weights, kept in zip(blocks, stored[::2], stored[1::2], strict=True):
-            dout = part.of(g)
+        blocks = split_into_blocks(q.size(0), q.size(1), scores=q.size(2) * k.size(2))
+        for block, weights, kept in zip(blocks, stored[::2], stored[1::2], strict=True):
+            dout = block.of(g)
             if dv is not None:
-                dv[part.reviews, part.heads] = kept.transpose(-1, -2) @ dout
-            ds = (dout @ part.of(v).transpose(-1, -2)).mul_(kept).addcmul_(weights, part.of(delta), value=-1)  # ∂L/∂S
+                dv[block.reviews, block.heads] = kept.transpose(-1, -2) @ dout
+            ds = (dout @ block.of(v).transpose(-1, -2)).mul_(kept).addcmul_(weights, block.of(delta), value=-1)  # ∂L/∂S
             found = gradients_of_scores(
                 ds,
-                part.of(q),
-                part.of(k),
-                tables=(part.rows(k_r), part.rows(q_r)),
+                block.of(q),
+                block.of(k),
+                tables=(block.rows(k_r), block.rows(q_r)),
                 prefix=ctx.prefix,
-                sums=(part.rows(sums[0]), part.rows(sums[1])),
+                sums=(block.rows(sums[0]), block.rows(sums[1])),
                 needs=needs[:2],
             )
-            for whole, block in zip((dq, dk), found, strict=True):
-                if whole is not None and block is not None:
-                    whole[part.reviews, part.heads] = block
+            for whole, gradient in zip((dq, dk), found, strict=True):
+                if whole is not None and gradient is not None:
+                    whole[block.reviews, block.heads] = gradient
         return dq, dk, dv, *(r if r is None else r.to(q.dtype) for r in sums), None, None, None, None
 
 

@@ -19,7 +19,7 @@ def random_model(name: str, shape: str, labels: tuple[str, ...], tokenizer: Toke
     words = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
     words |= {"unk_token_id": tokenizer.unk_id} if entry.tokenizer == "wordlevel" else {}
     if taken := sorted(words.keys() & (chosen := parse_fields(entry.build.Config, shape)).keys()):
-        raise ValueError(f"--shape {taken[0]} has no effect: the vocabulary decides it, of the size --vocab-size")
+        raise ValueError(f"--shape {taken[0]} has no effect: the vocabulary decides it; --vocab-size sets its size")
     values = entry.shape | chosen | words
     model = entry.build(build_config(entry.build.Config, values, labels, {}))
     model.newly_initialized = frozenset(name for name, _ in model.named_parameters())

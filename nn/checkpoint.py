@@ -161,9 +161,9 @@ def load_pretrained(
     8-bit checkpoint stays in 8 bits.
     `model.newly_initialized` names the parameters that the file lacks and that are initialized at random; only layers
     of the head may be. Tensors are read and converted one at a time, so that memory peaks at the size of the model plus
-    one tensor. Raises FileNotFoundError. Raises TypeError for labels that are not strings and for a dtype that is not
-    floating point. Raises ValueError for invalid or equal labels, a head with other classes, another form, and for
-    missing, surplus, misshaped or unusable tensors, which it lists.
+    one tensor. Raises FileNotFoundError if there is no checkpoint. Raises TypeError for labels that are not strings and
+    for a dtype that is not floating point. Raises ValueError for invalid or equal labels, a head with other classes, an
+    unknown `quantize`, and for missing, surplus, misshaped or unusable tensors, which it lists.
     """
     labels = None if labels is None else checked_names(labels)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -201,7 +201,7 @@ def load_pretrained(
 def head_size(cls: type[Model], files: list[WeightFile]) -> int | None:
     """Returns the number of classes of the last layer in the files, or None if they have no last layer.
 
-    Raises ValueError for a last layer that cannot be one.
+    Raises ValueError for a last layer without rows, or with more than MOST_CLASSES.
     """
     known = [name for name in CLASS_ROWS if not cls.KEYS or name.rpartition(".")[0] in cls.KEYS]
     names = {strip_backbone(translate(name, cls.KEYS)) for name in known}
@@ -390,8 +390,8 @@ def save_pretrained(
     """Writes config.json and model.safetensors with the published names, in `dtype`.
 
     transformers loads the directory, unless the model is quantized. heads False omits the classifier's layers. Raises
-    ValueError for NF4 weights, which are quantized again at every load, and for an adapter, of which config.json has
-    nothing.
+    ValueError for NF4 weights, which are quantized again at every load, and for an adapter with modules of its own,
+    which a checkpoint cannot contain.
     """
     if model.adapter is not None and model.adapter["method"] not in ("head", "bitfit"):
         raise ValueError("the model has an adapter: peft.merge or peft.detach_adapter first, or peft.save_adapter")
@@ -410,8 +410,11 @@ def save_pretrained(
 
 
 def state_parameters(model: Model, optimizer: torch.optim.Optimizer) -> list[tuple[str, Parameter]]:
-    """Returns (name, parameter) of all but the backbone of an adapter, which stays where it is: what the optimizer
-    trains, those frozen in this epoch (nn/unfreezing.py) too, and frozen word vectors and regions."""
+    """Returns (name, parameter) of the parameters that a saved state contains.
+
+    With an adapter: those of the optimizer, including those frozen in this epoch (nn/unfreezing.py), without the frozen
+    backbone. Without an adapter: all parameters, including frozen word vectors and regions.
+    """
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     whole = model.adapter is None
     return [(name, p) for name, p in model.named_parameters() if whole or id(p) in trained]
@@ -435,7 +438,7 @@ def restore_training_state(
     for name, parameter in state_parameters(model, optimizer):
         saved = tensors.get(f"model.{name}")
         if saved is None and id(parameter) not in trained:
-            continue  # frozen; states from before 2026-11-28 lack it
+            continue  # frozen; a state may lack it
         if saved is None or saved.shape != parameter.shape:
             raise ValueError(f"the saved state does not fit the model: {name} is missing or misshaped")
         parameter.data.copy_(rows_like(saved, parameter))

@@ -142,12 +142,12 @@ class CNN(WordClassifier):
         self.classifier = Linear(self.pooling.width, len(c.labels))
 
     def rows(self, input_ids: Tensor) -> Tensor:
-        """Embeds the words without dropout. [B, T] or [T] -> [B, T, E + D] or [T, E + D]"""
+        """Embeds the words without dropout. [B, T] or [T] -> [..., E], or [..., E + D] with regions"""
         x = super().rows(input_ids)
         return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
 
     def embed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Embeds the words; with regions, D further columns are their rows. [B, T] -> [B, T, E] or [B, T, E + D]"""
+        """Embeds the words; with regions, D further columns are rows of the region table. [B, T] -> [B, T, E (+ D)]"""
         input_ids = self.embeddings.drop_words(input_ids, mask)
         x = self.embeddings.drop_columns(self.embeddings.word(input_ids))
         return x if self.regions is None else torch.cat([x, self.regions.word(input_ids)], -1)
@@ -156,11 +156,11 @@ class CNN(WordClassifier):
         """Adds V·u/√D to the windows of each width. windows: [B, T + K - 1, F];  rows: of the table E
         of nn/regions.py, [B, T + 2K - 2, D]"""
         u, count = self.regions(rows) * self.config.region_width**-0.5, windows[0].size(1)
-        return [
-            window + view(u[:, middle : middle + count])
-            for window, view, layer in zip(windows, self.views, self.convolutions, strict=True)
-            for middle in [self.widest - layer.width + layer.width // 2]
-        ]
+        sums = []
+        for window, view, layer in zip(windows, self.views, self.convolutions, strict=True):
+            middle = self.widest - layer.width + layer.width // 2  # of the first window
+            sums.append(window + view(u[:, middle : middle + count]))
+        return sums
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Computes all windows. x: what `embed` returns;  mask: bool [B, T] -> [B, T + K - 1, n·F] for n widths.

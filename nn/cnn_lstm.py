@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from nn.cnn import Conv1d
 from nn.dropout import Dropout
 from nn.lstm import LSTM
-from nn.words import Pooling, Reading, WordClassifier, WordConfig
+from nn.words import Pooling, ReceptiveField, WordClassifier, WordConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,10 @@ class CNNLSTM(WordClassifier):
         return mask[:, :: self.config.window]
 
     @property
-    def reading(self) -> Reading:
-        """Which words the states depend on: step s has the windows of q words, each with e more on both sides."""
+    def receptive_field(self) -> ReceptiveField:
+        """Returns which words the states depend on: those of q windows at step s, with e more on both sides."""
         c, e = self.config, self.config.width // 2
-        return Reading(1 + c.bidirectional, stride=c.window, ahead=c.window - 1 + e, behind=e)
+        return ReceptiveField(1 + c.bidirectional, stride=c.window, ahead=c.window - 1 + e, behind=e)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Computes the LSTM states of all steps. x: [B, T, E];  mask: bool [B, T] -> [B, S, N·D]"""

@@ -24,9 +24,9 @@ s -> position_buckets, M -> max_relative_positions; the K under the root is the 
 xlarge and xxlarge add a convolution in parallel to the first layer.
 
 Differs from the paper: position → content uses δ(q,k), not δ(k,q), because the published weights were trained with it;
-with share_att_key the biases of W_q and W_k are added to the projections of R too. Differs from the published code:
-nothing from that of transformers for published shapes (tests/golden); its logarithm in fp32 rounds a few distances of
-other shapes to the next bucket. Microsoft's own code maps the distance -512 and those below to row 1, not 0.
+with share_att_key the biases of W_q and W_k are added to the projections of R too.
+Differs from the code of transformers: nothing for published shapes (tests/golden). For other shapes, its fp32 logarithm
+rounds a few distances to the next bucket. Microsoft's own code maps distances of -512 and below to row 1, not 0.
 """
 
 import math
@@ -176,8 +176,8 @@ class DebertaConfig:
 def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
     """Computes bucket(r), odd in r; |result| < buckets for |distance| < max_position.
 
-    distance: int64, any shape -> int64. Raises ValueError for distances above s/2 if max_position leaves none to divide
-    between s/2 and itself.
+    distance: int64, any shape -> int64. Raises ValueError if a distance exceeds s/2 and M - 1 does not: the logarithmic
+    buckets are undefined then.
     """
     middle = buckets // 2
     if max_position - 1 <= middle < distance.abs().max():
@@ -313,7 +313,7 @@ class DisentangledAttention(Module):
     def attend_fast(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor
     ) -> Tensor:
-        """Computes `attend` for queries that are the first T tokens: by nn/block_attention.py on a CPU, else by
+        """Computes `attend` for queries that are the first T tokens: with nn/block_attention.py on a CPU, else with
         nn/triton_attention.py. Both need one row of K_r and Q_r for each distance, not for each pair."""
         length = k.size(2)
         index, first, last = rows_by_distance(
@@ -339,7 +339,7 @@ class DisentangledAttention(Module):
 def by_blocks(
     q: Tensor, k: Tensor, v: Tensor, k_r: Rows, q_r: Rows, index: Tensor, mask: Tensor, prefix: int, dropout: Dropout
 ) -> Tensor:
-    """Computes disentangled attention by nn/block_attention.py.
+    """Computes disentangled attention with nn/block_attention.py.
 
     q: [B, H, T, K];  k, v: [B, H, P + S, K];  k_r, q_r: [H, N, K];  index: rows of k_r and q_r for the distances
     T - 1 … 1 - S, [T + S - 1];  mask: bool [B, 1, 1, P + S];  prefix: P -> [B, H, T, K]
@@ -352,7 +352,7 @@ def by_blocks(
 def by_kernel(
     q: Tensor, k: Tensor, v: Tensor, k_r: Rows, q_r: Rows, index: Tensor, mask: Tensor, prefix: int, dropout: Dropout
 ) -> Tensor:
-    """Computes `by_blocks` by nn/triton_attention.py."""
+    """Computes the same as `by_blocks` with nn/triton_attention.py."""
     return disentangled_attention(
         q,
         k,

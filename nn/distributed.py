@@ -3,7 +3,8 @@
     g = Σ_r g_r                          all-reduce of the gradients, in buckets of 25 MiB
     F = [f_1; …; f_R],  ∂L/∂f_r = rows of r in ∂L/∂F,  L = Σ_r L(F)/R         features with gradients
 
-A ring all-reduce of n bytes sends 2 (R - 1)/R n bytes from each rank (Patarasuk & Yuan 2009, JPDC 69, §3).
+R is the number of ranks. A ring all-reduce of n bytes sends 2 (R - 1)/R n bytes from each rank (Patarasuk & Yuan 2009,
+JPDC 69, §3).
 """
 
 from collections.abc import Iterator

@@ -56,7 +56,7 @@ class Dropout(Module):
 
     @property
     def active(self) -> bool:
-        """Whether forward changes its input."""
+        """Returns whether forward changes its input."""
         return self.training and self.p > 0
 
     @property

@@ -16,7 +16,7 @@ from nn.attribution import (
     baseline_id,
     erasure,
     ngram_effects,
-    own_weights,
+    pooling_weights,
     shared_by_tokens,
     token_effects,
 )
@@ -82,7 +82,7 @@ def explain(
     words, examples = examples_of_words(tokenizer, text, truncation)
     count, names, parts = len(words), model.config.labels, len(examples)
     if parts > 1 and (truncation.pooling != "mean" or len(names) != 2):
-        raise ValueError("--explain of several windows is for two classes and --window-pooling mean; --truncate head")
+        raise ValueError("--explain of several windows needs two classes and --window-pooling mean, or --truncate head")
     read = np.unique(np.concatenate([word_of[word_of != NO_WORD] for _, word_of in examples]))  # others have no effect
     without = [" ".join(words[:i] + words[i + 1 :]) for i in read]
     logits = torch.from_numpy(score([text, *without]))  # [1 + the words read, C]
@@ -95,7 +95,7 @@ def explain(
         difference += found.difference / parts
         phrases += [(name, effect / parts) for name, effect in named]
         weights = [
-            (title, sum_by_word(x.double().numpy(), word_of, count)) for title, x in own_weights(model, ids, label)
+            (title, sum_by_word(x.double().numpy(), word_of, count)) for title, x in pooling_weights(model, ids, label)
         ]
     removed = np.zeros(count)
     removed[read] = erasure(logits[:1], logits[1:], label).double().numpy()

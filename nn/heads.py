@@ -64,7 +64,7 @@ def is_placeholder(names: dict[int, str]) -> bool:
 
 
 def inverted(label2id: Any) -> dict[int, str] | None:
-    """Returns the table from class numbers to names of a published label2id; None if it has placeholders or is none."""
+    """Returns {class number: name} of a published label2id; None if it is missing, invalid or has placeholders."""
     if not isinstance(label2id, dict) or not label2id:
         return None
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in label2id.values()):

@@ -1,4 +1,4 @@
-"""What Triton needs on a machine to compile kernels (nn/triton_attention.py)."""
+"""Checks whether a machine can compile Triton kernels (nn/triton_attention.py)."""
 
 import os
 import shutil
@@ -18,5 +18,5 @@ def can_compile_kernels() -> bool:
     if compiler and header.is_file():
         return True
     missing = "a C compiler" if not compiler else str(header)
-    print(f"note: Triton needs {missing}; DeBERTa's attention is computed without it, in more memory and time")
+    print(f"note: Triton needs {missing}; DeBERTa's attention is computed without it, which takes more memory and time")
     return False

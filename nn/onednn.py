@@ -77,8 +77,8 @@ class Product(torch.autograd.Function):
 
 
 def is_plain_fp32(*tensors: Tensor) -> bool:
-    """Returns whether the tensors are on a CPU in fp32, not those of a subclass, such as sharded ones, and autocast is
-    off."""
+    """Returns whether autocast is off and all tensors are plain fp32 tensors on a CPU, not of a subclass, such as
+    sharded tensors."""
     plain = all(type(t) in (Tensor, Parameter) for t in tensors)
     fp32_on_cpu = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     return plain and fp32_on_cpu and not torch.is_autocast_enabled("cpu")

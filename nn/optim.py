@@ -91,8 +91,9 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
     """Returns the factor of the peak rate at step 0 … total - 1.
 
     The factor rises linearly during the warm-up, then falls linearly to 0 (linear) or stays 1 (constant).  warmup: a
-    fraction of `total` if below 1, otherwise a number of steps; if it exceeds `total`, the factor stays below 1. Later
-    steps have the factor of the end. Raises ValueError for an unknown kind.
+    fraction of `total` if below 1, otherwise a number of steps; if it exceeds `total`, the factor stays below 1. After
+    step total - 1 the factor is 0 (linear) or 1 (constant), unless the warm-up is still running. Raises ValueError for
+    an unknown kind.
     """
     if kind not in ("linear", "constant"):
         raise ValueError(f"unknown schedule {kind!r}; known: linear, constant")
@@ -123,7 +124,7 @@ class Average:
             mean.lerp_(parameter.detach(), share)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Gives the model the means as weights within the block."""
         self.swap()
         try:

@@ -9,7 +9,7 @@ The rounding error of a weight is at most s_n/2. An int8 weight takes a quarter 
 quantizes the embedding table, which has half of the parameters of DeBERTa-v3-base.
 
 Three paths compute the product:
-    int8   the equations above, by torch._int_mm
+    int8   the equations above, with torch._int_mm
     bf16   Q is converted to bf16, which represents it exactly; the product is multiplied by s
     fp32   diag(s) Q is computed in the dtype of x: the plain form
 `auto` under mixed precision: int8 on a CUDA GPU for inputs without a gradient, more than 16 rows, and widths that are
@@ -95,7 +95,7 @@ def int8_product(x: Tensor, q: Tensor, s: Tensor, threshold: float = OUTLIER) ->
 
 
 class Int8Matmul(torch.autograd.Function):
-    """x diag(s) Qᵀ by one of the paths. The weight is frozen, so x is not saved. x: [M, K];  q: int8 [N, K];  s: [N]"""
+    """x diag(s) Qᵀ on one of the paths. The weight is frozen, so x is not saved. x: [M, K];  q: int8 [N, K];  s: [N]"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, q: Tensor, s: Tensor, path: str) -> Tensor:
@@ -158,7 +158,7 @@ class Int8Linear(QuantizedLinear):
         return "int8" if supported and not gradient and not prefers_bf16(x.device) else "bf16"
 
     def product(self, x: Tensor) -> Tensor:
-        """Computes x diag(s) Qᵀ by the chosen path: [M, in] -> [M, out]"""
+        """Computes x diag(s) Qᵀ on the chosen path: [M, in] -> [M, out]"""
         path = self.chosen_path(x)  # which depends on autocast
         with torch.autocast(x.device.type, enabled=False):
             return Int8Matmul.apply(x, self.weight, self.scale, path)

@@ -91,9 +91,10 @@ class Machine(NamedTuple):
     dtype: torch.dtype
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Computes matrix products in `dtype`; weights, norms, softmax and losses stay fp32.
+        """Returns a context in which matrix products are computed in `dtype`. Weights and losses stay fp32.
 
-        In fp32, the faster library computes them (nn/onednn.py).
+        Norms and softmax are computed in fp32; on a CPU in bf16, their results are bf16 (nn/encoder.py).
+        In fp32, the context selects the faster library (nn/onednn.py).
         """
         if self.dtype == torch.float32 and self.device.type == "cpu" and onednn.is_faster():
             return onednn.FastProducts()

@@ -89,7 +89,7 @@ def is_sharded(model: Module) -> bool:
 
 
 def within(model: Module, work: Callable[[], Value]) -> Value:
-    """Returns work(). FSDP2 gathers the parameters outside the layers before, as for the model's `forward`."""
+    """Returns work(). FSDP2 first gathers the parameters outside the layers, as for the model's `forward`."""
     return work()
 
 

@@ -114,7 +114,7 @@ def epoch_name(t: Training) -> str:
 def clip(t: Training) -> None:
     """Scales the gradient down to the norm that --clip allows.
 
-    Raises Diverged, after saving the state, for a gradient that is not finite; in fp16 the scaler leaves out its step.
+    Raises Diverged, after saving the state, for a gradient that is not finite; in fp16 the scaler skips such a step.
     """
     norm = clip_grad_norm_(t.trainable, t.settings.options.clip or math.inf)
     if not (t.scaler.is_enabled() or math.isfinite(whole(norm).item())):

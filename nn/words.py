@@ -72,7 +72,7 @@ class WordEmbedding(Module):
 
 def masked_mean(h: Tensor, mask: Tensor) -> Tensor:
     """Averages h over the words. h: [B, T, D];  mask: bool [B, T] -> [B, D], 0 for a row without words."""
-    total = (h * mask[..., None]).sum(1, dtype=wide(h.dtype))  # [B, D]; half precision rounds counts above 256
+    total = (h * mask[..., None]).sum(1, dtype=wide(h.dtype))  # [B, D]; bf16 rounds counts above 256
     return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(h.dtype)
 
 
@@ -121,7 +121,7 @@ class Pooling(Module):
         return masked_mean(h, mask) if kind == "mean" else masked_max(h, mask)
 
 
-class Reading(NamedTuple):
+class ReceptiveField(NamedTuple):
     """Which words a recurrent state depends on, for language modelling (losses/lm.py).
 
     The forward state of step s depends on the words up to stride·s + ahead, the backward state on those from
@@ -188,7 +188,7 @@ class WordClassifier(Module):
         self.virtual: Any = None
         self.merged: Any = None
         self.projection: Any = None  # SupCon's projection head, used in training only
-        self.pretraining: Any = None  # softmax of a language model, used in training only
+        self.pretraining: Any = None  # heads of pretraining (losses/lm.py, losses/tv.py), used in training only
         self.layers: Any = ()  # a stack of layers; only the Transformer has one
         self.embeddings: Any = WordEmbedding(  # a subclass may have others
             vocab_size=config.vocab_size,
@@ -201,10 +201,10 @@ class WordClassifier(Module):
         )
 
     @property
-    def reading(self) -> Reading | None:
-        """Which words the states depend on; None for a network that is not recurrent: its config has no directions."""
+    def receptive_field(self) -> ReceptiveField | None:
+        """Returns which words the states depend on; None for a network that is not recurrent, by its config."""
         bidirectional = getattr(self.config, "bidirectional", None)
-        return None if bidirectional is None else Reading(1 + bidirectional)
+        return None if bidirectional is None else ReceptiveField(1 + bidirectional)
 
     def fit(self, corpus: Corpus) -> None:
         """Computes statistics of the training reviews before a model with random weights is trained; here none."""

@@ -6,6 +6,7 @@ files.py      adapter directories in huggingface/peft's layout;  loading.py  rea
 attaching.py  builds what they describe;  rules.py  their config
 wrapped.py    the base class of the methods that wrap linear layers
 lora.py bitfit.py ia3.py houlsby.py prefix.py prompt.py p_tuning.py    the math of each method
+build.py      the model of a run, with its adapter
 scoring.py    the logits of examples;  classifier.py  runs and checkpoints that score reviews
 """
 

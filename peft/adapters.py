@@ -32,8 +32,8 @@ def apply(model: Model, method: str, init_ids: list[int] | None = None, **option
     """Applies `method` to `model`, in place, and freezes the rest. Returns the model.
 
     options: the fields of the method's options class.  init_ids: token ids of the text that virtual tokens are
-    initialized from. Raises ValueError for an unknown method, option or target, a value that is no number where one is
-    needed, and an unsuitable model.
+    initialized from. Raises ValueError for an unknown method, option or target, for a value that is not a number where
+    one is needed, and for an unsuitable model. Raises TypeError if LoRA's targets are not text.
     """
     entry = check_choice("method", method, METHODS)
     names = [field.name for field in dataclasses.fields(entry.options)]
@@ -202,16 +202,16 @@ def copy_values(model: Encoder, values: dict[str, Tensor], labels: tuple[str, ..
 def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
     """Restores a detached adapter, in place, on its model or one of the same shape.
 
-    Raises ValueError if the model has another one or other parameters, or if a model has the adapter already. The model
-    then stays as it was.
+    Raises ValueError if the model already has an adapter or has other parameters, and if the adapter is attached to a
+    model. After an error, the model is unchanged.
     """
     check_no_adapter(model)
     if adapter.settings.get("attached"):
         raise ValueError("the adapter is attached to a model; detach it there, or deep-copy it before attaching it")
     here, there = shapes_of(model), adapter.shapes or shapes_of(model)
-    for name in (name for name in (*there, *here) if here.get(name) != there.get(name)):
-        found, needed = (list(shapes[name]) if name in shapes else "missing" for shapes in (here, there))
-        raise ValueError(f"the adapter does not fit this model: {name} is {found} here, {needed} in its model")
+    if wrong := next((name for name in (*there, *here) if here.get(name) != there.get(name)), None):
+        found, needed = (list(shapes[wrong]) if wrong in shapes else "missing" for shapes in (here, there))
+        raise ValueError(f"the adapter does not fit this model: {wrong} is {found} here, {needed} in its model")
     adapter.settings["attached"] = True
     copy_values(model, adapter.values, adapter.labels)
     for name, trained in adapter.settings.get("trained", {}).items():
@@ -231,7 +231,7 @@ def merge(model: Encoder) -> Encoder:
     """Merges the adapter into the weights, in place; `unmerge` undoes it. What was frozen stays frozen.
 
     Raises ValueError if there is no adapter, for a method that cannot be merged (virtual tokens, Houlsby's adapters),
-    and for quantized weights.
+    and for LoRA and IA³ on quantized weights.
     """
     if model.adapter is None:
         raise ValueError("the model has no adapter to merge")
@@ -262,7 +262,7 @@ def unmerge(model: Encoder) -> Encoder:
 
 
 def positions(model: Model) -> tuple[int, float]:
-    """Returns two numbers: of virtual tokens that take a position, and of positions of the model.
+    """Returns the number of virtual tokens that take a position, and the number of positions of the model.
 
     The second is infinity for a model without a position table.
     """

@@ -44,7 +44,7 @@ class IA3Linear(Wrapped):
 
     @torch.no_grad()
     def merged(self) -> Linear:
-        """Scales the weight of the base layer, and the bias with its output, in place, and returns the base layer.
+        """Scales the base layer's weight, and its bias if l scales the output, in place. Returns the base layer.
 
         Raises ValueError for a quantized base.
         """

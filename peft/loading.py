@@ -74,7 +74,7 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     training can continue. The classes are matched by name to those of the model; the model gets the adapter's names if
     they differ. Raises FileNotFoundError, or ValueError for an unsupported adapter, listing all tensors that are
     missing, surplus or misshaped. After an error the adapter is attached in part: load the model again. Warns if
-    DeBERTa's pooler is in no file.
+    the pooler is in no file.
     """
     if not isinstance(model, Encoder):
         raise ValueError(f"{source} is an adapter for encoders, not for {model.model_type}")

@@ -245,7 +245,9 @@ def choose_targets(model: Encoder, targets: str) -> list[str]:
             re.compile(targets[3:])
         except re.error as error:
             raise ValueError(f"LoRA target {targets!r} is no regular expression: {error}") from None
-    patterns = [targets] if targets.startswith("re:") else [t.strip() for t in targets.split(",") if t.strip()]
+        patterns = [targets]
+    else:
+        patterns = [part.strip() for part in targets.split(",") if part.strip()]
     if not patterns:
         raise ValueError("no LoRA target given; for example query,value or all-linear")
     chosen: set[str] = set()

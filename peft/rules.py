@@ -81,10 +81,13 @@ def check_patterns(config: dict[str, Any]) -> None:
         "alpha_pattern",
     ):
         value = config.get(name) or []
-        if not isinstance(value, str) and len(value) > MOST_NAMES:
+        if isinstance(value, str):
+            value = [value]
+        elif len(value) > MOST_NAMES:
             raise ValueError(f"{name} has {len(value):,} entries")
-        patterns = [value] if isinstance(value, str) else value
-        for pattern in patterns if isinstance(value, str) or name not in LISTS_OF_NAMES else ():
+        elif name in LISTS_OF_NAMES:
+            continue
+        for pattern in value:
             if (problem := pattern_problem(pattern)) is not None:
                 raise ValueError(f"{name}: the pattern {show(pattern)} {problem}")
 

@@ -41,7 +41,7 @@ def held_out_loss(
 ) -> dict[str, float]:
     """Computes the loss and accuracies of a pretraining objective on held-out texts, in eval() mode.
 
-    options: of the objective.  seed: of the masks, which are then the same every time.  check: called between batches.
+    options: those of the objective.  seed: makes the masks the same in every call.  check: is called between batches.
     Returns the mean over texts of the loss of their batch, and the mean of each other value over its predictions. Warns
     if there was no token to predict. Restores the random state; the model is in train() mode after it.
     """
@@ -90,7 +90,7 @@ def score(
     model.eval()
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
     hidden = not (bar and is_first())
-    own = order[rank() :: size()]  # the batches of one rank: equal logits
+    own = order[rank() :: size()]  # batches as in one process, so that the logits are equal
     spare = order[: math.ceil(len(order) / size()) - len(own)] if is_sharded(model) else []  # as many on all ranks
     shown = progress_bar(hidden=hidden, total=len(corpus), desc="scoring", unit=" examples")
     with shown as progress, ready_to_score(model, machine):

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Linear, Module
 
+from nn import Model
 from nn.quantized_linear import QuantizedLinear
 
 # the parameters of wrapped layers -> their names in adapter files, those of huggingface/peft where it has the method
@@ -51,11 +52,10 @@ def wrapped(model: Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Wrapped)]
 
 
-def added_modules(model: Module) -> list[Module]:
-    """Returns the modules that a method has added: those beside the base of each wrapped layer, and virtual tokens."""
-    beside = [child for _, layer in wrapped(model) for name, child in layer.named_children() if name != "base"]
-    virtual = getattr(model, "virtual", None)  # networks over words have none
-    return beside if virtual is None else [*beside, virtual]
+def added_modules(model: Model) -> list[Module]:
+    """Returns the modules that a method has added: those of each wrapped layer except its base, and virtual tokens."""
+    added = [child for _, layer in wrapped(model) for name, child in layer.named_children() if name != "base"]
+    return added if model.virtual is None else [*added, model.virtual]
 
 
 def merge(model: Module) -> None:

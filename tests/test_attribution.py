@@ -16,7 +16,7 @@ from nn.attribution import (
     log_odds,
     logits_of_embeddings,
     ngram_effects,
-    own_weights,
+    pooling_weights,
     shared_by_tokens,
     token_effects,
 )
@@ -155,7 +155,7 @@ def test_a_linear_model_with_three_labels_is_complete():
 
 def test_own_weights_are_those_of_the_pooling():
     ids, _ = token_batch([11])
-    ((title, alpha),) = own_weights(tiny("attention_lstm"), ids[0], 1)
+    ((title, alpha),) = pooling_weights(tiny("attention_lstm"), ids[0], 1)
     assert title == "attention"
     assert float(alpha.sum()) == pytest.approx(1, abs=1e-5)
     model = tiny("capsule_lstm").eval()
@@ -165,9 +165,9 @@ def test_own_weights_are_those_of_the_pooling():
     bias = model.classifier.bias
     scores = model.capsule_scores(v).sum(1)[0] + bias - bias.mean()
     torch.testing.assert_close(scores, logits[0] - logits[0].mean(), rtol=1e-4, atol=1e-4)
-    assert len(own_weights(model, ids[0], 0)) == 3
-    assert len(own_weights(tiny("capsule_lstm", head="capsules"), ids[0], 0)) == 3
-    assert own_weights(tiny("lstm"), ids[0], 0) == []
+    assert len(pooling_weights(model, ids[0], 0)) == 3
+    assert len(pooling_weights(tiny("capsule_lstm", head="capsules"), ids[0], 0)) == 3
+    assert pooling_weights(tiny("lstm"), ids[0], 0) == []
 
 
 def test_erasure_of_a_linear_model_equals_its_weights():

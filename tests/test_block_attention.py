@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nn import block_attention as blocks
 from nn.attention import attention, masked_softmax, weighted_sum
-from nn.block_attention import BlockAttention, block_attention, parts, shifted_products, skew
+from nn.block_attention import BlockAttention, block_attention, shifted_products, skew, split_into_blocks
 from nn.dropout import LEVELS, Dropout
 
 B, H, T, S, K, P = 5, 3, 7, 11, 2, 2  # reviews, heads, queries, keys, width of a head, keys of a prefix
@@ -167,7 +167,7 @@ def test_every_head_of_every_review_is_in_one_block(monkeypatch):
     for size in (1, 10, 60, 1000):
         monkeypatch.setattr(blocks, "BLOCK", size)
         seen = torch.zeros(B, H, dtype=torch.int64)
-        for part in parts(B, H, scores=10):
+        for part in split_into_blocks(B, H, scores=10):
             seen[part.reviews, part.heads] += 1
             assert seen[part.reviews, part.heads].numel() <= max(1, size // 10)
         assert torch.equal(seen, torch.ones_like(seen))

@@ -318,7 +318,7 @@ def test_a_mean_of_weights_takes_a_generator():
     with torch.no_grad():
         layer.weight += 1
     mean.update(100)
-    with mean.in_place():
+    with mean.applied():
         assert start < layer.weight.item() < start + 1
 
 

@@ -114,7 +114,7 @@ def test_no_state_has_read_the_word_that_it_predicts(name):
         for words in (ids, other):
             h = model.encode(model.embeddings.word(words), mask)
             positions = torch.arange(ids.size(1))[None]  # in place of words, so that each state names its target
-            pairs.append(lm.predicted_words(h, positions, mask, model.reading))
+            pairs.append(lm.predicted_words(h, positions, mask, model.receptive_field))
         for sign, (states, targets), (changed, _) in zip((1, -1), *pairs, strict=True):
             unread = sign * targets <= sign * t
             assert unread.any()

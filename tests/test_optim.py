@@ -171,7 +171,7 @@ def test_the_model_has_the_means_only_within_the_block_even_after_an_error():
     before, average = layer.weight.detach().clone(), Average([*layer.parameters()], 0.9)
     with torch.no_grad():
         layer.weight += 1
-    with pytest.raises(KeyError), average.in_place():  # noqa: PT012
+    with pytest.raises(KeyError), average.applied():  # noqa: PT012
         assert torch.equal(layer.weight, before)
         assert torch.equal(average.means[0], before + 1)
         raise KeyError
@@ -196,7 +196,7 @@ def test_decay_0_stores_nothing_and_leaves_the_weights():
     layer = Linear(3, 2)
     before, average = layer.weight.detach().clone(), Average([*layer.parameters()], 0.0)
     average.update(0)
-    with average.in_place():
+    with average.applied():
         assert average.state() == {}
         assert torch.equal(layer.weight, before)
 
