@@ -4,6 +4,8 @@ The imports are read from the source of every module with `ast`, so that no modu
 """
 
 import ast
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -30,6 +32,21 @@ PEERS = {
     "onnxruntime",
     "nncf",
 }  # for comparison in tests/bench and tests/golden only
+
+
+TOP = {
+    *(
+        ".ci",
+        ".github",
+        ".gitignore",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "requirements.txt",
+        "requirements-dev.txt",
+    ),
+    *("data", "eval.py", "losses", "nn", "peft", "tests", "train.py"),
+}
 
 
 class Import(NamedTuple):
@@ -194,3 +211,10 @@ def test_violations_are_found():
     assert not against_the_arrow("peft.lora", "nn.quant")
     assert against_the_arrow("peft.lora", "losses.mlm")
     assert against_the_arrow("data.options", "nn")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="no git checkout")
+def test_nothing_else_is_at_the_top_level():
+    """Outputs of benchmarks were once committed there."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {path.partition("/")[0] for path in tracked.splitlines()} == TOP

@@ -8,7 +8,7 @@ SLICE: limits (the card's own rates), attention (the Triton kernels against the 
 dropout), tune (tile sizes of the kernels), train-256, train-512, train-lora (DeBERTa-v3-base's shape; ours, compiled,
 as a CUDA graph), peers-256, peers-512 (the same in transformers, eager, SDPA and compiled, and FlashDeBERTa), score,
 pretrain (masked language modelling), xxlarge (8-bit LoRA, 16 × 512). Each writes FOLDER/SLICE.json (default: $OUT, else
-the current folder), a row after each case, so that a command that is cut off keeps what it measured. A case that fails
+runs/gpu), a row after each case, so that a command that is cut off keeps what it measured. A case that fails
 is a row with its error. After --seconds (default 520) no further case starts.
 
 `run` runs a script of this project for at most --minutes, stops it as Ctrl-C does, and packs runs/ into FOLDER in parts
@@ -555,7 +555,7 @@ def run_command(command: str, minutes: float, folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slices", nargs="*", choices=[*SLICES, "run", []], metavar="SLICE")
-    parser.add_argument("--out", default=os.environ.get("OUT", "."))
+    parser.add_argument("--out", default=os.environ.get("OUT", "runs/gpu"))
     parser.add_argument("--seconds", type=float, default=520.0, help="of one slice")
     parser.add_argument("--command", default="", help="of `run`: a script of this project and its arguments")
     parser.add_argument("--minutes", type=float, default=9.0, help="of `run`")
