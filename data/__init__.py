@@ -298,7 +298,7 @@ def load_splits(
     if parts.test:
         test = label_test(loader, parts.test, classes)
     if parts.validation:
-        train, validation = labelled, read_labelled(loader, parts.validation, classes)[0]
+        train, validation = labelled, read_labelled(loader, parts.validation, classes, validation=True)[0]
     else:
         train, validation = split_train(labelled, labels=classes)
     if with_unlabelled and parts.unlabelled:
@@ -308,21 +308,25 @@ def load_splits(
 
 
 def read_labelled(
-    loader: Loader, paths: Sequence[Path], labels: tuple[str, ...] | None = None
+    loader: Loader,
+    paths: Sequence[Path],
+    labels: tuple[str, ...] | None = None,
+    validation: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
     """Reads the files of a part whose reviews need labels: (labelled reviews, reviews without a label, classes).
 
-    labels: the classes; None: those of the files. Raises ValueError if there is no label.
+    labels: the classes; None: those of the files.  validation: whether it is the part that validates, for messages.
+    Raises ValueError if there is no label.
     """
     reviews = loader.read(paths)
     frame, names = label_reviews(reviews, labels)
     has_label = frame["sentiment"] != UNKNOWN
     if not has_label.any():
-        raise ValueError(missing_labels(reviews))
+        way = "; without validation reviews of its own, a run holds out a fifth of the training reviews"
+        raise ValueError(missing_labels(reviews) + way * validation)
     if not reviews.path.is_dir() and not has_label.all():
-        print(
-            f"{reviews.path}: {(~has_label).sum():,} of {len(frame):,} reviews have no label and are unlabelled reviews"
-        )
+        rest = "not scored" if validation else "unlabelled reviews"
+        print(f"{reviews.path}: {(~has_label).sum():,} of {len(frame):,} reviews have no label and are {rest}")
     return frame[has_label].reset_index(drop=True), frame[~has_label].reset_index(drop=True), names
 
 
@@ -378,7 +382,7 @@ def load_table(
         reviews = read_reviews(path, source, keep_empty=keep_empty, optional_label=True)
     note_similar(reviews)
     try:
-        return label_reviews(reviews, labels)
+        return label_reviews(reviews, labels, needs_labels)
     except ValueError as error:
         is_named = bool(source.label_column) and "label_column" not in source.of_run
         if needs_labels or is_named:

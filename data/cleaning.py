@@ -5,13 +5,18 @@ import warnings
 
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
-BREAKS = re.compile(r"</?(?:br|p|div|li|tr|td|hr|h[1-6]|ul|ol|blockquote)\b[^<>]*>", re.IGNORECASE)
+BLOCKS = (
+    "address|article|aside|blockquote|body|br|caption|center|dd|details|div|dl|dt|fieldset|figcaption|figure|footer|form|"
+    "h[1-6]|head|header|hr|html|li|main|nav|ol|optgroup|option|p|pre|section|summary|table|tbody|td|tfoot|th|thead|title|"
+    "tr|ul"
+)
+BREAKS = re.compile(rf"</?(?:{BLOCKS})\b[^<>]*>", re.IGNORECASE)
 NO_TAG = re.compile(r"<(?!/?[a-zA-Z][^<>]*>)")  # a "<" that does not open a tag: `a < b`, `<3`, `<!--`
 NO_ENTITY = re.compile(r"&(?!#?\w{1,40};)")  # an "&" that does not open an entity: `AT&T`
 # tags whose text is not shown; one that is not closed is a word: `I loved the <style> of this film`
 RAW = [
     (re.compile(f"<(?={name}\\b)", re.IGNORECASE), re.compile(f"</{name}\\b", re.IGNORECASE))
-    for name in ("script", "style", "template")
+    for name in ("script", "style", "template", "rt", "rp")
 ]
 MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
 SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"

@@ -9,6 +9,8 @@ from typing import Any
 from data.files import is_stdout, write_problem
 from data.flags import check_choice, check_different, flag, option
 from data.options import COLUMNS
+from data.readers import TABLES
+from data.unpacking import COMPRESSED, REFUSED, base_name
 from data.windows import PARTS, POOLING
 
 DESCRIPTION = "Scores and uses the built-in classifier (the default), a finished run, or a checkpoint."
@@ -206,6 +208,10 @@ def check_output(options: Options) -> None:
         if path and not is_stdout(path):
             check_writable(path, flag(name))
     check_replaces(options, (options.data, options.predict))
+    out = Path(options.out)
+    if out.suffix.lower() in {*TABLES, *COMPRESSED, *REFUSED} - {".csv"}:
+        named = Path(base_name(out.name)).with_suffix(".csv")
+        raise ValueError(f"--out {out} is written as CSV; name it {named}")
     paths = {os.path.realpath(path): name for name, path in outputs(options).items()}
     for name, path in outputs(options).items():
         if (other := paths[os.path.realpath(path)]) != name:

@@ -27,7 +27,7 @@ from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers
 from data.readers import KAGGLE, NUMBERED, Source, decode, read_table
 from data.unpacking import base_name, read_content
 
-CACHE_VERSION = 9  # part of the cache key: increase it when cleaning or reading changes
+CACHE_VERSION = 10  # part of the cache key: increase it when cleaning or reading changes
 
 
 class Reviews(NamedTuple):
@@ -237,7 +237,7 @@ def read_acl(folder: Path, source: Source) -> Reviews:
     own = [folder / kind for kind in kinds if (folder / kind).is_dir()]
     inner = (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
     others = (path for path in inner if not any(path.samefile(kind) for kind in own))
-    if unknown := [path.name for path in others if any(path.glob("*.txt"))]:
+    if unknown := [path.name for path in others if any(map(is_text_file, path.iterdir()))]:
         raise ValueError(
             f"{folder} holds {quoted(unknown)} beside pos and neg; only pos, neg and unsup are read: move the others, "
             "or write all reviews into a table"
@@ -254,20 +254,29 @@ def read_acl(folder: Path, source: Source) -> Reviews:
                 records.append((*parsed, label))
     notes = broken_note(broken, len(records) + len(broken), folder, source.skip_bad_rows)
     if not records:
-        raise ValueError(f"{folder} contains no review")
+        raise ValueError(
+            f"{folder} contains no review; those in its folders pos, neg and unsup are read, as .txt files"
+        )
+    paths = (path for kind in own for path in kind.iterdir() if not path.name.startswith("."))
+    if unread := sorted(path.name for path in paths if path.suffix.lower() != ".txt"):
+        notes.append(f"{len(unread):,} files do not end in .txt and are not read: {quoted(unread, 3)}")
     return Reviews(folder, digest.hexdigest(), records, "", "", [], [], notes)
+
+
+def is_text_file(path: Path) -> bool:
+    """Returns whether a file has the name of a review. Names that begin with a dot belong to an operating system."""
+    return path.suffix.lower() == ".txt" and not path.name.startswith(".")
 
 
 def acl_files(folder: Path, kind: str) -> list[Path]:
     """Returns the files of pos/, neg/ or unsup/ in aclImdb/train or aclImdb/test, sorted by name.
 
-    Files whose name begins with a dot belong to an operating system and are left out. Raises ValueError for a link that
-    leads out of aclImdb/, and for what is not a file.
+    Raises ValueError for a link that leads out of aclImdb/, and for what is not a file.
     """
     way = "copy what it leads to"
     check_inside(folder / kind, folder.parent, way)
     within = (folder / kind).iterdir() if (folder / kind).is_dir() else ()
-    paths = sorted(path for path in within if path.suffix.lower() == ".txt" and not path.name.startswith("."))
+    paths = sorted(filter(is_text_file, within))
     for path in paths:
         if path.is_symlink():
             check_inside(path, folder.parent, way)
@@ -291,12 +300,15 @@ def parse_acl(key: str, text: str) -> tuple[str, str] | str:
 # -------------------------------------------------------------------------------------------------------- frames
 
 
-def label_reviews(reviews: Reviews, names: tuple[str, ...] | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def label_reviews(
+    reviews: Reviews, names: tuple[str, ...] | None, needs_labels: bool = True
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Returns (DataFrame id, review, sentiment, class names).
 
     names: the classes; None: those of the file, () if it has no labels. A folder of aclImdb and Kaggle's files without
-    a label column, whose ids contain ratings, have the classes negative and positive. Raises ValueError for a label
-    column that holds no labels, and for a label that is none of `names`.
+    a label column, whose ids contain ratings, have the classes negative and positive.  needs_labels: whether the texts
+    alone are of no use, for a message. Raises ValueError for a label column that holds no labels, and for a label that
+    is none of `names`.
     """
     keys = [key for key, _, _ in reviews.records]
     values = [label for _, _, label in reviews.records]
@@ -315,8 +327,10 @@ def label_reviews(reviews: Reviews, names: tuple[str, ...] | None) -> tuple[pd.D
         names = find_classes(values, where) if names is None else names
         numbers = class_numbers(values, names, where)
     except ValueError as error:  # not a row, but the whole column: --skip-bad-rows is no way out
-        ways = f"--label-column names another column, --label-column {ABSENT} reads the texts alone"
-        raise ValueError(f"{error}; {ways}; {reviews.shape}") from None
+        ways = [] if names is None else ["correct these labels, or empty their cells: such rows are not scored"]
+        ways += ["--label-column names another column"]
+        ways += [] if needs_labels else [f"--label-column {ABSENT} reads the texts alone"]
+        raise ValueError(f"{error}; {'; '.join(ways)}; {reviews.shape}") from None
     texts = (review for _, review, _ in reviews.records)
     return as_frame(zip(keys, texts, numbers, strict=True)), names
 
@@ -324,7 +338,8 @@ def label_reviews(reviews: Reviews, names: tuple[str, ...] | None) -> tuple[pd.D
 def missing_labels(reviews: Reviews) -> str:
     """Describes a file without labels, with the columns that look like them and the way to name one."""
     if reviews.label_column:
-        return f"{reviews.path}: column {reviews.label_column!r} has no values; {reviews.shape}"
+        way = "--label-column names another column"
+        return f"{reviews.path}: column {reviews.label_column!r} has no labels; {way}; {reviews.shape}"
     similar = reviews.likely or reviews.possible
     which = f"{quoted(similar)} {'looks' if len(similar) == 1 else 'look'} like it: " if similar else ""
     name = show(similar[0]) if similar else "COLUMN"
@@ -355,7 +370,7 @@ def load_reviews(
     reviews = read_reviews(Path(path), source, cache)
     if reviews.likely:
         raise ValueError(f"{missing_labels(reviews)}; --label-column {ABSENT} if there are no labels")
-    return label_reviews(reviews, None)[0]
+    return label_reviews(reviews, None, needs_labels=False)[0]
 
 
 def as_frame(records: Iterable[tuple[str, str, int]]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from data.checked import CONTROL, show
+from data.checked import show
 
 SENTIMENT = ("negative", "positive")
 UNKNOWN = -1  # class index of a row without a label
@@ -20,23 +20,34 @@ SPELLINGS = (("0", "1"), ("false", "true"), ("neg", "pos"), SENTIMENT)  # of (ne
 MEANING = {spelling: name for pair in SPELLINGS for spelling, name in zip(pair, SENTIMENT, strict=True)}
 NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")  # "007" and "1e5" are names
 PLACEHOLDER = re.compile(r"label_(0|[1-9][0-9]{0,8})")  # the name of a class that has none in a published config
-INVISIBLE = "\u200b\u2060\ufeff\u00ad"  # zero-width space, word joiner, byte order mark, soft hyphen
+# zero-width space, marks of direction, word joiner, byte order mark, soft hyphen
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u061c\u2060\ufeff\u00ad"))
+JOINERS = dict.fromkeys(map(ord, "\u200c\u200d"))  # of Persian words and of emoji: a part of a name
+SELECTORS = dict.fromkeys(map(ord, "\ufe0e\ufe0f"))  # of emoji in black or in colours
 MAX_CLASSES = 100
-LONGEST_CLASS = 1_000  # characters
+LONGEST_CLASS = 200  # characters
 FEW_CLASSES = 20  # more distinct values than this must occur twice on average
 # marks of a missing label: beside negative and positive, or beside numbers, they are no class
 MISSING = ("na", "n/a", "#n/a", "\\n", "nat", "nil", "null", "none", "unknown", "?", "-")
 LONGEST_NAME = 60  # characters of a value that can be a label of a column with an unknown name
 
 
-def normalize(value: str) -> str:
-    """Strips a label and shortens a number: " 1.0 " -> "1". Returns "" for `nan`.
+def one_line(value: str) -> str:
+    """Removes invisible characters, and makes each run of white space one space: "very\xa0good " -> "very good"."""
+    return " ".join((value if value.isascii() else value.translate(INVISIBLE)).split())
 
-    Composes accents (Unicode's form NFC) and strips invisible characters: two names that look equal are one class.
+
+def is_class_name(name: str) -> bool:
+    """Returns whether a terminal can show a class name, and whether it has at most LONGEST_CLASS characters."""
+    return len(name) <= LONGEST_CLASS and name.translate(JOINERS).isprintable()
+
+
+def normalize(value: str) -> str:
+    """Makes a label one line, composes its accents (Unicode's form NFC), and shortens a number: " 1.0 " -> "1".
+
+    Returns "" for `nan`. Two names that look equal are one class.
     """
-    if not value.isascii():
-        value = unicodedata.normalize("NFC", value).strip().strip(INVISIBLE)
-    value = value.strip()
+    value = one_line(unicodedata.normalize("NFC", value))
     if NUMBER.fullmatch(value):
         number = format(Decimal(value), "f")
         number = (number.rstrip("0").rstrip(".") if "." in number else number).removeprefix("+")
@@ -52,7 +63,7 @@ def fold(name: str) -> str:
 
 def canonical(name: str) -> str:
     """Returns the form in which class names are compared: NEG, 0, False and Negative -> "negative"; Good -> "good"."""
-    folded = normalize(name).casefold()
+    folded = normalize(name).casefold().translate(SELECTORS)
     return MEANING.get(folded, folded)
 
 
@@ -84,13 +95,13 @@ def sort_names(names: Iterable[str]) -> tuple[str, ...]:
 def check_names(counts: Counter[str], where: str) -> None:
     """Raises ValueError for values that are no labels, and for names that differ only in their spelling.
 
-    A name is at most LONGEST_CLASS characters long, and has no control characters: programs print it.
+    Programs print a name, so it must be one that `is_class_name` accepts.
     """
     rows = counts.total()
     for name in counts:
         if len(name) > LONGEST_CLASS:
             raise ValueError(f"{where} holds no labels: the value '{show(name, 40)}' has {len(name):,} characters")
-        if CONTROL.search(name):
+        if not is_class_name(name):
             raise ValueError(f"{where} has the class '{show(name)}', which contains a control character; rename it")
     if len(counts) > MAX_CLASSES or (len(counts) > FEW_CLASSES and 2 * len(counts) > rows):
         raise ValueError(

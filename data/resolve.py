@@ -14,6 +14,7 @@ from data import find_source
 from data.checked import about, as_object, check_types, has_type, listed
 from data.flags import check_choice, field_names, flag, merge_defaults, parse_flags
 from data.hub import adapter_method, adapter_options, find_adapter
+from data.labels import LONGEST_CLASS, is_class_name
 from data.option_checks import check_effect, check_owners, check_values
 from data.options import (
     COLUMNS,
@@ -131,8 +132,9 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
         check_types(values, {"model": str, "peft": str, "loss": str})
         if not has_type(origins, dict[str, str]) or not has_type(config.get("labels"), list[str] | None):
             raise ValueError("origins must be an object of texts, and labels a list of texts")
-        if not all(name.isprintable() for name in config.get("labels") or ()):
-            raise ValueError(f"labels contains control characters: {listed(config['labels'])}")
+        if not all(map(is_class_name, config.get("labels") or ())):
+            long = f"or more than {LONGEST_CLASS} characters"
+            raise ValueError(f"labels has a name with control characters {long}: {listed(config['labels'])}")
         model = check_choice("model", values.get("model", ""), tables.models)
         method = check_choice("method", values.get("peft", ""), tables.methods)
         objective = check_choice("objective", values.get("loss", ""), tables.objectives)

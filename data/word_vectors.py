@@ -12,6 +12,7 @@ import re
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -156,8 +157,9 @@ def find_width(lines: list[bytes], path: Path) -> tuple[int, bool]:
     """Determines (D, whether the first line is word2vec's header `count D`) from the first lines of a file."""
     if (header := read_header(lines[0])) is not None:
         return header[1], True
-    widths = (line.rstrip().count(b" ") for line in lines if line.strip())  # a word with spaces in it has more
-    width = min(widths, default=0)
+    # the most frequent one: a word with spaces in it has more, a damaged line fewer
+    widths = Counter(line.rstrip().count(b" ") for line in lines if line.strip())
+    width = min(widths, key=lambda width: (-widths[width], width), default=0)
     if not 2 <= width <= WIDEST:
         raise ValueError(
             f"{path} is not a file of word vectors: line 1 is {lines[0][:60]!r}, not a word and its numbers, with "

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.checked import listed, show
-from data.labels import SENTIMENT, canonical, normalize
+from data.labels import LONGEST_CLASS, SENTIMENT, canonical, is_class_name, normalize, one_line
 
-LONGEST_NAME = 200  # characters of a class name
-JOINERS = dict.fromkeys((0x200C, 0x200D))  # zero-width non-joiner and joiner
 WAYS_OUT = "train.py --head new trains a new last layer for the classes of the data"
 NEW_MODEL = "--weights none makes a new model for the classes of the data"
 OTHER_TASK = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice)$")  # end of an architecture's name
@@ -43,7 +41,7 @@ def published_names(published: dict[str, Any], count: int, where: Path) -> tuple
     if not isinstance(table, dict) or not all(map(is_entry, table.items())):
         shown = show(repr(table))
         raise ValueError(f"{where}: id2label {shown} does not map class numbers to names; correct it in config.json")
-    names = {int(key): str(name).strip() for key, name in table.items()}
+    names = {int(key): one_line(str(name)) for key, name in table.items()}
     if is_placeholder(names):
         table = inverted(published.get("label2id"))
         return None if table is None else published_names({"id2label": table}, count, where)
@@ -74,15 +72,11 @@ def inverted(label2id: Any) -> dict[int, str] | None:
 
 
 def is_entry(entry: tuple[Any, Any]) -> bool:
-    """Returns whether an entry of id2label has a class number and a name that a terminal can show.
-
-    The invisible joiners of Persian words and of emoji are part of a name.
-    """
+    """Returns whether an entry of id2label has a class number and a name."""
     key, name = entry
     if not re.fullmatch(r"[0-9]{1,9}", str(key)) or isinstance(name, list | dict):
         return False
-    text = str(name).strip()
-    return len(text) <= LONGEST_NAME and text.translate(JOINERS).isprintable()
+    return is_class_name(one_line(str(name)))
 
 
 def checked_names(labels: Iterable[str]) -> tuple[str, ...]:
@@ -97,7 +91,7 @@ def checked_names(labels: Iterable[str]) -> tuple[str, ...]:
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise TypeError(f"labels has {show(repr(wrong[0]), 40)}, which is not a string")
     if wrong := [name for name in names if not normalize(name) or not is_entry((0, name))]:
-        why = f"which is empty, not printable, or longer than {LONGEST_NAME} characters"
+        why = f"which is empty, not printable, or longer than {LONGEST_CLASS} characters"
         raise ValueError(f"labels has the name {show(repr(wrong[0]), 40)}, {why}")
     if len({canonical(name) for name in names}) < max(2, len(names)):
         raise ValueError(f"labels are {listed(names, 20)}, not two or more different names")

@@ -461,10 +461,12 @@ def test_a_file_is_intact_if_its_digest_is(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_class_is_printable():
-    for value in ("a\x1b[2J", "a\x00", "a\x9b", "a\u2028b", "a\ufeffb", "\u202eab"):
+    for value in ("a\x1b[2J", "a\x00", "a\x9b", "\u202eab", "a\ue000"):
         with pytest.raises(ValueError, match="contains a control character"):
             find_classes([value, "b"], "x.csv")
-    assert find_classes(["tr\xe8s\xa0bon", "mal"], "x.csv") == ("mal", "tr\xe8s\xa0bon")
+    with pytest.raises(ValueError, match="has 201 characters"):
+        find_classes(["a" * 201, "b"], "x.csv")
+    assert find_classes(["tr\xe8s\xa0bon", "a\u2028b", "\ufeffc"], "x.csv") == ("a b", "c", "tr\xe8s bon")
 
 
 def test_a_console_receives_no_control_characters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

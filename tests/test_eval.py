@@ -216,6 +216,8 @@ def test_a_checkpoint_that_lacks_its_pooler_does_not_answer(tmp_path):
         ("--compare A B --device cpu", "--device has no effect here; it is for"),
         ("--text good --submission", "--submission needs reviews"),
         ("--run R --text good --out F", "--out needs something to write"),
+        ("--run R --predict - --out x/z.TSV", "--out x/z.TSV is written as CSV; name it z.csv"),
+        ("--run R --predict - --out z.csv.gz", "--out z.csv.gz is written as CSV; name it z.csv"),
         ("--data demo --explain", "--explain needs a review or a file of them"),
         ("--run R S --device cpu:0", "--device does not change the predictions that the runs kept"),
         (

@@ -154,13 +154,13 @@ def test_a_damaged_truncation_is_one_line(tmp_path: Path, values: str, message: 
 
 
 def test_an_output_replaces_nothing_that_is_read(small_run: list[str], tmp_path: Path):
-    path = table(tmp_path / "data/test.tsv", 30)
+    path = table(tmp_path / "data/test.csv", 30)
     train.main([*small_run, "--test", str(path), "--epochs", "1"])
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     run, best = ["--run", "runs/small"], ["--weights", "runs/small/best"]
     for flags in (
         [*run, "--errors", "2", "--out", str(path)],
-        [*run, "--data", "data", "--errors", "2", "--out", "data/test.tsv"],
+        [*run, "--data", "data", "--errors", "2", "--out", "data/test.csv"],
         [*run, "--predict", str(path), "--out", "runs/small/config.json"],
         [*best, "--predict", str(path), "--out", f"runs/small/best/{CONFIG}"],
         ["--compare", "runs/small", "--out", "runs/small/result.json"],

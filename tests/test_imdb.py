@@ -46,6 +46,11 @@ def write(path: Path, text: str) -> Path:
         ("  many \t\n blanks  ", "many blanks"),
         ("<p>one</p><p>two</p>", "one two"),
         ("<script>code</script>text", "text"),
+        ("<dl><dt>Good</dt><dd>bad</dd></dl><pre>a</pre>b", "Good bad a b"),
+        ("<tr><th>one</th><th>two</th></tr><SECTION id=1>three</SECTION>four", "one two three four"),
+        ("the <pretty> and <thin> film, <title>s", "the and film, s"),
+        ("According to <RT> this is <b>bad</b>", "According to <RT> this is bad"),
+        ("<ruby>a<rp>(</rp><rt>b</rt><rp>)</rp></ruby> film, <rp> too", "a film, <rp> too"),
         ("I loved the <style> of this film.<br />Great.", "I loved the <style> of this film. Great."),
         ("<style>a</style> The <SCRIPT> was bad", "The <SCRIPT> was bad"),
         ("NBSP\xa0and\x85C1 stay", "NBSP\xa0and\x85C1 stay"),
@@ -222,6 +227,23 @@ def test_stanford_folder(tmp_path: Path):
     with pytest.raises(ValueError, match=r"1 broken rows \(pos/3_9.txt: empty review\)"):
         load_splits(Source(data=str(tmp_path)))
     assert len(load_splits(Source(data=str(tmp_path), skip_bad_rows=True)).test) == 19
+
+
+def test_files_that_are_left_out_of_a_folder_of_reviews_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for kind in ("pos", "neg"):
+        for i in range(5):
+            write(tmp_path / "train" / kind / f"{i}.TXT", f"film {kind} {i}")
+            write(tmp_path / "train" / kind / f"{i}.html", "left out")
+        write(tmp_path / "train" / kind / ".DS_Store", "of a system")
+    assert len(load_splits(Source(data=str(tmp_path))).train) == 8
+    assert "10 files do not end in .txt and are not read: '0.html', '0.html', '1.html', …" in capsys.readouterr().out
+    write(tmp_path / "train/neutral/1.TXT", "so so")
+    with pytest.raises(ValueError, match=r"holds 'neutral' beside pos and neg"):
+        load_splits(Source(data=str(tmp_path)))
+    (tmp_path / "train/neutral/1.TXT").unlink()
+    write(tmp_path / "test/1.txt", "unlabelled")
+    with pytest.raises(ValueError, match=r"test contains no review; those in its folders pos, neg and unsup are read"):
+        load_splits(Source(data=str(tmp_path)))
 
 
 def test_kaggle_folder_and_overlap(tmp_path: Path):

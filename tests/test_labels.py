@@ -14,9 +14,11 @@ from data.labels import (
     class_numbers,
     find_classes,
     holds_sentiment,
+    is_class_name,
     looks_like_labels,
     normalize,
 )
+from nn.heads import checked_names, published_names
 
 
 @pytest.mark.parametrize(
@@ -183,8 +185,34 @@ def test_rows_without_a_label_are_unlabelled_and_said(tmp_path: Path, capsys: py
     assert [len(frame) for frame in splits[:4]] == [16, 4, 0, 10]
     assert (splits.unlabelled["sentiment"] == UNKNOWN).all()
     assert "10 of 30 reviews have no label" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"none.csv: column 'label' has no values; its header is"):
+    with pytest.raises(ValueError, match=r"none.csv: column 'label' has no labels; --label-column .* header is"):
         load_splits(Source(data=str(write_csv(tmp_path / "none.csv", [""]))))
+
+
+def test_a_validation_file_needs_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train = write_csv(tmp_path / "train.csv", ["1", "0"])
+    part = write_csv(tmp_path / "part.csv", ["1", "0", ""])
+    splits = load_splits(Source(train=str(train), validation=str(part)), with_unlabelled=True)
+    assert (len(splits.validation), len(splits.unlabelled)) == (20, 0)
+    assert "part.csv: 10 of 30 reviews have no label and are not scored" in capsys.readouterr().out
+    withheld = write_csv(tmp_path / "withheld.csv", ["-1"])
+    with pytest.raises(ValueError, match=r"has no labels; .* a run holds out a fifth of the training reviews"):
+        load_splits(Source(train=str(train), validation=str(withheld)))
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_the_way_out_of_a_label_that_is_no_class_is_one(tmp_path: Path, part: str):
+    """--label-column none is one for --predict, which needs no labels."""
+    train, other = write_csv(tmp_path / "train.csv", ["1", "0"]), write_csv(tmp_path / "other.csv", ["1", "2"])
+    with pytest.raises(ValueError, match=r"'2' \(10 rows\).*; correct these labels, or empty their cells") as caught:
+        load_splits(Source(train=str(train), **{part: str(other)}))
+    assert "--label-column none" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"--label-column none reads the texts alone"):
+        load_table(other, Source(label_column="label"), labels=SENTIMENT, needs_labels=False)
+    write_csv(tmp_path / "other.csv", ["1", ""])
+    assert len(load_splits(Source(train=str(train), **{part: str(other)}))._asdict()[part]) == (
+        10 if part == "validation" else 20
+    )
 
 
 def test_a_label_column_that_is_no_label_is_refused_with_ways_out(tmp_path: Path):
@@ -229,3 +257,20 @@ def test_names_that_look_equal_are_one_class():
     assert class_numbers(values, ("bien", "ne\u0301gatif"), "f") == [0, 0, 0, 1, 1]  # names of a published config
     assert class_numbers(["1.0", "2"], ("1.0", "2.0"), "f") == [0, 1]
     assert find_classes(["neg", "pos\u200b"], "f") == SENTIMENT
+    assert find_classes(["a good", "a  good", "a\xa0good ", "a\u3000good", "bad"], "f") == ("a good", "bad")
+    assert find_classes(["\u200fגרוע", "גרוע", "טוב"], "f") == ("גרוע", "טוב")
+    with pytest.raises(ValueError, match="spells one class in two ways"):
+        find_classes(["\u2764", "\u2764\ufe0f", "bad"], "f")
+    joined = "\u062e\u06cc\u0644\u06cc\u200c\u062e\u0648\u0628"  # Persian "very good", with a zero-width non-joiner
+    assert find_classes([joined, "bad"], "f") == ("bad", joined)
+
+
+@pytest.mark.parametrize(
+    "name", ["tr\xe8s\xa0bon", "خیلی\u200cخوب", "❤️\u200d🔥", "a\u3000b", "s\u00adb", "x" * 200, "\u061cx"]
+)
+def test_a_class_that_is_trained_can_be_opened_again(name: str):
+    names = find_classes([name, "bad"], "f")
+    assert checked_names(names) == names
+    assert all(map(is_class_name, names))
+    assert class_numbers([name, "bad"], names, "f") == [names.index(normalize(name)), names.index("bad")]
+    assert published_names({"id2label": dict(enumerate(names))}, 2, Path("x")) == names

@@ -54,6 +54,7 @@ def test_reads_word2vec_text_with_gensims_header(tmp_path: Path):
         (b"", "empty"),
         (b"one\ntwo\n", "not a file of word vectors"),
         (b"4 3\na 1 2 3\nb 1 2\n", "line 3 has fewer than 3 numbers"),
+        (b"a 1 2 3\nb 1 2\nc 1 2 3\n", "line 2 has fewer than 3 numbers"),
         (b"a 1 2 3\nb 1 x 3\n", "line 2 does not end in 3 numbers"),
         (b"a 1 2 3\nb 1 nan 3\n", r"bad\.txt: line 2, word 'b': nan is not a finite number"),
         (b"a 1 2 3\nb 1 2 -inf\n", r"bad\.txt: line 2, word 'b': -inf is not a finite number"),
