@@ -169,9 +169,15 @@ def published_rows(folder: Path = RESULTS) -> list[Row]:
 
 
 def rows_before(name: str, rows: dict[str, list[dict[str, Any]]]) -> Iterator[Row]:
-    """Yields the rows that a row continues, as far as they are published under the names of their runs."""
+    """Yields the rows that a row continues, as far as they are published: under the name of their run, or as the only
+    row with a run of that name."""
     row = Row(name, rows[name])
-    while row.continues and (name := Path(row.options["weights"]).parent.name) in rows:
+    while row.continues:
+        run = Path(row.options["weights"]).parent.name
+        found = [name for name, results in rows.items() if any(result["options"]["name"] == run for result in results)]
+        if run not in rows and len(found) != 1:
+            return
+        name = run if run in rows else found[0]
         row = Row(name, rows[name])
         yield row
 

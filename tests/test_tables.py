@@ -18,15 +18,21 @@ from data.tables import best_by_model, calibration_table, main, mean_and_deviati
 
 
 def write_result(
-    folder: Path, name: str, seed: int = 42, validation: float = 0.5, test: float = 0.5, **options: object
+    folder: Path,
+    name: str,
+    seed: int = 42,
+    validation: float = 0.5,
+    test: float = 0.5,
+    run: str = "",
+    **options: object,
 ) -> None:
-    """Writes ROW.json of a run with these accuracies."""
+    """Writes ROW.json of a run with these accuracies. run: its --name, if it is not that of the row"""
     result = {
         "row": name,
         "command": "python train.py",
         "commit": "0123456789",
         "options": {"model": "gru", "peft": "none", "loss": "ce", "weights": "none", "word_vectors": "train"}
-        | {"seed": seed}
+        | {"seed": seed, "name": run or name}
         | options,
         "parameters": {"trained": 3_140_000, "total": 14_000_000},
         "seconds": 60.0,
@@ -85,6 +91,17 @@ def test_a_row_that_continues_others_has_the_minutes_of_all(tmp_path: Path):
     write_result(tmp_path, "gru-b", validation=0.91, test=0.81, weights="runs/gru-a/best")
     write_result(tmp_path, "gru-c", validation=0.92, test=0.82, weights="runs/gru-b/best")
     assert "| `gru` | gru-b | none | ce | 3.14 M | 0.9200 | **0.8200** | 3 | gru-c |" in models_table(tmp_path)
+
+
+def test_a_row_that_continues_a_run_of_another_name(tmp_path: Path):
+    """The run r-42 is row gru-a; two rows have a run r-43, which is therefore unknown."""
+    write_result(tmp_path, "gru-a", validation=0.90, test=0.80, run="r-42")
+    write_result(tmp_path, "gru-b", validation=0.91, test=0.81, run="r-43", weights="runs/r-42/best")
+    assert "| 2 | gru-b |" in models_table(tmp_path)
+    write_result(tmp_path, "gru-c", validation=0.92, test=0.82, run="r-44", weights="runs/r-43/best")
+    assert "| 3 | gru-c |" in models_table(tmp_path)
+    write_result(tmp_path, "gru-d", validation=0.80, test=0.80, run="r-43")
+    assert "| 2 | gru-b |" in models_table(tmp_path)
 
 
 def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
