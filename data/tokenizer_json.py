@@ -173,11 +173,22 @@ def apply_options(backend: Backend, given: Options, family: str) -> None:
     if family == "deberta-v2":
         add_parts(backend, given)
     for name, value in given.items():
-        if value is not None and OBSERVED[name](backend) != value and name in unchangeable(backend):
+        if value is not None and not agrees(backend, name, value) and name in unchangeable(backend):
             raise ValueError(
                 f"its pipeline and {name} = {str(value).lower()} in tokenizer_config.json differ; delete this option, "
                 'or set "tokenizer_class": "PreTrainedTokenizerFast", which uses the pipeline as it is'
             )
+
+
+def agrees(backend: Backend, name: str, value: Any) -> bool:
+    """Returns whether a pipeline does what an option says.
+
+    For add_prefix_space = false, transformers 5 writes a Metaspace that puts ▁ before the first word of a text, but not
+    after an added token.
+    """
+    part = state(backend.pre_tokenizer)
+    once = any(step.get("prepend_scheme") == "first" for step in (part, *part.get("pretokenizers", ())))
+    return OBSERVED[name](backend) == value or (name == "add_prefix_space" and value is False and once)
 
 
 def change_parts(backend: Backend, options: Options) -> None:

@@ -4,7 +4,7 @@ another domain (Gururangan et al. 2020, arXiv 2004.10964, §3).
     u = LN(act(W h + b)),   logits = E u + c        losses/mlm.py
 
 E is the table of word embeddings. A file whose decoder has weights of its own is not used. ModernBERT's head has no
-bias in W and LN by default; ours start at 0 then.
+bias in W and LN by default, and no c if its config says decoder_bias = false; ours start at 0 then.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from data.hub import find_pretrained
+from data.checked import read_json
+from data.hub import CONFIG, find_pretrained
 from data.weight_files import WeightFile, weight_files
 
 BIASES = ("dense.bias", "norm.bias")
@@ -36,9 +37,10 @@ class HeadNames(NamedTuple):
         names = {f"{part}.{leaf}": f"{name}.{leaf}" for part, name in layers.items() for leaf in ("weight", "bias")}
         return names | {"bias": self.bias}
 
-    def are_in(self, names: Collection[str]) -> bool:
-        """Returns whether a file with tensors of these names has the whole head."""
-        return all(name in names for part, name in self.of_parameters().items() if self.biased or part not in BIASES)
+    def are_in(self, names: Collection[str], decoder_bias: bool = True) -> bool:
+        """Returns whether a file with tensors of these names has the whole head. decoder_bias: whether a head has c"""
+        optional = () if self.biased else BIASES if decoder_bias else (*BIASES, "bias")
+        return all(name in names for part, name in self.of_parameters().items() if part not in optional)
 
 
 HEADS = (
@@ -71,14 +73,17 @@ def load_head(head: Module, table: Tensor, source: str | Path) -> str:
 
     table: E, [V, E]. Without a complete head of these shapes `head` stays as it is.
     """
-    files = [WeightFile(path) for path in weight_files(find_pretrained(source))]
+    folder = find_pretrained(source)
+    files = [WeightFile(path) for path in weight_files(folder)]
     tensors = {name: file for file in files for name in file.shapes}
+    # without c, the head of a classifier has the same tensors
+    decoder_bias = "classifier.weight" in tensors or read_json(folder / CONFIG).get("decoder_bias") is not False
 
     def read(name: str) -> Tensor:
         """Reads a tensor in the dtype of the model."""
         return tensors[name].read(name).to(table.dtype)
 
-    names = next((names for names in HEADS if names.are_in(tensors)), None)
+    names = next((names for names in HEADS if names.are_in(tensors, decoder_bias)), None)
     if names is None:
         return f"newly initialized: {source} has none"
     if names.decoder in tensors and not torch.equal(read(names.decoder), table):

@@ -169,7 +169,7 @@ def fill_parameters(model: Encoder, config: dict[str, Any], file: WeightFile) ->
     for name in sorted(found & expected.keys()):
         shape, kind = file.shapes[spelled[name]]
         if shape != list(expected[name].shape):
-            problems.append(f"misshaped {name}: {shape}, not {list(expected[name].shape)}")
+            problems.append(f"misshaped {name}: {shape}, not {list(expected[name].shape)}{shape_reason(name)}")
         elif kind != "float":
             problems.append(f"{name} does not hold floating point numbers")
         elif not torch.isfinite(tensor := file.read(spelled[name]).to(expected[name].dtype)).all():
@@ -184,6 +184,14 @@ def fill_parameters(model: Encoder, config: dict[str, Any], file: WeightFile) ->
         raise ValueError(f"neither {where} nor the weights contain a classifier")
     if random:
         print(f"warning: neither {where} nor the weights contain the pooler: it is random, and so are the answers")
+
+
+def shape_reason(name: str) -> str:
+    """Explains the shape of a tensor of another model, as far as a cause is known."""
+    if "word_embeddings" not in name and "tok_embeddings" not in name:
+        return ""
+    way = "resize the backbone's embeddings, load the adapter, call merge_and_unload() and save the result as a model"
+    return f" (tokens were added before the training; in transformers, {way})"
 
 
 def bias_names(expected: Iterable[str], found: set[str]) -> dict[str, str]:

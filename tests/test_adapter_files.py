@@ -65,6 +65,16 @@ def test_saved_target_names_select_the_adapted_layers_only(tmp_path):
     load_adapter(tiny("bert"), tmp_path)
 
 
+def test_a_resized_word_table_is_explained(tmp_path):
+    """huggingface/peft saves the whole table if tokens were added."""
+    save_adapter(peft.apply(tiny("bert"), "lora"), tmp_path, "base")
+    name = "base_model.model.bert.embeddings.word_embeddings.weight"
+    rows, width = tiny("bert").embeddings.word.weight.shape
+    save_file(load_file(tmp_path / ADAPTER) | {name: torch.zeros(rows + 1, width)}, tmp_path / ADAPTER)
+    with pytest.raises(ValueError, match=r"misshaped .* \(tokens were added .* resize the backbone's embeddings, load"):
+        load_adapter(tiny("bert"), tmp_path)
+
+
 def test_a_file_that_does_not_fit_raises_with_all_problems(tmp_path):
     save_adapter(peft.apply(tiny("bert"), "lora"), tmp_path, "base")
     tensors = load_file(tmp_path / ADAPTER)

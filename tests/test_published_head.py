@@ -9,6 +9,8 @@ from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 from test_pretraining import FakeTokenizer
 
+from data.checked import read_json
+from data.files import write_json
 from losses import mlm
 from losses.mlm import MLMOptions
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -62,6 +64,24 @@ def test_other_heads_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert out.startswith("MLM head: newly initialized: ")
     assert re.search(message, out)
     assert (head.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("decoder_bias", "classifier", "used"), [(False, False, True), (False, True, False), (None, False, False)]
+)
+def test_a_head_of_modernbert_may_have_no_bias(tmp_path: Path, decoder_bias, classifier: bool, used: bool):
+    """A classifier has W and LN of its own, and then they are those of no masked language model."""
+    source = GOLDEN / "mlm" / "modernbert"
+    tensors = load_file(source / "model.safetensors")
+    bias = tensors.pop("decoder.bias")
+    if classifier:
+        tensors |= {"classifier.weight": torch.zeros(2, 12), "classifier.bias": torch.zeros(2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", read_json(source / "config.json") | {"decoder_bias": decoder_bias})
+    model, expected = prepared(tmp_path), load_file(source / "expected.safetensors")
+    ids, mask = expected["input_ids"], expected["mask"]
+    logits = mlm.predict(model, model.pretraining.head, model.encode(model.embed(ids, mask), mask)[mask])
+    assert torch.allclose(logits, expected["logits"][mask] - bias, rtol=1e-5, atol=1e-5) == used
 
 
 def test_a_copy_of_the_table_is_the_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -173,6 +173,17 @@ def test_a_tokenizer_json_that_is_refused(make: Any, model: str, config: dict, m
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("in_a_sequence", [False, True])
+def test_transformers_5_writes_first_for_no_prefix_space(tmp_path: Path, in_a_sequence: bool):
+    backend, config = cases.unigram_json("bert"), {"tokenizer_class": "DebertaV2Tokenizer"}
+    part = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([part]) if in_a_sequence else part
+    cases.whole(tmp_path, backend, "deberta-v2", config=config)
+    expected = ids(tmp_path, "good bad")
+    cases.settings(tmp_path, "deberta-v2", config | {"add_prefix_space": False})
+    assert ids(tmp_path, "good bad") == expected
+
+
 def normalized(normalizer: Any) -> Backend:
     backend = cases.wordpiece_json()
     backend.normalizer = normalizer
