@@ -90,7 +90,7 @@ def checked_names(labels: Iterable[str]) -> tuple[str, ...]:
     names = tuple(labels)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise TypeError(f"labels has {show(repr(wrong[0]), 40)}, which is not a string")
-    if wrong := [name for name in names if not normalize(name) or not is_entry((0, name))]:
+    if wrong := [name for name in names if not normalize(name) or not is_class_name(name)]:
         why = f"which is empty, not printable, or longer than {LONGEST_CLASS} characters"
         raise ValueError(f"labels has the name {show(repr(wrong[0]), 40)}, {why}")
     if len({canonical(name) for name in names}) < max(2, len(names)):
