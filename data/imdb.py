@@ -257,8 +257,8 @@ def read_acl(folder: Path, source: Source) -> Reviews:
         raise ValueError(
             f"{folder} contains no review; those in its folders pos, neg and unsup are read, as .txt files"
         )
-    paths = (path for kind in own for path in kind.iterdir() if not path.name.startswith("."))
-    if unread := sorted(path.name for path in paths if path.suffix.lower() != ".txt"):
+    paths = (path for kind in own for path in kind.iterdir() if not is_text_file(path))
+    if unread := sorted(path.name for path in paths if not path.name.startswith(".")):
         notes.append(f"{len(unread):,} files do not end in .txt and are not read: {quoted(unread, 3)}")
     return Reviews(folder, digest.hexdigest(), records, "", "", [], [], notes)
 

@@ -23,7 +23,7 @@ PLACEHOLDER = re.compile(r"label_(0|[1-9][0-9]{0,8})")  # the name of a class th
 # zero-width space, marks of direction, word joiner, byte order mark, soft hyphen
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u061c\u2060\ufeff\u00ad"))
 JOINERS = dict.fromkeys(map(ord, "\u200c\u200d"))  # of Persian words and of emoji: a part of a name
-SELECTORS = dict.fromkeys(map(ord, "\ufe0e\ufe0f"))  # of emoji in black or in colours
+SELECTORS = dict.fromkeys(map(ord, "\ufe0e\ufe0f"))  # show an emoji as text or in colour
 MAX_CLASSES = 100
 LONGEST_CLASS = 200  # characters
 FEW_CLASSES = 20  # more distinct values than this must occur twice on average
@@ -33,12 +33,12 @@ LONGEST_NAME = 60  # characters of a value that can be a label of a column with 
 
 
 def one_line(value: str) -> str:
-    """Removes invisible characters, and makes each run of white space one space: "very\xa0good " -> "very good"."""
+    """Removes invisible characters, and makes each run of white space one space: "very   good " -> "very good"."""
     return " ".join((value if value.isascii() else value.translate(INVISIBLE)).split())
 
 
 def is_class_name(name: str) -> bool:
-    """Returns whether a terminal can show a class name, and whether it has at most LONGEST_CLASS characters."""
+    """Returns whether a class name can be printed and has at most LONGEST_CLASS characters."""
     return len(name) <= LONGEST_CLASS and name.translate(JOINERS).isprintable()
 
 

@@ -191,7 +191,7 @@ def shape_reason(name: str) -> str:
     if "word_embeddings" not in name and "tok_embeddings" not in name:
         return ""
     way = "resize the backbone's embeddings, load the adapter, call merge_and_unload() and save the result as a model"
-    return f" (tokens were added before the training; in transformers, {way})"
+    return f" (if tokens were added before the training: in transformers, {way})"
 
 
 def bias_names(expected: Iterable[str], found: set[str]) -> dict[str, str]:
