@@ -43,6 +43,14 @@ def separate_rows(x: Tensor) -> Tensor:
     return x.contiguous() if overlap else x
 
 
+def without_gaps(weight: Tensor) -> Tensor:
+    """Returns a copy of a matrix whose rows or columns do not follow each other in memory, and others unchanged.
+
+    With a part of a larger matrix as W, oneDNN takes a thousand times as long.  weight: [N, K]
+    """
+    return weight if weight.is_contiguous() or weight.mT.is_contiguous() else weight.contiguous()
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Computes x Wᵀ + b. x: [M, K];  weight: W, [N, K], or of `packed`;  bias: [N] -> [M, N]"""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -60,8 +68,8 @@ class Product(torch.autograd.Function):
         for_x, for_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
         if x.dim() == 2:
-            return product(separate_rows(x), separate_rows(weight), bias)
-        each = [product(separate_rows(a), separate_rows(w)) for a, w in zip(x, weight, strict=True)]
+            return product(separate_rows(x), without_gaps(weight), bias)
+        each = [product(separate_rows(a), without_gaps(w)) for a, w in zip(x, weight, strict=True)]
         return torch.stack(each) if len(each) > 1 else each[0][None]
 
     @staticmethod

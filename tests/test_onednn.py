@@ -95,6 +95,17 @@ def test_every_layout_in_memory_gives_the_same_product(first: str, second: str):
         torch.testing.assert_close(linear(x, w), F.linear(x, w), **TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["bert", "deberta", "attention_lstm"])
+def test_the_second_matrix_has_no_gaps(name: str, monkeypatch: pytest.MonkeyPatch):
+    weights, product = [], onednn.product
+    monkeypatch.setattr(onednn, "product", lambda x, w, b=None: (weights.append(w), product(x, w, b))[1])
+    with FastProducts():
+        loss = tiny(name)(*token_batch([9, 7, 5])).sum()
+    loss.backward()  # [CLS] of each review is every ninth row of the last layer's input
+    assert len(weights) > 8
+    assert all(w.is_contiguous() or w.mT.is_contiguous() for w in weights if w.layout == torch.strided)
+
+
 @pytest.mark.parametrize(("for_x", "for_weight"), [(True, True), (True, False), (False, True)])
 def test_as_much_is_kept_for_the_gradients_as_by_default(for_x: bool, for_weight: bool):
     def kept(function: Callable) -> set[torch.Size]:
