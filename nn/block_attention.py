@@ -146,8 +146,8 @@ def gradients_of_scores(
     if k_r is not None and (dq is not None or dk_r is not None):
         shifted_gradients(relative, q, k_r, dx=dq, dtable=dk_r)
     if q_r is not None and (dk is not None or dq_r is not None):
-        turned = relative.transpose(-1, -2).contiguous()  # [b, h, S, T]
-        shifted_gradients(turned, k[:, :, prefix:], q_r, dx=None if dk is None else dk[:, :, prefix:], dtable=dq_r)
+        dx = None if dk is None else dk[:, :, prefix:]
+        shifted_gradients(relative.transpose(-1, -2), k[:, :, prefix:], q_r, dx=dx, dtable=dq_r)
     return dq, dk
 
 

@@ -56,6 +56,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def product_of_views(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Computes `product`, without b as (W xᵀ)ᵀ if that copies less: torch copies a transposed first factor."""
+    copied = [0 if factor.is_contiguous() else factor.numel() for factor in (x, weight)]
+    if bias is not None or copied[0] <= copied[1]:
+        return product(separate_rows(x), without_gaps(weight), bias)
+    return product(separate_rows(weight), without_gaps(x)).mT
+
+
 class Product(torch.autograd.Function):
     """y = x Wᵀ + b, of two matrices or of each pair of two batches;  ∂L/∂x = g W;  ∂L/∂W = gᵀ x;  ∂L/∂b = Σ g"""
 
@@ -68,8 +76,8 @@ class Product(torch.autograd.Function):
         for_x, for_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
         if x.dim() == 2:
-            return product(separate_rows(x), without_gaps(weight), bias)
-        each = [product(separate_rows(a), without_gaps(w)) for a, w in zip(x, weight, strict=True)]
+            return product_of_views(x, weight, bias)
+        each = [product_of_views(a, w) for a, w in zip(x, weight, strict=True)]
         return torch.stack(each) if len(each) > 1 else each[0][None]
 
     @staticmethod

@@ -95,6 +95,15 @@ def test_every_layout_in_memory_gives_the_same_product(first: str, second: str):
         torch.testing.assert_close(linear(x, w), F.linear(x, w), **TOLERANCE)
 
 
+def test_the_smaller_of_two_transposed_factors_is_the_copied_one(monkeypatch: pytest.MonkeyPatch):
+    first, product = [], onednn.product
+    monkeypatch.setattr(onednn, "product", lambda x, w, b=None: (first.append(len(x)), product(x, w, b))[1])
+    for m, n in ((M, N), (N, M)):
+        x, w = torch.randn(K, m).mT, torch.randn(K, n).mT
+        torch.testing.assert_close(linear(x, w), F.linear(x, w), **TOLERANCE)
+    assert first == [M, M]
+
+
 @pytest.mark.parametrize("name", ["bert", "deberta", "attention_lstm"])
 def test_the_second_matrix_has_no_gaps(name: str, monkeypatch: pytest.MonkeyPatch):
     weights, product = [], onednn.product
