@@ -113,7 +113,8 @@ def shifted_gradients(g: Tensor, x: Tensor, table: Tensor, dx: Tensor | None, dt
         if dx is not None:
             dx[:, :, rows] += (skewed @ table[:, needed]).unflatten(1, band.shape[1:3]).transpose(0, 1)
         if dtable is not None:
-            dtable[:, needed] += skewed.transpose(1, 2) @ band.flatten(1, 2)
+            # skewedᵀ band, with the smaller factor transposed, because torch copies that one
+            dtable[:, needed] += (band.flatten(1, 2).transpose(1, 2) @ skewed).transpose(1, 2)
 
 
 def scores_of(q: Tensor, k: Tensor, k_r: Rows, q_r: Rows, prefix: int) -> Tensor:
