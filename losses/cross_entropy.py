@@ -37,29 +37,6 @@ def check_rows(logits: Tensor, labels: Tensor, class_weights: Tensor | None = No
         raise ValueError(f"{list(class_weights.shape)} class weights for {logits.size(1)} classes")
 
 
-def log_probabilities(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes log p and log q for a divergence, in fp32 or wider. [B, C], [B, C] -> [B, C], [B, C]
-
-    A class that both exclude (logits of -inf) has log p = log q = 0, so that its term p log(p/q) is 0, not NaN. Raises
-    ValueError for logits of different shapes.
-    """
-    if first.shape != second.shape:
-        raise ValueError(f"logits {list(first.shape)} and {list(second.shape)} differ")
-    log_p, log_q = (F.log_softmax(at_least_fp32(logits), -1) for logits in (first, second))
-    excluded = log_p.isneginf() & log_q.isneginf()
-    return log_p.masked_fill(excluded, 0), log_q.masked_fill(excluded, 0)
-
-
-def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """Computes KL(p ‖ q) = Σ_c p_c (log p_c - log q_c) of each example; a class with p_c = 0 adds 0.
-
-    logits_p, logits_q: [B, C] -> [B], fp32 or wider, at least 0
-    """
-    log_p, log_q = log_probabilities(logits_p, logits_q)
-    ratios = (log_p - log_q).masked_fill(log_p.isneginf(), 0)  # before the product: its gradient would be 0 · ∞
-    return (log_p.exp() * ratios).sum(-1)
-
-
 def cross_entropy(
     logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:

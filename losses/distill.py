@@ -27,7 +27,8 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.flags import option
-from losses.cross_entropy import CrossEntropyOptions, check_rows, cross_entropy, kl_divergence
+from losses.cross_entropy import CrossEntropyOptions, check_rows, cross_entropy
+from losses.divergence import kl_divergence
 from nn import Model
 from nn.autocast import at_least_fp32
 
@@ -60,7 +61,7 @@ def check_weights(temperature: float, alpha: float) -> None:
 
 
 def soft_losses(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Computes T² KL(p ‖ q) of each example. logits, teacher: [B, C] -> [B], fp32 or wider, at least 0"""
+    """Computes T² KL(p ‖ q) of each example. logits, teacher: [B, C] -> [B], fp32 or wider"""
     of_teacher, of_student = (at_least_fp32(z) / temperature for z in (teacher.detach(), logits))
     return temperature**2 * kl_divergence(of_teacher, of_student)
 
@@ -83,8 +84,8 @@ def distill_loss(
     check_rows(logits, labels, class_weights)
     labelled = labels >= 0  # [B]
     soft = soft_losses(logits, teacher, temperature)  # [B]
-    soft = torch.where(labelled, alpha * soft, soft)
-    if not labelled.any():
+    soft = torch.where(labelled, alpha * soft if alpha else 0.0, soft)  # 0 · ∞ would be NaN, as below
+    if alpha == 1 or not labelled.any():
         return soft.mean()
     ce = cross_entropy(logits[labelled], labels[labelled], smoothing, class_weights)
     return soft.mean() + (1 - alpha) * labelled.to(ce.dtype).mean() * ce

@@ -35,7 +35,7 @@ def margin_loss(
 ) -> Tensor:
     """Computes L, the mean over examples, each multiplied by the weight of its class.
 
-    lengths: |v_c| in [0, 1), [B, C];  labels: int64 [B];  upper, lower, weight: m⁺, m⁻, λ;
+    lengths: |v_c| in [0, 1], [B, C];  labels: int64 [B];  upper, lower, weight: m⁺, m⁻, λ;
     class_weights: [C] -> scalar, fp32 or wider. Raises ValueError for other shapes.
     """
     check_rows(lengths, labels, class_weights)

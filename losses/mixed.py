@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches import Batch, Share
@@ -37,7 +36,8 @@ from data.flags import option
 from data.ranks import alone
 from data.seeds import random_state, set_random_state
 from data.tokenization import Tokenizer
-from losses.cross_entropy import CrossEntropyOptions, cross_entropy, kl_divergence
+from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from losses.divergence import entropy, kl_divergence
 from nn import Model
 from nn.autocast import at_least_fp32, product_dtype
 from nn.distributed import draw_normal, standard_deviation
@@ -90,15 +90,16 @@ class Reviews(NamedTuple):
     def logits(self, shift: Tensor | float = 0.0) -> Tensor:
         """Computes the logits of the embeddings plus `shift` [B, T, E] under fixed dropout masks: [B, C].
 
-        The logits are fp32 or wider. The random state is restored, so that what is drawn between two passes has nothing
-        to do with the masks.
+        The logits are fp32 or wider. The random state is restored, so that the seed of the masks does not affect later
+        random numbers.
         """
         before = random_state(self.x.device)
         torch.manual_seed(self.seed)
-        h = self.model.encode(self.x + shift, self.mask)
-        logits = self.model.classifier(self.model.pool(h, self.mask))
-        set_random_state(before, self.x.device)
-        return at_least_fp32(logits)
+        try:
+            h = self.model.encode(self.x + shift, self.mask)
+            return at_least_fp32(self.model.classifier(self.model.pool(h, self.mask)))
+        finally:
+            set_random_state(before, self.x.device)
 
     def spread(self) -> Tensor:
         """Computes σ of the embeddings of real tokens, of all ranks: a scalar, or [E] by dimension."""
@@ -120,17 +121,6 @@ def scale_to_length(direction: Tensor, mask: Tensor, length: Tensor | float) -> 
     return direction / norm.clamp(min=tiny) * length
 
 
-def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """Computes KL(P ‖ Q), the mean over examples. logits: [B, C] -> scalar"""
-    return kl_divergence(logits_p, logits_q).mean()
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Computes -Σ p log p, the mean over examples; a class with p = 0 adds 0. logits: [B, C] -> scalar"""
-    log_p = F.log_softmax(logits, -1)
-    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0)).sum(-1).mean()
-
-
 def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Tensor:
     """Computes r_v by one power iteration: [B, T, E]. target: logits of p(·|s; θ̂), without gradient.
 
@@ -147,14 +137,14 @@ def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Ten
         if rounded:
             with torch.no_grad():
                 target = fixed.logits()
-        (g,) = torch.autograd.grad(kl(target, fixed.logits(start)), start)
+        (g,) = torch.autograd.grad(kl_divergence(target, fixed.logits(start)).mean(), start)
     return scale_to_length(g * spread, reviews.mask, radius) * spread  # Eq. (7); the gradient of r / σ is σ g
 
 
 def vat_loss(reviews: Reviews, logits: Tensor, radius: float) -> Tensor:
     """Computes L_VAT, Eq. (8). logits: those of the clean pass, taken as a constant."""
     target = logits.detach()
-    return kl(target, reviews.logits(virtual_perturbation(reviews, target, radius)))
+    return kl_divergence(target, reviews.logits(virtual_perturbation(reviews, target, radius))).mean()
 
 
 def adversarial_perturbation(
@@ -210,7 +200,7 @@ def objective(model: Model, batch: Batch, options: AdversarialOptions) -> tuple[
         other = batch.unlabelled
         unlabelled = Reviews.embed(model, other.input_ids, other.mask, options.normalize_embeddings, other.share)
         clean_passes.append((other, unlabelled, unlabelled.logits()))
-        loss = loss + other.part(options.entropy_weight * entropy(clean_passes[1][2]))
+        loss = loss + other.part(options.entropy_weight * entropy(clean_passes[1][2]).mean())
     if options.vat_weight and training:
         losses = [vat_loss(reviews, clean, options.radius) * part.counted for part, reviews, clean in clean_passes]
         loss = loss + options.vat_weight * sum(losses) / sum(part.total for part, _, _ in clean_passes)

@@ -4,7 +4,7 @@ another domain (Gururangan et al. 2020, arXiv 2004.10964, §3).
     u = LN(act(W h + b)),   logits = E u + c        losses/mlm.py
 
 E is the table of word embeddings. A file whose decoder has weights of its own is not used. ModernBERT's head has no
-bias in W and LN by default, and no c if its config says decoder_bias = false; ours start at 0 then.
+bias in W and LN by default, and no c if its config says decoder_bias = false; ours are then initialized to 0.
 """
 
 from collections.abc import Collection

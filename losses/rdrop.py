@@ -8,8 +8,8 @@ Both passes run as one doubled batch: each row has its own dropout mask.
 
 Differs from the paper: the paper sums the cross-entropy of the two passes; this is their mean. For the same objective,
 α here is half of the paper's α.
-Differs from the published code: that code sums KL over the batch, so that its strength grows with the batch size B
-(its α corresponds to α·B/2 here), and one of its models never adds the second cross-entropy.
+Differs from the published code for transformers: it sums KL over the batch, so that the strength of KL grows with the
+batch size B (its α corresponds to α·B/2 here), and one of its models never adds the second cross-entropy.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.flags import option
-from losses.cross_entropy import CrossEntropyOptions, cross_entropy, log_probabilities
+from losses.cross_entropy import CrossEntropyOptions, cross_entropy
+from losses.divergence import symmetric_kl
 from nn import Model
 from nn.dropout import Dropout
 
@@ -33,15 +34,6 @@ class RDropOptions(CrossEntropyOptions):
         super().__post_init__()
         if self.rdrop_alpha < 0:
             raise ValueError(f"rdrop_alpha {self.rdrop_alpha} is negative")
-
-
-def symmetric_kl(logits_1: Tensor, logits_2: Tensor) -> Tensor:
-    """Computes ½ [KL(P₁ ‖ P₂) + KL(P₂ ‖ P₁)] = ½ Σ_c (P₁ - P₂)(log P₁ - log P₂), the mean over examples.
-
-    logits: [B, C] -> scalar, fp32 or wider, at least 0
-    """
-    log_p, log_q = log_probabilities(logits_1, logits_2)
-    return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 
 
 def rdrop_loss(
@@ -60,7 +52,7 @@ def rdrop_loss(
         raise ValueError(f"rdrop_alpha {alpha} is negative")
     logits, labels = torch.cat([logits_1, logits_2]), torch.cat([labels, labels])
     ce = cross_entropy(logits, labels, smoothing, class_weights)
-    return ce + alpha * symmetric_kl(logits_1, logits_2)
+    return ce + alpha * symmetric_kl(logits_1, logits_2).mean()
 
 
 def objective(model: Model, batch: Batch, options: RDropOptions) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ starts as a copy of the model's lower half. sg stops the gradient: the discrimin
 losses do not compete for one table. A sampled token that equals the original counts as original. Generator, E_Δ and
 heads exist during training only; E_D is saved.
 
-Differs from the papers: the detector has a hidden layer, and the generator's head that of losses/mlm.py, as in the
+Differs from the papers: the detector has a hidden layer, and the generator uses the head of losses/mlm.py, as in the
 published code; DeBERTa's enhanced mask decoder is omitted from the generator.
 """
 

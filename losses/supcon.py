@@ -29,7 +29,8 @@ from data.flags import option
 from data.ranks import size
 from data.tokenization import Tokenizer
 from losses.cross_entropy import CrossEntropyOptions, cross_entropy
-from losses.rdrop import RDropOptions, symmetric_kl, warn_without_dropout
+from losses.divergence import symmetric_kl
+from losses.rdrop import RDropOptions, warn_without_dropout
 from nn import Model
 from nn.autocast import at_least_fp32
 from nn.distributed import gather_features
@@ -100,7 +101,7 @@ def prepare(model: Model, options: SupConOptions, tokenizer: Tokenizer | None) -
     """Adds the projection head to `model` if options.projection is not 0. Warns if the classifier is not trained."""
     if options.supcon_weight == 1:
         way_out = "a further run with --weights RUN/best --head new trains one"
-        print(f"warning: --supcon-weight 1 trains no classifier, so that the accuracies mean nothing; {way_out}")
+        print(f"warning: --supcon-weight 1 trains no classifier, so the accuracies are meaningless; {way_out}")
     if options.projection:
         model.projection = Projection(model.classifier.in_features, options.projection)
 
@@ -138,4 +139,4 @@ def rdrop_objective(model: Model, batch: Batch, options: RDropSupConOptions) -> 
     first, second = logits.chunk(2)
     ce = cross_entropy(logits, labels, options.label_smoothing, batch.class_weights)
     loss = batch.part((1 - weight) * ce) + weight * contrast(model, features, batch, options.temperature)
-    return loss + batch.part(options.rdrop_alpha * symmetric_kl(first, second)), logits
+    return loss + batch.part(options.rdrop_alpha * symmetric_kl(first, second).mean()), logits

@@ -28,7 +28,7 @@ HEADS = ("linear", "capsules")
 
 
 def squash(s: Tensor) -> Tensor:
-    """Computes Eq. (1), which shrinks the length of each vector into [0, 1). s: [..., K] -> [..., K]"""
+    """Computes Eq. (1), which shrinks the length of each vector into [0, 1), up to rounding. s, result: [..., K]"""
     square = at_least_fp32(s).square().sum(-1, keepdim=True)  # [..., 1]
     return s * (square / (1 + square) * (square + 1e-12).rsqrt()).to(s.dtype)
 
@@ -77,7 +77,7 @@ class CapsuleLayer(Module):
 
 
 class CapsuleLengths(Module):
-    """Computes the length of each class's capsule. [B, C·K] -> [B, C], in [0, 1)"""
+    """Computes √(|v|² + 10⁻¹²) of each class's capsule, whose gradient is finite at 0. [B, C·K] -> [B, C]"""
 
     def __init__(self, classes: int, capsule_size: int) -> None:
         super().__init__()

@@ -186,7 +186,8 @@ class CNN(WordClassifier):
         return torch.cat(windows, -1).relu()
 
     def pool(self, h: Tensor, mask: Tensor) -> Tensor:
-        """Pools over T + K - 1 windows of each width: as many as cover a word with the largest width, K.
+        """Pools over the first n + K - 1 windows of each width, where n is the number of words: all windows of the
+        largest width K that contain a word.
 
         The last K - k windows of a narrower width k cover no word; without regions they are ReLU(b).
 

@@ -6,8 +6,8 @@ relative positions for the distance q - k; R = LN(table) is shared by all layers
     Q = x W_q,  K = x W_k,  V = x W_v,   K_r = R W_k,  Q_r = R W_q
     A[q,k] = ( Q[q]·K[k]  +  Q[q]·K_r[δ(q,k)]  +  K[k]·Q_r[δ(q,k)] ) / √(3K)
     δ(q,k) = clamp(bucket(q - k) + s, 0, 2s - 1)
-    bucket(r) = r                                                          for |r| <= s/2
-                sign(r)·(⌈ln(|r|/(s/2)) / ln((M-1)/(s/2)) · (s/2 - 1)⌉ + s/2)   otherwise    (v2: log-spaced buckets)
+    bucket(r) = r                                                  for |r| <= h,  h = ⌊s/2⌋
+                sign(r)·(⌈ln(|r|/h) / ln((M-1)/h) · (h - 1)⌉ + h)    otherwise      (v2: log-spaced buckets)
 
 s -> position_buckets, M -> max_relative_positions; the K under the root is the width per head. The three terms:
 
@@ -176,7 +176,7 @@ class DebertaConfig:
 def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
     """Computes bucket(r), odd in r; |result| < buckets for |distance| < max_position.
 
-    distance: int64, any shape -> int64. Raises ValueError if a distance exceeds s/2 and M - 1 does not: the logarithmic
+    distance: int64, any shape -> int64. Raises ValueError if a distance exceeds h and M - 1 does not: the logarithmic
     buckets are undefined then.
     """
     middle = buckets // 2

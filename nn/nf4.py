@@ -5,15 +5,17 @@
     y = x Wᵀ + b,   ∂L/∂x = g W                                                            Eq. (5); W is frozen
 
 c̄ is the mean of all c of a layer. The values of NF4 are quantiles of the normal distribution, scaled to [-1, 1], with
-an exact zero. Normally distributed weights use them about equally often. D is the dynamic 8-bit type (Dettmers 2016,
-arXiv 1511.04561). It covers seven powers of ten with 1, 2, 4, … 64 values of each sign, from the lowest power to the
-highest, so that large numbers have the smallest relative error; D also contains 0 and 1, but not -1.
+an exact zero. They are closest together near 0, where normally distributed weights are most frequent. D is the dynamic
+8-bit type (Dettmers 2016, arXiv 1511.04561). It covers seven powers of ten with 1, 2, 4, … 64 values of each sign, from
+the lowest power to the highest, so that large numbers have the smallest relative error; D also contains 0 and 1, but
+not -1.
 
 A weight takes 4 + 8/64 + 32/(64·256) = 4.127 bits. W is dequantized for each product, in the forward and in the
 backward pass, and rounded to the precision of the product: fp32, or the dtype of autocast.
 
-Differs from the paper: D in place of an 8-bit float type, as in bitsandbytes. All codes equal those of its portable
-form. Its CPU kernel rounds (c - c̄) / s_j to 65,536 levels first, and takes the neighbour of m for 0.1 % of the c's.
+Differs from the paper: D in place of an 8-bit float type, as in bitsandbytes. All codes equal those of the portable
+form of bitsandbytes. Its CPU kernel rounds (c - c̄) / s_j to 65,536 levels first, and takes the neighbour of m for one
+c in a thousand.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """The state of a training run: saved, restored, and kept when a step fails.
 
-A step fails if the loss is not finite, if memory runs out, or if a signal stops the run. All ranks then do the same.
+A step fails if the loss or the gradient is not finite, if memory runs out, or if a signal stops the run. All ranks then
+do the same.
 """
 
 import math

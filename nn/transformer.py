@@ -6,8 +6,8 @@
     features = dropout(Σ_t m_t x_t / Σ_t m_t)
 
 Differs from the paper: encoder only; embeddings are projected to D, not scaled by √D, so that word vectors of any width
-can be used. Dropout acts on columns of the word vectors, before the projection (nn/words.py), where §5.4 drops the sum
-of embeddings and positions. Attention weights are dropped too.
+can be used. Dropout acts on columns of the word vectors, before the projection (nn/words.py), where §5.4 drops
+elements of the sum of embeddings and positions. Attention weights are dropped too.
 """
 
 from dataclasses import dataclass
@@ -99,9 +99,9 @@ class Transformer(WordClassifier):
                 torch.nn.init.xavier_uniform_(parameter)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Computes the states of the last layer. x: [B, T, E];  mask: bool [B, T] -> [B, T, D]"""
+        """Computes the states of the last layer. x: [B, T, E];  mask: bool [B, T] -> [B, T, D], 0 at padding"""
         x = self.project(x)  # [B, T, D]
         x = x + sinusoids(x.size(1), x.size(2), wide(x.dtype)).to(x)
         for layer in self.layers:
             x = checkpointed(layer, self.checkpointing)(x, mask)
-        return x if self.norm is None else self.norm(x)
+        return (x if self.norm is None else self.norm(x)).masked_fill(~mask[..., None], 0)

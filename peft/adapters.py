@@ -213,8 +213,12 @@ def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
         found, needed = (list(shapes[wrong]) if wrong in shapes else "missing" for shapes in (here, there))
         raise ValueError(f"the adapter does not fit this model: {wrong} is {found} here, {needed} in its model")
     adapter.settings["attached"] = True
+    if adapter.shapes:  # what `detach_adapter` restores is of this model, as it is now
+        replaced = {name: model.get_parameter(name).detach().clone() for name in adapter.values}
+        adapter.settings["before"] = replaced, model.config.labels
+        adapter.settings["trained_before"] = {name: p.requires_grad for name, p in model.named_parameters()}
     copy_values(model, adapter.values, adapter.labels)
-    for name, trained in adapter.settings.get("trained", {}).items():
+    for name, trained in adapter.settings.pop("trained", {}).items():
         model.get_parameter(name).requires_grad_(trained)
     for name, module in adapter.modules.items():
         if name == "virtual":

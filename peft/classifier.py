@@ -77,7 +77,7 @@ class Scorer:
             model: Model = load_adapted(weights, base, quantize=quantize)
             check_backbone(Run.of_weights(weights), model, base)
         elif base:
-            raise ValueError(f"--base names the backbone of an adapter; {weights} is none")
+            raise ValueError(f"--base names the backbone of an adapter, and {weights} is not an adapter")
         else:
             model = load_pretrained(weights, quantize=quantize)
         tokenizer = load_tokenizer(weights, base=base)
@@ -141,7 +141,7 @@ def load_run(run: Run, device: torch.device, quantize: str, base: str = "") -> t
         model: Model = load_adapted(run.best, base=base, labels=run.labels, quantize=quantize)
         check_backbone(run, model, base)
     elif base:
-        raise ValueError(f"--base names the backbone of an adapter, which {run.folder} has not; leave it out")
+        raise ValueError(f"--base names the backbone of an adapter, which {run.folder} does not have; leave it out")
     elif (run.best / "config.json").is_file():
         model = load_pretrained(run.best, run.labels, quantize=quantize)
     else:

@@ -183,7 +183,8 @@ def fill_parameters(model: Encoder, config: dict[str, Any], file: WeightFile) ->
     if any(name.startswith("classifier.") for name in random):
         raise ValueError(f"neither {where} nor the weights contain a classifier")
     if random:
-        print(f"warning: neither {where} nor the weights contain the pooler: it is random, and so are the answers")
+        what = "it is random, so the predictions are meaningless"
+        print(f"warning: neither {where} nor the weights contain the pooler: {what}")
 
 
 def shape_reason(name: str) -> str:

@@ -26,8 +26,8 @@ anything below the first adapter.
 Differs from the paper: A is uniform, as in loralib and huggingface/peft; the paper uses a Gaussian. DoRA's norms are
 those of the rows of W' [out, in], as in the published code; the paper writes norms of columns. DeBERTa's query and key
 layers also project the relative positions, and the adapter is part of that projection too. With --lora-dropout, DoRA
-drops elements of x before A only; the published code and huggingface/peft also drop them in the part (m/‖W'‖ - 1) ⊙ W₀
-x.
+drops elements of x before A only; the published code and huggingface/peft also drop them in the part
+(m/‖W'‖ - 1) ⊙ W₀ x.
 """
 
 import math
@@ -156,7 +156,7 @@ class DoRALinear(LoRALinear):
         return base.dequantized() if isinstance(base, QuantizedLinear) else base.weight.detach()
 
     def row_scale(self) -> Tensor:
-        """Computes m / ‖W'‖: [out], 1 for a row of zeros, which stays one. ‖W'‖ gets no gradient (§4.3)."""
+        """Computes m / ‖W'‖: [out], 1 where W' has a row of zeros, which stays zero. ‖W'‖ gets no gradient (§4.3)."""
         norm = (self.frozen_weight() + self.delta()).detach().norm(dim=1)  # [out]
         return torch.where(norm > 0, self.magnitude / norm.clamp(min=torch.finfo(norm.dtype).tiny), 1.0)
 
@@ -297,12 +297,14 @@ def apply(model: Encoder, options: LoRAOptions, init_ids: list[int] | None = Non
     """Wraps the layers that the options select, in place. Returns the settings that the adapter's file records.
 
     init_ids has no effect on LoRA. Raises ValueError for a target, bias or pattern that does not exist, for an alpha of
-    0 or less in a pattern, and for a rank above the width of a layer.
+    0 or less, and for a rank above the width of a layer.
     """
     o = options
     names = choose_targets(model, o.targets or ",".join(model.LORA_TARGETS))
     ranks = parse_pattern(o.rank_pattern, "rank_pattern", int)
     alphas = parse_pattern(o.alpha_pattern, "alpha_pattern", float)
+    if not o.alpha > 0:
+        raise ValueError(f"alpha {o.alpha:g} must be above 0; alpha / R scales the update")
     if useless := next((name for name, alpha in alphas.items() if not alpha > 0), None):
         raise ValueError(f"alpha_pattern {useless}={alphas[useless]:g} must be above 0; alpha / R scales the update")
     used = {pattern for name in names for table in (ranks, alphas) for pattern in matching_patterns(name, table)[:1]}

@@ -117,14 +117,15 @@ def keys_and_values(model: Encoder, ids: Tensor) -> Tensor:
 
     hooks = [layer.attention.register_forward_pre_hook(keep) for layer in model.layers]
     mask = torch.ones(1, len(ids), dtype=torch.bool, device=ids.device)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         model.encode(model.embed(ids[None], mask), mask)
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     return torch.cat(rows, -1)
 
 
@@ -134,12 +135,16 @@ def prefix_width(model: Encoder) -> int:
 
 
 def initial_prefix(model: Encoder, count: int, init: str, init_ids: list[int] | None) -> Tensor:
-    """Computes the initial prefix: [P, 2·L·D]. Raises ValueError for an unknown init or a missing text."""
+    """Computes the initial prefix: [P, 2·L·D]. Raises ValueError for an unknown init, a missing text, and more tokens
+    than positions."""
     if init == "random":
         return torch.randn(count, prefix_width(model)) * 0.02
     if init == "text":
         if init_ids is None or not len(init_ids):
             raise ValueError("prefix_init text needs the ids of a text; prompt_text is empty")
+        table = model.embeddings.position
+        if table is not None and count > (most := table.num_embeddings - model.first_position):
+            raise ValueError(f"{count} virtual tokens, but the model has {most} positions; lower --virtual-tokens")
         return keys_and_values(model, repeat_to_length(init_ids, count).to(next(model.parameters()).device))
     raise ValueError(f"unknown prefix_init {init!r}; known: {', '.join(INITS)}")
 

@@ -76,6 +76,14 @@ def test_alpha_0_is_cross_entropy_and_an_equal_teacher_leaves_the_rest():
     assert (soft_losses(student, teacher, 2.0) > 0).all()
 
 
+def test_a_term_of_weight_0_adds_0():
+    student, teacher = torch.tensor([[0.5, -torch.inf]]), torch.tensor([[0.2, -torch.inf]])
+    label = torch.tensor([1])  # that the student excludes: its cross-entropy is infinite
+    assert distill_loss(student, teacher, label, temperature=2.0, alpha=1.0) == 0
+    student, teacher = torch.tensor([[0.5, -torch.inf]]), torch.tensor([[0.2, 0.1]])  # an infinite divergence
+    assert distill_loss(student, teacher, label - 1, temperature=2.0, alpha=0.0) == 0
+
+
 def test_the_soft_term_is_computed_in_fp32_and_finite_for_extreme_logits():
     student, teacher, labels = random_pair()
     assert distill_loss(student.bfloat16(), teacher.bfloat16(), labels, 2.0, 0.5).dtype == torch.float32

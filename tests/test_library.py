@@ -19,8 +19,9 @@ from data.tokenization import load_tokenizer, train_tokenizer
 from data.windows import pool
 from losses.cross_entropy import cross_entropy
 from losses.distill import distill_loss, soft_losses
+from losses.divergence import symmetric_kl
 from losses.margin import margin_loss
-from losses.rdrop import rdrop_loss, symmetric_kl
+from losses.rdrop import rdrop_loss
 from losses.supcon import supcon_loss
 from nn import MODELS
 from nn.attribution import log_odds, token_effects
@@ -168,6 +169,36 @@ def test_an_adapter_is_attached_to_one_model():
         peft.attach_adapter(shallow, peft.detach_adapter(second))
     assert isinstance(shallow.layers[0].attention.query, Linear)
     assert all(torch.equal(p, before[name]) for name, p in shallow.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
+def test_a_detached_adapter_leaves_another_model_as_it_was_there(method: str):
+    first, second = fill(peft.apply(tiny("bert"), method)), tiny("bert", seed=1, labels=("bad", "good"))
+    second.embeddings.word.weight.requires_grad_(False)
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in second.named_parameters()}
+    peft.attach_adapter(second, peft.detach_adapter(first))
+    peft.detach_adapter(second)
+    assert second.config.labels == ("bad", "good")
+    for name, p in second.named_parameters():
+        assert torch.equal(p, before[name][0])
+        assert p.requires_grad == before[name][1]
+
+
+def test_training_between_detaching_and_attaching_is_kept():
+    model = fill(peft.apply(tiny("bert"), "lora"))
+    adapter = peft.detach_adapter(model)
+    model.classifier.weight.data += 1
+    expected = model.classifier.weight.detach().clone()
+    peft.detach_adapter(peft.attach_adapter(model, adapter))
+    assert torch.equal(model.classifier.weight, expected)
+
+
+def test_what_was_frozen_stays_frozen_after_a_merge_is_undone():
+    model = fill(peft.apply(tiny("bert"), "lora"))
+    peft.attach_adapter(model, peft.detach_adapter(model))
+    model.classifier.requires_grad_(False)
+    peft.unmerge(peft.merge(model))
+    assert not any(p.requires_grad for p in model.classifier.parameters())
 
 
 @pytest.mark.parametrize("method", ["prompt", "head", "bitfit"])
@@ -365,7 +396,7 @@ def test_gradcheck_of_recurrent_layers(layer):
 def test_a_class_that_both_exclude_has_no_divergence():
     one, two = Z.clone().requires_grad_(), Z.flip(0)
     masked = [torch.cat([z, torch.full((8, 1), -torch.inf)], 1) for z in (one, two)]
-    for divergence in (symmetric_kl, lambda *z: soft_losses(*z, 2.0).sum()):
+    for divergence in (lambda *z: symmetric_kl(*z).sum(), lambda *z: soft_losses(*z, 2.0).sum()):
         expected, found = divergence(one, two), divergence(*masked)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(*(torch.autograd.grad(x, one, retain_graph=True) for x in (found, expected)))

@@ -161,6 +161,7 @@ def test_ranks_and_alphas_by_pattern():
         ({"targets": "qery"}, "'qery' matches no linear layer; known: down, key, output, query, up, value"),
         ({"targets": "classifier"}, "is part of the head"),
         ({"targets": " , "}, "no LoRA target given"),
+        ({"alpha": 0.0}, "alpha 0 must be above 0; alpha / R scales the update"),
         ({"alpha_pattern": "query=2 value=0"}, "alpha_pattern value=0 must be above 0"),
         ({"alpha_pattern": "value=-3"}, "alpha_pattern value=-3 must be above 0"),
         ({"alpha_pattern": "value=nan"}, "alpha_pattern value=nan must be above 0"),

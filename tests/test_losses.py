@@ -9,10 +9,10 @@ from conftest import required_shape, tiny, token_batch
 
 from data.batches import Batch
 from losses import OBJECTIVES
-from losses.cross_entropy import cross_entropy, kl_divergence
+from losses.cross_entropy import cross_entropy
+from losses.divergence import entropy, kl_divergence
 from losses.margin import MarginOptions, margin_loss
 from losses.margin import objective as margin_objective
-from losses.mixed import entropy
 from losses.supcon import supcon_loss
 
 WEIGHTS = [0.5, 2.0, 1.5]  # of the classes; the weights of a batch do not add up to its size

@@ -16,13 +16,12 @@ from data.batches import Batch
 from data.corpus import Corpus
 from data.orders import Stream
 from losses import mixed
+from losses.divergence import entropy, kl_divergence
 from losses.mixed import (
     AdversarialOptions,
     MixedOptions,
     Reviews,
     adversarial_perturbation,
-    entropy,
-    kl,
     objective,
     prepare,
     scale_to_length,
@@ -63,12 +62,22 @@ def test_divergence_and_entropy_equal_the_loops_with_gradients():
     torch.manual_seed(0)
     a, b = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     for ours, plain, inputs in (
-        (kl(a, b), reference.kl_divergence(a, b).mean(), [a, b]),
-        (entropy(a), reference.entropy(a).mean(), [a]),
+        (kl_divergence(a, b), reference.kl_divergence(a, b), [a, b]),
+        (entropy(a), reference.entropy(a), [a]),
     ):
         torch.testing.assert_close(ours, plain)
-        for mine, theirs in zip(*(torch.autograd.grad(y, inputs) for y in (ours, plain)), strict=True):
+        for mine, theirs in zip(*(torch.autograd.grad(y.sum(), inputs) for y in (ours, plain)), strict=True):
             torch.testing.assert_close(mine, theirs)
+
+
+def test_a_failed_pass_restores_the_random_state():
+    model, (ids, mask) = tiny("bert"), token_batch([4, 3])
+    reviews = Reviews.embed(model, ids, mask)
+    model.pooler.dense = torch.nn.Linear(3, 3)
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        reviews.logits()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_norm_is_taken_over_all_real_tokens_of_a_review():
@@ -159,7 +168,8 @@ def test_the_virtual_perturbation_changes_the_answer_more_than_noise_of_its_leng
     r = virtual_perturbation(reviews, target, radius=0.5)
     with torch.no_grad():
         noise = [scale_to_length(torch.randn_like(r), reviews.mask, 0.5 * reviews.spread()) for _ in range(20)]
-        assert kl(target, reviews.logits(r)) > max(kl(target, reviews.logits(shift)) for shift in noise)
+        found, *others = (kl_divergence(target, reviews.logits(shift)).mean() for shift in (r, *noise))
+        assert found > max(others)
 
 
 def test_the_adversarial_direction_of_confident_reviews_in_fp16():

@@ -149,6 +149,19 @@ def test_unsupported_settings_raise(options, message):
         peft.apply(tiny("bert"), "prefix", INIT_IDS, **options)
 
 
+def test_a_prefix_that_is_longer_than_the_position_table_raises():
+    with pytest.raises(ValueError, match=r"999 virtual tokens, but the model has \d+ positions; lower --virtual"):
+        peft.apply(tiny("bert"), "p_tuning_v2", INIT_IDS, virtual_tokens=999)
+
+
+def test_the_initial_rows_leave_the_mode_of_each_module():
+    model = tiny("bert").train()
+    model.embeddings.eval()
+    peft.apply(model, "p_tuning_v2", INIT_IDS, virtual_tokens=3)
+    assert not any(module.training for module in model.embeddings.modules())
+    assert model.layers[0].training
+
+
 def test_initial_rows_from_a_text_need_its_ids():
     with pytest.raises(ValueError, match="needs the ids of a text"):
         peft.apply(tiny("bert"), "prefix")

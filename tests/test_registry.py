@@ -88,6 +88,13 @@ def test_padding_changes_nothing(name):
     torch.testing.assert_close(model(wide, seen)[:2], model(ids, mask), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean", "max", "attention"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "transformer"])
+def test_padding_changes_nothing_of_a_review_without_words(name: str, pooling: str):
+    model, (ids, mask) = tiny(name, pooling=pooling).eval(), token_batch([7, 0])
+    torch.testing.assert_close(model(ids, mask)[1:], model(ids[1:, :2], mask[1:, :2]), rtol=1e-5, atol=1e-5)
+
+
 @encoders
 def test_a_prefix_is_one_pair_a_layer(name):
     model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])

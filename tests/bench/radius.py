@@ -21,7 +21,8 @@ from data import LABELED, find_file
 from data.corpus import Corpus
 from data.imdb import load_reviews
 from data.tokenization import load_tokenizer
-from losses.mixed import Reviews, kl, scale_to_length, virtual_perturbation
+from losses.divergence import kl_divergence
+from losses.mixed import Reviews, scale_to_length, virtual_perturbation
 from nn.checkpoint import load_pretrained
 
 RADII, BATCH, LENGTH = (0.5, 1, 2, 3, 5), 32, 400
@@ -34,7 +35,7 @@ def effect(reviews: Reviews, logits: Tensor, shift: Tensor) -> tuple[float, floa
     logits: of the clean pass, [B, C]
     """
     other = reviews.logits(shift)
-    return kl(logits, other).item(), (logits.argmax(1) != other.argmax(1)).float().mean().item()
+    return kl_divergence(logits, other).mean().item(), (logits.argmax(1) != other.argmax(1)).float().mean().item()
 
 
 def main(run: str, folder: str) -> None:
