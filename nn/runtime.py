@@ -108,13 +108,14 @@ class Machine(NamedTuple):
 def cast_once(model: Module, machine: Machine) -> Iterator[None]:
     """Keeps the weights of linear layers in the machine's dtype for the block, in which nothing is trained.
 
-    Autocast casts them again in every pass; the results are the same bits. A layer whose weights another module reads
-    (`READS_BASE`, DoRA) is left out.
+    Autocast casts them again in every pass; the results are the same bits. Left out are layers whose weights another
+    module reads (`READS_BASE`, DoRA), and those that compute virtual tokens, which is done in fp32.
     """
     kept: list[tuple[Parameter, Tensor]] = []
     if machine.dtype != torch.float32:
-        read = {id(module.base) for module in model.modules() if getattr(module, "READS_BASE", False)}
-        linear = (module for module in model.modules() if type(module) is Linear and id(module) not in read)
+        fp32 = {id(module.base) for module in model.modules() if getattr(module, "READS_BASE", False)}
+        fp32 |= {id(module) for name, module in model.named_modules() if name.startswith("virtual.")}
+        linear = (module for module in model.modules() if type(module) is Linear and id(module) not in fp32)
         kept = [(p, p.data) for module in linear for p in module.parameters(recurse=False)]
     with torch.inference_mode(False):  # an inference tensor cannot become the data of a parameter
         for parameter, data in kept:

@@ -61,14 +61,15 @@ class PromptEncoder(Module):
         torch.nn.init.zeros_(self.last.bias)
 
     def forward(self) -> Tensor:
-        """Returns p: [P, E]"""
+        """Returns p: [P, E], not rounded by autocast, so that it is what the adapter's file records"""
         x = self.inputs  # [P, E]
-        if self.lstm is not None:
-            x = self.lstm(x[None], x.new_ones(1, len(x), dtype=torch.bool))[0]  # [P, 2·hidden]
-        x = self.first(x).relu()
-        if self.second is not None:
-            x = self.second(x).relu()
-        return self.start + self.last(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.lstm is not None:
+                x = self.lstm(x[None], x.new_ones(1, len(x), dtype=torch.bool))[0]  # [P, 2·hidden]
+            x = self.first(x).relu()
+            if self.second is not None:
+                x = self.second(x).relu()
+            return self.start + self.last(x)
 
 
 def apply(model: Encoder, options: PTuningOptions, init_ids: list[int] | None = None) -> dict[str, Any]:

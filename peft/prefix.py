@@ -80,8 +80,9 @@ class PrefixEncoder(Module):
         torch.nn.init.zeros_(self.up.bias)
 
     def forward(self) -> Tensor:
-        """Returns rows: [P, 2·L·D]"""
-        return self.start + self.up(self.down(self.inputs).tanh())
+        """Returns rows: [P, 2·L·D], not rounded by autocast, so that they are those that the adapter's file records"""
+        with torch.autocast(self.inputs.device.type, enabled=False):
+            return self.start + self.up(self.down(self.inputs).tanh())
 
 
 class DeepPrefix(Module):

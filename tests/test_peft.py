@@ -9,6 +9,7 @@ from conftest import PAIRS, ROOT, VIRTUAL, adapt, assert_same, both, tiny, token
 
 import peft
 from nn.checkpoint import load_pretrained, save_pretrained
+from nn.runtime import Machine
 from peft import (
     METHODS,
     attach_adapter,
@@ -18,7 +19,9 @@ from peft import (
     save_adapter,
     unmerge,
 )
+from peft.scoring import ready_to_score
 
+METHODS_WITH_FILES = [method for method in METHODS if method != "none"]
 ROBERTAS = ["roberta", "xlm_roberta"]  # their positions begin at pad_token_id + 1
 
 
@@ -40,6 +43,22 @@ def test_newly_initialized_parameters_stay_trainable(name, method):
     assert adapt(model, method).embeddings.word.weight.requires_grad
     assert peft.trains_backbone(model)
     assert not peft.trains_backbone(adapt(tiny(name), method))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "lstm"])
+@pytest.mark.parametrize("method", METHODS_WITH_FILES)
+def test_a_trained_model_in_bf16_scores_as_its_file_does(method, kind, tmp_path):
+    """The file holds the virtual tokens that an encoder computed: in fp32, also where all else is in bf16."""
+    if kind == "lstm" and method != "p_tuning":
+        pytest.skip("has no encoder of two kinds")
+    options = {"prompt_encoder": kind} if method == "p_tuning" else {}
+    trained, machine = adapt(tiny("bert"), method, **options).eval(), Machine(torch.device("cpu"), torch.bfloat16)
+    save_adapter(trained, tmp_path, "base")
+    logits = []
+    for model in (trained, peft.load_adapter(tiny("bert"), tmp_path).eval()):
+        with ready_to_score(model, machine), machine.autocast():
+            logits.append(model(*token_batch([7, 4])))
+    assert torch.equal(*logits)
 
 
 def test_an_adapter_loads_in_a_new_process(tmp_path):
