@@ -61,7 +61,7 @@ from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import filling, is_stdout, write_output
 from data.flags import check_choice, parse_flags, split_folders
 from data.held_out import held_out, warn_trained
-from data.hub import CLASSIFIER, CONFIG
+from data.hub import CLASSIFIER, CONFIG, backbone_is_missing
 from data.imdb import as_frame
 from data.jobs import environment_number
 from data.labels import SENTIMENT, UNKNOWN, canonical
@@ -88,7 +88,7 @@ from nn import MODELS
 from nn.checkpoint import save_pretrained
 from nn.encoder import Encoder
 from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory
-from peft.classifier import Scorer, check_classifier, is_pretraining, load_checkpoint, load_run
+from peft.classifier import Scorer, check_classifier, is_adapter, is_pretraining, load_checkpoint, load_run
 
 TABLES = Tables(MODELS, peft.METHODS, OBJECTIVES)
 MISTAKES = 20  # number of mistakes that --explain shows
@@ -419,14 +419,22 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
 
 
 def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
-    """Scores or labels with the mean of the calibrated probabilities of several runs."""
+    """Scores or labels with the mean of the calibrated probabilities of several runs.
+
+    --base is the backbone of the adapters whose own is not found. Raises ValueError if there are none.
+    """
     runs = [Run.open(folder) for folder in options.run]
     trained, labels = [settings_of(run).options for run in runs], shared_labels(runs)
     if not (options.data or options.predict or "text" in given):
         check_splits({str(run.folder): own_splits(run) for run in runs})
         print_ensemble(runs, labels)
         return
-    ensemble = ranks.in_turn(lambda: Ensemble([member(options, run, given) for run in runs]))
+    moved = [run for run in runs if is_adapter(run) and backbone_is_missing(run.best)] if options.base else []
+    if options.base and not moved:
+        raise ValueError(f"--base {options.base}: no run is an adapter whose backbone was moved; leave it out")
+    bases = [options.base if run in moved else "" for run in runs]
+    members = [partial(member, options, run, base, given) for run, base in zip(runs, bases, strict=True)]
+    ensemble = ranks.in_turn(lambda: Ensemble([load() for load in members]))
     if "text" in given:
         frame = as_frame([("text", review_of(options), UNKNOWN)])
         print_answer(ensemble.labels, ensemble.score_frame(frame))
@@ -436,12 +444,12 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         evaluate_data(options, emit, source_for(given, trained[0]), ensemble, runs)
 
 
-def member(options: Options, run: Run, given: dict[str, Any]) -> Member:
-    """Loads the best model of a run as a member of an ensemble."""
+def member(options: Options, run: Run, base: str, given: dict[str, Any]) -> Member:
+    """Loads the best model of a run as a member of an ensemble. base: the backbone of its adapter, if it was moved"""
     check_classifier(run, TABLES)
     trained = settings_of(run).options
     machine = choose_machine(options.device, options.precision or trained.precision)
-    scorer = Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(given))
+    scorer = Scorer.of_run(run, trained, machine, options.quantize, base, **given_truncation(given))
     return Member(str(run.folder), calibration(run), scorer)
 
 

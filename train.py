@@ -109,7 +109,8 @@ def prepare_training(
         load = partial(load_classifier, machine=machine, tables=TABLES)
         corpus = with_teacher(corpus, reviews, settings.objective.teacher, load, run, interrupt.check)
     with naming_run(run):
-        model = ranks.in_turn(lambda: build_model(settings, tokenizer, splits.labels))
+        labels = None if entry.pretraining else splits.labels
+        model = ranks.in_turn(lambda: build_model(settings, tokenizer, labels))
     ranks.in_turn(lambda: entry.prepare(model, settings.objective, tokenizer))
     frozen = isinstance(model, Encoder) and model.adapter is not None and not peft.trains_backbone(model)
     if frozen and (backbone := model.source) is not None:

@@ -1,4 +1,4 @@
-"""Lists the rows of the project that this one succeeds, beside the nearest published rows of this one.
+"""Lists the rows of this project's predecessor, each with the closest published row of this project.
 
 The figures of the other project are its validation accuracies. The public test accuracies are the best of four public
 repositories of the same family, computed from the predictions that they publish for testData.tsv.

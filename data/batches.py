@@ -83,7 +83,7 @@ class Batch(NamedTuple):
         return mean if self.share is None else mean * (self.counted / self.total)
 
     def part_of(self, mean: Tensor, counted: Tensor) -> Tensor:
-        """Computes this rank's part of a mean over the elements `counted`: bool [B, T], or [N, T] of all ranks."""
+        """Computes this rank's part of a mean over some elements. counted: these elements, bool [N, T] of all ranks"""
         if self.share is None:
             return mean
         return mean * (self.share.own(counted).sum() * min(self.counted, 1) / counted.sum().clamp(min=1))

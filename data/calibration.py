@@ -8,7 +8,8 @@ A classifier is calibrated if, of the reviews that it labels with probability p,
 z are logits; log-probabilities are logits too, so kept probabilities suffice. A temperature changes no label. Bₘ are
 the reviews whose confidence, the largest probability, is in ((m - 1)/M, m/M]; acc is their accuracy, conf their mean
 confidence. The Brier score is the mean over reviews of Σ_c (p_c - [c = label])² (Brier 1950), from 0 to 2.
-Differs from the paper: nothing; T is limited to 1/100 … 100, for validation reviews that are all labelled correctly.
+Differs from the paper: T is limited to 1/100 … 100, since the optimum is not finite if, for example, all validation
+reviews are labelled correctly.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.metrics import check_labels
+from data.metrics import checked_labels
 from data.pictures import new_figure, write_figure
 from data.runs import Predictions, Run
 
@@ -41,14 +42,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     The mean loss is convex in β = 1/T with the derivative mean(Σ_c q_c z_c - z_label), whose root bisection finds.
     """
-    check_labels(logits, labels)
+    labels = checked_labels(logits, labels)
     z = logits.astype(np.float64)
     of_label = z[np.arange(len(labels)), labels].mean()
     low, high = -np.log(LIMIT), np.log(LIMIT)  # of log β
     for _ in range(50):
         middle = (low + high) / 2
         expected = (np.exp(scaled(z, np.exp(-middle))) * z).sum(1).mean()
-        low, high = (middle, high) if expected < of_label else (low, middle)
+        low, high = (middle, high) if expected <= of_label else (low, middle)
     return float(np.exp(-(low + high) / 2))
 
 
@@ -62,7 +63,7 @@ class Bin(NamedTuple):
 
 def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:
     """Returns the reviews by confidence in intervals of equal width, without empty ones. probabilities: [N, C]"""
-    check_labels(probabilities, labels)
+    labels = checked_labels(probabilities, labels)
     confidence, correct = probabilities.max(1).astype(np.float64), probabilities.argmax(1) == labels
     number = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
     groups = (number == m for m in range(bins))
@@ -77,7 +78,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Computes the mean squared distance of the probabilities from the one-hot labels. [N, C], [N]"""
-    check_labels(probabilities, labels)
+    labels = checked_labels(probabilities, labels)
     return float(np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(1).mean())
 
 
@@ -89,7 +90,7 @@ def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     if probabilities.shape[1] != 2:
         raise ValueError(f"--threshold validation needs two classes; this run has {probabilities.shape[1]}")
-    check_labels(probabilities, labels)
+    labels = checked_labels(probabilities, labels)
     p, order = probabilities[:, 1].astype(np.float64), np.argsort(probabilities[:, 1], kind="stable")
     p, positive = p[order], labels[order] == 1
     negatives_below = np.concatenate([[0], np.cumsum(~positive)])
@@ -97,6 +98,7 @@ def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     lowest = 0.0 if p[0] > 0 else -1.0  # below all p₁
     edges = np.concatenate([[lowest], p, [1.0]])
     t = (edges[:-1] + edges[1:]) / 2
+    t = np.where(t < edges[1:], t, edges[:-1])  # rounded to the upper one, which `p > t` would leave out
     allowed = np.concatenate([[True], p[1:] > p[:-1], [True]])  # no t divides equal p₁
     best = allowed & (hits == hits[allowed].max())
     return float(t[best][np.abs(t[best] - 0.5).argmin()])

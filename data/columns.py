@@ -9,7 +9,7 @@ from data.labels import few_names, holds_sentiment, looks_like_labels, quoted
 from data.readers import TEXT_NAMES, Source, Table
 
 LABEL_NAMES = ("sentiment", "label", "polarity", "target")  # usual names of a column of labels
-# further names of such columns: they are not taken, but they are named in messages
+# further names of such columns: they are not chosen automatically, but messages suggest them
 SIMILAR_NAMES = (
     "class", "classes", "category", "labels", "rating", "ratings", "stars", "star_rating", "score", "grade", "gold",
     "y", "tag", "emotion", "opinion", "verdict", "sentiments", "feeling", "annotation", "output",

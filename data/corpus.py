@@ -91,7 +91,7 @@ class Corpus:
         return np.diff(self.offsets)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """Returns the examples `rows`, padded to the longest of them. Raises IndexError for rows that are none."""
+        """Returns the examples `rows`, padded to the longest of them. Raises IndexError for rows out of range."""
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} … {rows.max()} are outside 0 … {len(self) - 1}")
         lengths = self.offsets[rows + 1] - self.offsets[rows]  # of these rows only: a corpus may have millions

@@ -7,7 +7,8 @@ separates a column of texts or, failing this, gives all rows the width of the he
                Python, pandas, Excel and R write this form. Without a tab as delimiter it is the default.
     literal    a record is a line; a pair of quotes around a field is removed, \" is a quote, other quotes are
                characters. Kaggle's files have this form (quoting=3). With tabs it is the default.
-    backslash  "a \"great\" film": as rfc4180, and a quote is escaped by a backslash. MySQL and Spark write it.
+    backslash  "a \"great\" film": as rfc4180, and a quote is escaped by a backslash; all other backslashes stay as they
+               are. MySQL and Spark write it.
 
 A reading is consistent if its quotes are as described and all rows have the width of the header.
 
@@ -122,11 +123,12 @@ def quote_defect(error: str, start: int, end: int) -> str:
 
 
 def split_escaped(text: str, delimiter: str) -> Iterator[Record]:
-    r"""Yields the records of RFC 4180 in which \" is a quote as well."""
+    r"""Yields the records of RFC 4180 in which \" is a quote as well; \\" is a backslash at the end of a field."""
     mark = next((chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text), "")  # for private use
     if not mark:
         raise ValueError("it contains all characters for private use, so escaped quotes cannot be marked")
-    for record in split_quoted(text.replace('\\"', mark), delimiter):
+    marked = re.sub(r'(?<!\\)((?:\\\\)*)\\"', rf"\1{mark}", text)  # an even number of backslashes escapes no quote
+    for record in split_quoted(marked, delimiter):
         yield record._replace(fields=[field and field.replace(mark, '"') for field in record.fields])
 
 

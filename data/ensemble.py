@@ -103,7 +103,7 @@ def read_members(folder: Path) -> list[tuple[Path, float]]:
                 f"{path}: a member has weights and factor, and nothing else; here it differs in {difference}"
             )
         if member["weights"] in ("", "..") or Path(member["weights"]).name != member["weights"]:
-            raise ValueError(f"{path}: weights {show(member['weights'])} must be the name of a folder beside {folder}")
+            raise ValueError(f"{path}: weights {show(member['weights'])} must be the name of a folder next to {folder}")
         if member["factor"] <= 0:
             raise ValueError(f"{path}: factor {member['factor']} must be above 0")
     beside = folder.resolve().parent
@@ -189,8 +189,8 @@ def print_ensemble(runs: Sequence[Run], labels: tuple[str, ...]) -> None:
 
 
 def check_splits(splits: dict[str, Splits]) -> None:
-    """Raises ValueError if two runs have other labelled reviews in validation or test, or in another order, and if a
-    review that scores one run was a training review of another, but not of the first.
+    """Raises ValueError if the labelled validation or test reviews of two runs differ, also in their order, and if such
+    a review of one run was a training review of another run only.
 
     splits: {name of the run: its reviews}. Reviews are compared by their text. A text that a run itself has in two
     splits is a duplicate in its data.

@@ -93,8 +93,10 @@ def agreement_text(explanation: Explanation) -> str:
     """Describes in one line whether both methods agree."""
     rho = explanation.agreement
     if np.isnan(rho):
-        return "too few words to compare integrated gradients with leaving out"
-    first, second = (int(values.argmax()) for values in (explanation.gradients, explanation.without))
+        return (
+            "integrated gradients and leaving out: no rank correlation of fewer than three words, or of equal effects"
+        )
+    first, second = (int(np.abs(values).argmax()) for values in (explanation.gradients, explanation.without))
     verdict = "agree" if rho >= 0.5 else "agree in part" if rho >= 0.2 else "do not agree"
     strongest = "the same" if first == second else "not the same"
     return f"integrated gradients and leaving out {verdict}: rank correlation {rho:.2f}, strongest word {strongest}"
@@ -150,7 +152,7 @@ def has_colours() -> bool:
 
 
 def marked(word: str, strength: float, colours: bool) -> tuple[str, int]:
-    """Returns a word with its colour or marks, and the columns that it takes. strength: in -1 … 1"""
+    """Returns a word with its colour or marks, and the number of its characters. strength: in -1 … 1"""
     word, level = visible(word), int(np.searchsorted(STEPS, abs(strength), side="right"))
     if not level:
         return word, len(word)

@@ -60,7 +60,7 @@ def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser of flags alone. It prints one line for an error and exits with code 2.
 
-    A value may begin with a dash: `--text "-bad"`.
+    The value of a flag with one value may begin with a dash: `--text "-bad"`.
     """
 
     once = False  # whether a flag with one value is refused if it is given twice, as one with a file always is

@@ -8,10 +8,11 @@ logarithms of co-occurrence counts.
 
 The vector of word i is w_i + w̃_i (§4.2).
 
-Differs from the paper: x_max is 1 instead of 100. The paper trains on 10⁹ words and more. In 17 million words, most
-related words co-occur only a few times.
+Differs from the paper: x_max is 1 instead of 100, η is 0.07 instead of 0.05, and there are 25 epochs instead of 50 or
+100. The paper trains on 10⁹ words and more. In 17 million words, most related words co-occur only a few times.
 Differs from the published program, which takes a step for each pair, in random order. Here a step takes all pairs of a
 block of rows and a block of columns, so that the gradients are dense matrix products. The order of blocks is random.
+The program divides by √G before it updates G, to which it adds (η g)².
 """
 
 from collections.abc import Callable, Iterable

@@ -312,6 +312,15 @@ def adapter_base(directory: str | Path, given: str = "") -> str:
     return base
 
 
+def backbone_is_missing(directory: str | Path) -> bool:
+    """Returns whether the backbone that an adapter records is not found."""
+    try:
+        adapter_base(directory)
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def with_revision(recorded: str, revision: str | None, directory: str | Path) -> str:
     """Joins the recorded backbone and peft's field `revision`. Raises ValueError if the two name different ones."""
     name, other = split_revision(recorded)

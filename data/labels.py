@@ -47,7 +47,7 @@ def normalize(value: str) -> str:
 
     Returns "" for `nan`. Two names that look equal are one class.
     """
-    value = one_line(unicodedata.normalize("NFC", value))
+    value = unicodedata.normalize("NFC", one_line(value))
     if NUMBER.fullmatch(value):
         number = format(Decimal(value), "f")
         number = (number.rstrip("0").rstrip(".") if "." in number else number).removeprefix("+")

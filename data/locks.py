@@ -2,7 +2,8 @@
 
 The operating system holds the lock and releases it when the process ends, also by SIGKILL. It holds on local disks, and
 on network folders whose server supports locks: NFS from Linux 2.6.12 on, SMB. It does not hold between machines on a
-folder that is mounted without them (`nolock`, some cluster file systems), which is noticed only if the system says so.
+folder that is mounted without them (`nolock`, some cluster file systems), which is detected only if the system
+reports it.
 """
 
 import errno

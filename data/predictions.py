@@ -22,7 +22,7 @@ from data.text_lines import check_not_json, header_titles
 def bounded_lines(file: io.TextIOBase) -> Iterator[str]:
     """Yields the lines of a stream. Raises ValueError for a line of more than FIELD_LIMIT characters."""
     while line := file.readline(FIELD_LIMIT + 1):
-        if len(line) > FIELD_LIMIT:
+        if len(line.rstrip("\n")) > FIELD_LIMIT:
             raise ValueError(f"a line of standard input has more than {FIELD_LIMIT:,} characters; split it")
         yield line
 
@@ -36,7 +36,8 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
         first = ""
         for number, line in enumerate(bounded_lines(lines), 1):
             line = line.removeprefix(MARK)
-            first = first or line.rstrip("\r\n") * bool(line.strip())
+            if not first and line.strip():
+                first = line.rstrip("\r\n")
             reviews.append((str(number), clean(line), UNKNOWN))
     check_not_json(None, first)
     if len(titles := header_titles(first)) > 1:

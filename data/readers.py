@@ -291,7 +291,7 @@ def object_defect(row: Any) -> str:
     return row if isinstance(row, BrokenLine) else f"{type(row).__name__} instead of an object"
 
 
-def parse_json(text: str) -> Any:
+def parse_rows(text: str) -> Any:
     """Parses JSON; numbers with a point or an exponent stay as they are spelled, since they may be ids."""
     return json.loads(text, object_pairs_hook=object_of, parse_float=str)
 
@@ -299,7 +299,7 @@ def parse_json(text: str) -> Any:
 def parse_line(line: str) -> Any:
     """Parses one line of JSON, or returns the description of its defect."""
     try:
-        return parse_json(line)
+        return parse_rows(line)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         return BrokenLine(f"not JSON ({show(error)})")
 
@@ -316,7 +316,7 @@ def read_objects(path: Path, text: str, as_lines: bool) -> Table:
     if as_lines and (are_objects or not text.lstrip().startswith("[")):
         return from_objects(path, lines)
     try:
-        value = parse_json(text)
+        value = parse_rows(text)
     except (ValueError, RecursionError) as error:
         if are_objects:
             return from_objects(path, lines, "JSON lines, one object a line")

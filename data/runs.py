@@ -42,7 +42,7 @@ from data.cleaning import has_surrogate
 from data.files import in_shell, make_folder, open_tensors, remove_abandoned, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
-from data.metrics import check_labels
+from data.metrics import checked_labels
 
 ROOT = Path(__file__).parent.parent
 FORMAT = 2  # of config.json: 2 has a checksum
@@ -73,7 +73,8 @@ def versions() -> dict[str, str]:
 
 
 def check_files(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
-    """Raises ValueError if a data file of a run changed, vanished or was added since the run started.
+    """Raises ValueError if a data file of a run changed or was added since the run started, and FileNotFoundError if
+    one no longer exists.
 
     before, now: path, or `demo` for the built-in reviews -> SHA-256. Test reviews may be added: they do not change the
     training. Runs of older versions have no digest of the built-in reviews.
@@ -95,7 +96,7 @@ def check_files(before: dict[str, str], now: dict[str, str], folder: Path) -> No
 
 
 def check_digests(before: dict[str, str], now: dict[str, str]) -> None:
-    """Raises ValueError if a file that is read has other content than each file of before. Both: path -> SHA-256."""
+    """Raises ValueError if a file has a digest that was not recorded before. before, now: path -> SHA-256"""
     changed = [path for path, digest in now.items() if before and digest not in before.values()]
     if changed := [path for path in changed if path != "demo" or path in before]:  # an older version did not record it
         raise ValueError(f"{min(changed)} changed since the run was started")
@@ -122,14 +123,14 @@ def read_predictions(path: Path) -> Predictions:
         probabilities, labels = (file.get_tensor(name).numpy() for name in ("probabilities", "labels"))
         if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
             raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} do not fit each other")
-        check_labels(probabilities, labels)
+        labels = checked_labels(probabilities, labels)
         rows, classes = probabilities.astype(np.float64), probabilities.shape[1]
         is_rounded = probabilities.dtype == np.uint8
         # rounding changes each class by up to half a level
         whole, error = (LEVELS, classes / 2 + LEVELS * SUM_ERROR) if is_rounded else (1, SUM_ERROR)
         if classes < 2 or (rows < 0).any() or np.abs(rows.sum(1) - whole).max() > error:
             raise ValueError("its rows are not probabilities")
-    return Predictions(probabilities, labels.astype(np.int64))
+    return Predictions(probabilities, labels)
 
 
 def read_progress(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -287,7 +288,7 @@ class Run:
             raise ValueError(f"{changed}, of the frozen weights, changed since {self.folder} was started; restore it")
 
     def changed_backbone(self, digests: dict[str, str]) -> str:
-        """Returns the name of a file of the backbone that is not as in the training, "" if all are."""
+        """Returns the name of a file of the backbone whose digest was not recorded in training, "" if there is none."""
         before = self.config.get("backbone", {}).values()
         return next((name for name, digest in digests.items() if before and digest not in before), "")
 

@@ -7,7 +7,8 @@ A shard whose path has the word validation, valid, val or dev is held out, one w
 the rule of Hugging Face's `datasets`. Without shards that are held out, single documents are: those whose hash of shard
 name and line is below HELD_OUT, the same on every machine.
 
-Differs from the reading of small files: the held-out share, and lines of a .txt file end in a line feed only.
+Differs from the reading of small files: the held-out share; lines of a .txt file end in a line feed only; the first
+line of a .jsonl file, which names the column, must be an object with the text.
 """
 
 import codecs

@@ -185,13 +185,13 @@ class Shards:
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         processes = min(processes or cores, MOST_PROCESSES, len(waiting))
         print(f"tokenizing {len(waiting)} of {len(self.parts)} parts in {max(1, processes)} processes")
-        skipped: list[str] = []
+        count, example = 0, ""
         results = self.results(job, tokenizer, waiting, processes)
         with progress_bar(results, total=len(waiting), desc="tokenizing", unit=" parts") as bar:
             for found in bar:
-                skipped += found[:1000]
-        if skipped:
-            print(f"{len(skipped):,} broken rows skipped ({show(skipped[0], 200)}, …)")
+                count, example = count + len(found), example or "".join(found[:1])
+        if count:
+            print(f"{count:,} broken rows skipped ({show(example, 200)}, …)")
         for split, path in enumerate(paths):
             with replacing(path) as temporary:
                 merge_rows(temporary, [job.paths(number)[split] for number in range(len(self.parts))])

@@ -10,8 +10,6 @@ of the accuracies on them, many times. The interval is between the percentiles 2
 accuracy is their mean: the interval measures the choice of the reviews, not of the seeds.
 """
 
-import math
-
 import numpy as np
 
 SAMPLES = 10_000  # of the bootstrap
@@ -20,7 +18,10 @@ SAMPLES = 10_000  # of the bootstrap
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     """Returns (b, c, p). first, second: whether each review is labelled correctly, bool [N]"""
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
-    tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
+    tail = term = 1  # C(b + c, 0)
+    for k in range(min(b, c)):
+        term = term * (b + c - k) // (k + 1)  # C(b + c, k + 1)
+        tail += term
     return b, c, min(1.0, 2 * tail / 2 ** (b + c))
 
 

@@ -34,7 +34,8 @@ def split_train(
     """Splits reviews into (training, validation), stratified by sentiment. labels: the class names, for messages.
 
     The hash of seed and id decides: the split is the same on every machine and for any order of the file.
-    Raises ValueError if a split would be empty or a class is missing.
+    Raises ValueError if a split would be empty or if training has fewer than two classes. A class with fewer than three
+    reviews has none in validation.
     """
     frame = frame.reset_index(drop=True)
     order = hash_order(frame, str(seed))

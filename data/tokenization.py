@@ -53,7 +53,7 @@ from data.tokenizer_files import read_tokenizer
 from data.word_segmenter import WordSegmenter
 
 BATCH = 1_000  # texts in one call of the parallel encoder
-BATCH_SECONDS, SLOWEST = 15, 20_000  # a call takes at most so many seconds, and one more for so many characters
+BATCH_SECONDS, SLOWEST = 15, 20_000  # time limit of a call: 15 s, and 1 s more for every SLOWEST characters
 # a tokenizer that is read must segment these: runs in which an expression may search without an end
 PROBES = [*(character * 2000 for character in "a 1.\u00e9\n"), "An 'odd'  text, it's 10/10! \u96fb\x00\n" * 40]
 PROBE_SECONDS = 5
@@ -93,8 +93,8 @@ class Tokenizer:
     """Converts text to [CLS] subwords [SEP], or to words without special tokens.
 
     backend: the pipeline, which is also what `save` writes. kind: wordpiece, unigram, bpe or wordlevel (words).
-    lowercase: whether the text is lowercased, for wordpiece and spm. spm: the published model of SentencePiece, or
-    None. With it the ids equal SentencePiece's. special: role (pad, unk, cls, sep, mask, …) -> special token.
+    lowercase: whether the text is lowercased, for wordpiece, spm and words. spm: the published model of SentencePiece,
+    or None. With it the ids equal SentencePiece's. special: role (pad, unk, cls, sep, mask, …) -> special token.
     template: the tokens before and after each text. model_max_length: tokens of an example, special tokens included,
     that the published model was made for, or None. truncation_side: the end at which the published model's texts lose
     tokens, right or left: the default of `--truncate` is head or tail. source: where it was read from, for messages.
@@ -216,7 +216,8 @@ class Tokenizer:
         return self.words(texts) if self.spm is None else list(self.spm(texts))
 
     def text_limit(self, max_length: int) -> int:
-        """Returns how many tokens of text fit into max_length tokens. Raises ValueError for max_length < 3."""
+        """Returns how many tokens of text fit into max_length tokens. Raises ValueError if max_length is below 3 or
+        leaves no room for text."""
         special = sum(map(len, self.template))
         least = max(3, special + 1)
         if max_length < least:
@@ -227,8 +228,8 @@ class Tokenizer:
         """Yields examples of 1 to max_length ids, including [CLS] and [SEP].
 
         truncate: head, tail and head+tail yield one example for each text; chunks yields the whole text as one or more
-        examples of nearly equal length. Raises ValueError for another value and for max_length < 3. Overlapping windows
-        are made by `data.corpus.examples_of`.
+        examples of nearly equal length. Raises ValueError for another value, and if max_length is below 3 or leaves no
+        room for text. Overlapping windows are made by `data.corpus.examples_of`.
         """
         limit = self.text_limit(max_length)
         if truncate not in TRUNCATE:
@@ -360,11 +361,14 @@ def train_wordlevel(texts: list[str], vocab_size: int, min_count: int) -> Tokeni
             ways.append(f"raise --vocab-size {vocab_size}, which counts {' and '.join(special)}")
         nothing = "they have no letter, digit, ! ? . or smiley, which words are made of; --model deberta reads all text"
         raise ValueError(f"no word of the training reviews is in the vocabulary; {' and '.join(ways) or nothing}")
-    return Tokenizer(backend, "wordlevel")
+    return Tokenizer(backend, "wordlevel", lowercase=True)
 
 
 def train_wordpiece(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Collects BPE subwords and converts them to WordPiece's notation: "▁film" -> "film", "ing" -> "##ing"."""
+    """Collects BPE subwords and converts them to WordPiece's notation: "▁film" -> "film", "ing" -> "##ing".
+
+    A single character is in both forms, so that it may begin a word.
+    """
     template = wordpiece({"[UNK]": 0}, lowercase=True)
     words = pre_tokenizers.Sequence([template.pre_tokenizer, pre_tokenizers.Metaspace("▁", prepend_scheme="always")])
     counts = count_subwords(template.normalizer, words, texts=texts, vocab_size=vocab_size)
@@ -373,6 +377,7 @@ def train_wordpiece(texts: list[str], vocab_size: int) -> Tokenizer:
     subwords = [
         *SPECIAL.values(),
         *(subword[1:] for subword in starts if subword != "▁"),
+        *(subword for subword in others if len(subword) == 1),
         *(f"##{subword}" for subword in others),
     ]
     vocabulary = {subword: number for number, subword in enumerate(dict.fromkeys(subwords))}

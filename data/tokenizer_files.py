@@ -37,7 +37,7 @@ from data.tokenizer_settings import (
     ROBERTA,
     Settings,
     add_tokens,
-    read_object,
+    object_or_empty,
     read_settings,
 )
 
@@ -166,7 +166,7 @@ def read_merges(directory: Path, settings: Settings, variant: str) -> Published:
     """Reads vocab.json and merges.txt of a RoBERTa."""
     if not (directory / "merges.txt").is_file():
         raise FileNotFoundError(f"{directory} contains vocab.json, but not merges.txt")
-    vocabulary, path = read_object(directory / "vocab.json"), directory / "merges.txt"
+    vocabulary, path = object_or_empty(directory / "vocab.json"), directory / "merges.txt"
     if wrong := [name for name, number in vocabulary.items() if not is_id(number)]:
         raise ValueError(f"{directory / 'vocab.json'}: '{show(wrong[0])}' has no id from 0 on; fetch it again")
     with about(path, "is not UTF-8"):
@@ -228,7 +228,7 @@ def read_spm(path: Path, settings: Settings, spm: SpmSegmenter, variant: str) ->
     """Builds the pipeline of a model of SentencePiece, and adds the added tokens of the files."""
     if settings.options.get("add_prefix_space") is False:
         raise ValueError(f"{path}: add_prefix_space = false is not supported with it")
-    json_model = read_object(path.parent / "tokenizer.json").get("model") or {}
+    json_model = object_or_empty(path.parent / "tokenizer.json").get("model") or {}
     listed = json_model.get("vocab", [])
     if json_model and [entry[0] for entry in listed] != [name for name, _ in spm.model.subwords]:
         raise ValueError(f"{path} and tokenizer.json have different subwords; delete the file that is not the model's")

@@ -104,13 +104,15 @@ class Settings:
 def read_settings(directory: Path) -> Settings:
     """Reads the settings of the tokenizer in a folder. Raises ValueError that names the file and the value."""
     path = directory / "tokenizer_config.json"
-    config = read_object(path)
+    config = object_or_empty(path)
     if config.get("sp_model_kwargs") not in (None, {}, {"enable_sampling": False}):
         raise ValueError(f"{path}: sp_model_kwargs {show(config['sp_model_kwargs'])} is not supported")
     if config.get("split_special_tokens"):
         raise ValueError(f"{path}: split_special_tokens = true is not supported")
     class_name, family = read_class(directory, config)
-    special = config | ({} if "added_tokens_decoder" in config else read_object(directory / "special_tokens_map.json"))
+    special = config | (
+        {} if "added_tokens_decoder" in config else object_or_empty(directory / "special_tokens_map.json")
+    )
     names = {role: token_name(special[f"{role}_token"], path) for role in ROBERTA if f"{role}_token" in special}
     extra = [as_token(value, path, special=True) for value in extra_tokens(special, path)]
     return Settings(
@@ -129,7 +131,7 @@ def read_side(directory: Path, config: dict[str, Any], path: Path) -> str:
     """Returns truncation_side, by default that of tokenizer.json. Raises ValueError unless it is left or right."""
     side = config.get("truncation_side")
     if side is None:
-        truncation = read_object(directory / "tokenizer.json").get("truncation")
+        truncation = object_or_empty(directory / "tokenizer.json").get("truncation")
         side = truncation.get("direction") if isinstance(truncation, dict) else None
         path, side = directory / "tokenizer.json", side.lower() if isinstance(side, str) else side
     if side not in (None, "left", "right"):
@@ -150,14 +152,14 @@ def extra_tokens(special: dict[str, Any], path: Path) -> list[Any]:
     return [*named, *(listed.values() if isinstance(listed, dict) else listed)]
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def object_or_empty(path: Path) -> dict[str, Any]:
     """Reads a JSON object, {} if there is no such file. Raises ValueError for another value."""
     return as_object(read_json(path), path) if path.is_file() else {}
 
 
 def read_class(directory: Path, config: dict[str, Any]) -> tuple[str, str]:
     """Returns (class, family): of tokenizer_config.json, else of config.json, else of the model type."""
-    model = read_object(directory / "config.json")
+    model = object_or_empty(directory / "config.json")
     model_type, name = (
         model.get("model_type") or "",
         config.get("tokenizer_class") or model.get("tokenizer_class") or "",
@@ -211,10 +213,12 @@ def read_added(directory: Path, config: dict[str, Any], special: set[str]) -> di
         found = [(number, as_token(value, path, special=False)) for number, value in decoder.items()]
     else:
         path = directory / "added_tokens.json"
-        found = [(number, as_token(name, path, special=name in special)) for name, number in read_object(path).items()]
+        found = [
+            (number, as_token(name, path, special=name in special)) for name, number in object_or_empty(path).items()
+        ]
         whole = directory / "tokenizer.json"
         with reading(whole, "a tokenizer.json"):
-            tokens = read_object(whole).get("added_tokens") or []
+            tokens = object_or_empty(whole).get("added_tokens") or []
             last = {value["id"]: as_token(value, whole, special=False) for value in tokens}
         found = [(number, token) for number, token in found if is_new(number, last)] + list(last.items())
     try:

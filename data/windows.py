@@ -62,7 +62,7 @@ def read_truncation(folder: Path) -> Truncation | None:
 
 
 def replaced(own: Truncation, **fields: Any) -> Truncation:
-    """Replaces fields of a truncation. Raises ValueError for those of windows where there are none."""
+    """Replaces fields of a truncation. Raises ValueError for stride or pooling without windows."""
     truncation = own._replace(**fields)
     if truncation.truncate != "windows" and not fields.keys().isdisjoint(("stride", "pooling")):
         raise ValueError("--window-stride and --window-pooling are for --truncate windows")

@@ -41,7 +41,9 @@ def split_before_spaces(text: str) -> list[str]:
 def steps(part: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the steps of a normalizer or a pre-tokenizer in their order. part: its `state`."""
     inner = part.get("normalizers", part.get("pretokenizers"))
-    return [part] * bool(part) if inner is None else [step for one in inner for step in steps(one)]
+    if inner is None:
+        return [part] if part else []
+    return [step for one in inner for step in steps(one)]
 
 
 def are_local(normalizer: list[dict[str, Any]]) -> bool:
@@ -80,7 +82,7 @@ def is_word_by_word(backend: Backend) -> bool:
 
 @dataclass
 class WordSegmenter:
-    """Converts texts to ids, as `segment_texts` does. words: word -> its ids, at most `limit` between calls."""
+    """Converts texts to ids, as `segment_texts` does. words: word -> its ids; new ones are kept up to `limit`."""
 
     backend: Backend
     words: dict[str, list[int]] = field(default_factory=dict)

@@ -36,7 +36,7 @@ BLOCK = 1 << 20  # bytes of a binary file that are read at a time
 LONGEST_LINE = 1 << 22  # bytes of a line
 WIDEST = 100_000  # numbers of a vector
 LONGEST_WORD = 100_000  # bytes
-EXPANSION = 100  # bytes of a compressed file in each of its own; text has 3, and what has more is no file of vectors
+EXPANSION = 100  # largest ratio of unpacked to packed size; text has about 3
 NUMBER = re.compile(rb"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 BOM = b"\xef\xbb\xbf"  # first bytes of a text in UTF-8, in some files
 # first bytes of formats that are not read, and the way out

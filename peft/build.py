@@ -21,16 +21,17 @@ from peft.prompt import VirtualTokenOptions
 from peft.wrapped import added_modules
 
 
-def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...] = SENTIMENT) -> Model:
+def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...] | None = SENTIMENT) -> Model:
     """Builds the model from random or published weights and applies the method.
 
-    labels: names of the classes. Raises ValueError for weights, a tokenizer or options that do not fit the model.
+    labels: names of the classes; None: those of the weights, for pretraining. Raises ValueError for weights, a
+    tokenizer or options that do not fit the model.
     """
     options = settings.options
     torch.manual_seed(derive_seed(options.seed, "initialisation"))
     continues_adapter = options.weights != "none" and adapter_folder(options.weights) is not None
     if options.weights == "none":
-        model = random_model(options.model, options.shape, labels, tokenizer)
+        model = random_model(options.model, options.shape, labels or SENTIMENT, tokenizer)
     elif continues_adapter:
         model = continued_model(options, labels)
     else:
@@ -54,7 +55,7 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
     return model
 
 
-def continued_model(options: Options, labels: tuple[str, ...]) -> Model:
+def continued_model(options: Options, labels: tuple[str, ...] | None) -> Model:
     """Loads an adapter and its backbone to train them further. Raises ValueError if either is not what was recorded."""
     weights, new_head = options.weights, options.head == "new"
     model = load_adapted(weights, options.base, labels, quantize=options.quantize, trainable=True, new_head=new_head)

@@ -21,7 +21,7 @@ from data.ensemble import Blend, Ensemble, Member, Part, read_members
 from data.explanation import Explanation
 from data.files import in_shell, user_path
 from data.flags import check_choice, check_different
-from data.hub import ADAPTER_CONFIG, LINEAR, MEMBERS, find_adapter
+from data.hub import ADAPTER_CONFIG, LINEAR, MEMBERS, backbone_is_missing, find_adapter
 from data.imdb import as_frame
 from data.labels import UNKNOWN
 from data.options import Options, Tables, truncation_of
@@ -129,6 +129,11 @@ def usual_truncation(model: Model, tokenizer: Tokenizer) -> Truncation:
     return Truncation(limit, "tail" if tokenizer.truncation_side == "left" else trained.get("truncate", "head"))
 
 
+def is_adapter(run: Run) -> bool:
+    """Returns whether the best model of a run is an adapter."""
+    return (run.best / ADAPTER_CONFIG).is_file()
+
+
 def load_run(run: Run, device: torch.device, quantize: str, base: str = "") -> tuple[Model, Tokenizer]:
     """Loads the best model of a run, in eval() mode, and its tokenizer.
 
@@ -137,7 +142,7 @@ def load_run(run: Run, device: torch.device, quantize: str, base: str = "") -> t
     """
     check_checksums(run.best)
     check_checksums(run.tokenizer)
-    if (run.best / ADAPTER_CONFIG).is_file():
+    if is_adapter(run):
         model: Model = load_adapted(run.best, base=base, labels=run.labels, quantize=quantize)
         check_backbone(run, model, base)
     elif base:
@@ -176,7 +181,8 @@ def load_classifier(sources: Sequence[str], machine: Machine, tables: Tables) ->
     """Loads a classifier from run folders, checkpoint folders or hub ids; none: the built-in linear model.
 
     Several are an ensemble. The temperature of a checkpoint is 1, since its validation reviews are not known. Raises
-    ValueError for a run without a classifier and for different classes, FileNotFoundError for a name of none of these.
+    ValueError for a run without a classifier and for different classes, FileNotFoundError for a name of none of these
+    and for a run whose backbone was moved.
     """
     check_different(sources, "--teacher")
     members: list[Member] = []
@@ -186,6 +192,10 @@ def load_classifier(sources: Sequence[str], machine: Machine, tables: Tables) ->
             continue
         run = Run.open(user_path(source))
         check_classifier(run, tables)
+        if is_adapter(run) and backbone_is_missing(run.best):
+            command = f"eval.py --run {in_shell(source)} --base DIR_OR_ID --merge FOLDER"
+            way_out = f"restore it, or run {command}, and let --teacher name FOLDER"
+            raise FileNotFoundError(f"the backbone of the adapter {run.best} is not found; {way_out}")
         temperature = calibration(run) if len(sources) > 1 else 1.0
         members.append(Member(source, temperature, Scorer.of_run(run, recorded_settings(run, tables).options, machine)))
     return members[0].scorer if len(members) == 1 else Ensemble(members)

@@ -143,6 +143,11 @@ def test_the_name_of_a_cache_file_depends_on_all_reviews(tmp_path: Path):
     assert [path.name for path in tmp_path.glob("*.npy")] == [f"{key}.npy"]
 
 
+def test_no_examples_are_no_batches():
+    for tokens in (0, 99):
+        assert shuffled_order(np.zeros(0, np.int64), 4, seed=1, epoch=0, tokens_per_batch=tokens) == []
+
+
 def test_batches_by_token_budget():
     lengths = np.random.default_rng(0).integers(1, 60, 500)
     lengths[7] = 999  # more than the budget: a batch of its own

@@ -41,6 +41,16 @@ def test_the_temperature_has_the_smallest_loss_of_three_classes():
 def test_the_temperature_is_limited_if_all_labels_are_right():
     assert fit_temperature(np.array([[0.0, 0.2], [0.2, 0.0]]), np.array([1, 0])) == pytest.approx(0.01)
 
+    assert fit_temperature(np.array([[3.0, 0.0], [3.0, 0.0]]), np.array([0, 0])) == pytest.approx(0.01)
+    assert fit_temperature(np.array([[0.0, 0.2], [0.2, 0.0]]), np.array([1.0, 0.0])) == pytest.approx(0.01)
+
+
+def test_the_threshold_between_neighbouring_numbers():
+    p1 = np.nextafter(0.4, [1, 1])
+    p1[1] = np.nextafter(p1[0], 1)
+    t = best_threshold(np.stack([1 - p1, p1], 1), np.array([0, 1]))
+    assert (p1 > t).tolist() == [False, True]
+
 
 def test_scaling_keeps_the_labels_and_one_is_the_identity():
     logits = np.random.default_rng(0).normal(size=(9, 3))

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tiny_weights
+from conftest import tiny, tiny_tokenizer, tiny_weights
 
 import train
 from data import Splits
@@ -13,6 +13,7 @@ from data.checked import read_json
 from data.ensemble import check_splits, mean_log_probabilities
 from data.runs import Run
 from eval import main as evaluate
+from nn.checkpoint import save_pretrained
 
 
 def test_the_mean_equals_the_loop():
@@ -38,6 +39,29 @@ def test_reviews_that_another_member_was_trained_on_are_named():
     for other, split in ((frames("ab", "fe", "xy"), "validation"), (frames("ab", "ef", "xyz"), "test")):
         with pytest.raises(ValueError, match=f"a and b have different {split} reviews; score a file"):
             check_splits({"a": frames("ab", "ef", "xy"), "b": other})
+
+
+def test_a_given_backbone_is_that_of_the_moved_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "--peft lora --data demo --train-reviews 64 --validation-reviews 100 --test-reviews 2 --epochs 1"
+    tokenizer = tiny_tokenizer("wordpiece")
+    for name in ("a", "b"):
+        folder = tmp_path / f"weights-{name}"
+        save_pretrained(tiny("bert", seed=ord(name), vocab_size=tokenizer.vocab_size), folder)
+        tokenizer.save(folder)
+        train.main([*f"--model bert --weights weights-{name} {text} --name {name}".split()])
+    (tmp_path / "two.csv").write_text("review,label\ngood film,1\nbad film,0\n")
+    both = ["--run", "runs/a", "runs/b", "--data", "two.csv"]
+    capsys.readouterr()
+    evaluate(both)
+    expected = capsys.readouterr().out
+    with pytest.raises(ValueError, match="no run is an adapter whose backbone was moved; leave it out"):
+        evaluate([*both, "--base", "weights-a"])
+    (tmp_path / "weights-a").rename(tmp_path / "moved")
+    evaluate([*both, "--base", "moved"])
+    assert capsys.readouterr().out == expected
+    with pytest.raises(FileNotFoundError, match=r"runs/a --base DIR_OR_ID --merge FOLDER, and let --teacher name FOLDER"):
+        train.main([*f"--model bert --weights moved {text} --loss distill --teacher runs/a --name c".split()])
 
 
 def test_an_ensemble_scores_predicts_and_answers(tmp_path, monkeypatch, capsys):

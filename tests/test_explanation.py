@@ -1,5 +1,6 @@
 """The terminal, the HTML page, and the words of tokens."""
 
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -90,7 +91,10 @@ def test_agreement_is_the_rank_correlation():
     assert shown.agreement == pytest.approx(1)  # the cube keeps the ranks
     assert "agree: rank correlation 1.00, strongest word the same" in agreement_text(shown)
     assert "do not agree: rank correlation -1.00" in agreement_text(made("a b c d e f", without=-shown.gradients))
-    assert "too few words" in agreement_text(made("a"))
+    assert "no rank correlation" in agreement_text(made("a"))
+    shown = made("a b c d", without=np.array([0.1, -5.0, 0.2, 0.15]))
+    against = replace(shown, gradients=np.array([0.2, -4.0, 0.1, 0.15]))
+    assert "strongest word the same" in agreement_text(against)
 
 
 def test_sentences():

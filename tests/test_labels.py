@@ -257,6 +257,7 @@ def test_names_that_look_equal_are_one_class():
     assert class_numbers(values, ("bien", "ne\u0301gatif"), "f") == [0, 0, 0, 1, 1]  # names of a published config
     assert class_numbers(["1.0", "2"], ("1.0", "2.0"), "f") == [0, 1]
     assert find_classes(["neg", "pos\u200b"], "f") == SENTIMENT
+    assert find_classes(["cafe\u200b\u0301", "caf\u00e9", "bad"], "f") == ("bad", "caf\u00e9")
     assert find_classes(["a good", "a  good", "a\xa0good ", "a\u3000good", "bad"], "f") == ("a good", "bad")
     assert find_classes(["\u200fגרוע", "גרוע", "טוב"], "f") == ("גרוע", "טוב")
     with pytest.raises(ValueError, match="spells one class in two ways"):

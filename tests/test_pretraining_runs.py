@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import tiny, tiny_weights
 from safetensors.torch import load_file
 
 import train
@@ -117,6 +117,18 @@ def test_loss_falls_and_a_classifier_starts_from_it(model, objective, tmp_path, 
     small = f"--model {model} --data demo --train-reviews 20 --epochs 1 --max-length 24 --runs {tmp_path} --name fine"
     train.main([*small.split(), "--weights", str(best)])
     assert "newly initialized: classifier" in capsys.readouterr().out
+
+
+def test_pretraining_continues_from_a_classifier_of_any_classes(tmp_path):
+    """Its texts have no labels, so that no class is missing."""
+    (tmp_path / "toy.txt").write_text("\n".join(f"the cat number {n % 7} sat on the mat again" for n in range(60)))
+    weights = tiny_weights(tmp_path / "weights")
+    config = json.loads((weights / "config.json").read_text())
+    config["id2label"], config["label2id"] = {"0": "gut", "1": "schlecht"}, {"gut": 0, "schlecht": 1}
+    (weights / "config.json").write_text(json.dumps(config))
+    text = f"--model bert --loss mlm --data {tmp_path / 'toy.txt'} --weights {weights} --max-length 16 --epochs 1"
+    train.main([*text.split(), "--runs", str(tmp_path), "--name", "pre", "--precision", "fp32"])
+    assert (tmp_path / "pre/best/model.safetensors").is_file()
 
 
 def test_a_pretrained_model_is_exported_without_a_classifier_and_not_scored(tmp_path):

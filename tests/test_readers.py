@@ -245,6 +245,12 @@ def test_an_escaped_quote_at_the_begin_of_a_field(tmp_path: Path):
     assert fields(path) == [["1", '"\n,a "'], ["0", 'say "b"']]
 
 
+def test_an_escaped_backslash_at_the_end_of_a_field(tmp_path: Path):
+    path = write(tmp_path / "x.csv", 'label,text\n1,"a \\"q\\" b"\n0,"ends in \\\\"\n1,"x, \\\\\\"y"\n')
+    rows = [["1", 'a "q" b'], ["0", "ends in \\\\"], ["1", 'x, \\\\"y']]
+    assert fields(path, quoting="backslash") == rows
+
+
 def test_a_backslash_in_rfc4180_is_a_character(tmp_path: Path):
     path = write(tmp_path / "x.csv", 'label,text\n1,"C:\\"\n0,"a ""b\\"" c"\n')
     assert fields(path) == [["1", "C:\\"], ["0", 'a "b\\" c']]

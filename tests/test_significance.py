@@ -1,6 +1,7 @@
 """McNemar's test, the paired bootstrap and the comparison of runs, against numbers computed by hand."""
 
 import itertools
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,10 @@ def test_mcnemar_against_hand_numbers():
     assert mcnemar(first, second) == (1, 5, pytest.approx(14 / 64))
     assert mcnemar(second, first) == (5, 1, pytest.approx(14 / 64))
     assert mcnemar(first, first) == (0, 0, 1.0)
+    for b, c in ((0, 3), (7, 4), (5, 5), (20, 11)):
+        one, two = np.arange(b + c) < b, np.arange(b + c) >= b
+        tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
+        assert mcnemar(one, two) == (b, c, min(1.0, 2 * tail / 2 ** (b + c)))
     alternating = np.arange(3000) % 2 == 0
     assert mcnemar(alternating, ~alternating)[2] == 1.0
     assert mcnemar(np.ones(3000, bool), np.zeros(3000, bool))[2] == 0.0  # 2 / 2³⁰⁰⁰, below the smallest float

@@ -29,6 +29,21 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return train_tokenizer(request.param, CORPUS, vocab_size=500)
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
+def test_every_character_of_the_texts_is_in_a_vocabulary_that_is_too_small(kind: str):
+    texts = ["abc xyz q", "7/10"]
+    tokenizer = train_tokenizer(kind, texts, vocab_size=5)
+    assert tokenizer.special["unk"] not in [tokenizer.tokens[n] for row in tokenizer.encode(texts, 99) for n in row]
+
+
+def test_words_are_described_as_they_are_read_back(tmp_path: Path):
+    tokenizer = train_tokenizer("wordlevel", CORPUS, 300)
+    tokenizer.save(tmp_path)
+    before = (tmp_path / "tokenizer_config.json").read_bytes()
+    load_tokenizer(tmp_path).save(tmp_path)
+    assert (tmp_path / "tokenizer_config.json").read_bytes() == before
+
+
 def test_special_tokens_enclose_the_text_and_survive_truncation(tokenizer: Tokenizer):
     cls, sep = (tokenizer.id_of(tokenizer.special[role]) for role in ("cls", "sep"))
     for max_length in (3, 8, 100):
