@@ -63,7 +63,7 @@ def with_way_out(problem: str, way_out: str) -> str:
 def show(value: Any, limit: int = SHOWN) -> str:
     """Returns a value as one line without control characters, cut to `limit` characters.
 
-    An escape sequence of a terminal that a file contains never reaches the terminal.
+    Terminal escape sequences in a file never reach the terminal.
     """
     text = " ".join(str(value).split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -25,7 +25,8 @@ def file_digest(path: Path) -> str:
 def write_checksums(folder: Path) -> None:
     """Writes SHA256SUMS of all files in a folder and its subfolders, hidden files left out."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    names = [path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(".")]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     write_text(folder / SUMS, "".join(f"{file_digest(folder / name)}  {name}\n" for name in names))
 
 

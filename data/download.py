@@ -50,8 +50,8 @@ def fetch_imdb(folder: Path, archive: Archive = STANFORD) -> Path:
     """Returns `folder` with aclImdb/ in it; downloads and unpacks the archive unless the folder has contents.
 
     An archive that is in the folder already is used, for a machine without network. Nothing is left in the folder
-    before the archive is complete and checked. Raises FileNotFoundError if it cannot be downloaded, and ValueError for
-    another content than the expected one.
+    before the archive is complete and checked. Raises FileNotFoundError if it cannot be downloaded, and ValueError if
+    the content is not the expected one.
     """
     local = folder / archive.name
     if folder.is_dir() and any(path != local for path in folder.iterdir()):

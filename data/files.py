@@ -102,7 +102,7 @@ def filling(folder: Path, flag: str, last: str) -> Iterator[Path]:
     """
     staging = folder / UNFINISHED
     if folder.exists() and not (folder.is_dir() and (staging.is_dir() or not any(folder.iterdir()))):
-        what = "is not empty" if folder.is_dir() else "is no folder"
+        what = "is not empty" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{flag} {folder} exists and {what}; name a new folder")
     shutil.rmtree(staging, ignore_errors=True)
     try:

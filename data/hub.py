@@ -42,6 +42,7 @@ METHOD_OF = {
 OPTIONS = {
     "r": "rank", "lora_alpha": "alpha", "lora_dropout": "lora_dropout", "bias": "lora_bias", "use_rslora": "rslora",
     "use_dora": "dora", "num_virtual_tokens": "virtual_tokens", "pool": "pool", "adapter_size": "adapter_size",
+    "prefix_dropout": "prefix_dropout",
 }  # fmt: skip
 # types of the fields of adapter_config.json that are read
 ADAPTER_FIELDS: dict[str, Any] = {
@@ -54,6 +55,7 @@ ADAPTER_FIELDS: dict[str, Any] = {
     "layers_pattern": list[str] | str | None,
     "num_virtual_tokens": int | None, "adapter_size": int | None, "encoder_reparameterization_type": str | None,
     "encoder_hidden_size": int | None, "pool": str | None, "id2label": dict[str, Any] | None,
+    "prefix_dropout": float | None, "num_attention_heads": int | None,
 }  # fmt: skip
 LONGEST_PATH = 4000  # characters of a backbone's name or path
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -110,14 +112,16 @@ def fetch_config(source: str | Path) -> Path:
     if (directory / CONFIG).is_file():
         return directory / CONFIG
     if (directory / MEMBERS).is_file():
-        raise FileNotFoundError(f"{source} is a sum of classifiers, which eval.py scores; name one of its {MEMBERS}")
+        raise FileNotFoundError(
+            f"{source} is a sum of classifiers; eval.py scores it. Name one of those in its {MEMBERS}"
+        )
     if (directory / ADAPTER_CONFIG).is_file():
         raise FileNotFoundError(
             f"{source} is an adapter, not a model: load its backbone {adapter_base(directory)}, then the adapter "
             "(peft.load_adapter)"
         )
     if local is None:
-        raise FileNotFoundError(f"hub id {str(source)!r} has no {CONFIG}, so it is no model that is read here")
+        raise FileNotFoundError(f"hub id {str(source)!r} has no {CONFIG}, so it is not a model that is read here")
     raise FileNotFoundError(f"{directory / CONFIG} does not exist{subfolder_hint(directory, (CONFIG, ADAPTER_CONFIG))}")
 
 

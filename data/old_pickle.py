@@ -33,7 +33,7 @@ class DType:
         self.order = str(state[1])
 
     def read(self) -> np.dtype:
-        """Returns numpy's dtype. Raises ValueError for one of other things than numbers."""
+        """Returns numpy's dtype. Raises ValueError if its elements are not numbers."""
         name = self.name.lstrip("<>=|")
         if name not in DTYPES or self.order not in ("<", ">", "=", "|"):
             raise ValueError(f"it contains an array of {show(self.name, 20)}")

@@ -68,10 +68,10 @@ class PickleCheck:
         operands = self.pop(op.stack_before)
         if op.name == "BINPERSID":
             if not isinstance(operands[0].text, tuple) or len(operands[0].text) < 3:
-                raise ValueError("it refers to something else than a storage")
+                raise ValueError("it refers to something other than a storage")
             self.facts.storages.add(operands[0].text[2])
         if op.name in CALLS and not operands[0].is_global:
-            raise ValueError("it calls something else than a function that it names")
+            raise ValueError("it calls something other than a function that it names")
         for kind in op.stack_after:
             self.stack.append(None if kind is markobject else self.result(op, argument, operands))
         if op.name == "DUP":

@@ -19,7 +19,7 @@ KIND_BYTES = 256  # at the beginning of a file, which show that it is no text
 LINE_BYTES = 2**25  # of a line of text
 UNCHECKED = 2**24  # unpacked bytes of any ratio
 RATIO = 100  # unpacked bytes for a packed one
-MOST_LINES, LINES_PER_MIB = 2**22, 2**10  # lines of a file; a limit above 4096 MiB allows more, by the MiB
+MOST_LINES, LINES_PER_MIB = 2**22, 2**10  # of a file; above 4,096 MiB: for each MiB of the limit
 COMPRESSED = (".gz", ".zip")
 GZIP, ZIP, EMPTY_ZIP, PARQUET = b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06", b"PAR1"  # first bytes
 NO_LINES = (".json", ".parquet", ".pq")  # files that may have a single line
@@ -92,7 +92,7 @@ def unpack(path: Path, content: bytes, limit: int) -> tuple[str, bytes]:
 
     The first bytes decide, since some programs unpack a download and keep its name. limit: MiB of the unpacked file.
     Raises ValueError for a damaged file, for one beyond a limit, for a .zip that does not contain exactly one file, and
-    for a content that is no text.
+    for content that is not text.
     """
     name = base_name(path.name)
     if content[:2] == GZIP:

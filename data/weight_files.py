@@ -60,7 +60,7 @@ def shards(directory: Path, index: str) -> list[Path]:
         raise ValueError(f"{path} has no weight_map {{tensor: file}}; fetch it again")
     names = sorted(set(table.values()))
     if strange := [name for name in names if Path(name).name != name or not name.endswith(suffix) or "\\" in name]:
-        raise ValueError(f"{path} lists {listed(strange)}, which is no name of a {suffix} file; fetch it again")
+        raise ValueError(f"{path} lists {listed(strange)}, which is not the name of a {suffix} file; fetch it again")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{directory} lacks {listed(missing)}, which its {index} lists; fetch them again")
@@ -80,7 +80,7 @@ def converted_path(path: Path) -> Path | None:
 
 
 def converted_or_original(path: Path) -> Path:
-    """Returns the converted file of a pickled one if the cache has it in order, otherwise the pickled one."""
+    """Returns the converted file of a pickled one if the cache contains it undamaged, otherwise the pickled one."""
     converted = converted_path(path)
     if converted is not None:
         with contextlib.suppress(OSError, ValueError), open_tensors(converted):
@@ -162,8 +162,8 @@ def check_legacy(file: IO[bytes]) -> None:
 def load_pickled(path: Path) -> dict[str, Tensor]:
     """Loads the tensors of a pickled file without executing code from it.
 
-    The file is mapped, except in torch's format from before 1.6, which is no zip archive. Raises OSError if it cannot
-    be read, and ValueError if it is damaged or is not a dict of tensors.
+    The file is mapped, except in torch's format from before 1.6, which is not a zip archive. Raises OSError if it
+    cannot be read, and ValueError if it is damaged or is not a dict of tensors.
     """
     zipped = zipfile.is_zipfile(path)
     try:

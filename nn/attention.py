@@ -66,7 +66,8 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
     scores: [..., S], overwritten;  mask: bool, broadcasts to scores. Returns the dtype of scores; the sum is computed
     in fp32 or wider. The weight of a masked position is exactly 0; in fp16, if all scores are between -16,000 and
-    16,000. A row that is masked everywhere is finite; in fp32 and bf16 it is uniform.
+    16,000. A row that is masked everywhere is finite, in fp16 if its scores are above -32,000; in fp32 and bf16 it is
+    uniform.
     """
     scores += mask_bias(mask, scores.dtype)
     return scores.softmax(-1).to(scores.dtype)

@@ -38,6 +38,7 @@ from nn import Model
 from nn.attention_lstm import AttentionLSTM
 from nn.capsule_lstm import CapsuleLSTM
 from nn.encoder import Encoder
+from nn.modes import evaluating
 from nn.nb_linear import NBLinear
 from nn.quant import Int8Linear
 
@@ -88,7 +89,7 @@ def integrated_gradients(function: Function, x: Tensor, baseline: Tensor) -> Att
     delta, rows = x - baseline, max(1, PASS_TOKENS // max(1, len(x)))
 
     def points(alpha: Tensor) -> Iterator[Tensor]:
-        """Yields the embeddings on the path, [n, T, E], some in each pass. alpha: [N]"""
+        """Yields the embeddings on the path, [n, T, E], a few points per pass. alpha: [N]"""
         for part in alpha.to(x).split(rows):
             yield baseline + part[:, None, None] * delta
 
@@ -143,17 +144,16 @@ def differentiable(model: Model) -> Iterator[None]:
 
     The other paths round the activations, so that F has steps and its gradient does not integrate to it.
     """
-    training, layers = model.training, [module for module in model.modules() if isinstance(module, Int8Linear)]
+    layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
     paths = [layer.path for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.path = "fp32"
     try:
-        yield
+        for layer in layers:
+            layer.path = "fp32"
+        with evaluating(model):
+            yield
     finally:
         for layer, path in zip(layers, paths, strict=True):
             layer.path = path
-        model.train(training)
 
 
 def logits_of_embeddings(model: Model, input_ids: Tensor, x: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ class BlockAttention(torch.autograd.Function):
         q, k, v, k_r, q_r, out, *stored = ctx.saved_tensors
         delta = (g.to(wide(g.dtype)) * out).sum(-1, keepdim=True).to(g.dtype)  # Δ, [B, H, T, 1]
         g = g * (LEVELS / (LEVELS - ctx.threshold))
-        needs = ctx.needs_input_grad  # False for what frozen weights alone compute
+        needs = ctx.needs_input_grad  # False for tensors that depend on frozen weights only
         dq, dk, dv = (transposed_like(x) if need else None for x, need in zip((q, k, v), needs[:3], strict=True))
         sums = tuple(
             torch.zeros_like(r, dtype=wide(r.dtype)) if need else None
@@ -246,6 +246,8 @@ def block_attention(
     q: [B, H, T, K], scaled;  k, v: [B, H, P + S, K];  mask: bool [B, 1, 1 or T, P + S];  k_r, q_r: [H, T + S - 1, K];
     prefix: number P of the first keys, which have no relative terms -> [B, H, T, K]
     """
+    if not q.size(2) * k.size(2):
+        return q @ k.transpose(-1, -2) @ v  # no scores: zeros, with gradients of 0
     threshold = dropout.threshold if dropout.active else 0
     stores = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, k_r, q_r))
     dtype = product_dtype(q)

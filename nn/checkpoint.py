@@ -1,4 +1,4 @@
-"""Loads and saves published checkpoint directories, strictly, and the state that a stopped run resumes from.
+"""Loads and saves published checkpoint directories, strictly.
 
 A directory has Hugging Face's layout: config.json with model.safetensors, or with several shards and
 model.safetensors.index.json. KEYS and CONFIG_KEYS of each model translate tensor and config names in both directions.
@@ -19,15 +19,13 @@ from data.checked import about, read_object, reading, show
 from data.files import write_json, write_tensors
 from data.flags import check_choice
 from data.hub import CONFIG, WEIGHTS, fetch_config, find_pretrained
-from data.seeds import random_state, set_random_state
 from data.weight_files import WeightFile, weight_files
 from nn import MODELS, Model
+from nn.class_matching import NEW_MODEL, OTHER_HEADS, WAYS_OUT, check_task, checked_names, match_head
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
-from nn.heads import NEW_MODEL, OTHER_HEADS, WAYS_OUT, check_task, checked_names, match_head
 from nn.nb_linear import NGramEmbedding
 from nn.quant import FORMS, QUANTIZED, Int8Embedding, Int8Linear, form_of, put_quantized, quantizable
-from nn.sharding import rows_like
 from nn.words import WordClassifier
 
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
@@ -156,9 +154,9 @@ def load_pretrained(
     """Loads a checkpoint directory or hub id as a model in `dtype`, in eval() mode.
 
     labels: the classes that the model must distinguish, in order; the head of the file is matched to them by name
-    (nn/heads.py). None: the classes of the file's head, or negative and positive if it has none.  new_head: initializes
-    the last layer at random instead.  quantize: int8 or nf4 quantizes tensor by tensor while loading (nn/quant.py); an
-    8-bit checkpoint stays in 8 bits.
+    (nn/class_matching.py). None: the classes of the file's head, or negative and positive if it has none.  new_head:
+    initializes the last layer at random instead.  quantize: int8 or nf4 quantizes tensor by tensor while loading
+    (nn/quant.py); an 8-bit checkpoint stays in 8 bits.
     `model.newly_initialized` names the parameters that the file lacks and that are initialized at random; only layers
     of the head may be. Tensors are read and converted one at a time, so that memory peaks at the size of the model plus
     one tensor. Raises FileNotFoundError if there is no checkpoint. Raises TypeError for labels that are not strings and
@@ -166,8 +164,7 @@ def load_pretrained(
     unknown `quantize`, and for missing, surplus, misshaped or unusable tensors, which it lists.
     """
     labels = None if labels is None else checked_names(labels)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype {show(repr(dtype), 40)} is no floating-point torch.dtype, such as torch.float16")
+    check_dtype(dtype)
     check_choice("quantize", quantize, dict.fromkeys(FORMS))
     config_file = fetch_config(source)
     published = read_object(config_file)
@@ -268,7 +265,7 @@ def fill(
             elif scale is None:
                 tensor = tensor.float()
             if not torch.isfinite((tensor if scale is None else scale).sum(dtype=torch.float64)):
-                problems.append(f"{key} holds NaN or infinity")
+                problems.append(f"{key} holds NaN or infinity, or numbers beyond {dtype}")
             if name in quantized:
                 put_quantized(model, name.removesuffix(".weight"), tensor, scale, quantize, dtype)
             else:
@@ -279,7 +276,7 @@ def fill(
 def initialize(model: Model, names: list[str], dtype: torch.dtype) -> None:
     """Initializes the parameters `names` of a model on the meta device at random, in place.
 
-    A word network initializes its layers in its constructor, so that they come from another instance.
+    A word network initializes its layers in its constructor, so the values are copied from a new instance.
     """
     if isinstance(model, WordClassifier):
         new = dict(type(model)(model.config).named_parameters()) if names else {}
@@ -368,9 +365,20 @@ def tensor_problems(model: Model, file: WeightFile, key: str, name: str, quantiz
 # -------------------------------------------------------------------------------------------------------- save
 
 
+def check_dtype(dtype: Any) -> None:
+    """Raises TypeError unless dtype is a torch.dtype of floating-point numbers."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype {show(repr(dtype), 40)} is not a floating-point dtype; torch.float16 is one")
+
+
 def published_state(model: Model, heads: bool = True) -> dict[str, Tensor]:
     """Returns parameters, and 8-bit weights with their scales, by published name. heads: include the head."""
-    kept: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if not name.startswith(TRAINING_ONLY)}
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, p in model.named_parameters(remove_duplicate=False):  # also those that several layers share
+        if not name.startswith(TRAINING_ONLY):
+            kept[name] = p.detach().clone() if id(p) in seen else p
+            seen.add(id(p))
     if isinstance(model.embeddings.word, SharedEmbedding):
         del kept["embeddings.word.delta"]
         kept["embeddings.word.weight"] = model.embeddings.word.weight
@@ -389,10 +397,12 @@ def save_pretrained(
 ) -> None:
     """Writes config.json and model.safetensors with the published names, in `dtype`.
 
-    transformers loads the directory, unless the model is quantized. heads False omits the classifier's layers. Raises
-    ValueError for NF4 weights, which are quantized again at every load, and for an adapter with modules of its own,
-    which a checkpoint cannot contain.
+    transformers loads the directory of an encoder that is not quantized. heads False omits the classifier's layers.
+    Scales of 8-bit weights stay as they are. Raises ValueError for NF4 weights, which are quantized again at every
+    load, and for an adapter with modules of its own, which a checkpoint cannot contain. Raises TypeError for a dtype
+    that is not floating point.
     """
+    check_dtype(dtype)
     if model.adapter is not None and model.adapter["method"] not in ("head", "bitfit"):
         raise ValueError("the model has an adapter: peft.merge or peft.detach_adapter first, or peft.save_adapter")
     directory, form = Path(directory), form_of(model)
@@ -401,50 +411,7 @@ def save_pretrained(
     quantized = {QUANTIZATION: QUANTIZED} if form == "int8" else {}
     state = published_state(model, heads)
     if any(p.is_floating_point() and p.dtype != dtype for p in state.values()):
-        state = {name: p.to(dtype) if p.is_floating_point() else p for name, p in state.items()}
+        is_weight = {name: p.is_floating_point() and not name.endswith(SCALE) for name, p in state.items()}
+        state = {name: p.to(dtype) if is_weight[name] else p for name, p in state.items()}
     write_tensors(directory / WEIGHTS, state)  # first: a folder with a config.json is complete
     write_json(directory / CONFIG, write_config(model) | quantized | {"dtype": str(dtype).removeprefix("torch.")})
-
-
-# -------------------------------------------------------------------------------------------------- resume state
-
-
-def state_parameters(model: Model, optimizer: torch.optim.Optimizer) -> list[tuple[str, Parameter]]:
-    """Returns (name, parameter) of the parameters that a saved state contains.
-
-    With an adapter: those of the optimizer, including those frozen in this epoch (nn/unfreezing.py), without the frozen
-    backbone. Without an adapter: all parameters, including frozen word vectors and regions.
-    """
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    whole = model.adapter is None
-    return [(name, p) for name, p in model.named_parameters() if whole or id(p) in trained]
-
-
-def training_state(model: Model, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:
-    """Returns what a run continues from: parameters, the optimizer's moments, random states."""
-    tensors = {f"model.{name}": p for name, p in state_parameters(model, optimizer)}
-    for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
-    return tensors | random_state(device)
-
-
-def restore_training_state(
-    tensors: dict[str, Tensor], model: Model, optimizer: torch.optim.Optimizer, device: torch.device
-) -> None:
-    """Restores what `training_state` returned, bit for bit. Raises ValueError if it belongs to another model."""
-    moments: dict[int, dict[str, Tensor]] = {}
-    members = [p for group in optimizer.param_groups for p in group["params"]]  # in the order of their numbers
-    trained = set(map(id, members))
-    for name, parameter in state_parameters(model, optimizer):
-        saved = tensors.get(f"model.{name}")
-        if saved is None and id(parameter) not in trained:
-            continue  # frozen; a state may lack it
-        if saved is None or saved.shape != parameter.shape:
-            raise ValueError(f"the saved state does not fit the model: {name} is missing or misshaped")
-        parameter.data.copy_(rows_like(saved, parameter))
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".")
-            moments.setdefault(int(number), {})[key] = rows_like(tensor, members[int(number)])
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    set_random_state(tensors, device)

@@ -4,7 +4,7 @@
     f = relu(W xᴸ[CLS] + b);   logits = W_c dropout(f) + b_c
 
 There are no token types, and there is no dropout after the output layer of the attention. The authors initialize the
-student's position table with BERT's. The checkpoint contains the table, so that sinusoidal_pos_embds is not read.
+student's position table with BERT's. The checkpoint contains the table, so sinusoidal_pos_embds is not read.
 
 Differs from the published code: nothing; logits are equal up to rounding (tests/golden).
 """

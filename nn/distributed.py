@@ -146,7 +146,8 @@ def standard_deviation(values: Tensor, share: Share) -> Tensor:
     moments = torch.stack([wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()])
     dist.all_reduce(moments)
     count, total, squares = moments
-    return ((squares - total.square() / count) / (count - 1)).sqrt().to(values.dtype)
+    squared_deviations = (squares - total.square() / count).clamp(min=0)  # rounding may make it negative
+    return (squared_deviations / (count - 1)).sqrt().to(values.dtype)
 
 
 def draw_normal(x: Tensor, share: Share) -> Tensor:

@@ -35,13 +35,20 @@ from nn.dropout import Dropout
 from nn.onednn import current_library
 
 GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), from the paper of "gelu"
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Computes x · σ(1.702 x) (Hendrycks & Gimpel 2016, arXiv 1606.08415, §2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact: x · Φ(x), Hendrycks & Gimpel 2016, arXiv 1606.08415, §2
     "gelu_python": F.gelu,
     "gelu_new": GELU_TANH,
     "gelu_fast": GELU_TANH,
     "gelu_pytorch_tanh": GELU_TANH,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # ibid.
+    "quick_gelu": quick_gelu,
     "silu": F.silu,  # x · σ(x), ibid.
     "swish": F.silu,  # its name in Ramachandran et al. 2017, arXiv 1710.05941
     "mish": F.mish,  # x · tanh(log(1 + eˣ)), Misra 2019, arXiv 1908.08681
@@ -279,8 +286,8 @@ class Encoder(Module):
     PREFIX_SHIFTS: bool  # whether a prefix of P virtual tokens shifts the positions of the tokens by P
 
     embeddings: Any  # Embeddings
-    layers: Any  # ModuleList of EncoderBlock
-    pooler: Pooler
+    layers: Any  # ModuleList of blocks with the arguments of EncoderBlock.forward
+    pooler: Any  # Pooler, or a module with its forward
     dropout: Dropout
     classifier: Linear
 

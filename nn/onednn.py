@@ -148,7 +148,9 @@ class FastProducts(TorchFunctionMode):
     ) -> Any:
         """Calls `function`, or `linear` in its place."""
         if function is F.linear and not kwargs and is_suitable(args[0], args[1]):
-            return linear(*args)
+            bias = args[2] if len(args) > 2 else None
+            if bias is None or bias.shape == args[1].shape[:1]:  # torch broadcasts other shapes
+                return linear(*args)
         if function in MATMUL and not kwargs and args[1].dim() >= 2 and is_suitable(args[0], weight := args[1].mT):
             return linear(args[0], weight)
         return function(*args, **(kwargs or {}))

@@ -10,4 +10,4 @@ def processor_field(name: str) -> str:
     if not CPUINFO.exists():
         return ""
     lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
+    return next((line.split(":", 1)[1].strip() for line in lines if line.partition(":")[0].strip() == name), "")

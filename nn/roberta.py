@@ -5,8 +5,8 @@ for longer on more data.
     f = tanh(W dropout(xᴸ[<s>]) + b);   logits = W_c dropout(f) + b_c
 
 The row of the first token in the position table is pad_id + 1 = 2; row pad_id belongs to padding. A table of 514 rows
-therefore holds 512 tokens. As in the published code, a token inside a text that is pad_id too has the row of padding,
-and is not counted: some checkpoints pad with </s>.
+therefore holds 512 tokens. As in the published code, a token inside the text whose id is pad_id gets the row of
+padding and is not counted: some checkpoints pad with </s>.
 
 Differs from the published code: nothing; logits are equal up to rounding (tests/golden).
 """

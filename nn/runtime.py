@@ -117,10 +117,10 @@ def cast_once(model: Module, machine: Machine) -> Iterator[None]:
         fp32 |= {id(module) for name, module in model.named_modules() if name.startswith("virtual.")}
         linear = (module for module in model.modules() if type(module) is Linear and id(module) not in fp32)
         kept = [(p, p.data) for module in linear for p in module.parameters(recurse=False)]
-    with torch.inference_mode(False):  # an inference tensor cannot become the data of a parameter
-        for parameter, data in kept:
-            parameter.data = data.to(machine.dtype)
     try:
+        with torch.inference_mode(False):  # an inference tensor cannot become the data of a parameter
+            for parameter, data in kept:
+                parameter.data = data.to(machine.dtype)
         yield
     finally:
         for parameter, data in kept:

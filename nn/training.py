@@ -30,11 +30,10 @@ from data.runs import Run
 from data.seeds import random_state, set_random_state
 from data.tokenization import Tokenizer
 from nn import Model
-from nn.checkpoint import restore_training_state, training_state
 from nn.distributed import GradientSum
 from nn.optim import Average
 from nn.runtime import Machine
-from nn.sharding import is_sharded, whole, whole_tensors
+from nn.sharding import is_sharded, rows_like, whole, whole_tensors
 
 # options that determine what each step computes, and which tensors a state contains
 FIXED = (
@@ -42,6 +41,47 @@ FIXED = (
     "accumulation", "average", "unfreeze", "seed",
 )  # fmt: skip
 Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, values of its predictions by name
+
+
+def state_parameters(model: Model, optimizer: torch.optim.Optimizer) -> list[tuple[str, Parameter]]:
+    """Returns (name, parameter) of the parameters that a saved state contains.
+
+    With an adapter: those of the optimizer, including those frozen in this epoch (nn/unfreezing.py), without the frozen
+    backbone. Without an adapter: all parameters, including frozen word vectors and regions.
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    whole = model.adapter is None
+    return [(name, p) for name, p in model.named_parameters() if whole or id(p) in trained]
+
+
+def training_state(model: Model, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:
+    """Returns what a run continues from: parameters, the optimizer's moments, random states."""
+    tensors = {f"model.{name}": p for name, p in state_parameters(model, optimizer)}
+    for number, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
+    return tensors | random_state(device)
+
+
+def restore_training_state(
+    tensors: dict[str, Tensor], model: Model, optimizer: torch.optim.Optimizer, device: torch.device
+) -> None:
+    """Restores what `training_state` returned, bit for bit. Raises ValueError if it belongs to another model."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    members = [p for group in optimizer.param_groups for p in group["params"]]  # in the order of their numbers
+    trained = set(map(id, members))
+    for name, parameter in state_parameters(model, optimizer):
+        saved = tensors.get(f"model.{name}")
+        if saved is None and id(parameter) not in trained:
+            continue  # frozen; a state may lack it
+        if saved is None or saved.shape != parameter.shape:
+            raise ValueError(f"the saved state does not fit the model: {name} is missing or misshaped")
+        parameter.data.copy_(rows_like(saved, parameter))
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".")
+            moments.setdefault(int(number), {})[key] = rows_like(tensor, members[int(number)])
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    set_random_state(tensors, device)
 
 
 @dataclass

@@ -212,6 +212,9 @@ def attach_adapter(model: Encoder, adapter: Adapter) -> Encoder:
     if wrong := next((name for name in (*there, *here) if here.get(name) != there.get(name)), None):
         found, needed = (list(shapes[wrong]) if wrong in shapes else "missing" for shapes in (here, there))
         raise ValueError(f"the adapter does not fit this model: {wrong} is {found} here, {needed} in its model")
+    virtual = adapter.modules.get("virtual")
+    if isinstance(virtual, DeepPrefix) and virtual.num_heads != model.config.num_heads:
+        raise ValueError(f"the prefix is for {virtual.num_heads} heads; the model has {model.config.num_heads}")
     adapter.settings["attached"] = True
     if adapter.shapes:  # what `detach_adapter` restores is of this model, as it is now
         replaced = {name: model.get_parameter(name).detach().clone() for name in adapter.values}

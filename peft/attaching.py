@@ -183,6 +183,9 @@ def attach_virtual_tokens(model: Encoder, config: dict[str, Any], file: WeightFi
     hidden = config.get("encoder_hidden_size") or 0
     width = prefix_width(model) if deep else model.embeddings.word.embedding_dim
     rows = read_virtual_tokens(file, width, config)
+    heads = config.get("num_attention_heads")
+    if deep and heads not in (None, model.config.num_heads):
+        raise ValueError(f"{file.path}: the prefix is for {heads} heads; the backbone has {model.config.num_heads}")
     source: Module = Table(rows)
     if trainable and (encoder := file.path.parent / ENCODER).is_file():
         if hidden < 1:
@@ -194,8 +197,9 @@ def attach_virtual_tokens(model: Encoder, config: dict[str, Any], file: WeightFi
     apply(model, "head")
     settings = {"method": adapter_method(file.path.parent), "virtual_tokens": len(rows)}
     if deep:
-        attach_prefix(model, source)
-        model.adapter |= settings | {"prefix_hidden": hidden}
+        rate = config.get("prefix_dropout") or 0.0
+        attach_prefix(model, source, rate)
+        model.adapter |= settings | {"prefix_hidden": hidden, "prefix_dropout": rate}
     else:
         pool = config.get("pool") or "virtual"  # huggingface/peft has no other
         model.virtual = SoftPrompt(source, pool)

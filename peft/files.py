@@ -24,6 +24,7 @@ from data.files import write_json, write_tensors
 from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG, ENCODER, WEIGHTS, split_revision
 from nn.checkpoint import CLASS_ROWS, TRAINING_ONLY, translate, write_config
 from nn.encoder import Encoder
+from nn.quant import is_quantized
 from peft.adapters import backbone_name, in_adapter_file
 from peft.prompt import Table
 from peft.rules import matches
@@ -90,7 +91,9 @@ def short_targets(model: Encoder, *groups: list[str]) -> list[list[str]]:
 
 
 def save_base(model: Encoder, directory: str | Path) -> None:
-    """Writes the plain model inside an adapted one as a checkpoint directory."""
+    """Writes the plain model inside an adapted one as a checkpoint directory. Raises ValueError if it is quantized."""
+    if is_quantized(model):
+        raise ValueError(f"{directory}: quantized weights are not saved as a backbone; load them without --quantize")
     plain = ((backbone_name(n), p) for n, p in model.named_parameters() if not n.startswith(TRAINING_ONLY))
     state: dict[str, Tensor] = {translate(name, model.KEYS): p for name, p in plain if name is not None}
     write_json(Path(directory) / CONFIG, write_config(model))
@@ -153,7 +156,8 @@ def virtual_config(model: Encoder) -> dict[str, Any]:
     }
     if PEFT_TYPES[settings["method"]] == "PREFIX_TUNING":
         hidden = settings.get("prefix_hidden", config.hidden_size)
-        return common | {"token_dim": config.hidden_size, "prefix_projection": False, "encoder_hidden_size": hidden}
+        common |= {"prefix_projection": False, "encoder_hidden_size": hidden}
+        return common | {"token_dim": config.hidden_size, "prefix_dropout": settings.get("prefix_dropout", 0.0)}
     if settings["method"] == "p_tuning":
         kind, hidden = settings["prompt_encoder"].upper(), settings["prompt_hidden"]
         common |= {"encoder_reparameterization_type": kind, "encoder_hidden_size": hidden, "encoder_num_layers": 2}
@@ -182,6 +186,7 @@ def save_adapter(model: Encoder, directory: str | Path, base: str) -> None:
     tensors: dict[str, Tensor] = dict(adapter_parameters(model))
     for key in (published(model, key) for key in CLASS_ROWS if key.startswith("classifier.")):
         tensors[key] = tensors[key][order]
+    (directory / ENCODER).unlink(missing_ok=True)  # of an adapter that was saved here before
     if model.virtual is not None:
         tensors["prompt_embeddings"] = model.virtual.source()
         if not isinstance(model.virtual.source, Table):

@@ -7,7 +7,7 @@ The sum with the residual and the norm of the sublayer follow, as in the paper. 
 b_up = 0, so that training starts at the base model. Norms are trained too: a layer of BERT gains 2·(2·D·M + D + M)
 parameters and trains its 4·D of norms, and the embedding norm has 2·D: L·(4·D·M + 6·D + 2·M) + 2·D parameters.
 
-The activation between W_down and W_up is not linear, so that an adapter cannot be merged. The file has peft_type
+The activation between W_down and W_up is not linear, so an adapter cannot be merged. The file has peft_type
 HOULSBY, which huggingface/peft does not have.
 
 Differs from the paper: W_up starts at 0, not near 0; W_down is not truncated; the head is trained whole. Differs from

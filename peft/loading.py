@@ -36,8 +36,16 @@ from nn.checkpoint import (
     reorder_classes,
     translate,
 )
+from nn.class_matching import (
+    Head,
+    check_kind,
+    check_task,
+    checked_names,
+    match_head,
+    placeholder_names,
+    published_names,
+)
 from nn.encoder import Encoder, init_weights
-from nn.heads import Head, check_kind, check_task, checked_names, match_head, placeholder_names, published_names
 from nn.quant import is_quantized
 from peft.adapters import backbone_name, remember_backbone, set_labels
 from peft.attaching import attach_described
@@ -74,7 +82,7 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     training can continue. The classes are matched by name to those of the model; the model gets the adapter's names if
     they differ. Raises FileNotFoundError, or ValueError for an unsupported adapter, listing all tensors that are
     missing, surplus or misshaped. After an error the adapter is attached in part: load the model again. Warns if
-    the pooler is in no file.
+    neither the adapter nor the checkpoint contains the pooler.
     """
     if not isinstance(model, Encoder):
         raise ValueError(f"{source} is an adapter for encoders, not for {model.model_type}")
@@ -316,9 +324,9 @@ def load_adapted(
     """Loads an adapter's directory or hub id on its backbone, in eval() mode.
 
     base: the backbone, if it is not where the adapter's file says (`--base`).  labels: the classes that the model must
-    distinguish, in order, matched by name (nn/heads.py); None: the adapter's.  dtype, quantize: as in load_pretrained.
-    trainable: as in load_adapter.  new_head: initializes the last layer at random for `labels`. Raises
-    FileNotFoundError, TypeError and ValueError as the two functions do.
+    distinguish, in order, matched by name (nn/class_matching.py); None: the adapter's.  dtype, quantize: as in
+    load_pretrained.  trainable: as in load_adapter.  new_head: initializes the last layer at random for `labels`.
+    Raises FileNotFoundError, TypeError and ValueError as the two functions do.
     """
     directory = adapter_directory(source)
     labels = None if labels is None else checked_names(labels)

@@ -244,7 +244,7 @@ def choose_targets(model: Encoder, targets: str) -> list[str]:
         try:
             re.compile(targets[3:])
         except re.error as error:
-            raise ValueError(f"LoRA target {targets!r} is no regular expression: {error}") from None
+            raise ValueError(f"LoRA target {targets!r} is not a regular expression: {error}") from None
         patterns = [targets]
     else:
         patterns = [part.strip() for part in targets.split(",") if part.strip()]

@@ -32,6 +32,7 @@ from data.flags import option
 from nn.attention import Prefix
 from nn.dropout import Dropout
 from nn.encoder import Encoder
+from nn.modes import evaluating
 from peft.prompt import Table, VirtualTokenOptions, repeat_to_length
 
 INITS = ("text", "random")
@@ -118,15 +119,12 @@ def keys_and_values(model: Encoder, ids: Tensor) -> Tensor:
 
     hooks = [layer.attention.register_forward_pre_hook(keep) for layer in model.layers]
     mask = torch.ones(1, len(ids), dtype=torch.bool, device=ids.device)
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        model.encode(model.embed(ids[None], mask), mask)
+        with evaluating(model):
+            model.encode(model.embed(ids[None], mask), mask)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return torch.cat(rows, -1)
 
 

@@ -20,7 +20,7 @@ SUPPORTED_FIELDS = {
     "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type",
     "encoder_hidden_size", "encoder_num_layers", "encoder_dropout", "prefix_projection", "init_weights", "pool",
     "method", "ensure_weight_tying", "id2label", "feedforward_modules", "init_ia3_weights",
-    "adapter_size", "eva_config",
+    "adapter_size", "eva_config", "prefix_dropout",
 }  # fmt: skip
 # fields of which some values are supported
 SUPPORTED_VALUES = {

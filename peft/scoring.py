@@ -22,6 +22,7 @@ from data.orders import batches, sorted_order
 from data.ranks import add_rows, alone, gather, is_first, own_share, rank, size
 from data.seeds import random_state, set_random_state
 from nn import Model
+from nn.modes import evaluating
 from nn.runtime import Machine, cast_once, tokens_per_pass
 from nn.sharding import compute, is_sharded
 from peft.lora import merged_copies
@@ -43,23 +44,24 @@ def held_out_loss(
 
     options: those of the objective.  seed: makes the masks the same in every call.  check: is called between batches.
     Returns the mean over texts of the loss of their batch, and the mean of each other value over its predictions. Warns
-    if there was no token to predict. Restores the random state; the model is in train() mode after it.
+    if there was no token to predict. Restores the random state and the model's mode.
     """
     meter, state = Meter(None, 0.0, 0.0), random_state(machine.device)
-    model.eval()
     torch.manual_seed(seed)
-    for rows in sorted_order(corpus.lengths, SCORING_TOKENS):
-        whole = corpus.batch(rows)
-        batch = (whole if alone() else own_share(whole)).to(machine.device)
-        with machine.autocast():
-            loss, correct = compute(objective, model, batch, options)
-        meter.add(batch, loss, correct if batch.counted else {})
-        check()
-    set_random_state(state, machine.device)
-    model.train()
+    try:
+        with evaluating(model):
+            for rows in sorted_order(corpus.lengths, SCORING_TOKENS):
+                whole = corpus.batch(rows)
+                batch = (whole if alone() else own_share(whole)).to(machine.device)
+                with machine.autocast():
+                    loss, correct = compute(objective, model, batch, options)
+                meter.add(batch, loss, correct if batch.counted else {})
+                check()
+    finally:
+        set_random_state(state, machine.device)
     meter = meter.of_all_ranks()
     if not meter.sums.get("of guessed", meter.sums.get("of acc")):  # rtd: "of acc" is of all tokens
-        print("warning: no token of the held-out texts was predicted, so that their loss means nothing; add more texts")
+        print("warning: no token of the held-out texts was predicted, so their loss is meaningless; add more texts")
     return meter.means()
 
 
@@ -86,14 +88,13 @@ def score(
     """
     if not alone() and len(set(gather(f"{len(corpus)} {zlib.crc32(corpus.ids.tobytes())}"))) > 1:
         raise ValueError("the ranks read different texts; give them files that are equal on all machines")
-    training, logits = model.training, np.zeros((len(corpus), len(model.config.labels)), np.float32)
-    model.eval()
+    logits = np.zeros((len(corpus), len(model.config.labels)), np.float32)
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
     hidden = not (bar and is_first())
     own = order[rank() :: size()]  # batches as in one process, so that the logits are equal
     spare = order[: math.ceil(len(order) / size()) - len(own)] if is_sharded(model) else []  # as many on all ranks
     shown = progress_bar(hidden=hidden, total=len(corpus), desc="scoring", unit=" examples")
-    with shown as progress, ready_to_score(model, machine):
+    with shown as progress, evaluating(model), ready_to_score(model, machine):
         for number, batch in enumerate(batches(corpus, own + spare, machine.device)):
             with machine.autocast():
                 found = model(batch.input_ids, batch.mask).float().cpu()
@@ -101,7 +102,6 @@ def score(
                 logits[batch.rows.cpu()] = found
                 progress.update(len(batch.labels))
             check()
-    model.train(training)
     pooled = corpus.pool(add_rows(logits))
     if bad := int(np.sum(~np.isfinite(pooled).all(1))):
         way_out = "; --precision fp32 has a larger range" if machine.dtype == torch.float16 else ""

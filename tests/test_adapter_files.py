@@ -37,6 +37,7 @@ from peft import (
     load_adapter,
     save_adapter,
 )
+from peft.files import save_base
 from peft.rules import in_layers
 
 # ---------------------------------------------------------------------------------------------------------- files
@@ -63,6 +64,38 @@ def test_saved_target_names_select_the_adapted_layers_only(tmp_path):
     targets = read_json(tmp_path / ADAPTER_CONFIG)["target_modules"]
     assert targets == ["intermediate.dense", "output.dense", "self.key", "self.query", "self.value"]
     load_adapter(tiny("bert"), tmp_path)
+
+
+@pytest.mark.parametrize(("first", "second"), [("prefix", "p_tuning_v2"), ("p_tuning", "prompt")])
+def test_an_adapter_is_saved_over_one_with_an_encoder(first: str, second: str, tmp_path):
+    """The encoder of the first would compute the virtual tokens of the second, if it is trained further."""
+    width = {"prefix_hidden": tiny("bert").config.hidden_size} if first == "prefix" else {}
+    save_adapter(adapt(tiny("bert"), first, **width), tmp_path, "base")
+    trained = adapt(tiny("bert"), second).eval()
+    save_adapter(trained, tmp_path, "base")
+    again = load_adapter(tiny("bert"), tmp_path, trainable=True).eval()
+    torch.testing.assert_close(again(*token_batch([7, 4])), trained(*token_batch([7, 4])))
+
+
+@pytest.mark.parametrize("method", ["prefix", "p_tuning_v2"])
+def test_a_prefix_keeps_its_dropout(method: str, tmp_path):
+    save_adapter(adapt(tiny("bert"), method, prefix_dropout=0.5), tmp_path, "base")
+    assert load_adapter(tiny("bert"), tmp_path, trainable=True).virtual.dropout.p == 0.5
+
+
+def test_a_prefix_for_another_number_of_heads_is_refused(tmp_path):
+    model = adapt(tiny("bert"), "p_tuning_v2")
+    save_adapter(model, tmp_path, "base")
+    other = tiny("bert", num_heads=2)
+    with pytest.raises(ValueError, match="the prefix is for 3 heads; the backbone has 2"):
+        load_adapter(other, tmp_path)
+    with pytest.raises(ValueError, match="the prefix is for 3 heads; the model has 2"):
+        peft.attach_adapter(other, peft.detach_adapter(model))
+
+
+def test_a_quantized_backbone_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="quantized weights are not saved as a backbone"):
+        save_base(adapt(quantize_int8(tiny("bert")), "lora"), tmp_path)
 
 
 def test_a_resized_word_table_is_explained(tmp_path):

@@ -204,3 +204,14 @@ def test_a_row_without_keys_is_finite(dtype: torch.dtype):
     weights = masked_softmax(scores, torch.zeros(1, 4, dtype=torch.bool))
     assert torch.isfinite(weights).all()
     assert weights.float().sum().item() == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(0, 3), (2, 0)])
+def test_no_scores_are_zeros_with_gradients_of_zero(queries: int, keys: int):
+    q = torch.randn(2, 3, queries, 4, requires_grad=True)
+    k, v = (torch.randn(2, 3, keys, 4, requires_grad=True) for _ in range(2))
+    out = block_attention(q, k, v, torch.ones(2, 1, 1, keys, dtype=torch.bool), Dropout(0.5).train())
+    assert out.shape == q.shape
+    assert (out == 0).all()
+    out.sum().backward()
+    assert all((x.grad == 0).all() for x in (q, k, v))

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from data.hub import CONFIG, INDEX, WEIGHTS, find_pretrained
 from data.weight_files import weight_files
 from nn import MODELS, checkpoint
 from nn.checkpoint import load_pretrained, save_pretrained, translate
+from nn.encoder import ACTIVATIONS
+from nn.quant import quantize_int8
 
 
 def rewrite(folder, change):
@@ -279,3 +282,26 @@ def test_the_saved_config_has_the_published_fields(checkpoint):
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["num_hidden_layers"] == 2
     assert config["id2label"] == {"0": "negative", "1": "positive"}
+
+
+def test_weights_that_two_layers_share_are_saved_for_both(tmp_path):
+    model = tiny("bert").eval()
+    model.layers[1].attention.key.weight = model.layers[0].attention.key.weight
+    save_pretrained(model, tmp_path)
+    ids, mask = token_batch([5, 3])
+    torch.testing.assert_close(load_pretrained(tmp_path)(ids, mask), model(ids, mask))
+
+
+def test_the_scales_of_8_bit_weights_are_not_rounded(tmp_path):
+    model = tiny("bert")
+    model.layers[0].attention.key.weight.data[0] = 1e-7  # its scale is 0 in fp16
+    save_pretrained(quantize_int8(model), tmp_path, dtype=torch.float16)
+    rows = load_pretrained(tmp_path).layers[0].attention.key.dequantized()
+    torch.testing.assert_close(rows[0], torch.full_like(rows[0], 1e-7))
+    with pytest.raises(TypeError, match=r"dtype torch\.int8 is not a floating-point dtype"):
+        save_pretrained(tiny("bert"), tmp_path, dtype=torch.int8)
+
+
+def test_every_activation_can_be_pickled():
+    for name in ACTIVATIONS:
+        pickle.dumps(tiny("bert", hidden_act=name))

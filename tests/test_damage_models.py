@@ -166,7 +166,7 @@ def test_nan_is_not_quantized(checkpoint):
 def test_an_index_lists_files_of_its_folder(name, tmp_path):
     make_shards(tmp_path)
     write_json(tmp_path / INDEX, {"weight_map": {"a": name}})
-    refused(tmp_path, "has no weight_map|is no name of a .safetensors file")
+    refused(tmp_path, "has no weight_map|is not the name of a .safetensors file")
 
 
 @pytest.mark.parametrize("index", [{}, [], {"weight_map": {}}, {"weight_map": ["a"]}])
@@ -237,7 +237,7 @@ DOUBLED = b"q\x00h\x00\x86" * 60  # a tuple that contains a tuple twice, 60 time
         (b"\x80\x03]r\xff\xff\xff\x7f.", "its memo entry 2,147,483,647 comes after 2 operations"),
         (b"\x80\x03cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85\x85R.", "not callable"),  # memory without numbers
         (b"\x80\x03" + b"(" * 2_000_000, "it has more than 1,500,001 operations"),
-        (b"\x80\x03]K\x05R.", "it calls something else than a function that it names"),
+        (b"\x80\x03]K\x05R.", "it calls something other than a function that it names"),
         (b"\x80\x03X\xff\xff\xff\xff.", "expected .* bytes"),
         (pickle.dumps([nested(20)], 3), "levels"),
         (pickle.dumps(old_pickle(torch.ones(1, 3).expand(5, 3)), 3), "is not a list with one matrix"),

@@ -60,7 +60,7 @@ def test_a_given_backbone_is_that_of_the_moved_ones(tmp_path, monkeypatch, capsy
     (tmp_path / "weights-a").rename(tmp_path / "moved")
     evaluate([*both, "--base", "moved"])
     assert capsys.readouterr().out == expected
-    with pytest.raises(FileNotFoundError, match=r"runs/a --base DIR_OR_ID --merge FOLDER, and let --teacher name FOLDER"):
+    with pytest.raises(FileNotFoundError, match="runs/a --base DIR_OR_ID --merge FOLDER, and let --teacher name"):
         train.main([*f"--model bert --weights moved {text} --loss distill --teacher runs/a --name c".split()])
 
 

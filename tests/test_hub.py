@@ -404,7 +404,7 @@ def test_a_directory_that_is_no_checkpoint_says_what_it_is(tmp_path: Path, check
     assert fetch_config(checkpoint) == checkpoint / CONFIG
     (tmp_path / "sum").mkdir()
     (tmp_path / "sum/members.json").write_text("[]")
-    with pytest.raises(FileNotFoundError, match=r"sum is a sum of classifiers, which eval\.py scores; name one of its"):
+    with pytest.raises(FileNotFoundError, match=r"sum is a sum of classifiers; eval\.py scores it"):
         fetch_config(tmp_path / "sum")
     run_folder = tmp_path / "run"
     run_folder.mkdir()

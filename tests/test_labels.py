@@ -18,7 +18,7 @@ from data.labels import (
     looks_like_labels,
     normalize,
 )
-from nn.heads import checked_names, published_names
+from nn.class_matching import checked_names, published_names
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The modules from a Python prompt: what would silently give a wrong result follows the model, or raises."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import Linear
 
 import peft
 from data.calibration import best_threshold, brier_score, expected_calibration_error, fit_temperature
+from data.corpus import Corpus
 from data.hub import LINEAR
 from data.metrics import auc, metrics
 from data.splitting import split_train, subset
@@ -32,7 +34,9 @@ from nn.gru import GRU
 from nn.lstm import LSTM
 from nn.optim import Average, schedule
 from nn.quant import quantize
+from nn.runtime import choose_machine
 from nn.words import masked_mean
+from peft.scoring import score
 
 IDS, MASK = token_batch([7, 4])
 RANDOM = {  # methods with dropout of their own
@@ -71,6 +75,17 @@ def test_a_loaded_model_is_in_eval_mode():
     assert not any(module.training for module in load_pretrained("builtin").modules())
     loaded = peft.load_adapted(LINEAR.parent / "deberta-mini-imdb")
     assert not any(module.training for module in loaded.modules())
+
+
+def test_scoring_restores_the_mode_of_each_module():
+    model, machine = tiny("bert").train(), choose_machine("cpu", "fp32")
+    model.embeddings.eval()
+    corpus = Corpus.from_rows([[1, 2, 3]], [0], pad_id=0)
+    modes = [module.training for module in model.modules()]
+    for check in (lambda: None, lambda: 1 / 0):
+        with contextlib.suppress(ZeroDivisionError):
+            score(model, corpus, machine, check, bar=False)
+        assert [module.training for module in model.modules()] == modes
 
 
 def test_a_detached_adapter_leaves_the_model_as_trainable_as_before(monkeypatch: pytest.MonkeyPatch):
@@ -121,7 +136,7 @@ def test_a_list_of_labels_is_as_good_as_a_tuple():
 
 @pytest.mark.parametrize("dtype", ["float16", torch.int8, None])
 def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(TypeError, match=r"is no floating-point torch\.dtype"):
+    with pytest.raises(TypeError, match=r"is not a floating-point dtype"):
         load_pretrained("builtin", dtype=dtype)
 
 

@@ -95,6 +95,14 @@ def test_every_layout_in_memory_gives_the_same_product(first: str, second: str):
         torch.testing.assert_close(linear(x, w), F.linear(x, w), **TOLERANCE)
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, N)])
+def test_a_bias_that_torch_broadcasts(shape: tuple[int, ...]):
+    x, w, b = torch.randn(M, K), torch.randn(N, K), torch.randn(shape)
+    with FastProducts():
+        found = F.linear(x, w, b)
+    torch.testing.assert_close(found, F.linear(x, w, b), **TOLERANCE)
+
+
 def test_the_smaller_of_two_transposed_factors_is_the_copied_one(monkeypatch: pytest.MonkeyPatch):
     first, product = [], onednn.product
     monkeypatch.setattr(onednn, "product", lambda x, w, b=None: (first.append(len(x)), product(x, w, b))[1])

@@ -315,7 +315,7 @@ def test_flags_of_a_loss_that_has_a_weight_are_accepted():
         ("--peft lora --alpha 2e6", "LoRA alpha 2000000.0 is outside -1,000,000.0 … 1,000,000.0"),
         (
             "--peft lora --targets re:(",
-            "LoRA target 're:(' is no regular expression: missing ), unterminated subpattern",
+            "LoRA target 're:(' is not a regular expression: missing ), unterminated subpattern",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from data.files import write_json
 from data.hub import CONFIG, WEIGHTS
 from data.labels import SENTIMENT
 from nn.checkpoint import load_pretrained, save_pretrained
-from nn.heads import published_names
+from nn.class_matching import published_names
 
 
 def named(folder, table, count: int = 2, name: str = "bert"):

@@ -74,7 +74,7 @@ def inverted(label2id: Any) -> dict[int, str] | None:
 def is_entry(entry: tuple[Any, Any]) -> bool:
     """Returns whether an entry of id2label has a class number and a name."""
     key, name = entry
-    if not re.fullmatch(r"[0-9]{1,9}", str(key)) or isinstance(name, list | dict):
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", str(key)) or isinstance(name, list | dict):
         return False
     return is_class_name(one_line(str(name)))
 
