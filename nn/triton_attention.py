@@ -39,7 +39,7 @@ from torch import Tensor
 
 from nn.autocast import product_dtype
 from nn.first_order import first_order
-from nn.kernels import can_compile_kernels
+from nn.triton_compiler import can_compile_kernels
 
 try:
     import triton  # type: ignore[import-not-found, unused-ignore]

@@ -14,10 +14,10 @@ import data.ranks
 from data.errors import out_of_memory
 from data.seeds import random_state, set_random_state
 from nn import runtime
-from nn.kernels import can_compile_kernels
 from nn.quant import Int8Linear
 from nn.runtime import Machine, check_checkpointing, choose_machine
 from nn.training import attempt
+from nn.triton_compiler import can_compile_kernels
 
 MPS = torch.device("mps")
 
