@@ -151,7 +151,8 @@ def prepare_training(
     ranks.by_first(lambda: run.keep_best(progress.best_epoch))
     if problem := ranks.by_first(lambda: run.problem_of_best(progress.best_epoch)):
         if progress.epoch >= options.epochs:
-            raise ValueError(f"{problem}; no epoch is left that could replace it: start again with another --name")
+            way_out = "no epoch is left that could replace it: start again with another --name"
+            ranks.fail(ValueError(f"{problem}; {way_out}"))
         print(f"warning: {problem.partition(';')[0]}; the best of the next epochs replaces it")
         progress.best, progress.best_epoch = -1.0, progress.epoch
     return training
@@ -295,7 +296,7 @@ def finish_epoch(t: Training) -> None:
         found, logits = validate(t)
         release(t.model)
         if not math.isfinite(found["loss"]):
-            raise Diverged(f"the held-out loss is {found['loss']} after {name}; best/ is as before")
+            ranks.fail(Diverged(f"the held-out loss is {found['loss']} after {name}; best/ is as before"))
         shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
         better = t.entry.pretraining or shown["acc"] > progress.best
         if better:

@@ -297,6 +297,13 @@ def first_message(message: str | None) -> str:
     return found
 
 
+def fail(error: Exception) -> NoReturn:
+    """Raises an error that all ranks have found, on rank 0; the other ranks end."""
+    if not is_first():
+        end()
+    raise error
+
+
 def in_turn(work: Callable[[], Value]) -> Value:
     """Returns work(), which rank 0 computes first; the other ranks then find the files that it wrote."""
     own: list[Value] = []

@@ -42,7 +42,7 @@ def with_teacher(
 
     def score_reviews() -> np.ndarray:
         teacher = ranks.in_turn(lambda: load(sources))
-        order = class_order(teacher.labels, run.labels or SENTIMENT, name)
+        order = ranks.by_first(lambda: class_order(teacher.labels, run.labels or SENTIMENT, name))
         return teacher.score_frame(frame, check)[:, order].astype(np.float32)
 
     logits = kept_logits(run.folder / "teacher.npy", score_reviews)

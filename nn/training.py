@@ -118,9 +118,7 @@ class Training:
         }
         tensors = training_state(self.model, self.optimizer, self.machine.device) | self.average.state()
         tensors = whole_tensors(tensors) | ranks.random_states(self.machine.device)
-        if ranks.is_first():
-            self.run.save_state(tensors, asdict(self.progress) | state)
-        ranks.agree(0)  # no rank goes on, or ends, before the state is written
+        ranks.by_first(lambda: self.run.save_state(tensors, asdict(self.progress) | state))
 
     def load(self) -> None:
         """Restores the saved state, if there is one."""
@@ -130,7 +128,8 @@ class Training:
             self.check_options(state.get("options", {}))
             if missing := [name for name in ("scaler", "seconds") if name not in state]:
                 way_out = "restore it, or start again with another --name"
-                raise ValueError(f"{self.run.state_file} is damaged: its progress has no {missing[0]}; {way_out}")
+                problem = f"{self.run.state_file} is damaged: its progress has no {missing[0]}"
+                ranks.fail(ValueError(f"{problem}; {way_out}"))
             restore_training_state(tensors, self.model, self.optimizer, self.machine.device)
             ranks.restore_random_state(tensors, self.machine.device)
             self.average.restore(tensors)
@@ -144,7 +143,8 @@ class Training:
         changed = [name for name in before if getattr(self.settings.options, name, None) != before[name]]
         if changed:
             file, was = self.run.folder / "config.json", show(before[changed[0]])
-            raise ValueError(f"{file} changed since the state was saved: its {changed[0]} was {was}; restore it")
+            problem = f"{file} changed since the state was saved: its {changed[0]} was {was}; restore it"
+            ranks.fail(ValueError(problem))
 
 
 def epoch_name(t: Training) -> str:
@@ -162,7 +162,7 @@ def clip(t: Training) -> None:
         set_random_state(t.before, t.machine.device)
         t.save()
         where = f"{epoch_name(t)}, step {t.progress.step + 1}"
-        raise Diverged(f"the gradient is not finite at {where}; the state before it is saved")
+        ranks.fail(Diverged(f"the gradient is not finite at {where}; the state before it is saved"))
 
 
 def attempt(t: Training, batches: list[Batch], work: Callable[[], list[Pass]]) -> list[Pass] | None:

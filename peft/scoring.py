@@ -19,7 +19,7 @@ from data.corpus import Corpus
 from data.errors import Diverged
 from data.meter import Meter
 from data.orders import batches, sorted_order
-from data.ranks import add_rows, alone, gather, is_first, own_share, rank, size
+from data.ranks import add_rows, alone, fail, gather, is_first, own_share, rank, size
 from data.seeds import random_state, set_random_state
 from nn import Model
 from nn.modes import evaluating
@@ -87,7 +87,7 @@ def score(
     have different texts.
     """
     if not alone() and len(set(gather(f"{len(corpus)} {zlib.crc32(corpus.ids.tobytes())}"))) > 1:
-        raise ValueError("the ranks read different texts; give them files that are equal on all machines")
+        fail(ValueError("the ranks read different texts; give them files that are equal on all machines"))
     logits = np.zeros((len(corpus), len(model.config.labels)), np.float32)
     order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
     hidden = not (bar and is_first())
@@ -105,5 +105,6 @@ def score(
     pooled = corpus.pool(add_rows(logits))
     if bad := int(np.sum(~np.isfinite(pooled).all(1))):
         way_out = "; --precision fp32 has a larger range" if machine.dtype == torch.float16 else ""
-        raise Diverged(f"the model computes numbers that are not finite for {bad:,} of {len(pooled):,} texts{way_out}")
+        problem = f"the model computes numbers that are not finite for {bad:,} of {len(pooled):,} texts"
+        fail(Diverged(f"{problem}{way_out}"))
     return pooled
