@@ -49,7 +49,7 @@ def tiny_run(tmp_path: Path, *extra: str, name: str = "r") -> Path:
         "--batch-size",
         "8",
     ]
-    arguments += ["--epochs", "2", "--learning-rate", "3e-3", "--head-learning-rate", "1e-2"]
+    arguments += ["--epochs", "10", "--learning-rate", "3e-3", "--head-learning-rate", "1e-2"]
     train.main([*arguments, "--runs", str(tmp_path / "runs"), "--name", name, *extra])
     return tmp_path / "runs" / name
 

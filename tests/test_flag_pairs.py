@@ -44,7 +44,7 @@ def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run:
 
 @pytest.mark.parametrize(("flags", "message"), [
     ("--peft lora --weights builtin --quantize int8 --reinit-layers 1", "--reinit-layers trains layers that"),
-    ("--model nb_linear --word-vectors train", "--word-vectors are for networks; nb_linear has one weight of each"),
+    ("--model nb_linear --word-vectors train", "--word-vectors are for networks; nb_linear has one weight per n-gram"),
     ("--peft lora --no-train-vectors", "--train-vectors has no effect here: --peft lora freezes word embeddings"),
     ("--peft lora --train-vectors", "--train-vectors has no effect here: --peft lora freezes word embeddings"),
     ("--peft prompt --layer-decay 0.5", "--layer-decay has no effect here: --peft prompt trains no layers"),
