@@ -123,7 +123,7 @@ def quote_defect(error: str, start: int, end: int) -> str:
 
 
 def split_escaped(text: str, delimiter: str) -> Iterator[Record]:
-    r"""Yields the records of RFC 4180 in which \" is a quote as well; \\" is a backslash at the end of a field."""
+    r"""Yields the records of RFC 4180 in which \" is a quote as well, but not after an escaped backslash."""
     mark = next((chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text), "")  # for private use
     if not mark:
         raise ValueError("it contains all characters for private use, so escaped quotes cannot be marked")

@@ -50,8 +50,8 @@ def state_parameters(model: Model, optimizer: torch.optim.Optimizer) -> list[tup
     backbone. Without an adapter: all parameters, including frozen word vectors and regions.
     """
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    whole = model.adapter is None
-    return [(name, p) for name, p in model.named_parameters() if whole or id(p) in trained]
+    plain = model.adapter is None
+    return [(name, p) for name, p in model.named_parameters() if plain or id(p) in trained]
 
 
 def training_state(model: Model, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:

@@ -76,6 +76,11 @@ def test_the_checksums_of_a_folder(tmp_path: Path):
     folder = tiny_weights(tmp_path / "checkpoint")
     write_checksums(folder)
     assert "a bert checkpoint" in check(folder)
+    (folder / ".git").mkdir()
+    (folder / ".git/x").write_text("hidden")
+    before = (folder / "SHA256SUMS").read_text()
+    write_checksums(folder)
+    assert (folder / "SHA256SUMS").read_text() == before
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     with pytest.raises(ValueError, match=r"config\.json changed since it was written; restore it, or delete"):
         check(folder)

@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from data.errors import Interrupt, Stopped, clean_exit, interruptible
 from data.seeds import derive_seed, random_state, set_random_state
-from nn import runtime
+from nn import processor, runtime
 from nn.autocast import product_dtype
 from nn.runtime import choose_machine, peak_memory
 
@@ -190,3 +191,9 @@ def test_ctrl_c_outside_of_the_training_loop_ends_the_program_quietly(capsys: py
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err == ""
+
+
+def test_a_field_of_the_processor_is_found_by_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "cpuinfo").write_text("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: A: B\n")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    assert [processor.processor_field(name) for name in ("cpu", "model", "model name")] == ["", "17", "A: B"]
