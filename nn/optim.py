@@ -49,10 +49,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Returns AdamW's groups: {part} × {rate} × {decay, no decay}.
 
-    Biases, norms, virtual tokens and the vectors l of IA³, which start at 1, have no weight decay. The head and LoRA's
-    B have learning rates of their own. The rate of each layer is layer_decay times that of the layer above (Howard &
-    Ruder 2018, arXiv 1801.06146, §3.2; Sun et al. 2019, arXiv 1905.05583, Eq. 2). is_adapter: whether the parameter of
-    that name belongs to an adapter.
+    Biases, norms, virtual tokens, the vectors l of IA³, which start at 1, and the magnitudes m of DoRA, which start at
+    ‖W₀‖, have no weight decay. The head and LoRA's B have learning rates of their own. The rate of each layer is
+    layer_decay times that of the layer above (Howard & Ruder 2018, arXiv 1801.06146, §3.2; Sun et al. 2019, arXiv
+    1905.05583, Eq. 2). is_adapter: whether the parameter of that name belongs to an adapter.
     """
     norms = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in module.parameters()}
     groups: dict[tuple[str, float, bool], list[Parameter]] = {}
@@ -66,7 +66,9 @@ def parameter_groups(
         if part == "head" and options.head_learning_rate:
             rate = options.head_learning_rate
         rate *= lora_plus if name.endswith(".B") else 1.0
-        decays = not (name.endswith(("bias", ".l")) or name.startswith("virtual.") or id(parameter) in norms)
+        decays = not (
+            name.endswith(("bias", ".l", ".magnitude")) or name.startswith("virtual.") or id(parameter) in norms
+        )
         groups.setdefault((part, rate, decays), []).append(parameter)
     return [
         {"params": members, "part": part, "peak": rate, "lr": rate, "weight_decay": options.weight_decay * decays}

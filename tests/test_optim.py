@@ -102,9 +102,12 @@ def test_a_generator_has_the_rates_of_the_layers_that_it_starts_from():
     assert found["pretraining.detector.dense.weight"]["peak"] == HEAD_RATE
 
 
-@pytest.mark.parametrize("method", ["none", "lora", "prompt", "prefix"])
-def test_biases_norms_and_virtual_tokens_have_no_weight_decay(method):
-    model = adapt(tiny("deberta"), method)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("none", {}), ("lora", {}), ("lora", {"dora": True}), ("ia3", {}), ("prompt", {}), ("prefix", {})],
+)
+def test_what_starts_at_a_scale_of_its_own_has_no_weight_decay(method, options):
+    model = adapt(tiny("deberta"), method, **options)
     norms = {
         f"{key}.{name}"
         for key, module in model.named_modules()
@@ -113,7 +116,7 @@ def test_biases_norms_and_virtual_tokens_have_no_weight_decay(method):
     }
     found = groups_by_name(model, Options(weight_decay=0.02))
     for key, group in found.items():
-        excluded = key in norms or key.endswith("bias") or key.startswith("virtual.")
+        excluded = key in norms or key.endswith(("bias", ".l", ".magnitude")) or key.startswith("virtual.")
         assert group["weight_decay"] == (0.0 if excluded else 0.02), key
     assert {group["weight_decay"] for group in found.values()} == {0.0, 0.02}
 
