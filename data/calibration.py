@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.kept_predictions import Predictions
 from data.metrics import checked_labels
 from data.pictures import new_figure, write_figure
-from data.runs import Predictions, Run
+from data.runs import Run
 
 BINS = 15  # of equal width, as in the paper
 LIMIT = 100.0  # largest temperature; the smallest is 1/LIMIT

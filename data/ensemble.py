@@ -23,9 +23,10 @@ from data.calibration import calibration, log_probabilities, scaled
 from data.checked import check_types, listed, read_json, show
 from data.explanation import Explanation, weighted_sum
 from data.hub import MEMBERS
+from data.kept_predictions import Predictions
 from data.labels import SENTIMENT, UNKNOWN, comparable
 from data.metrics import metrics, print_metrics, softmax
-from data.runs import Predictions, Run
+from data.runs import Run
 
 
 def mean_log_probabilities(logits: Sequence[np.ndarray], temperatures: Sequence[float]) -> np.ndarray:

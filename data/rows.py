@@ -14,7 +14,8 @@ import torch
 
 from data.checked import read_json, read_object
 from data.files import write_json, write_tensors, write_text
-from data.runs import LEVELS, ROOT, Predictions, Run, read_predictions
+from data.kept_predictions import LEVELS, Predictions, read_predictions
+from data.runs import ROOT, Run
 
 RESULTS = ROOT / "data" / "results"
 OTHER_RESULTS = ("box", "mutation", "reliability", "ranks", "sentence")  # measurements that are no runs

@@ -30,19 +30,19 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.checked import listed, read_json, read_object, reading, show
+from data.checked import listed, read_json, read_object, show
 from data.checksums import SUMS, check_checksums, read_sealed_tensors, seal, unseal, write_sealed_tensors
 from data.cleaning import has_surrogate
-from data.files import in_shell, make_folder, open_tensors, remove_abandoned, write_json, write_tensors, write_text
+from data.files import in_shell, make_folder, remove_abandoned, write_json, write_tensors, write_text
+from data.kept_predictions import Predictions, read_predictions
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
-from data.metrics import checked_labels
 
 ROOT = Path(__file__).parent.parent
 FORMAT = 2  # of config.json: 2 has a checksum
@@ -100,37 +100,6 @@ def check_digests(before: dict[str, str], now: dict[str, str]) -> None:
     changed = [path for path, digest in now.items() if before and digest not in before.values()]
     if changed := [path for path in changed if path != "demo" or path in before]:  # an older version did not record it
         raise ValueError(f"{min(changed)} changed since the run was started")
-
-
-LEVELS = 255  # published probabilities are rounded to 1/LEVELS
-SUM_ERROR = 1e-3  # largest error of the sum of a row's probabilities
-
-
-class Predictions(NamedTuple):
-    """The predictions of one split, in its order: probabilities, float [N, C], and labels, int64 [N]."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Reads the predictions of a run, or of a published row, whose probabilities are whole numbers of 1/LEVELS.
-
-    Raises ValueError for a damaged file, and for rows that are not probabilities.
-    """
-    way_out = "delete it: the run can be used without it"
-    with reading(path, "kept probabilities", way_out), open_tensors(path, way_out) as file:
-        probabilities, labels = (file.get_tensor(name).numpy() for name in ("probabilities", "labels"))
-        if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
-            raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} do not fit each other")
-        labels = checked_labels(probabilities, labels)
-        rows, classes = probabilities.astype(np.float64), probabilities.shape[1]
-        is_rounded = probabilities.dtype == np.uint8
-        # rounding changes each class by up to half a level
-        whole, error = (LEVELS, classes / 2 + LEVELS * SUM_ERROR) if is_rounded else (1, SUM_ERROR)
-        if classes < 2 or (rows < 0).any() or np.abs(rows.sum(1) - whole).max() > error:
-            raise ValueError("its rows are not probabilities")
-    return Predictions(probabilities, labels)
 
 
 def read_progress(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

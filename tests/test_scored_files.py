@@ -17,10 +17,11 @@ from data.checked import read_json
 from data.cleaning import clean
 from data.files import write_json, write_tensors
 from data.hub import LINEAR
+from data.kept_predictions import read_predictions
 from data.metrics import auc, metrics, print_metrics
 from data.predictions import predictions_csv
 from data.rows import RESULTS
-from data.runs import Run, check_digests, read_predictions
+from data.runs import Run, check_digests
 from data.text_lines import header_titles
 from eval import main as evaluate
 
