@@ -14,7 +14,7 @@ def hash_key(key: str) -> int:
 
 def hash_rank(ids: pd.Series, salt: str) -> pd.Series:
     """Hashes each id to an integer of 60 bits, which orders the reviews. salt: another order"""
-    return ids.map(lambda key: hash_key(f"{salt}:{key}"))
+    return pd.Series([hash_key(f"{salt}:{key}") for key in ids], index=ids.index, dtype="int64")
 
 
 def hash_order(frame: pd.DataFrame, salt: str) -> pd.Series:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: one thread for each of two processes
@@ -18,8 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import data.options
 import data.splitting
 import peft
+from data import Source, Splits, load_splits
 from data.batches import Batch
 from data.demo import reviews
 from data.errors import Stopped
@@ -41,13 +44,31 @@ PAIRS = [(n, m) for n, m in product(ENCODERS, ADAPTERS) if (n, m) != ("modernber
 both = pytest.mark.parametrize(("name", "method"), PAIRS)
 
 
+@functools.cache
+def demo_splits() -> Splits:
+    return load_splits(Source("demo"))
+
+
+def quick_splits(source: Source, *arguments: Any) -> Splits:
+    """Returns `load_splits` of a source; the built-in reviews are read and split once."""
+    if source != Source("demo"):
+        return load_splits(source, *arguments)
+    splits = demo_splits()
+    return splits._replace(**{part: getattr(splits, part).copy() for part in ("train", "validation", "test")})
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick_runs() -> Iterator[None]:
     """Makes the many short runs in this process quicker: no file is forced to the disk, which only a power failure
-    requires, and the ids of the built-in reviews are hashed once."""
+    requires, the built-in reviews are split once and their ids hashed once, and torch, which would keep each seed with
+    a stack trace for devices that are not there, seeds the CPU alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(data.splitting, "hash_key", functools.cache(data.splitting.hash_key))
+        patch.setattr(data.options, "load_splits", quick_splits)
+        if not torch.accelerator.is_available():
+            for device in (torch.cuda, torch.xpu, torch.mtia):
+                patch.setattr(device, "manual_seed_all", lambda _: None)
         yield
 
 

@@ -34,22 +34,20 @@ def write_csv(path: Path, rows: int = 90, seed: int = 0) -> Path:
     return path
 
 
-def tiny_run(tmp_path: Path, *extra: str, name: str = "r") -> Path:
+def tiny_run(tmp_path: Path, *extra: str, name: str = "r", epochs: int = 1) -> Path:
     """Trains a tiny BERT on the three classes; returns the run folder."""
     weights = tiny_weights(tmp_path / "weights") if not (tmp_path / "weights").exists() else tmp_path / "weights"
-    arguments = [
-        "--model",
-        "bert",
-        "--weights",
-        str(weights),
-        "--head",
-        "new",
-        "--max-length",
-        "16",
+    arguments = ["--model", "bert", "--weights", str(weights), "--head", "new", "--max-length", "16"]
+    arguments += [
         "--batch-size",
         "8",
+        "--epochs",
+        f"{epochs}",
+        "--learning-rate",
+        "3e-3",
+        "--head-learning-rate",
+        "1e-2",
     ]
-    arguments += ["--epochs", "10", "--learning-rate", "3e-3", "--head-learning-rate", "1e-2"]
     train.main([*arguments, "--runs", str(tmp_path / "runs"), "--name", name, *extra])
     return tmp_path / "runs" / name
 
@@ -195,7 +193,7 @@ def test_classes_that_are_numbers_keep_their_names(classes, tmp_path, monkeypatc
     for name, number in zip(CLASSES, classes, strict=False):
         text = text.replace(f",{name}\n", f",{number}\n")
     Path("films.csv").write_text(text)
-    run = tiny_run(tmp_path, "--data", "films.csv")
+    run = tiny_run(tmp_path, "--data", "films.csv", epochs=10)
     capsys.readouterr()
     evaluate(["--run", str(run), "--data", "films.csv"])
     evaluate(["--weights", str(run / "best"), "--data", "films.csv"])

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENCODERS, ROOT, tiny_weights
+from conftest import ENCODERS, ROOT, quick_splits, tiny_weights
 
 import train
-from data import Splits, load_splits
+from data import Splits
 from data.flags import parse_flags
 from data.imdb import UNKNOWN
 from data.resolve import resolve
@@ -147,9 +147,9 @@ def test_first_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "weights: builtin" in printed
 
 
-def few_reviews(*arguments: Any, **keywords: Any) -> Splits:
+def few_reviews(*arguments: Any) -> Splits:
     """Returns a few reviews of each split of load_splits; some test reviews serve as unlabelled ones."""
-    splits = load_splits(*arguments, **keywords)
+    splits = quick_splits(*arguments)
     few = [frame.groupby("sentiment").head(6).reset_index(drop=True) for frame in splits[:3]]
     return Splits(*few, splits.test.tail(9).assign(sentiment=UNKNOWN).reset_index(drop=True))
 

@@ -7,6 +7,7 @@ golden/make_tokenizer_golden.py, which also writes the ids of transformers and s
 import json
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ FRAGILE = [
 ]
 
 
+@cache
 def made_texts(count: int = 1000) -> list[str]:
     """Returns FRAGILE and random texts: mixtures of words and difficult characters. The same in every version."""
     stream = random.Random(0)
