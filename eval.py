@@ -82,6 +82,7 @@ from data.resolve import recorded_settings
 from data.rows import open_runs
 from data.runs import Run, check_digests
 from data.tables import comparison, draw_curves
+from data.text_lines import WITH_LABELS, is_text_lines
 from data.windows import write_truncation
 from losses import OBJECTIVES
 from nn import MODELS
@@ -249,7 +250,8 @@ def evaluate_file(
     every, _ = load_table(options.data, source, scorer.labels)
     frame = every[every["sentiment"] != UNKNOWN]
     if not len(frame):
-        raise ValueError(f"{options.data} has no labels; name their column with --label-column, or use --predict")
+        way_out = WITH_LABELS if is_text_lines(Path(options.data), source) else "name their column with --label-column"
+        raise ValueError(f"{options.data} has no labels; {way_out}, or use --predict")
     if rest := len(every) - len(frame):
         print(f"{options.data}: {rest:,} of {len(every):,} reviews have no label and are not scored")
     name = Path(options.data).name

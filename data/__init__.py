@@ -25,13 +25,13 @@ from data.checked import reading
 from data.cleaning import clean
 from data.columns import ABSENT
 from data.download import fetch_imdb
-from data.files import check_inside
+from data.files import check_inside, in_shell
 from data.imdb import Reviews, as_frame, join_reviews, joined_name, label_reviews, missing_labels, read_reviews
-from data.labels import SENTIMENT, UNKNOWN, canonical, quoted
+from data.labels import MEANING, SENTIMENT, UNKNOWN, canonical, quoted
 from data.readers import KAGGLE, LABELED, NUMBERED, SPLIT_NAMES, SUBMISSION, TABLES, TEST, UNLABELED, Source
 from data.shards import Shards
 from data.splitting import split_train
-from data.text_lines import check_column_flags, is_text_lines, read_lines
+from data.text_lines import check_column_flags, is_text_lines, note_labels, read_lines
 from data.unpacking import COMPRESSED, REFUSED, base_name
 
 __all__ = [
@@ -166,12 +166,22 @@ def find_in_folder(root: Path) -> Parts:
         if tables:
             way_out = f"it holds {quoted(tables)}: name one with --data or --train"
         elif inner:  # a dataset of the hub has a folder for each configuration
-            way_out = f"it holds the folder {inner[0].name}: name it with --data {inner[0]}"
+            way_out = f"it holds the folder {inner[0].name}: name it with --data {in_shell(inner[0])}"
+        elif texts := sorted(path.name for path in root.glob("*.txt")):
+            way_out = f"it holds {quoted(texts)}: name one with --train, others with --validation and --test"
+        elif kinds := sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern) if is_class_folder(path)):
+            shown = quoted([str(path.relative_to(root)) for path in kinds])
+            way_out = f"it holds {shown}: move their .txt files into train/pos and train/neg"
         raise FileNotFoundError(
             f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
             + way_out
         )
     return Parts(**found)
+
+
+def is_class_folder(path: Path) -> bool:
+    """Returns whether a folder has the name of a class of reviews: pos, neg, positive or negative."""
+    return path.name.lower() in MEANING and path.is_dir()
 
 
 def print_unread(root: Path, parts: Parts, given: Sequence[str] = ()) -> None:
@@ -333,7 +343,11 @@ def read_labelled(
 def label_test(loader: Loader, paths: Sequence[Path], labels: tuple[str, ...]) -> pd.DataFrame:
     """Reads test reviews, which need no labels."""
     reviews = loader.read(paths, optional_label=True)
-    note_similar(reviews)
+    if not loader.source.label_column:
+        note_similar(reviews)
+    elif not reviews.label_column and loader.source.label_column != ABSENT:
+        way_out = "give the columns of all files one title, or leave out --label-column if all have a usual one"
+        print(f"note: {reviews.path}: its reviews are not scored; {way_out}")
     frame = label_reviews(reviews, labels)[0]
     unknown = int((frame["sentiment"] == UNKNOWN).sum())
     if 0 < unknown < len(frame):
@@ -375,6 +389,7 @@ def load_table(
     if is_text_lines(path, source):
         check_column_flags(path, source)
         reviews = read_lines(path, source, keep_empty=True)
+        note_labels(reviews)
         with reading(path, "a text", "correct it"):
             records = [(str(number), clean(text), "") for number, (_, text, _) in enumerate(reviews.records, 1)]
         reviews = reviews._replace(records=[record for record in records if keep_empty or record[1]])

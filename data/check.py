@@ -20,9 +20,10 @@ from data.files import open_tensors
 from data.hub import ADAPTER_CONFIG, CONFIG, MEMBERS, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
 from data.imdb import label_reviews, missing_labels, read_reviews
 from data.options import Tables
+from data.readers import TABLES
 from data.resolve import recorded_settings
 from data.runs import OLD_STATE, Run
-from data.text_lines import is_text_lines, read_lines
+from data.text_lines import is_text_lines, note_labels, read_lines
 from data.tokenization import load_tokenizer
 from data.word_vectors import load_vectors, read_published_vectors
 from losses import OBJECTIVES
@@ -94,11 +95,14 @@ def check_file(path: Path) -> str:
     endings = [ending.lower() for ending in path.suffixes]
     if endings[-1:] == [".safetensors"]:
         return check_tensors(path)
-    if {".vec", ".bin"} & set(endings) or path.name.lower().startswith("glove"):
+    has_vectors = {".vec", ".bin"} & set(endings) or path.name.lower().startswith("glove")
+    if has_vectors and not set(TABLES) & set(endings):
         return f"word vectors of {read_published_vectors(path, ['film']).vectors.size(1)} numbers"
     source = Source(data=str(path))
     if is_text_lines(path, source):
-        return f"{len(read_lines(path, source).records):,} texts, one a line"
+        lines = read_lines(path, source)
+        note_labels(lines)
+        return f"{len(lines.records):,} texts, one a line"
     reviews = read_reviews(path, source)
     labels = f", column {show(reviews.label_column)}" if reviews.label_column else ", without labels"
     if not reviews.label_column and (reviews.likely or reviews.possible):

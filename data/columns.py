@@ -40,12 +40,12 @@ def shorten(fields: list[str | None] | list[str]) -> list[str]:
 
 
 def composed(title: str) -> str:
-    """Strips a title and composes its accents (Unicode's form NFC), so that titles that look equal are equal.
+    """Makes a title one line and composes its accents (Unicode's form NFC), so that titles that look equal are equal.
 
     Characters that are not visible, such as a byte order mark, are removed.
     """
     visible = "".join(char for char in title if unicodedata.category(char) != "Cf")
-    return unicodedata.normalize("NFC", visible).strip()
+    return " ".join(unicodedata.normalize("NFC", visible).split())
 
 
 def find_named(table: Table, name: str, by: str) -> int:
@@ -82,7 +82,9 @@ def find_columns(table: Table, source: Source, optional_label: bool = False) -> 
     """
     if not table.header:
         defect = next((f"row {record.number}: {record.defect}" for record in table.records if record.defect), "")
-        raise ValueError(f"{table.path} has no row that can be read ({defect})" if defect else f"{table.path} is empty")
+        way_out = "correct it, or save the table as CSV"
+        unread = f"{table.path} has no row that can be read ({defect}); {way_out}"
+        raise ValueError(unread if defect else f"{table.path} is empty")
     named: dict[str, int | None] = {}
     for use, name in (("text", source.text_column), ("label", source.label_column), ("id", source.id_column)):
         if name == ABSENT and ABSENT not in table.header and use != "text":

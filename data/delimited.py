@@ -13,7 +13,8 @@ separates a column of texts or, failing this, gives all rows the width of the he
 A reading is consistent if its quotes are as described and all rows have the width of the header.
 
 1. With commas, semicolons and bars: rfc4180. If it is not consistent, or has quotes in fields that are not quoted, and
-   the file contains \", backslash is taken if that is consistent.
+   the file contains \", backslash is taken if that is consistent. If rfc4180 is consistent and literal is too, with
+   more rows, a stray quote may have joined rows, and the file is refused: `--quoting` selects a reading.
 2. With tabs: literal or rfc4180, the one that is consistent; here rfc4180 has no quotes in fields that are not quoted,
    because none of its programs writes them. If both are consistent and each record is one line in both, they differ in
    doubled quotes only, and rfc4180 is taken: the literal form never doubles a quote. If both are consistent with
@@ -47,6 +48,7 @@ READINGS = {
     LITERAL: "quotes as characters (literal)",
     BACKSLASH: "quoted fields with escaped quotes (backslash)",
 }
+CHOOSE = "choose with --quoting literal or --quoting rfc4180"
 
 
 class Record(NamedTuple):
@@ -178,7 +180,7 @@ def read_delimited(
     elif delimiter == "\t":
         taken, rows = choose_tab_reading(path, text, kaggle)
     else:
-        taken, rows = choose_reading(text, delimiter)
+        taken, rows = choose_reading(path, text, delimiter)
     check_quotes(path, rows)
     rows = mark_repeated_headers(rows)
     usual = (default, LITERAL if default == "\t" else RFC4180)
@@ -243,9 +245,14 @@ def find_delimiter(path: Path, text: str, default: str, names: set[str]) -> str:
     return named[0]
 
 
-def choose_reading(text: str, delimiter: str) -> tuple[str, Rows]:
-    """Chooses the reading of text with commas, semicolons or bars (rule 1)."""
+def choose_reading(path: Path, text: str, delimiter: str) -> tuple[str, Rows]:
+    """Chooses the reading of text with commas, semicolons or bars (rule 1). Raises ValueError if two readings fit."""
     rows = split_rows(text, delimiter, RFC4180)
+    has_line_breaks = any("\n" in (field or "") for row in rows.records for field in row.fields)
+    if len(rows.header) > 1 and has_line_breaks and not rows.broken():
+        lines = split_rows(text, delimiter, LITERAL)
+        if not lines.broken() and len(lines.records) > len(rows.records):
+            raise ValueError(two_readings(path, literal=lines, quoted=rows))
     if '\\"' in text and (rows.broken() or not is_rfc4180(text, delimiter)):
         escaped = split_rows(text, delimiter, BACKSLASH)
         if not escaped.broken():
@@ -281,11 +288,15 @@ def choose_tab_reading(path: Path, text: str, kaggle: bool) -> tuple[str, Rows]:
         return RFC4180, quoted
     if others and not broken:
         return LITERAL, literal
-    way = "choose with --quoting literal or --quoting rfc4180"
     if not broken:
-        rows = f"{len(literal.records):,} rows with quotes as characters, {len(quoted.records):,} with quoted fields"
-        raise ValueError(f"{path} has two readings: {rows}, which contain line breaks; {way}")
+        raise ValueError(two_readings(path, literal=literal, quoted=quoted))
     raise ValueError(
         f"{path}: with quotes as characters, {len(broken)} rows do not have {len(literal.header)} fields (row "
-        f"{broken[0]} first); with quoted fields, {len(others)} (row {others[0]} first); {way}"
+        f"{broken[0]} first); with quoted fields, {len(others)} (row {others[0]} first); {CHOOSE}"
     )
+
+
+def two_readings(path: Path, literal: Rows, quoted: Rows) -> str:
+    """Describes a file that two readings fit."""
+    rows = f"{len(literal.records):,} rows with quotes as characters, {len(quoted.records):,} with quoted fields"
+    return f"{path} has two readings: {rows}, which contain line breaks; {CHOOSE}"

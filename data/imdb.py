@@ -11,6 +11,7 @@ A review becomes one row of a DataFrame: id (str), review (str, cleaned), sentim
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,11 @@ from data.cleaning import clean, has_surrogate
 from data.columns import ABSENT, Columns, composed, describe, find_columns, similar_columns
 from data.delimited import FIELD_LIMIT, Record
 from data.files import check_inside, replacing
-from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, quoted
+from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers, find_classes, normalize, quoted
 from data.readers import KAGGLE, NUMBERED, Source, decode, read_table
 from data.unpacking import base_name, read_content
 
-CACHE_VERSION = 11  # part of the cache key: increase it when cleaning or reading changes
+CACHE_VERSION = 12  # part of the cache key: increase it when cleaning or reading changes
 
 
 class Reviews(NamedTuple):
@@ -91,16 +92,18 @@ def clean_rows(
     return rows, broken
 
 
-def broken_note(broken: list[str], count: int, path: Path, skip_bad_rows: bool, shape: str = "") -> list[str]:
+def broken_note(
+    broken: list[str], count: int, path: Path, skip_bad_rows: bool, shape: str = "", way_out: str = ""
+) -> list[str]:
     """Returns a note that broken rows were skipped, if there are any.
 
-    count: all rows.  shape: the header and the first row. Raises ValueError that lists the broken rows if no row is
-    left, or unless skip_bad_rows is set.
+    count: all rows.  shape: the header and the first row.  way_out: one that loses no row. Raises ValueError that lists
+    the broken rows if no row is left, or unless skip_bad_rows is set.
     """
     if broken and (not skip_bad_rows or len(broken) == count):
         shown = "; ".join(broken[:10]) + ("; …" if len(broken) > 10 else "")
-        way = "no row is left" if len(broken) == count else "--skip-bad-rows skips them"
-        raise ValueError(f"{path}: {len(broken)} broken rows ({shown}); {way}{shape and '; '}{shape}")
+        ways = [way_out, "no row is left" if len(broken) == count else "--skip-bad-rows skips them", shape]
+        raise ValueError(f"{path}: {len(broken)} broken rows ({shown}); {'; '.join(filter(None, ways))}")
     return [f"{len(broken)} broken rows skipped ({broken[0]}{'; …' if len(broken) > 1 else ''})"] if broken else []
 
 
@@ -195,7 +198,8 @@ def parse_reviews(
     with reading(path, "a table that can be read", "correct it, or fetch it again"):
         rows, broken = clean_rows(table.records, columns, len(table.header), keep_empty)
     notes = [table.note] if table.note else []
-    notes += broken_note(broken, len(table.records), path, source.skip_bad_rows, describe(table))
+    way_out = "quote its texts, or name it .txt: then each line is a text" if len(table.header) == 1 else ""
+    notes += broken_note(broken, len(table.records), path, source.skip_bad_rows, describe(table), way_out)
     if not rows:
         raise ValueError(f"{path} contains no review; {describe(table)}")
     if columns.id is not None and (twice := len(rows) - len({key for key, _, _ in rows})):
@@ -332,6 +336,10 @@ def label_reviews(
         ways += [] if needs_labels else [f"--label-column {ABSENT} reads the texts alone"]
         raise ValueError(f"{error}; {'; '.join(ways)}; {reviews.shape}") from None
     texts = (review for _, review, _ in reviews.records)
+    given = {normalize(value) for value in values} - {""}
+    if len(keys) > 1 and len(given) == 1 and given <= {"0", "1"} and set(map(canonical, names)) == set(SENTIMENT):
+        meaning = next(names[number] for number in numbers if number != UNKNOWN)
+        print(f"note: {where}: all labels are {given.pop()}, which is read as {meaning}; is it a number of stars?")
     return as_frame(zip(keys, texts, numbers, strict=True)), names
 
 
@@ -342,7 +350,7 @@ def missing_labels(reviews: Reviews) -> str:
         return f"{reviews.path}: column {reviews.label_column!r} has no labels; {way}; {reviews.shape}"
     similar = reviews.likely or reviews.possible
     which = f"{quoted(similar)} {'looks' if len(similar) == 1 else 'look'} like it: " if similar else ""
-    name = show(similar[0]) if similar else "COLUMN"
+    name = shlex.quote(" ".join(show(similar[0]).split())) if similar else "COLUMN"
     return f"{reviews.path}: no column is read as the label; {which}--label-column {name}; {reviews.shape}"
 
 

@@ -28,7 +28,10 @@ MAX_CLASSES = 100
 LONGEST_CLASS = 200  # characters
 FEW_CLASSES = 20  # more distinct values than this must occur twice on average
 # marks of a missing label: beside negative and positive, or beside numbers, they are no class
-MISSING = ("na", "n/a", "#n/a", "\\n", "nat", "nil", "null", "none", "unknown", "?", "-")
+MISSING = (
+    "na", "n/a", "#n/a", "\\n", "nat", "nil", "null", "none", "unknown", "?", "-", "unsup", "unsupervised", "unlabeled",
+    "unlabelled",
+)  # fmt: skip
 LONGEST_NAME = 60  # characters of a value that can be a label of a column with an unknown name
 
 
@@ -130,8 +133,9 @@ def find_classes(values: Iterable[str], where: str) -> tuple[str, ...]:
         return SENTIMENT
     marks = sorted(name for name in counts if name.casefold() in MISSING)
     known = sort_names(counts.keys() - marks)
-    if marks and known and (is_sentiment(known) or all(map(NUMBER.fullmatch, known))):
-        way_out = "leave the cell of a missing label empty, or give the third class another name"
+    has_both = is_sentiment(known) or set(SENTIMENT) <= set(map(canonical, known))
+    if marks and known and (has_both or all(map(NUMBER.fullmatch, known))):
+        way_out = "leave the cell of a missing label empty, or give that class another name"
         raise ValueError(f"{where} has {quoted(marks)} beside {quoted(known)}: {way_out}")
     check_names(counts, where)
     return sort_names(counts)

@@ -322,7 +322,8 @@ def read_objects(path: Path, text: str, as_lines: bool) -> Table:
             return from_objects(path, lines, "JSON lines, one object a line")
         if as_lines:
             return from_objects(path, lines)
-        raise ValueError(f"{path} is not valid JSON ({show(error)}); fetch it again") from error
+        way_out = 'each line, or the whole file, must be JSON: pandas writes it with to_json(orient="records")'
+        raise ValueError(f"{path} is not valid JSON ({show(error)}); {way_out}") from error
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         found = (

@@ -8,9 +8,11 @@ from pathlib import Path
 from data.columns import ABSENT
 from data.delimited import DELIMITERS, FIELD_LIMIT, FIRST_LINE, split_header
 from data.imdb import Reviews
+from data.labels import looks_like_labels
 from data.readers import TEXT_NAMES, Source, decode_as, parse_line
 from data.unpacking import base_name, read_content, unpack
 
+WITH_LABELS = "labels need a table: a first line such as text<TAB>label, and a tab before each label"
 WORD = re.compile(r"[\w.-]*")  # a column's name
 
 
@@ -46,6 +48,18 @@ def check_not_json(path: Path | None, first: str) -> None:
         ending = "json" if is_opened or isinstance(value, list) else "jsonl"
         way_out = f"name it {base_name(path.name)[:-4]}.{ending}" if path else f"--predict FILE.{ending} reads a file"
         raise ValueError(f"{path or 'standard input'} holds JSON objects, not one text a line; {way_out}")
+
+
+def note_labels(reviews: Reviews) -> None:
+    """Prints that the lines of a text file seem to hold labels, which are read as a part of the texts."""
+    lines = [text for _, text, _ in reviews.records if text]
+    found = "begins with __label__" if lines and all(line.startswith("__label__") for line in lines) else ""
+    for delimiter, name in (*DELIMITERS.items(), ("@", "@")):
+        parts = [line.rpartition(delimiter) for line in lines]
+        if not found and all(text for text, _, _ in parts) and looks_like_labels([label for _, _, label in parts]):
+            found = f"seems to end in a label (separated by {name})"
+    if found:
+        print(f"note: {reviews.path}: each line {found}, which is read as text; {WITH_LABELS}")
 
 
 def check_column_flags(path: Path, source: Source) -> None:

@@ -54,7 +54,7 @@ class DistillOptions(CrossEntropyOptions):
 
 def check_weights(temperature: float, alpha: float) -> None:
     """Raises ValueError for T <= 0 and for α outside [0, 1]."""
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"distill_temperature {temperature} must be above 0")
     if not 0 <= alpha <= 1:
         raise ValueError(f"distill_alpha {alpha} is outside [0, 1]")

@@ -56,7 +56,7 @@ class AdversarialOptions(CrossEntropyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.radius <= 0:
+        if not self.radius > 0:
             raise ValueError(f"radius {self.radius} must be above 0")
 
 

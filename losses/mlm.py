@@ -52,7 +52,7 @@ class MLMOptions(MaskingOptions):
     bag_weight: float = option(0.0, "objective", "mlm: weight λ of bag-of-words prediction from [CLS]; 0: none")
 
     def __post_init__(self) -> None:
-        if self.bag_weight < 0:
+        if not self.bag_weight >= 0:
             raise ValueError(f"bag weight {self.bag_weight} must not be negative")
 
 

@@ -32,7 +32,7 @@ class RDropOptions(CrossEntropyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rdrop_alpha < 0:
+        if not self.rdrop_alpha >= 0:
             raise ValueError(f"rdrop_alpha {self.rdrop_alpha} is negative")
 
 
@@ -48,7 +48,7 @@ def rdrop_loss(
 
     Raises ValueError for a negative alpha and for other shapes.
     """
-    if alpha < 0:
+    if not alpha >= 0:
         raise ValueError(f"rdrop_alpha {alpha} is negative")
     logits, labels = torch.cat([logits_1, logits_2]), torch.cat([labels, labels])
     ce = cross_entropy(logits, labels, smoothing, class_weights)

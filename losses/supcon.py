@@ -46,7 +46,7 @@ class SupConOptions(CrossEntropyOptions):
         super().__post_init__()
         if not 0 <= self.supcon_weight <= 1:
             raise ValueError(f"supcon_weight {self.supcon_weight} is outside [0, 1]")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature} must be above 0")
 
 
@@ -62,7 +62,7 @@ def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bo
     positive (one example, or all labels different). Raises ValueError for τ <= 0 and for other shapes, and on a CPU for
     negative labels.
     """
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature {temperature} must be above 0")
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         raise ValueError(f"features {list(features.shape)} and labels {list(labels.shape)} are not [N, D] and [N]")
@@ -81,7 +81,7 @@ def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bo
     log_p, positive, count = log_p[anchors], positive[anchors], count[anchors]
     if inside:
         inner = log_p.masked_fill(~positive, torch.finfo(log_p.dtype).min).logsumexp(1)  # log Σ_p
-        return -(inner - count.log()).mean()  # Eq. (3)
+        return -(inner - count.to(inner.dtype).log()).mean()  # Eq. (3)
     return -(log_p.masked_fill(~positive, 0).sum(1) / count).mean()  # Eq. (2)
 
 

@@ -18,6 +18,7 @@ than S if only some of the tokens are queries.
 Differs from the paper: dropout is applied to the attention weights, as in the published code of BERT.
 """
 
+import contextlib
 import math
 
 import torch
@@ -41,14 +42,19 @@ def select_queries(x: Tensor, queries: Queries) -> Tensor:
 
 
 def check_inputs(input_ids: Tensor, mask: Tensor) -> None:
-    """Raises TypeError unless the mask is bool, and ValueError unless both are [B, T].
+    """Raises TypeError unless the mask is bool, and ValueError unless both are [B, T] with padding on the right.
 
-    The tokenizers of transformers return an int64 mask. A mask of another shape would be broadcast.
+    The tokenizers of transformers return an int64 mask. A mask of another shape would be broadcast. Padding on the left
+    is noticed on a CPU only: a GPU would have to wait for the answer.
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"the mask is {mask.dtype}, not torch.bool; mask.bool() is True for real tokens")
     if input_ids.dim() != 2 or mask.shape != input_ids.shape:
         raise ValueError(f"the ids are {list(input_ids.shape)} and the mask is {list(mask.shape)}, not both [B, T]")
+    if mask.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        with contextlib.suppress(RuntimeError):  # under torch.func.vmap, a tensor has no truth value
+            if (mask[:, 1:] & ~mask[:, :-1]).any():
+                raise ValueError("the mask has padding before real tokens; padding is on the right")
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -54,7 +54,7 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
     With the lowest number, a negative score would overflow to -inf in fp16, and a fully masked row would be NaN.
     """
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min / 2)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min / 2)
 
 
 def split_into_blocks(batch: int, heads: int, scores: int) -> Iterator[Block]:

@@ -99,7 +99,7 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
     """
     if kind not in ("linear", "constant"):
         raise ValueError(f"unknown schedule {kind!r}; known: linear, constant")
-    rise = math.ceil(warmup * total) if warmup < 1 else int(warmup)
+    rise = math.ceil(warmup * total - 1e-9) if warmup < 1 else int(warmup)
     if step < rise:
         return (step + 1) / rise
     return max(0, total - step) / max(1, total - rise) if kind == "linear" else 1.0

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 
 import numpy as np
 import pandas as pd
@@ -440,3 +441,50 @@ def test_an_adapted_layer_takes_one_vector(dora: bool):
     layer(x).sum().backward()
     quantized = quantize(tiny("bert"), "int8").layers[0].attention.query
     torch.testing.assert_close(quantized(x), quantized(x[None])[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_on_the_left_is_refused(name: str):
+    """The first token is [CLS], and a recurrent network starts at the first position: the logits would be others."""
+    model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
+    with pytest.raises(ValueError, match="the mask has padding before real tokens"):
+        model(ids.flip(1), mask.flip(1))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no batched kernel of attention
+def test_gradients_of_each_review_by_vmap():
+    model, (ids, mask) = tiny("bert").eval(), token_batch([7, 4, 2])
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict[str, torch.Tensor], ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, weights, (ids[None], mask[None])).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, ids, mask)
+    model(ids, mask).square().sum().backward()
+    for name in ("classifier.weight", "layers.0.attention.value.weight"):
+        torch.testing.assert_close(each[name].sum(0), weights[name].grad)
+
+
+def test_equal_features_have_equal_contrastive_losses_in_float64():
+    features, labels = torch.ones(8, 5, dtype=torch.float64), torch.zeros(8, dtype=torch.int64)
+    out = supcon_loss(features, labels, 0.3)
+    torch.testing.assert_close(supcon_loss(features, labels, 0.3, inside=True), out, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z, y, nan: rdrop_loss(z, z, y, alpha=nan),
+        lambda z, y, nan: supcon_loss(z, y, nan),
+        lambda z, y, nan: distill_loss(z, z, y, temperature=nan, alpha=0.5),
+    ],
+)
+def test_a_strength_that_is_no_number_is_refused(call):
+    with pytest.raises(ValueError, match="nan"):
+        call(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]), math.nan)
+
+
+def test_a_fraction_of_the_steps_is_not_rounded_up():
+    """.07 · 100 is 7.000000000000001 in floating point."""
+    assert schedule(6, total=100, warmup=0.07) == schedule(7, total=100, warmup=0.07) == 1
+    assert schedule(5, total=100, warmup=0.07) == 6 / 7

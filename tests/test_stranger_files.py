@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -348,3 +349,97 @@ def test_hidden_folders_beside_pos_and_neg(tmp_path: Path):
     acl(tmp_path, "train/pos", "train/neg", "train/.AppleDouble")
     splits = load_splits(Source(data=str(tmp_path)))
     assert len(splits.train) + len(splits.validation) == 6
+
+
+def test_a_stray_quote_that_joins_rows_is_refused(tmp_path: Path):
+    """With quoted fields the first four lines are one row; with quotes as characters they are four."""
+    rows = ['"Great they said,positive', "bad film,negative", 'I loved it",positive', "fine,positive"]
+    path = tmp_path / "merged.csv"
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+    with pytest.raises(
+        ValueError, match=r"two readings: 4 rows with quotes as characters, 2 with quoted fields, .*--quoting"
+    ):
+        load_reviews(path)
+    quoted = [[f"line one of {n},\nline two, {n}", "pos" if n % 2 else "neg"] for n in range(4)]
+    assert len(load_reviews(write_table(tmp_path / "multi.csv", quoted, ("text", "label")))) == 4
+
+
+@pytest.mark.parametrize("mark", ["unsup", "NULL", "none", "N/A"])
+def test_a_mark_of_a_missing_label_is_no_class_beside_neutral(mark: str, tmp_path: Path):
+    names = ["negative", "neutral", "positive", mark]
+    rows = [[f"film {n}", names[n % 4]] for n in range(40)]
+    with pytest.raises(ValueError, match=f"has '{mark}' beside 'negative', 'neutral', 'positive': leave the cell"):
+        load_reviews(write_table(tmp_path / "x.csv", rows, ("text", "label")))
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("a good film {0}\t{1}", r"seems to end in a label \(separated by tabs\)"),
+        ("a good film {0};{1}", r"seems to end in a label \(separated by semicolons\)"),
+        ("a good film {0}@{1}", r"seems to end in a label \(separated by @\)"),
+        ("__label__{1} a good film {0}", "begins with __label__"),
+        ("a good film {0}", ""),
+    ],
+)
+def test_labels_at_the_end_of_lines_are_noted(line: str, note: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / "reviews.txt"
+    path.write_text("".join(line.format(n, n % 2) + "\n" for n in range(20)))
+    assert len(load_table(path, Source(), ("negative", "positive"))[0]) == 20
+    assert re.search(note, printed := capsys.readouterr().out)
+    assert bool(note) == bool(printed)
+    with pytest.raises(ValueError, match="has no labels; labels need a table: a first line such as text<TAB>label"):
+        evaluate(["--weights", LINEAR, "--data", str(path)])
+
+
+def test_labels_of_one_kind_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = write_table(tmp_path / "stars.csv", [[f"film {n}", "1.0"] for n in range(5)], ("text", "label"))
+    assert load_table(path, Source(), ("negative", "positive"))[0]["sentiment"].tolist() == [1] * 5
+    assert "all labels are 1, which is read as positive; is it a number of stars?" in capsys.readouterr().out
+
+
+def test_a_title_of_two_lines_is_named_by_one(tmp_path: Path):
+    header = ("Review\nText", "Star \u00a0Rating")
+    path = write_table(tmp_path / "excel.csv", [[f"film {n}", n % 2] for n in range(6)], header)
+    frame, _ = load_table(path, Source(text_column="Review Text", label_column="Star Rating"))
+    assert frame["sentiment"].tolist() == [0, 1] * 3
+    with pytest.raises(ValueError, match="--label-column 'Star Rating'"):
+        load_splits(Source(train=str(path), text_column="Review Text"))
+
+
+def test_a_folder_without_tables_names_what_it_holds(tmp_path: Path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/train.txt").write_text("text\tlabel\n")
+    with pytest.raises(FileNotFoundError, match=r"it holds 'train.txt': name one with --train"):
+        load_splits(Source(data=str(tmp_path / "texts")))
+    for name in ("pos", "neg"):
+        (tmp_path / "polarity/txt_sentoken" / name).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"'txt_sentoken/neg', 'txt_sentoken/pos': move their "):
+        load_splits(Source(data=str(tmp_path / "polarity")))
+
+
+def test_a_column_that_only_one_part_has(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_table(tmp_path / "train.csv", [row[1:] for row in ROWS], ("text", "label"))
+    write_table(tmp_path / "test.csv", [row[1:] for row in ROWS], ("review", "sentiment"))
+    assert (load_splits(Source(data=str(tmp_path))).test["sentiment"] >= 0).all()
+    assert (load_splits(Source(data=str(tmp_path), label_column="label")).test["sentiment"] < 0).all()
+    assert "give the columns of all files one title, or leave out --label-column" in capsys.readouterr().out
+
+
+def test_a_tar_inside_gzip_is_named(tmp_path: Path):
+    write_table(tmp_path / "x.csv")
+    with tarfile.open(tmp_path / "b.csv.gz", "w:gz") as archive:
+        archive.add(tmp_path / "x.csv", "x.csv")
+    with pytest.raises(ValueError, match=r"b.csv.gz is an archive; unpack it"):
+        load_reviews(tmp_path / "b.csv.gz")
+
+
+def test_texts_of_a_single_column_have_a_way_out_that_loses_none(tmp_path: Path):
+    lines = ["review", *(f"good, film {n}" if n % 2 else f"bad film {n}" for n in range(8))]
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        ValueError, match=r"4 broken rows .*; quote its texts, or name it .txt: then each line is a text"
+    ):
+        load_reviews(tmp_path / "x.csv")
+    (tmp_path / "x.csv").rename(tmp_path / "x.txt")
+    assert len(load_table(tmp_path / "x.txt", Source())[0]) == 8
