@@ -59,7 +59,7 @@ from data.eval_options import (
 )
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import filling, is_stdout, write_output
-from data.flags import check_choice, parse_flags, split_folders
+from data.flags import check_choice, check_different, parse_flags, split_folders
 from data.held_out import held_out, warn_trained
 from data.hub import CLASSIFIER, CONFIG, backbone_is_missing
 from data.imdb import as_frame
@@ -356,6 +356,10 @@ def compare(options: Options, emit: Emit) -> None:
     --plot draws their learning curves, --out lists the test reviews on which they do not agree.
     """
     runs = [run for name in split_folders(options.compare) for run in open_runs(name)]
+    check_different([str(run.folder) for run in runs], "--compare")
+    names = [run.name for run in runs]
+    for run in (run for run in runs if names.count(run.name) > 1):
+        run.name = str(run.folder)
     print(comparison(runs))
     for line in significance(runs):
         print(line)

@@ -23,13 +23,16 @@ from data.options import Tables
 from data.readers import TABLES
 from data.resolve import recorded_settings
 from data.runs import OLD_STATE, Run
+from data.tables import epochs
 from data.text_lines import is_text_lines, note_labels, read_lines
 from data.tokenization import load_tokenizer
 from data.word_vectors import load_vectors, read_published_vectors
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import load_pretrained
+from nn.runtime import choose_machine
 from peft import METHODS
+from peft.classifier import load_checkpoint
 
 
 def check(path: Path) -> str:
@@ -46,6 +49,7 @@ def check(path: Path) -> str:
     if (path / CONFIG).is_file() and any(next(path.glob(pattern), None) for pattern in (*SAFE_FILES, "*.bin")):
         return check_checkpoint(path)
     if (path / MEMBERS).is_file():
+        load_checkpoint(str(path), choose_machine("cpu", "fp32"))
         return "; ".join(f"{factor} × {weights.name}: {check(weights)}" for weights, factor in read_members(path))
     if has_any(path, TOKENIZERS):
         return check_tokenizer(path)
@@ -59,6 +63,13 @@ def check_run(run: Run) -> str:
     states = [path for path in (run.state_file, run.state_before) if path.exists()]
     for path in states:
         read_sealed_tensors(path, OLD_STATE)
+    if run.result is not None and not run.best.is_dir():
+        raise FileNotFoundError(f"{run.best} is missing; restore it")
+    if run.best.is_dir() and not run.tokenizer.is_dir():
+        raise FileNotFoundError(f"{run.tokenizer} is missing; restore it")
+    epochs(run)
+    for split in ("validation", "test"):
+        run.predictions(split)
     stage = "finished" if run.result is not None else f"not finished, {len(states)} states to resume from"
     best = f"; best: {check(run.best)}" if run.best.is_dir() else ""
     return f"a run of {options.model} with --peft {options.peft}, {stage}{best}"

@@ -103,11 +103,11 @@ def entries(runs: Iterable[Run]) -> tuple[list[Entry], list[str]]:
         options = {name: value for name, value in recorded.items() if name not in IGNORED}
         entry = next((e for own, e in found if own == options and all(same_data(one, run) for one in e.runs)), None)
         if entry is None:
-            name = run.folder.name.partition("@")[0]
+            name = run.name.partition("@")[0]
             taken = any(one.name == name for _, one in found)
-            found.append((options, Entry(run.folder.name if taken else name, [run])))
+            found.append((options, Entry(run.name if taken else name, [run])))
         elif (same := next((one for one in entry.runs if seed_of(one) == seed_of(run)), None)) is not None:
-            warnings.append(f"warning: {run.folder.name} repeats {same.folder.name}, seed included; it is left out")
+            warnings.append(f"warning: {run.name} repeats {same.name}, seed included; it is left out")
         else:
             entry.runs.append(run)
     return [entry for _, entry in found], warnings
@@ -235,7 +235,7 @@ def flips(runs: Sequence[Run], ids: Sequence[str], labels: tuple[str, ...]) -> t
     classes.
     """
     shared_labels(runs)
-    for entry in (found := [Entry(run.folder.name, [run]) for run in runs]):
+    for entry in (found := [Entry(run.name, [run]) for run in runs]):
         if entry.labels() is None:
             raise ValueError(f"--out: {entry.name} kept no predictions of its test reviews")
         if not same_test(entry, found[0]):

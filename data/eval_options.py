@@ -26,7 +26,8 @@ DEFAULT_OUT = "submission.csv"  # of --predict FILE
 READING = (*COLUMNS, "skip_bad_rows")
 SCORED = ("predict", "text", "data", "run")  # tasks that score reviews; run: a run's own
 USED_BY = {  # flag -> the tasks on which it has an effect; a flag that is missing here has one on all
-    **dict.fromkeys(("max_length", "truncate", "window_stride", "window_pooling", "quantize", "precision"), SCORED),
+    **dict.fromkeys(("truncate", "window_stride", "window_pooling", "quantize", "precision"), SCORED),
+    "max_length": ("predict", "text", "data"),
     **dict.fromkeys(READING, ("predict", "data")),
     **dict.fromkeys(("base", "device"), (*SCORED, "merge")),
     "weights": ("predict", "text", "data"),
@@ -162,6 +163,8 @@ def check_task(options: Options, given: dict[str, Any]) -> None:
         raise ValueError(f"{flag(tasks[0])} and {flag(tasks[1])} are two tasks; give one of them")
     if options.compare and (options.run or options.weights):
         raise ValueError("--compare takes the runs as its own values; leave out --run and --weights")
+    if options.merge and not options.run:
+        raise ValueError("--merge needs a run: --run runs/NAME --merge DIR")
     if options.max_length and options.run:
         raise ValueError("--max-length is for --weights; a run is scored with its own, train.py --max-length")
     if "dtype" in given and not options.merge:

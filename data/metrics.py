@@ -107,4 +107,5 @@ def print_metrics(name: str, values: dict[str, Any], labels: tuple[str, ...] = S
     for label, f1, recall, row in zip(
         labels, values["f1_by_class"], values["recall_by_class"], values["confusion"], strict=True
     ):
-        print(f"  {label}: F1 {shown(f1)}, recall {shown(recall)}, predicted as {dict(zip(labels, row, strict=True))}")
+        predicted = {name: count for name, count in zip(labels, row, strict=True) if count}
+        print(f"  {label}: F1 {shown(f1)}, recall {shown(recall)}, predicted as {predicted}")

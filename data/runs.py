@@ -123,6 +123,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.name = self.folder.name  # in tables, warnings and pictures
         self.config_file = self.folder / "config.json"
         self.best, self.tokenizer = self.folder / "best", self.folder / "tokenizer"
         self.next_best = self.folder / ".best"  # becomes best/ when the state of its epoch is saved

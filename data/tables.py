@@ -73,7 +73,7 @@ def comparison_row(run: Run) -> tuple[str, ...]:
         curve = [event["val_acc"] for event in history]
         minutes = f"{history[-1]['seconds'] / 60:.0f}" if history else "-"
     return (
-        run.folder.name,
+        run.name,
         *(listed([options.get(name, "?")]) for name in ("model", "peft", "loss")),
         "?" if trained is None else f"{trained:,}",
         f"{max(curve):.4f}" if curve else "-",
@@ -101,7 +101,7 @@ def draw_curves(runs: Iterable[Run], path: Path) -> None:
     for run in runs:
         history = epochs(run)
         numbers = [event["epoch"] for event in history]
-        (line,) = axes.plot(numbers, [event["val_acc"] for event in history], marker="o", label=run.folder.name)
+        (line,) = axes.plot(numbers, [event["val_acc"] for event in history], marker="o", label=run.name)
         axes.plot(numbers, [event["train_acc"] for event in history], linestyle="--", color=line.get_color())
     axes.set(xlabel="epoch", ylabel="accuracy: validation (solid), training (dashed)")
     axes.xaxis.get_major_locator().set_params(integer=True)

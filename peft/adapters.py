@@ -245,7 +245,7 @@ def merge(model: Encoder) -> Encoder:
     entry = METHODS[model.adapter["method"]]
     if entry.merge is None:
         method = model.adapter["method"]
-        raise ValueError(f"{method} cannot be merged into the weights; best/ of the run is its checkpoint: --weights")
+        raise ValueError(f"{method} cannot be merged into the weights; --weights runs/NAME/best uses it as it is")
     modules: dict[str, Module] = dict(wrapped(model))
     entry.merge(model)
     model.merged = Adapter(model.adapter, modules, {}, model.config.labels, {})

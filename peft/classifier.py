@@ -150,7 +150,10 @@ def load_run(run: Run, device: torch.device, quantize: str, base: str = "") -> t
     elif (run.best / "config.json").is_file():
         model = load_pretrained(run.best, run.labels, quantize=quantize)
     else:
-        raise FileNotFoundError(f"{run.folder} has no finished epoch yet: {run.best} holds no model")
+        problem = "restore it" if run.result is not None else "no epoch of the run is finished yet"
+        raise FileNotFoundError(f"{run.best} holds no model; {problem}")
+    if not run.tokenizer.is_dir():
+        raise FileNotFoundError(f"{run.tokenizer} is missing; restore it")
     return model.to(device).eval(), load_tokenizer(run.tokenizer)
 
 

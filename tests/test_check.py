@@ -14,7 +14,8 @@ from data.checksums import write_checksums
 from data.runs import Run
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
-from nn.checkpoint import load_pretrained
+from eval import main as evaluate
+from nn.checkpoint import load_pretrained, save_pretrained
 from peft import save_adapter
 
 
@@ -65,6 +66,42 @@ def test_a_run_and_its_adapter(small_run: list[str], tmp_path: Path, capsys: pyt
     assert [line.partition(": ")[2].split(":")[0] for line in lines[:2]] == ["not sound", "not sound"]
     assert "does not have its checksum" in lines[0]
     assert lines[2].endswith(": sound")
+
+
+def test_what_eval_would_refuse_is_not_sound(small_run: list[str], tmp_path: Path):
+    """A run that lacks a part or has a damaged one, and members that have other classes."""
+    train.main([*small_run, "--epochs", "1"])
+    run = tmp_path / "runs/small"
+    (run / "best").rename(tmp_path / "best")
+    with pytest.raises(FileNotFoundError, match="best is missing; restore it"):
+        check(run)
+    with pytest.raises(FileNotFoundError, match="best holds no model; restore it"):
+        evaluate(["--run", str(run), "--text", "good"])
+    (tmp_path / "best").rename(run / "best")
+    (run / "tokenizer").rename(tmp_path / "tokenizer")
+    for call in (lambda: check(run), lambda: evaluate(["--run", str(run), "--text", "good"])):
+        with pytest.raises(FileNotFoundError, match="tokenizer is missing; restore it"):
+            call()
+    (tmp_path / "tokenizer").rename(run / "tokenizer")
+    log = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text("garbage\n")
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        check(run)
+    (run / "log.jsonl").write_text(log)
+    (run / "test.probabilities.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="delete it: the run can be used without it"):
+        check(run)
+
+
+def test_members_with_other_classes_are_not_sound(tmp_path: Path):
+    for name in ("two", "three"):
+        tiny_weights(tmp_path / name)
+    save_pretrained(tiny("bert", labels=("a", "b", "c")), tmp_path / "three")
+    (tmp_path / "both").mkdir()
+    members = '[{"weights": "two", "factor": 1}, {"weights": "three", "factor": 1}]'
+    (tmp_path / "both/members.json").write_text(members)
+    with pytest.raises(ValueError, match="the same two classes"):
+        check(tmp_path / "both")
 
 
 def test_a_flag_is_no_path():

@@ -206,9 +206,19 @@ def test_test_reviews_are_compared_by_the_digest_of_their_file():
 def test_runs_with_a_test_file_that_was_added_later_are_seeds_of_one_experiment():
     def run(name: str, seed: int, **files: str) -> SimpleNamespace:
         config = {"options": {"seed": seed, "data": "/a"}, "files": {f"/a/{k}.csv": v for k, v in files.items()}}
-        return SimpleNamespace(folder=Path(name), config=config)
+        return SimpleNamespace(folder=Path(name), name=name, config=config)
 
     runs = [run("x@42", 42, train="1"), run("x@43", 43, train="1", test="2"), run("x@44", 44, train="3")]
     found, warnings = entries(runs)
     assert [(entry.name, entry.runs) for entry in found] == [("x", runs[:2]), ("x@44", runs[2:])]
     assert warnings == []
+
+
+def test_runs_with_one_folder_name_are_told_apart(three_runs, capsys):
+    shutil.copytree("runs/b", "other/b")
+    evaluate(["--compare", "runs/b", "runs/a@42", "other/b", "--out", "-"])
+    printed = capsys.readouterr()
+    assert {"runs/b", "other/b", "a@42"} <= set(printed.err.split())
+    assert printed.out.startswith("position,id,label,runs/b,a@42,other/b")
+    with pytest.raises(ValueError, match="--compare names runs/b twice; leave one out"):
+        evaluate(["--compare", "runs/b", "runs/b"])
