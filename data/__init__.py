@@ -180,7 +180,7 @@ def find_in_folder(root: Path) -> Parts:
 
 
 def is_class_folder(path: Path) -> bool:
-    """Returns whether a folder has the name of a class of reviews: pos, neg, positive or negative."""
+    """Returns whether a path is a folder with a usual name of a class: pos, neg, positive, negative, 0, 1, …"""
     return path.name.lower() in MEANING and path.is_dir()
 
 

@@ -102,7 +102,7 @@ def unpack(path: Path, content: bytes, limit: int) -> tuple[str, bytes]:
             name, content = unpack_zip(path, content, limit)
     elif path.suffix.lower() == ".zip":
         raise ValueError(f"{path} is not a zip file, or is damaged; fetch it again")
-    if content[257:262] == b"ustar":
+    if content[257:262] == b"ustar" and not is_plain_text(content[:KIND_BYTES]):
         raise ValueError(f"{path} is {REFUSED['.tar']}")
     if PurePath(name).suffix.lower() not in REFUSED:  # read_table names these by their ending
         for start, kind in BINARY.items():
