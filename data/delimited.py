@@ -14,7 +14,8 @@ A reading is consistent if its quotes are as described and all rows have the wid
 
 1. With commas, semicolons and bars: rfc4180. If it is not consistent, or has quotes in fields that are not quoted, and
    the file contains \", backslash is taken if that is consistent. If rfc4180 is consistent and literal is too, with
-   more rows, a stray quote may have joined rows, and the file is refused: `--quoting` selects a reading.
+   more rows, and no quote is doubled, a stray quote may have joined rows: the file is refused, and `--quoting` selects
+   a reading.
 2. With tabs: literal or rfc4180, the one that is consistent; here rfc4180 has no quotes in fields that are not quoted,
    because none of its programs writes them. If both are consistent and each record is one line in both, they differ in
    doubled quotes only, and rfc4180 is taken: the literal form never doubles a quote. If both are consistent with
@@ -249,7 +250,7 @@ def choose_reading(path: Path, text: str, delimiter: str) -> tuple[str, Rows]:
     """Chooses the reading of text with commas, semicolons or bars (rule 1). Raises ValueError if two readings fit."""
     rows = split_rows(text, delimiter, RFC4180)
     has_line_breaks = any("\n" in (field or "") for row in rows.records for field in row.fields)
-    if len(rows.header) > 1 and has_line_breaks and not rows.broken():
+    if has_line_breaks and '""' not in text and len(rows.header) > 1 and not rows.broken():
         lines = split_rows(text, delimiter, LITERAL)
         if not lines.broken() and len(lines.records) > len(rows.records):
             raise ValueError(two_readings(path, literal=lines, quoted=rows))

@@ -279,7 +279,7 @@ ROWS = "review,label\na,1\nb,0\n"
         ("x.csv", "review,label\na,\x1b[2J\nb,1\n", r"has the class '\x1b[2J', which contains a control character"),
         ("x.csv", "review,label\na," + "x" * 2000 + "\nb,1\n", "has 2,000 characters"),
         ("x.csv", "review,\x0btext\na,1\n", "several columns"),
-        ("x.csv", "review,\x1b[2J\na,1\nb,0\n", r"--label-column \x1b[2J;"),
+        ("x.csv", "review,\x1b[2J\na,1\nb,0\n", r"--label-column '\x1b[2J';"),
         ("x.jsonl", '{"review": "a", "label": 1, "id": "\\ud83d"}', "half of a surrogate pair"),
         ("x.jsonl", '{"review": ' + "9" * 5000 + "}", "no row that can be read (row 1: not JSON"),
         ("x.json", '{"review": ' + "9" * 5000 + "}", "is not valid JSON"),
