@@ -53,9 +53,11 @@ def commands(text: str) -> list[str]:
 
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in commands(text)))
 NUMBERS = "epochs|batch-size|accumulation|train-reviews|validation-reviews|test-reviews"
-REPLACED = re.compile(rf" --({NUMBERS}|name|seed|data|weights) \S+")  # test_command_runs sets these
 CARDS = {command for name, text in TEXTS.items() if "weights/" in name for command in commands(text)}  # take hours
-DIFFERENT = {REPLACED.sub("", command): command for command in reversed(COMMANDS) if command not in CARDS}
+# commands that differ only in these take the same way through the program
+TUNED = "max-length|learning-rate|head-learning-rate|layer-decay|warmup|weight-decay|average"
+EQUAL = re.compile(rf" --(({NUMBERS}|{TUNED}|name|seed|data|weights) \S+|truncate head\+tail)")
+DIFFERENT = {EQUAL.sub("", command): command for command in reversed(COMMANDS) if command not in CARDS}
 
 
 def definitions(path: Path) -> set[str]:
