@@ -53,13 +53,13 @@ def check_not_json(path: Path | None, first: str) -> None:
 def note_labels(reviews: Reviews) -> None:
     """Prints that the lines of a text file seem to hold labels, which are read as a part of the texts."""
     lines = [text for _, text, _ in reviews.records if text]
-    found = "begins with __label__" if lines and all(line.startswith("__label__") for line in lines) else ""
+    found = ["begins with __label__"] if lines and all(line.startswith("__label__") for line in lines) else []
     for delimiter, name in (*DELIMITERS.items(), ("@", "@")):
         parts = [line.rpartition(delimiter) for line in lines]
-        if not found and all(text for text, _, _ in parts) and looks_like_labels([label for _, _, label in parts]):
-            found = f"seems to end in a label (separated by {name})"
+        if all(text for text, _, _ in parts) and looks_like_labels([label for _, _, label in parts]):
+            found.append(f"seems to end in a label (separated by {name})")
     if found:
-        print(f"note: {reviews.path}: each line {found}, which is read as text; {WITH_LABELS}")
+        print(f"note: {reviews.path}: each line {found[0]}, which is read as text; {WITH_LABELS}")
 
 
 def check_column_flags(path: Path, source: Source) -> None:

@@ -99,6 +99,7 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
     """
     if kind not in ("linear", "constant"):
         raise ValueError(f"unknown schedule {kind!r}; known: linear, constant")
+    # .07 · 100 is 7.000000000000001 in floating point
     rise = math.ceil(warmup * total - 1e-9) if warmup < 1 else int(warmup)
     if step < rise:
         return (step + 1) / rise

@@ -54,7 +54,8 @@ def quick_splits(source: Source, *arguments: Any) -> Splits:
     if source != Source("demo"):
         return load_splits(source, *arguments)
     splits = demo_splits()
-    return splits._replace(**{part: getattr(splits, part).copy() for part in ("train", "validation", "test")})
+    parts = {part: getattr(splits, part).copy() for part in ("train", "validation", "test", "files")}
+    return splits._replace(**parts)
 
 
 @pytest.fixture(scope="session", autouse=True)
