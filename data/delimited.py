@@ -13,9 +13,10 @@ separates a column of texts or, failing this, gives all rows the width of the he
 A reading is consistent if its quotes are as described and all rows have the width of the header.
 
 1. With commas, semicolons and bars: rfc4180. If it is not consistent, or has quotes in fields that are not quoted, and
-   the file contains \", backslash is taken if that is consistent. If rfc4180 is consistent and literal is too, with
-   more rows, and no quote is doubled, a stray quote may have joined rows: the file is refused, and `--quoting` selects
-   a reading.
+   the file contains \", backslash is taken if that is consistent. Failing this, the spaces between a delimiter and a
+   quote (`1, "A film"`) are left out if no more rows are broken without them. If rfc4180 is consistent and literal is
+   too, with more rows, and no quote is doubled, a stray quote may have joined rows: the file is refused, and
+   `--quoting` selects a reading.
 2. With tabs: literal or rfc4180, the one that is consistent; here rfc4180 has no quotes in fields that are not quoted,
    because none of its programs writes them. If both are consistent and each record is one line in both, they differ in
    doubled quotes only, and rfc4180 is taken: the literal form never doubles a quote. If both are consistent with
@@ -44,6 +45,7 @@ SEP_LINE = re.compile(r'"?sep=([^\w\s"\x00-\x1f]|[\t ])"?(?=[\r\n])')
 DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 LINE = re.compile(r"([^\r\n]*)(?:\r\n?|\n)|([^\r\n]+)")
 RFC4180, LITERAL, BACKSLASH = "rfc4180", "literal", "backslash"
+SPACED = "spaced"  # rfc4180 without the spaces after a delimiter; not a choice of --quoting
 READINGS = {
     RFC4180: "quoted fields with doubled quotes (rfc4180)",
     LITERAL: "quotes as characters (literal)",
@@ -93,9 +95,13 @@ def split_lines(text: str, delimiter: str) -> Iterator[Record]:
             yield Record(number, [unquote(field) for field in line.split(delimiter)] if line else [])
 
 
-def split_quoted(text: str, delimiter: str) -> Iterator[Record]:
-    """Yields the records of RFC 4180. A record with wrong quotes has a defect, and the next line begins a new one."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def split_quoted(text: str, delimiter: str, skip_spaces: bool = False) -> Iterator[Record]:
+    """Yields the records of RFC 4180. A record with wrong quotes has a defect, and the next line begins a new one.
+
+    skip_spaces: whether the spaces after a delimiter are left out
+    """
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=skip_spaces)
     limit = csv.field_size_limit(FIELD_LIMIT)
     try:
         while True:
@@ -125,6 +131,11 @@ def quote_defect(error: str, start: int, end: int) -> str:
     return error
 
 
+def split_spaced(text: str, delimiter: str) -> Iterator[Record]:
+    """Yields the records of RFC 4180 without the spaces after a delimiter, which may stand before a quote."""
+    return split_quoted(text, delimiter, skip_spaces=True)
+
+
 def split_escaped(text: str, delimiter: str) -> Iterator[Record]:
     r"""Yields the records of RFC 4180 in which \" is a quote as well, but not after an escaped backslash."""
     mark = next((chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text), "")  # for private use
@@ -148,8 +159,12 @@ def without_collection() -> Iterator[None]:
 
 
 def split_rows(text: str, delimiter: str, quoting: str) -> Rows:
-    """Splits a text under one of READINGS. Empty lines are no rows, except between the rows of a single column."""
-    split = {RFC4180: split_quoted, LITERAL: split_lines, BACKSLASH: split_escaped}[quoting]
+    """Splits a text under one of READINGS or SPACED.
+
+    Empty lines are no rows, except between the rows of a single column.
+    """
+    readings = {RFC4180: split_quoted, LITERAL: split_lines, BACKSLASH: split_escaped, SPACED: split_spaced}
+    split = readings[quoting]
     with without_collection():
         records = list(split(text, delimiter))
     while records and not records[-1].fields and not records[-1].defect:
@@ -258,6 +273,10 @@ def choose_reading(path: Path, text: str, delimiter: str) -> tuple[str, Rows]:
         escaped = split_rows(text, delimiter, BACKSLASH)
         if not escaped.broken():
             return BACKSLASH, escaped
+    if f'{delimiter} "' in text and not is_rfc4180(text, delimiter):
+        spaced = split_rows(text, delimiter, SPACED)
+        if len(spaced.broken()) <= len(rows.broken()):
+            return RFC4180, spaced
     return RFC4180, rows
 
 

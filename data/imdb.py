@@ -28,7 +28,7 @@ from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers
 from data.readers import KAGGLE, NUMBERED, Source, decode, read_table
 from data.unpacking import base_name, read_content
 
-CACHE_VERSION = 12  # part of the cache key: increase it when cleaning or reading changes
+CACHE_VERSION = 13  # part of the cache key: increase it when cleaning or reading changes
 
 
 class Reviews(NamedTuple):

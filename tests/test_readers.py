@@ -257,6 +257,15 @@ def test_a_backslash_in_rfc4180_is_a_character(tmp_path: Path):
     assert read(path).note == ""
 
 
+def test_spaces_between_a_delimiter_and_a_quote(tmp_path: Path):
+    path = write(tmp_path / "x.csv", 'label, text\n1, "a, ""b"" c"\n0, "two\nlines"\n1, say "hi"\n')
+    assert fields(path) == [["1", 'a, "b" c'], ["0", "two\nlines"], ["1", 'say "hi"']]
+    broken = write(tmp_path / "x.csv", 'label, text\n1, "a, b"\n0, "c, d"\n1, "e" f\n')
+    assert load_reviews(broken, skip_bad_rows=True)["review"].tolist() == ["a, b", "c, d"]
+    path = write(tmp_path / "x.csv", 'label,text\n1, "a" b\n0,"c, ""d"""\n')  # the first quote opens no field
+    assert fields(path) == [["1", ' "a" b'], ["0", 'c, "d"']]
+
+
 def test_wrong_quotes_are_broken_rows_and_an_open_quote_is_an_error(tmp_path: Path):
     path = write(tmp_path / "x.csv", 'label,text\n1,"a" b\n0,c\n1,say "hi"\n')
     with pytest.raises(ValueError, match=r"1 broken rows \(row 2: a quote inside a quoted field is not doubled\)"):
