@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of OpenMP, for torch: waiting threads soon release their cores
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # OpenMP: idle threads of torch soon release their cores
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports prints no traceback
 
@@ -184,7 +184,10 @@ def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
-    """Prints the metrics of the run's own validation and test reviews."""
+    """Prints the metrics of the run's own validation and test reviews.
+
+    Raises ValueError if the run's stored probabilities are of other reviews.
+    """
     trained = settings_of(run).options
     splits = ranks.in_turn(lambda: own_splits(run))
     kept, truth = run.predictions("validation"), splits.validation["sentiment"]
@@ -246,7 +249,10 @@ def list_mistakes(
 def evaluate_file(
     options: Options, emit: Emit, source: Source, scorer: Scorer | Blend | Ensemble, runs: Sequence[Run] = ()
 ) -> None:
-    """Prints the metrics of the rows of the file --data that have a label. runs: of the scorer"""
+    """Prints the metrics of the rows of the file --data that have a label. runs: of the scorer
+
+    Raises ValueError if no row has a label.
+    """
     every, _ = load_table(options.data, source, scorer.labels)
     frame = every[every["sentiment"] != UNKNOWN]
     if not len(frame):
@@ -460,6 +466,7 @@ def member(options: Options, run: Run, base: str, given: dict[str, Any]) -> Memb
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the command line. argv: the arguments; None: those of the process"""
     keep_freed_memory()
     with ranks.only_first_prints():
         given = parse_flags({"eval.py": Options}, argv, DESCRIPTION, examples=EXAMPLES, once=True)
@@ -485,7 +492,7 @@ def runs_of(options: Options) -> list[Run]:
 
 
 def start(options: Options, emit: Emit, given: dict[str, Any]) -> None:
-    """Runs the task that the flags select."""
+    """Runs the task that the flags select. Raises ValueError if they select none."""
     if options.compare:
         compare(options, emit)
     elif options.weights:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of OpenMP, for torch: waiting threads soon release their cores
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # OpenMP: idle threads of torch soon release their cores
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports prints no traceback
 
@@ -59,7 +59,7 @@ from data.tokenization import Tokenizer
 from data.weight_files import backbone_digests
 from data.windows import write_truncation
 from losses import OBJECTIVES
-from nn import MODELS
+from nn import MODELS, Model
 from nn.checkpoint import model_class, save_pretrained
 from nn.distributed import GradientSum
 from nn.encoder import Encoder, SharedEmbedding
@@ -97,17 +97,7 @@ def prepare_training(
 ) -> Training:
     """Builds model, optimizer and data, prints what is trained, and restores the state of a stopped run."""
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
-    release_freed_memory()  # the processes that tokenize inherit this one's memory
-    corpus, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, options, run.cache))
-    if options.class_weights == "balanced":
-        corpus = corpus.balanced(len(splits.labels))
-    labelled, reviews = corpus, splits.train
-    if entry.teacher:
-        if settings.objective.distill_unlabelled:
-            corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
-            reviews = pd.concat([reviews, splits.unlabelled], ignore_index=True)
-        load = partial(load_classifier, machine=machine, tables=TABLES)
-        corpus = with_teacher(corpus, reviews, settings.objective.teacher, load, run, interrupt.check)
+    labelled, corpus, held_out = training_corpora(settings, run, splits, tokenizer, machine, interrupt)
     with naming_run(run):
         labels = None if entry.pretraining else splits.labels
         model = ranks.in_turn(lambda: build_model(settings, tokenizer, labels))
@@ -115,17 +105,7 @@ def prepare_training(
     frozen = isinstance(model, Encoder) and model.adapter is not None and not peft.trains_backbone(model)
     if frozen and (backbone := model.source) is not None:
         ranks.by_first(lambda: run.record_backbone(backbone_digests(backbone)))
-    if isinstance(model, WordClassifier) and options.weights == "none":
-        model.fit(labelled)
-    if options.word_vectors != "none" and options.weights == "none":
-        start = partial(start_from_vectors, model, source=options.word_vectors, whiten=options.whiten_vectors)
-        reads: dict[str, Any] = {"splits": splits, "corpus": labelled, "tokenizer": tokenizer, "cache": run.cache}
-        with naming_run(run):
-            ranks.in_turn(lambda: start(**reads, check=interrupt.check))
-    if not options.train_vectors:
-        embedding_table(model).requires_grad_(False)
-        if isinstance(model.embeddings.word, SharedEmbedding):  # E_G + E_Δ
-            model.embeddings.word.delta.requires_grad_(False)
+    initialize_words(model, options, run, splits, tokenizer, labelled, interrupt)
     model = place(model, machine.device, options.shard).train()
     stream = unlabelled_stream(settings, splits, tokenizer, run) if entry.unlabelled else None
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
@@ -156,6 +136,47 @@ def prepare_training(
         print(f"warning: {problem.partition(';')[0]}; the best of the next epochs replaces it")
         progress.best, progress.best_epoch = -1.0, progress.epoch
     return training
+
+
+def training_corpora(
+    settings: Settings, run: Run, splits: Splits, tokenizer: Tokenizer, machine: Machine, interrupt: Interrupt
+) -> tuple[Corpus, Corpus, Corpus]:
+    """Returns the examples of the training reviews, the examples to train on, and the held-out examples.
+
+    The first two differ with a teacher only: the examples to train on carry its logits and, with --distill-unlabelled,
+    include the unlabelled reviews.
+    """
+    options = settings.options
+    release_freed_memory()  # the processes that tokenize inherit this one's memory
+    labelled, held_out = ranks.in_turn(lambda: make_corpora(tokenizer, splits, options, run.cache))
+    if options.class_weights == "balanced":
+        labelled = labelled.balanced(len(splits.labels))
+    if not OBJECTIVES[options.loss].teacher:
+        return labelled, labelled, held_out
+    corpus, reviews = labelled, splits.train
+    if settings.objective.distill_unlabelled:
+        corpus = corpus.joined(ranks.in_turn(lambda: unlabelled_corpus(settings, splits, tokenizer, run)))
+        reviews = pd.concat([reviews, splits.unlabelled], ignore_index=True)
+    load = partial(load_classifier, machine=machine, tables=TABLES)
+    return labelled, with_teacher(corpus, reviews, settings.objective.teacher, load, run, interrupt.check), held_out
+
+
+def initialize_words(
+    model: Model, options: Options, run: Run, splits: Splits, tokenizer: Tokenizer, corpus: Corpus, interrupt: Interrupt
+) -> None:
+    """Initializes what depends on the words of the training reviews, `corpus`, in place: the statistics of `fit` and
+    the word vectors. Freezes the embedding table with --no-train-vectors."""
+    if isinstance(model, WordClassifier) and options.weights == "none":
+        model.fit(corpus)
+    if options.word_vectors != "none" and options.weights == "none":
+        start = partial(start_from_vectors, model, source=options.word_vectors, whiten=options.whiten_vectors)
+        reads: dict[str, Any] = {"splits": splits, "corpus": corpus, "tokenizer": tokenizer, "cache": run.cache}
+        with naming_run(run):
+            ranks.in_turn(lambda: start(**reads, check=interrupt.check))
+    if not options.train_vectors:
+        embedding_table(model).requires_grad_(False)
+        if isinstance(model.embeddings.word, SharedEmbedding):  # E_G + E_Δ
+            model.embeddings.word.delta.requires_grad_(False)
 
 
 # ------------------------------------------------------------------------------------------------------ the loop
@@ -204,7 +225,7 @@ def epoch_order(corpus: Corpus, options: Options, epoch: int) -> list[np.ndarray
 
 
 def steps_of_epochs(corpus: Corpus, options: Options) -> list[int]:
-    """Returns the number of optimizer steps of each epoch. It depends on the order only with tokens_per_batch."""
+    """Returns the number of optimizer steps of each epoch. The epochs differ only with tokens_per_batch."""
     epochs = range(options.epochs if options.tokens_per_batch else 1)
     steps = [math.ceil(len(epoch_order(corpus, options, epoch)) / options.accumulation) for epoch in epochs]
     return steps if options.tokens_per_batch else steps * options.epochs
@@ -232,7 +253,7 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     """Adds the gradient of the mean loss over all examples of a step, or this rank's part of it.
 
     size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
-    pass. Raises NotFinite.
+    pass. Raises NotFinite if a loss is not finite, after all passes.
     """
     entry = t.entry
     passes: list[Pass] = []
@@ -339,8 +360,10 @@ def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
 
 
 def save_best(t: Training) -> None:
-    """Writes what becomes best/: a model directory, or an adapter that names its backbone. A trained backbone goes to
-    best/base. Pretraining saves no classifier."""
+    """Saves the model, or the adapter and the name of its backbone, in the folder that becomes best/.
+
+    A trained backbone is saved in best/base. Pretraining saves no classifier.
+    """
     options, model, folder = t.settings.options, t.model, t.run.next_best / f"{t.progress.epoch + 1}"
     t.tokenizer.save(folder)
     if not isinstance(model, Encoder) or model.adapter is None:
@@ -461,6 +484,7 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the command line. argv: the arguments; None: those of the process"""
     keep_freed_memory()
     with ranks.only_first_prints():
         settings, run = resolve(argv, TABLES)
@@ -469,7 +493,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_repeats(options: Options, agents: list[str]) -> None:
-    """Raises ValueError if torchrun may start the command of a new run again, which would not find the run."""
+    """Raises ValueError if torchrun may repeat the command of a new run, and the repeated command would not find it."""
     if not (flag := jobs.repeated_by()):
         return
     if not options.name:
@@ -480,7 +504,10 @@ def check_repeats(options: Options, agents: list[str]) -> None:
 
 
 def run_experiment(settings: Settings, run: Run | None) -> None:
-    """Creates or resumes the run folder, on rank 0, and trains in it."""
+    """Creates or resumes the run folder, on rank 0, and trains in it.
+
+    Raises ValueError for an objective that several ranks cannot compute, and for --shard without torchrun.
+    """
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
     if not (ranks.alone() or entry.additive or entry.ranks):
         raise ValueError(f"--loss {options.loss} cannot be computed by several ranks; leave out torchrun")

@@ -18,6 +18,8 @@ def no_preparation(model: Any, options: Any, tokenizer: Any) -> None:
 
 
 class ObjectiveEntry(NamedTuple):
+    """An objective with its options, its defaults and what it needs from the training loop."""
+
     objective: Callable  # (model, batch, options) -> (loss, logits or {name: a value of each prediction})
     options: type  # dataclass of its settings
     training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from those of Options (data/options.py)
@@ -67,7 +69,7 @@ REGIONS = LANGUAGE_MODEL | {
 CAPSULES = {"shape": "head=capsules"}
 
 # fmt: off
-# ruff: noqa: E501  (a table: one line an objective)
+# ruff: noqa: E501  (a table: one line per objective)
 OBJECTIVES: dict[str, ObjectiveEntry] = {
     "ce":           ObjectiveEntry(cross_entropy.objective, cross_entropy.CrossEntropyOptions, additive=True),
     "margin":       ObjectiveEntry(margin.objective, margin.MarginOptions, CAPSULES, additive=True),

@@ -24,8 +24,13 @@ class CrossEntropyOptions:
     label_smoothing: float = option(0.0, "objective", "ε of the cross-entropy, in [0, 1)")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label smoothing {self.label_smoothing} is outside [0, 1)")
+        check_smoothing(self.label_smoothing)
+
+
+def check_smoothing(smoothing: float) -> None:
+    """Raises ValueError for ε outside [0, 1)."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label smoothing {smoothing} is outside [0, 1)")
 
 
 def check_rows(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> None:
@@ -45,8 +50,7 @@ def cross_entropy(
     logits: [B, C];  labels: int64 [B], 0 … C - 1;  smoothing: ε;  class_weights: w, [C] -> scalar, fp32 or wider.
     Raises ValueError for ε outside [0, 1), and for other shapes.
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"label smoothing {smoothing} is outside [0, 1)")
+    check_smoothing(smoothing)
     check_rows(logits, labels, class_weights)
     log_p = F.log_softmax(at_least_fp32(logits), dim=-1)  # [B, C]
     log_p_true = log_p.gather(1, labels[:, None]).squeeze(1)  # [B]

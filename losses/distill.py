@@ -77,8 +77,9 @@ def distill_loss(
 ) -> Tensor:
     """Computes L, the mean over examples.
 
-    logits, teacher: [B, C];  labels: int64 [B], -1 for a review without one;  class_weights: of CE, [C]. Raises
-    ValueError for T <= 0, for α outside [0, 1], and for other shapes.
+    logits, teacher: z and v, [B, C];  labels: int64 [B], -1 for a review without one;  temperature, alpha: T, α;
+    smoothing, class_weights: ε and w of CE, [C] (losses/cross_entropy.py) -> scalar, fp32 or wider. Raises ValueError
+    for T <= 0, for α outside [0, 1], and for other shapes.
     """
     check_weights(temperature, alpha)
     check_rows(logits, labels, class_weights)

@@ -142,7 +142,7 @@ def virtual_perturbation(reviews: Reviews, target: Tensor, radius: float) -> Ten
 
 
 def vat_loss(reviews: Reviews, logits: Tensor, radius: float) -> Tensor:
-    """Computes L_VAT, Eq. (8). logits: those of the clean pass, taken as a constant."""
+    """Computes L_VAT, Eq. (8). logits: those of the clean pass, [B, C], taken as a constant -> scalar"""
     target = logits.detach()
     return kl_divergence(target, reviews.logits(virtual_perturbation(reviews, target, radius))).mean()
 

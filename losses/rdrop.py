@@ -32,8 +32,13 @@ class RDropOptions(CrossEntropyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rdrop_alpha >= 0:
-            raise ValueError(f"rdrop_alpha {self.rdrop_alpha} is negative")
+        check_alpha(self.rdrop_alpha)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises ValueError for α < 0."""
+    if not alpha >= 0:
+        raise ValueError(f"rdrop_alpha {alpha} is negative")
 
 
 def rdrop_loss(
@@ -44,12 +49,13 @@ def rdrop_loss(
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Computes L, the mean over examples. logits: [B, C];  labels: int64 [B];  class_weights: of CE, [C] -> scalar
+    """Computes L, the mean over examples.
 
-    Raises ValueError for a negative alpha and for other shapes.
+    logits_1, logits_2: of the two passes, [B, C];  labels: int64 [B];  alpha: α;  smoothing, class_weights: ε and w of
+    CE, [C] (losses/cross_entropy.py) -> scalar, fp32 or wider. Raises ValueError for a negative alpha, for ε outside
+    [0, 1), and for other shapes.
     """
-    if not alpha >= 0:
-        raise ValueError(f"rdrop_alpha {alpha} is negative")
+    check_alpha(alpha)
     logits, labels = torch.cat([logits_1, logits_2]), torch.cat([labels, labels])
     ce = cross_entropy(logits, labels, smoothing, class_weights)
     return ce + alpha * symmetric_kl(logits_1, logits_2).mean()

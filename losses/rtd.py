@@ -58,7 +58,7 @@ def sample(
 
 
 class Detector(Module):
-    """Computes w·act(W h + b) + c, one logit for each token: [B, T, D] -> [B, T]"""
+    """Computes w·act(W h + b) + c, one logit per token;   W, b -> dense;  w, c -> query. [B, T, D] -> [B, T]"""
 
     def __init__(self, hidden_size: int, act: str) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class RTD(Module):
         super().__init__()
         c = model.config
         half = max(1, c.num_layers // 2)
-        types = getattr(c, "layer_types", None)  # of ModernBERT: one entry a layer
+        types = getattr(c, "layer_types", None)  # of ModernBERT: one entry per layer
         shorter = {} if types is None else {"layer_types": types[:half]}
         self.generator = type(model)(replace(c, num_layers=half, **shorter))
         state = model.state_dict()

@@ -46,8 +46,13 @@ class SupConOptions(CrossEntropyOptions):
         super().__post_init__()
         if not 0 <= self.supcon_weight <= 1:
             raise ValueError(f"supcon_weight {self.supcon_weight} is outside [0, 1]")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature} must be above 0")
+        check_temperature(self.temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError for τ <= 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,7 @@ def supcon_loss(features: Tensor, labels: Tensor, temperature: float, inside: bo
     positive (one example, or all labels different). Raises ValueError for τ <= 0 and for other shapes, and on a CPU for
     negative labels.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature {temperature} must be above 0")
+    check_temperature(temperature)
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         raise ValueError(f"features {list(features.shape)} and labels {list(labels.shape)} are not [N, D] and [N]")
     if labels.device.type == "cpu" and len(labels) and labels.min() < 0:  # on a GPU, the check would synchronize

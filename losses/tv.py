@@ -50,7 +50,7 @@ class TVOptions:
 
 
 class TwoViews(Module):
-    """Scores words by the embedding of a region. word.weight -> O [V, D];  bias -> c [V]
+    """Holds the parameters of s, which exist during training only. word.weight -> O [V, D];  bias -> c [V]
 
     Initially O is uniform in (-0.1, 0.1), and c is -log k, which is optimal if regions carry no information and w' has
     the distribution of w.

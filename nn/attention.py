@@ -45,7 +45,7 @@ def check_inputs(input_ids: Tensor, mask: Tensor) -> None:
     """Raises TypeError unless the mask is bool, and ValueError unless both are [B, T] with padding on the right.
 
     The tokenizers of transformers return an int64 mask. A mask of another shape would be broadcast. Padding on the left
-    is noticed on a CPU only: a GPU would have to wait for the answer.
+    is detected on a CPU only: on a GPU, the check would synchronize.
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"the mask is {mask.dtype}, not torch.bool; mask.bool() is True for real tokens")
@@ -70,10 +70,10 @@ def merge_heads(x: Tensor) -> Tensor:
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Computes the softmax over the last axis, restricted to the positions where `mask` is True.
 
-    scores: [..., S], overwritten;  mask: bool, broadcasts to scores. Returns the dtype of scores; the sum is computed
-    in fp32 or wider. The weight of a masked position is exactly 0; in fp16, if all scores are between -16,000 and
-    16,000. A row that is masked everywhere is finite, in fp16 if its scores are above -32,000; in fp32 and bf16 it is
-    uniform.
+    scores: [..., S], overwritten;  mask: bool, broadcasts to scores -> [..., S] in the dtype of scores. The sum is
+    computed in fp32 or wider. The weight of a masked position is exactly 0, and a row that is masked everywhere is
+    uniform. In fp16, the weight is 0 if all scores are between -16,000 and 16,000, and such a row is finite, not
+    uniform, if its scores are above -32,000.
     """
     scores += mask_bias(mask, scores.dtype)
     return scores.softmax(-1).to(scores.dtype)

@@ -56,7 +56,7 @@ Function = Callable[[Tensor], Tensor]
 class Attribution(NamedTuple):
     """Integrated gradients of one review."""
 
-    effects: Tensor  # a, fp64 [T], on the CPU
+    effects: Tensor  # a, fp64 [T], of n-grams [M]; on the CPU
     difference: float  # F(x) - F(x')
 
     @property
@@ -142,7 +142,7 @@ def integrate(values: Function, slopes: Function, allowed: float) -> Tensor:
 def differentiable(model: Model) -> Iterator[None]:
     """Puts a model into eval() mode and its 8-bit layers on the path fp32 for the block.
 
-    The other paths round the activations, so that F has steps and its gradient does not integrate to it.
+    The other paths round the activations, which makes F a step function: its gradient does not integrate to F.
     """
     layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
     paths = [layer.path for layer in layers]

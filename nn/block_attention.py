@@ -1,16 +1,17 @@
-"""Attention on a CPU, computed block by block, so that the scores of a block stay in the cache.
+"""Attention on a CPU, computed block by block, so that the scores Z of a block stay in the cache. A block is some heads
+of some reviews.
 
-    S = q kᵀ + c2p + p2c + bias,   A = softmax(S),   Ã = m ∘ A / (1 - p),   o = Ã v      of some heads of some reviews
+    Z = q kᵀ + c2p + p2c + bias,   A = softmax(Z),   Ã = m ∘ A / (1 - p),   o = Ã v
 
     c2p[t, s] = q[t]·k_r[T - 1 - t + s],   p2c[t, s] = k[s]·q_r[S - 1 - s + t]             the terms of nn/deberta.py
 
 Backward, with g = ∂L/∂o and Δ_t = g_t·o_t = Σ_s Ã_ts (g vᵀ)_ts (Dao et al. 2022, arXiv 2205.14135, App. B.2):
 
-    ∂L/∂v = Ãᵀ g,   ∂L/∂S = Ã ∘ (g vᵀ) - A Δ,   ∂L/∂q = ∂L/∂S k + …,   ∂L/∂k = ∂L/∂Sᵀ q + …
+    ∂L/∂v = Ãᵀ g,   ∂L/∂Z = Ã ∘ (g vᵀ) - A Δ,   ∂L/∂q = ∂L/∂Z k + …,   ∂L/∂k = ∂L/∂Zᵀ q + …
 
 A and m ∘ A are stored for the backward pass. Outside a block, the only other tensor with T · S elements for each head
-is the dropout mask m, one byte an element. The relative terms of R consecutive queries need S + R - 1 columns of
-q k_rᵀ, from which a view selects R · S scores (`skew`).
+is the dropout mask m, one byte per element. The relative terms of n consecutive queries need S + n - 1 columns of
+q k_rᵀ, from which a view selects n · S scores (`skew`).
 
 The plain forms are `attention` in nn/attention.py and, for the terms, `position_scores` in nn/deberta.py. Values and
 gradients are equal up to rounding (tests/test_block_attention.py).
@@ -31,7 +32,9 @@ from nn.onednn import current_library, same_library
 BLOCK = 2**20  # scores in a block, unless one head of one review has more
 ROWS = 128  # rows of a relative term that are computed together
 
-Rows = Tensor | None  # a row for each distance: of k_r for T - 1 … 1 - S, of q_r for 1 - S … T - 1; [H, T + S - 1, K]
+# rows of K_r or Q_r, [H, N, K]; None for a term that is not used. Here one row for each distance, N = T + S - 1: of k_r
+# for T - 1 … 1 - S, of q_r for 1 - S … T - 1
+Rows = Tensor | None
 
 
 class Block(NamedTuple):
@@ -118,7 +121,7 @@ def shifted_gradients(g: Tensor, x: Tensor, table: Tensor, dx: Tensor | None, dt
 
 
 def scores_of(q: Tensor, k: Tensor, k_r: Rows, q_r: Rows, prefix: int) -> Tensor:
-    """Computes S of a block without the bias. prefix: number P of the first keys, which have no position.
+    """Computes Z of a block without the bias. prefix: number P of the first keys, which have no position.
 
     q: [b, h, T, K];  k: [b, h, P + S, K] -> [b, h, T, P + S]
     """
@@ -138,8 +141,8 @@ def gradients_of_scores(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Computes the gradients of `scores_of`.
 
-    g: ∂L/∂S;  tables: k_r and q_r;  sums: their gradients, added to, or None if they are not needed;  needs: whether
-    those of q and k are needed. Returns ∂L/∂q, like q, and ∂L/∂k, like k, or None.
+    g: ∂L/∂Z, [b, h, T, P + S];  tables: k_r and q_r;  sums: their gradients, added to, or None if they are not needed;
+    needs: whether those of q and k are needed. Returns ∂L/∂q, like q, and ∂L/∂k, like k, or None.
     """
     dq = g @ k if needs[0] else None
     dk = g.transpose(-1, -2) @ q if needs[1] else None
@@ -191,7 +194,7 @@ class BlockAttention(torch.autograd.Function):
                 stored += [weights, kept]
         out *= LEVELS / (LEVELS - threshold)  # 1 / (1 - p), on the smaller tensor
         ctx.prefix, ctx.threshold = prefix, threshold
-        # MKL divides a batch among several threads, which makes it the faster one for the gradients
+        # with several threads MKL is faster for the gradients, because it divides a batch among them
         ctx.library = current_library() if torch.get_num_threads() == 1 else nullcontext()
         ctx.save_for_backward(q, k, v, k_r, q_r, out, *stored)
         return out
@@ -215,9 +218,9 @@ class BlockAttention(torch.autograd.Function):
             dout = block.of(g)
             if dv is not None:
                 dv[block.reviews, block.heads] = kept.transpose(-1, -2) @ dout
-            ds = (dout @ block.of(v).transpose(-1, -2)).mul_(kept).addcmul_(weights, block.of(delta), value=-1)  # ∂L/∂S
+            dz = (dout @ block.of(v).transpose(-1, -2)).mul_(kept).addcmul_(weights, block.of(delta), value=-1)  # ∂L/∂Z
             found = gradients_of_scores(
-                ds,
+                dz,
                 block.of(q),
                 block.of(k),
                 tables=(block.rows(k_r), block.rows(q_r)),

@@ -21,7 +21,7 @@ from data.flags import check_choice
 from data.hub import CONFIG, WEIGHTS, fetch_config, find_pretrained
 from data.weight_files import WeightFile, weight_files
 from nn import MODELS, Model
-from nn.class_matching import NEW_MODEL, OTHER_HEADS, WAYS_OUT, check_task, checked_names, match_head
+from nn.class_matching import NEW_LAYER, NEW_MODEL, OTHER_HEADS, check_task, checked_names, match_head
 from nn.configs import build_config
 from nn.encoder import SharedEmbedding, init_weights
 from nn.nb_linear import NGramEmbedding
@@ -31,7 +31,7 @@ from nn.words import WordClassifier
 QUANTIZATION, SCALE = "quantization", "_scale"  # field of a quantized checkpoint's config; suffix of s after a weight
 MOST_CLASSES = 10_000  # of a classifier
 TRAINING_ONLY = ("projection.", "pretraining.")  # modules that exist during training only
-CLASS_ROWS = ("classifier.weight", "classifier.bias", "classes.weight")  # parameters with one row a class
+CLASS_ROWS = ("classifier.weight", "classifier.bias", "classes.weight")  # parameters with one row per class
 NUMBERS = {"int8": "8-bit numbers", "float": "floating point numbers", "int64": "64-bit integers"}
 BACKBONE = re.compile(r"^(bert|roberta|distilbert|deberta|electra|model)\.")
 
@@ -129,7 +129,7 @@ def write_config(model: Model) -> dict[str, Any]:
 
 
 class Unfilled(TorchFunctionMode):
-    """Skips the normal initialization of tables and layers within it, since the file's values replace them.
+    """Skips draws from a normal distribution in a `with` block, since the file's values replace the drawn ones.
 
     On the meta device, `normal_` computes nothing, but its first call imports torch._dynamo, which takes two seconds.
     `arange` of a meta tensor imports sympy, which takes half a second.
@@ -175,7 +175,7 @@ def load_pretrained(
         check_task(published, directory)
     if new_head and not cls.NEW_HEAD:
         raise ValueError(f"{directory} is a {cls.model_type}, which has no last layer to replace; {NEW_MODEL}")
-    way_out = WAYS_OUT if cls.NEW_HEAD else NEW_MODEL
+    way_out = NEW_LAYER if cls.NEW_HEAD else NEW_MODEL
     head = match_head(published, None if new_head else head_size(cls, files), labels, directory, way_out)
     model = build_empty(cls, published, head.labels, config_file, most=sum(len(file.shapes) for file in files))
     stored_int8 = published.get(QUANTIZATION) == QUANTIZED
@@ -245,7 +245,7 @@ def fill(
     stored_int8: bool,
     ignored: tuple[str, ...] = (),
 ) -> list[str]:
-    """Replaces the parameters of `model` by the tensors of the files, in place. Returns the unusable tensors.
+    """Replaces the parameters of `model` with the tensors of the files, in place. Returns the unusable tensors.
 
     quantize: none, int8 or nf4.  stored_int8: whether the files hold 8-bit weights with scales.  ignored: names of
     parameters that are not read.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from data.checked import listed, show
 from data.labels import LONGEST_CLASS, SENTIMENT, canonical, is_class_name, normalize, one_line
 
-WAYS_OUT = "train.py --head new trains a new last layer for the classes of the data"
+NEW_LAYER = "train.py --head new trains a new last layer for the classes of the data"
 NEW_MODEL = "--weights none makes a new model for the classes of the data"
 OTHER_TASK = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice)$")  # end of an architecture's name
 OTHER_HEADS = (r"(classifier|qa_outputs|sequence_summary)\..*",)  # tensors of these tasks
@@ -47,12 +47,12 @@ def published_names(published: dict[str, Any], count: int, where: Path) -> tuple
         return None if table is None else published_names({"id2label": table}, count, where)
     if sorted(names) != list(range(count)):
         shown = listed(sorted(names), 20)
-        raise ValueError(f"{where}: id2label names the classes [{shown}], but the head has {count}; {WAYS_OUT}")
+        raise ValueError(f"{where}: id2label names the classes [{shown}], but the head has {count}; {NEW_LAYER}")
     ordered = tuple(names[i] for i in range(count))
     if "" in ordered:
         raise ValueError(f"{where}: id2label has no name for class {ordered.index('')}; correct it in config.json")
     if len({canonical(name) for name in ordered}) < count:
-        raise ValueError(f"{where}: id2label uses a name twice: {listed(ordered, 20)}; {WAYS_OUT}")
+        raise ValueError(f"{where}: id2label uses a name twice: {listed(ordered, 20)}; {NEW_LAYER}")
     return ordered
 
 
@@ -108,7 +108,7 @@ def match_head(
     count: int | None,
     labels: tuple[str, ...] | None,
     where: Path,
-    way_out: str = WAYS_OUT,
+    way_out: str = NEW_LAYER,
 ) -> Head:
     """Returns the classes of the model and the rows of the file's head that belong to them.
 
@@ -147,13 +147,13 @@ def check_task(published: dict[str, Any], where: Path) -> None:
     names = published.get("architectures")
     found = [name for name in names if OTHER_TASK.search(str(name))] if isinstance(names, list) else []
     if found:
-        raise ValueError(f"{where} is a {show(found[0])}, whose head does not classify texts; {WAYS_OUT}")
+        raise ValueError(f"{where} is a {show(found[0])}, whose head does not classify texts; {NEW_LAYER}")
 
 
 def check_kind(published: dict[str, Any], count: int, where: Path) -> None:
     """Raises ValueError for a head that does not assign each text to one of several classes."""
     if count == 1:
-        raise ValueError(f"{where} has a head with one output (regression or ranking), not classes; {WAYS_OUT}")
+        raise ValueError(f"{where} has a head with one output (regression or ranking), not classes; {NEW_LAYER}")
     problem = published.get("problem_type")
     if problem not in (None, "single_label_classification"):
-        raise ValueError(f"{where} has a head for {show(problem)}, which is not supported; {WAYS_OUT}")
+        raise ValueError(f"{where} has a head for {show(problem)}, which is not supported; {NEW_LAYER}")

@@ -196,7 +196,7 @@ class CNN(WordClassifier):
         return super().pool(h, pad(mask, (self.widest - 1, 0), value=True))
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Returns the input of the classifier."""
+        """Returns the input of the classifier: [B, n·F] of each pooling, concatenated."""
         if not (self.config.one_hot and isinstance(self.embeddings.word, Embedding)):  # it takes no 8-bit rows
             return super().features(input_ids, mask)
         input_ids = self.embeddings.drop_words(input_ids, mask)

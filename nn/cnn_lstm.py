@@ -62,7 +62,7 @@ class CNNLSTM(WordClassifier):
 
     @property
     def receptive_field(self) -> ReceptiveField:
-        """Returns which words the states depend on: those of q windows at step s, with e more on both sides."""
+        """Returns which words the states depend on: at step s, its q words and e more on both sides."""
         c, e = self.config, self.config.width // 2
         return ReceptiveField(1 + c.bidirectional, stride=c.window, ahead=c.window - 1 + e, behind=e)
 

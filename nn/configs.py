@@ -1,7 +1,7 @@
 """Builds the config of a model from values of a file or of `--shape`, after checking types and ranges.
 
-Numbers of a file are not trusted: a model of the announced size is built only after its config passed here and its
-tensors were compared with the file (nn/checkpoint.py).
+The numbers in a file are not trusted. Memory for a model is allocated only after its config has passed these checks and
+its shapes have been compared with the tensors of the file (nn/checkpoint.py).
 """
 
 from collections.abc import Mapping

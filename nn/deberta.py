@@ -1,7 +1,7 @@
 """DeBERTa-v2 and -v3 (He et al. 2021, arXiv 2006.03654, §3.1; v3: arXiv 2111.09543) as sequence classifiers.
 
 Disentangled attention adds separate scores of content and relative position (Eq. 4). δ(q,k) is the row of the table of
-relative positions for the distance q - k; R = LN(table) is shared by all layers; without norm_rel_ebd R is the table:
+relative positions for the distance q - k. All layers share R, which is LN(table), or the table if norm_rel_ebd is none:
 
     Q = x W_q,  K = x W_k,  V = x W_v,   K_r = R W_k,  Q_r = R W_q
     A[q,k] = ( Q[q]·K[k]  +  Q[q]·K_r[δ(q,k)]  +  K[k]·Q_r[δ(q,k)] ) / √(3K)

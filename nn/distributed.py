@@ -50,7 +50,7 @@ def buckets(parameters: list[Parameter]) -> Iterator[list[Parameter]]:
 
 
 class GradientSum:
-    """Replaces gradients by their sums over the ranks, bucket by bucket, in place.
+    """Replaces gradients with their sums over the ranks, bucket by bucket, in place.
 
     After `start`, a bucket is sent as soon as the backward pass has computed its gradients, while it computes the
     others (Li et al. 2020, PyTorch Distributed, VLDB 13, §3.2). All ranks send the buckets in one order, from the last

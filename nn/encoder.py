@@ -267,8 +267,8 @@ class Pooler(Module):
 class Encoder(Module):
     """Base class of the pretrained encoders: token ids [B, T] -> logits [B, C].
 
-    A subclass creates the five modules below in its constructor, in the order of its random draws, and defines the
-    constants below, which other packages read.
+    A subclass creates the five modules below in its constructor, and defines the constants below, which other packages
+    read. The order of creation determines which random numbers initialize each module.
     """
 
     model_type: str  # of config.json
@@ -278,7 +278,7 @@ class Encoder(Module):
     EXTRAS: tuple[str, ...]  # patterns of published tensors that a classifier does not use
     CONFIG_KEYS: dict[str, str]  # our config field -> its published name, where they differ
     SUPPORTED: dict[str, tuple]  # published config fields that would change the math -> the values implemented here
-    HEAD: tuple[str, ...]  # modules that a checkpoint without a head lacks
+    HEAD: tuple[str, ...]  # modules of the head: every method trains them, and a checkpoint may lack them
     HEAD_MODULES: tuple[str, ...]  # names of these modules in huggingface/peft
     ALIASES: dict[str, str] = {}  # noqa: RUF012  other names of config fields -> their published names
     NEW_HEAD = True  # whether a new last layer can replace that of a checkpoint

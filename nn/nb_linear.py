@@ -114,9 +114,9 @@ class NGramEmbedding(Module):
         self.word.weight.data.zero_()
 
     def of_ngrams(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes r_g ⊙ w_g of the n-grams that end at each word: [B, 3, T, C], 0 for those that do not count.
+        """Computes r_g ⊙ w_g of the n-grams that end at each word: [B, 3, T, C], 0 for n-grams that are not counted.
 
-        Returns it with the mask of those that count, bool [B, 3, T]: in the table, and for the first time.
+        Also returns the mask of the counted n-grams, bool [B, 3, T]: those in the table, at their first position.
         """
         keys = ngram_keys(input_ids, mask, self.vocab_size)  # [B, 3, T]
         index = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
@@ -179,7 +179,7 @@ class NBLinear(WordClassifier):
         return (h * self.dropout(mask.to(h.dtype))[..., None]).sum(1)
 
     def ngrams(self, input_ids: Tensor) -> tuple[list[range], Tensor]:
-        """Returns the token positions of the n-grams of one review that count, and what they add to the logits, [M, C].
+        """Returns the token positions of the counted n-grams of one review, and what they add to the logits, [M, C].
 
         input_ids: [T], without padding
         """

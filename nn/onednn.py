@@ -26,15 +26,15 @@ from torch.overrides import TorchFunctionMode
 
 from nn.processor import processor_field
 
-# Multiplications of a product; for each thread, if it is one of a batch or packed. Below, the call takes longer than
-# oneDNN saves (tests/bench/onednn.py).
+# Least number of multiplications for which oneDNN is used: of a product, or of a product per thread if it is one of a
+# batch or packed. In smaller products, the call takes longer than oneDNN saves (tests/bench/onednn.py).
 SMALLEST = 2**22
 SMALLEST_PACKED = 2**21
 MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
 def separate_rows(x: Tensor) -> Tensor:
-    """Returns a copy of a matrix whose rows overlap in memory, which oneDNN refuses, and other matrices unchanged.
+    """Copies a matrix whose rows overlap in memory, which oneDNN rejects. Returns other matrices unchanged.
 
     x: [M, K], such as windows over a text
     """
@@ -44,9 +44,9 @@ def separate_rows(x: Tensor) -> Tensor:
 
 
 def without_gaps(weight: Tensor) -> Tensor:
-    """Returns a copy of a matrix whose rows or columns do not follow each other in memory, and others unchanged.
+    """Copies a matrix that is not contiguous by rows or by columns. Returns other matrices unchanged.
 
-    With a part of a larger matrix as W, oneDNN takes a thousand times as long.  weight: [N, K]
+    If W is a part of a larger matrix, oneDNN takes a thousand times as long.  weight: [N, K]
     """
     return weight if weight.is_contiguous() or weight.mT.is_contiguous() else weight.contiguous()
 
@@ -133,7 +133,7 @@ BLOCKS = Blocks()
 
 
 class FastProducts(TorchFunctionMode):
-    """Replaces F.linear and x @ W by `linear` in a `with` block."""
+    """Replaces F.linear and x @ W with `linear` in a `with` block."""
 
     def __enter__(self) -> Any:
         BLOCKS.depth += 1

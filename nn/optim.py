@@ -28,11 +28,11 @@ def num_levels(model: Model) -> int:
 
 
 def depth(model: Model, name: str) -> int:
-    """Returns the level of a parameter: 0 below the layers, 1 … L in the layers, L + 1 in the head.
+    """Returns the level of a parameter: 0 for the embeddings, 1 … L in the layers, L + 1 in the head.
 
-    A norm above the last layer and virtual tokens have the level of the last layer. Everything between the embeddings
-    and the head of a network without a stack of layers is one layer. The layers of a generator (losses/rtd.py) have the
-    levels of those whose weights they start from.
+    DeBERTa's relative positions and convolution have level 0. A norm above the last layer and virtual tokens have the
+    level of the last layer. Everything between the embeddings and the head of a network without a stack of layers is
+    one layer. The layers of a generator (losses/rtd.py) have the levels of those whose weights they start from.
     """
     part, _, rest = name.removeprefix(GENERATOR).partition(".")
     if part in model.HEAD or (name.startswith(TRAINING_ONLY) and not name.startswith(GENERATOR)):
@@ -52,7 +52,8 @@ def parameter_groups(
     Biases, norms, virtual tokens, the vectors l of IA³, which start at 1, and the magnitudes m of DoRA, which start at
     ‖W₀‖, have no weight decay. The head and LoRA's B have learning rates of their own. The rate of each layer is
     layer_decay times that of the layer above (Howard & Ruder 2018, arXiv 1801.06146, §3.2; Sun et al. 2019, arXiv
-    1905.05583, Eq. 2). is_adapter: whether the parameter of that name belongs to an adapter.
+    1905.05583, Eq. 2). is_adapter: whether the parameter of that name belongs to an adapter.  lora_plus: factor of the
+    rate of LoRA's B.
     """
     norms = {id(p) for module in model.modules() if isinstance(module, LayerNorm) for p in module.parameters()}
     groups: dict[tuple[str, float, bool], list[Parameter]] = {}
@@ -155,7 +156,7 @@ class Average:
 def reinitialize(model: Model, count: int) -> None:
     """Initializes the top `count` layers at random (Zhang et al. 2021, arXiv 2006.05987, §5).
 
-    Raises ValueError for a model without a stack of layers, and for more layers than it has.
+    Raises ValueError for a model without a stack of layers, and for a count outside 0 … L.
     """
     if count == 0:
         return

@@ -79,7 +79,8 @@ def aligned(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8_product(x: Tensor, q: Tensor, s: Tensor, threshold: float = OUTLIER) -> Tensor:
-    """Computes Eq. (8) without b. x: [M, K];  q: int8 [N, K];  s: [N] -> fp32 [M, N]"""
+    """Computes Eq. (8) without b. x: [M, K];  q: int8 [N, K];  s: [N];  threshold: least |x| of an outlier
+    -> fp32 [M, N]"""
     x = x.float()
     if not len(x):
         return x.new_zeros(0, len(q))
@@ -95,7 +96,7 @@ def int8_product(x: Tensor, q: Tensor, s: Tensor, threshold: float = OUTLIER) ->
 
 
 class Int8Matmul(torch.autograd.Function):
-    """x diag(s) Qᵀ on one of the paths. The weight is frozen, so x is not saved. x: [M, K];  q: int8 [N, K];  s: [N]"""
+    """x Qᵀ diag(s) on one of the paths. The weight is frozen, so x is not saved. x: [M, K];  q: int8 [N, K];  s: [N]"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, q: Tensor, s: Tensor, path: str) -> Tensor:
@@ -119,7 +120,7 @@ class Int8Matmul(torch.autograd.Function):
 
 
 class Int8Linear(QuantizedLinear):
-    """y = x diag(s) Qᵀ + b;   Q -> weight int8 [out, in], s -> scale fp32 [out]. Replaces a frozen Linear.
+    """y = x Qᵀ diag(s) + b;   Q -> weight int8 [out, in], s -> scale fp32 [out]. Replaces a frozen Linear.
 
     path: auto, int8, bf16 or fp32 (module docstring). Raises ValueError for another path.
     """
@@ -158,7 +159,7 @@ class Int8Linear(QuantizedLinear):
         return "int8" if supported and not gradient and not prefers_bf16(x.device) else "bf16"
 
     def product(self, x: Tensor) -> Tensor:
-        """Computes x diag(s) Qᵀ on the chosen path: [M, in] -> [M, out]"""
+        """Computes x Qᵀ diag(s) on the chosen path: [M, in] -> [M, out]"""
         path = self.chosen_path(x)  # which depends on autocast
         with torch.autocast(x.device.type, enabled=False):
             return Int8Matmul.apply(x, self.weight, self.scale, path)
@@ -204,9 +205,12 @@ def quantizable(model: Model) -> list[str]:
 
 
 def quantize(model: Model, form: str) -> Model:
-    """Replaces the linear layers of `model` by 8-bit or 4-bit layers and its word embeddings by an 8-bit table, in
-    place, and returns it. Head, pooler, norms, convolutions and adapter keep their precision. form: int8 or nf4. Raises
-    ValueError for another form."""
+    """Replaces the linear layers of `model` with 8-bit or 4-bit layers and its word embeddings with an 8-bit table, in
+    place, and returns it.
+
+    Head, pooler, norms, convolutions and adapter keep their precision. form: int8 or nf4. Raises ValueError for another
+    form.
+    """
     for name in quantizable(model):
         weight = model.get_parameter(f"{name}.weight").detach()
         put_quantized(model, name, weight, form=form, dtype=weight.dtype)
@@ -226,7 +230,7 @@ def put_quantized(
     form: str = "int8",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Replaces the module `name` by a quantized module.
+    """Replaces the module `name` with a quantized module.
 
     weight: floating point, quantized here; or Q, with s in scale.  form: int8 or nf4, of a linear layer.  dtype: of the
     rows of a table. Raises ValueError for another form.

@@ -76,7 +76,10 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of fp32, bf16 or fp16; `auto` is bf16 if the hardware has it, else fp32. Raises ValueError."""
+    """Returns the dtype of fp32, bf16 or fp16; `auto` is bf16 if the hardware has it, else fp32.
+
+    Raises ValueError for another name.
+    """
     if name not in PRECISIONS:
         raise ValueError(f"unknown precision {name!r}; known: {', '.join(PRECISIONS)}")
     if name == "auto":
@@ -108,8 +111,8 @@ class Machine(NamedTuple):
 def cast_once(model: Module, machine: Machine) -> Iterator[None]:
     """Keeps the weights of linear layers in the machine's dtype for the block, in which nothing is trained.
 
-    Autocast casts them again in every pass; the results are the same bits. Left out are layers whose weights another
-    module reads (`READS_BASE`, DoRA), and those that compute virtual tokens, which is done in fp32.
+    Without this, autocast casts them in every pass; the results are bitwise equal. Layers whose weights another module
+    reads (`READS_BASE`, DoRA) keep fp32, and so do the layers that compute virtual tokens.
     """
     kept: list[tuple[Parameter, Tensor]] = []
     if machine.dtype != torch.float32:
@@ -158,7 +161,7 @@ def machine_of(options: Options, run: Run | None = None) -> Machine:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Returns the peak memory so far in bytes: of tensors on a GPU, or of this process on a CPU; None if unknown."""
+    """Returns the peak memory so far in bytes: of tensors on a CUDA GPU, else of this process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resource is None:

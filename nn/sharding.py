@@ -11,9 +11,10 @@ or everything outside the layers.
     bytes of a rank     n (w + g + m) / R + weights of one layer + weights and gradients of all outside the layers
     bytes it sends      3 (R - 1)/R n w in a pass: two all-gathers, one reduce-scatter (an all-reduce: 2 (R - 1)/R n g)
 
-n: parameters;  w, g, m: bytes of a weight, its gradient, its moments. What is outside the layers, embeddings and heads,
-is whole during the passes of a step, since objectives use it outside of a `forward`: `compute` makes an objective the
-forward pass of FSDP2's outermost unit. Quantized weights are cut too. All ranks must compute equally many passes.
+n: parameters;  w, g, m: bytes of a weight, its gradient, its moments. The parameters outside the layers, those of
+embeddings and heads, stay gathered during the passes of a step, since objectives use them outside of a `forward`.
+`compute` runs an objective as the forward pass of FSDP2's outermost unit. Quantized weights are sharded too. All ranks
+must compute the same number of passes.
 
 Differs from FSDP2's defaults: gradients are sums over ranks, not means, since a rank has a part of the loss
 (data/ranks.py). Weights are exchanged in fp32; autocast casts them for products.

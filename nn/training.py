@@ -35,7 +35,7 @@ from nn.optim import Average
 from nn.runtime import Machine
 from nn.sharding import is_sharded, rows_like, whole, whole_tensors
 
-# options that determine what each step computes, and which tensors a state contains
+# options that determine the examples of each step, the number of steps, and the tensors of a saved state
 FIXED = (
     "model", "peft", "loss", "train_reviews", "max_length", "truncate", "epochs", "batch_size", "tokens_per_batch",
     "accumulation", "average", "unfreeze", "seed",

@@ -122,7 +122,7 @@ class Pooling(Module):
 
 
 class ReceptiveField(NamedTuple):
-    """Which words a recurrent state depends on, for language modelling (losses/lm.py).
+    """Describes which words a recurrent state depends on, for language modelling (losses/lm.py).
 
     The forward state of step s depends on the words up to stride·s + ahead, the backward state on those from
     stride·s - behind on.
@@ -154,8 +154,9 @@ class WordClassifier(Module):
 
     x = embed(ids)    h = encode(x)    features = pool(h)    logits = classifier(features)
 
-    A subclass creates its layers in its constructor after this one, in the order of its random draws, and defines
-    `encode`, and `pool` unless it has a `pooling`. embedding_size, embedding_dropout: replace the config's values.
+    The constructor of a subclass calls this one, then creates the layers. The order of creation determines which random
+    numbers initialize each layer. A subclass defines `encode`, and `pool` unless it has a `pooling`.
+    embedding_size, embedding_dropout: replace the config's values.
     """
 
     model_type: str  # of config.json

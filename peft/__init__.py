@@ -1,13 +1,16 @@
 """Parameter-efficient fine-tuning.
 
-methods.py    METHODS, one line a method
-adapters.py   apply, detach_adapter, attach_adapter, merge, unmerge
-files.py      adapter directories in huggingface/peft's layout;  loading.py  reads them,
-attaching.py  builds what they describe;  rules.py  their config
-wrapped.py    the base class of the methods that wrap linear layers
+methods.py      METHODS, one line per method
 lora.py bitfit.py ia3.py houlsby.py prefix.py prompt.py p_tuning.py    the math of each method
-build.py      the model of a run, with its adapter
-scoring.py    the logits of examples;  classifier.py  runs and checkpoints that score reviews
+wrapped.py      the base class of the methods that wrap linear layers
+adapters.py     apply, detach_adapter, attach_adapter, merge, unmerge
+files.py        writes adapter directories in huggingface/peft's layout
+loading.py      reads them
+attaching.py    attaches the modules that they describe
+rules.py        applies huggingface/peft's rules for adapter_config.json
+build.py        builds the model of a run, with its adapter
+scoring.py      computes the logits of examples
+classifier.py   loads runs and checkpoints that score reviews
 """
 
 from peft.adapters import (

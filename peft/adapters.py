@@ -29,7 +29,7 @@ from peft.wrapped import LEAVES, wrapped
 
 
 def apply(model: Model, method: str, init_ids: list[int] | None = None, **options: Any) -> Model:
-    """Applies `method` to `model`, in place, and freezes the rest. Returns the model.
+    """Applies `method` to `model`, in place, and freezes the rest. `none` changes nothing. Returns the model.
 
     options: the fields of the method's options class.  init_ids: token ids of the text that virtual tokens are
     initialized from. Raises ValueError for an unknown method, option or target, for a value that is not a number where

@@ -95,7 +95,8 @@ def target_layers(model: Encoder, config: dict[str, Any], file: WeightFile) -> l
 
 
 def check_ranks(layers: dict[str, tuple[int, float]], file: WeightFile) -> None:
-    """Raises ValueError for a rank that no tensor of the file has, before layers of this rank are built."""
+    """Raises ValueError for a rank below 1 or above the largest dimension of all tensors in the file, before layers of
+    this rank are built."""
     largest = max((max(shape, default=0) for shape, _ in file.shapes.values()), default=0)
     for name, (rank, _) in layers.items():
         if not 1 <= rank <= max(largest, 1):
@@ -134,14 +135,20 @@ def attach_ia3(model: Encoder, config: dict[str, Any], file: WeightFile) -> None
 
 
 def attach_houlsby(model: Encoder, config: dict[str, Any]) -> None:
-    """Attaches Houlsby adapters to `model`, in place, of the size in an adapter_config.json. Raises ValueError."""
+    """Attaches Houlsby adapters to `model`, in place, of the size in an adapter_config.json.
+
+    Raises ValueError for a missing size, and for one that is not below the width of the model.
+    """
     if not isinstance(size := config.get("adapter_size"), int):
         raise ValueError(f"{ADAPTER_CONFIG} lacks adapter_size")
     apply(model, "houlsby", adapter_size=size)
 
 
 def read_virtual_tokens(file: WeightFile, width: int, config: dict[str, Any]) -> Tensor:
-    """Reads the virtual tokens of an adapter file: fp32 [P, width]. Raises ValueError."""
+    """Reads the virtual tokens of an adapter file: fp32 [P, width].
+
+    Raises ValueError if they are missing, of another shape or number than the config implies, or not finite.
+    """
     if "prompt_embeddings" not in file.shapes:
         raise ValueError(f"{file.path} has no prompt_embeddings")
     shape, kind = file.shapes["prompt_embeddings"]

@@ -184,8 +184,8 @@ def load_classifier(sources: Sequence[str], machine: Machine, tables: Tables) ->
     """Loads a classifier from run folders, checkpoint folders or hub ids; none: the built-in linear model.
 
     Several are an ensemble. The temperature of a checkpoint is 1, since its validation reviews are not known. Raises
-    ValueError for a run without a classifier and for different classes, FileNotFoundError for a name of none of these
-    and for a run whose backbone was moved.
+    ValueError for a run without a classifier and for different classes. Raises FileNotFoundError for a source that is
+    none of these and for a run whose backbone was moved.
     """
     check_different(sources, "--teacher")
     members: list[Member] = []

@@ -359,7 +359,7 @@ def load_adapted(
 
 
 def replace_head(model: Encoder, labels: tuple[str, ...]) -> None:
-    """Replaces the last layer of an adapted model by a newly initialized one for `labels`, in place."""
+    """Replaces the last layer of an adapted model with a newly initialized one for `labels`, in place."""
     old = model.classifier.weight
     model.classifier = Linear(old.size(1), len(labels), device=old.device, dtype=old.dtype)
     init_weights(model.classifier, model.config.initializer_range)

@@ -19,7 +19,7 @@ With u = A (d ⊙ x), d the dropout mask over 1 - p, and g = ∂L/∂y, the grad
 
     ∂L/∂B = s·Σ g uᵀ,   ∂L/∂A = s·Σ (Bᵀg)(d ⊙ x)ᵀ,   ∂L/∂x = d ⊙ s·Aᵀ(Bᵀg)
 
-`LowRank` saves x itself, u, and one byte an element for d. Autograd would save a copy of d ⊙ x for every adapter, under
+`LowRank` saves x itself, u, and one byte per element for d. Autograd would save a copy of d ⊙ x for each adapter, under
 mixed precision even without dropout; here all adapters on one x share it. W₀ gets no gradient, and neither does
 anything below the first adapter.
 
@@ -200,7 +200,8 @@ class LowRank(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, A: Tensor, B: Tensor, s: float, keep: Tensor | None, p: float, dtype: torch.dtype
     ) -> Tensor:
-        """x: [..., in];  A: [R, in];  B: [out, R];  keep: uint8 like x, 0 where dropped with probability p, or None."""
+        """x: [..., in];  A: [R, in];  B: [out, R];  keep: uint8 like x, 0 where dropped with probability p, or None;
+        dtype: of the products -> [..., out]"""
         ctx.s, ctx.p, ctx.dtype = s, p, dtype
         u = LowRank.dropped(x, keep, p, dtype) @ A.to(dtype).t()  # [..., R]
         ctx.library = current_library()
@@ -267,7 +268,10 @@ def is_target(name: str, target: str) -> bool:
 
 
 def parse_pattern(text: str, flag: str, kind: type) -> dict[str, Any]:
-    """Parses `value=16 layers.0=4` into {"value": 16, "layers.0": 4}. Raises ValueError, for a repeated name too."""
+    """Parses `value=16 layers.0=4` into {"value": 16, "layers.0": 4}. kind: int or float, of the values
+
+    Raises ValueError for a part that is not NAME=NUMBER and for a repeated name.
+    """
     values: dict[str, Any] = {}
     for part in text.split():
         name, _, number = part.partition("=")
@@ -345,7 +349,7 @@ def train_biases(model: Module, which: str) -> None:
 
 @contextmanager
 def merged_copies(model: Module, dtype: torch.dtype) -> Iterator[None]:
-    """Replaces the layers with LoRA by plain layers with merged weights in `dtype`, within a `with` block.
+    """Replaces LoRA layers with plain layers that have merged weights in `dtype`, in a `with` block.
 
     W₀ is unchanged. Layers with quantized weights keep their adapter. Nothing may be trained in the block.
     """

@@ -23,6 +23,8 @@ def apply_nothing(model: Encoder, options: NoOptions, init_ids: list[int] | None
 
 
 class MethodEntry(NamedTuple):
+    """A parameter-efficient method with its options and its defaults."""
+
     apply: Callable[..., dict[str, Any]] | None  # (model, options, init_ids) -> settings to record; None: train all
     options: type  # dataclass of the method's settings
     training: dict[str, Any] = {}  # noqa: RUF012  training defaults that differ from those of Options (data/options.py)

@@ -73,7 +73,10 @@ class PromptEncoder(Module):
 
 
 def apply(model: Encoder, options: PTuningOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
-    """Attaches an encoded prompt to `model`, in place. Returns the settings that the adapter's file records."""
+    """Attaches an encoded prompt to `model`, in place. Returns the settings that the adapter's file records.
+
+    init_ids: token ids of options.prompt_text, for prompt_init text. Raises ValueError if they are missing.
+    """
     rows = initial_rows(model, options.virtual_tokens, options.prompt_init, init_ids)
     encoder = PromptEncoder(rows, options.prompt_encoder, options.prompt_hidden)
     model.virtual = SoftPrompt(encoder, options.pool).to(rows.device)

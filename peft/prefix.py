@@ -129,7 +129,7 @@ def keys_and_values(model: Encoder, ids: Tensor) -> Tensor:
 
 
 def prefix_width(model: Encoder) -> int:
-    """Returns 2·L·D, the number of values of one prefix token."""
+    """Returns 2·L·H·K, the number of values of one prefix token. H·K is D unless attention_head_size differs."""
     return 2 * len(model.layers) * model.layers[0].attention.output.in_features
 
 
@@ -165,7 +165,10 @@ def apply_v2(model: Encoder, options: PTuningV2Options, init_ids: list[int] | No
 
 
 def apply(model: Encoder, options: PrefixOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
-    """Attaches a prefix that an MLP computes to `model`, in place. Returns what the adapter's file records."""
+    """Attaches a prefix that an MLP computes to `model`, in place. Returns what the adapter's file records.
+
+    init_ids: token ids of options.prompt_text, for prefix_init text. Raises ValueError if they are missing.
+    """
     start = initial_prefix(model, options.virtual_tokens, options.prefix_init, init_ids)
     source = PrefixEncoder(start, model.config.hidden_size, options.prefix_hidden)
     attach_prefix(model, source, options.prefix_dropout)

@@ -33,7 +33,7 @@ SUPPORTED_VALUES = {
 
 LISTS_OF_NAMES = ("target_modules", "exclude_modules", "feedforward_modules")  # as lists, they hold no patterns
 LONGEST_PATTERN, MOST_NAMES = 1000, 1000  # characters; entries of a list of names or patterns
-LONGEST_MODULE = 60  # characters of a module's name, about
+LONGEST_MODULE = 60  # approximate length of the longest module name, in characters
 MOST_STEPS = 2_000_000  # of the search for a match with one module's name
 # smallest and largest value of a number
 RANGES = {
@@ -70,7 +70,8 @@ def check_numbers(config: dict[str, Any]) -> None:
 
 
 def check_patterns(config: dict[str, Any]) -> None:
-    """Raises ValueError for regular expressions of adapter_config.json that are invalid or take long to match."""
+    """Raises ValueError for regular expressions of adapter_config.json that are invalid or take long to match, and for
+    lists of more than MOST_NAMES entries."""
     for name in (
         "target_modules",
         "exclude_modules",

@@ -59,6 +59,6 @@ def added_modules(model: Model) -> list[Module]:
 
 
 def merge(model: Module) -> None:
-    """Replaces every wrapped layer by its merged plain layer, in place."""
+    """Replaces every wrapped layer with its merged plain layer, in place."""
     for name, module in wrapped(model):
         model.set_submodule(name, module.merged())
