@@ -5,7 +5,8 @@
     c = f ⊙ c₋ + i ⊙ g               h = o ⊙ tanh(c)
 
 h₋ and c₋ are the states of the step before, 0 at the start. W x + b of all steps is one product; the loop over time and
-its backward pass are in nn/recurrence.py. Padding never affects the states of real steps.
+its backward pass are in nn/recurrence.py. In fp32 and bf16 on a CPU, oneDNN computes the layer (nn/onednn_lstm.py).
+Padding never affects the states of real steps.
 
 Differs from the papers: tanh in place of their scaled logistic functions; the exact gradient, which they truncate;
 gates for each cell, not for a block of cells. As in torch.nn.LSTM, there are no peephole connections.
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
+from nn.onednn_lstm import is_suitable, onednn_lstm
 from nn.recurrence import fast_lstm, join_directions, project_inputs, stack_directions
 from nn.words import Pooling, WordClassifier, WordConfig
 
@@ -45,6 +47,8 @@ class LSTMLayer(Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, in];  mask: bool [B, T], padding on the right -> h [B, T, N·D], 0 at padding."""
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
+        if is_suitable(x, self.weight):
+            return onednn_lstm(x, weight=self.weight, recurrent=self.recurrent, bias=self.bias, padding=padding)
         a = project_inputs(x, weight=self.weight, bias=self.bias)  # [N, T·B, 4D]
         h = fast_lstm(a, u=self.recurrent, padding=stack_directions(padding, len(a)))  # [N, T, B, D]
         return join_directions(h, padding)  # [B, T, N·D]

@@ -9,6 +9,8 @@ from torch.nn import Linear, Module
 
 from nn.block_attention import block_attention
 from nn.dropout import Dropout
+from nn.lstm import LSTMLayer
+from nn.onednn_lstm import onednn_lstm
 from nn.recurrence import fast_gru, fast_lstm
 from peft.lora import LoRALinear
 
@@ -42,9 +44,22 @@ class Recurrence(Module):
         return fast_lstm(a, self.u, padding) if self.gates == 4 else fast_gru(a, self.u, torch.zeros(1, 5), padding)
 
 
+class OneDNN(Module):
+    """Computes the states of one direction of an LSTM layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = LSTMLayer(width, width, bidirectional=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, padding = self.layer, torch.zeros(3, 2, dtype=torch.bool)
+        return onednn_lstm(x, layer.weight, layer.recurrent, layer.bias, padding)
+
+
 FUNCTIONS: dict[str, tuple[Callable[[], Module], tuple[int, ...]]] = {
     "LowRank": (lora, (4, 5)),
     "BlockAttention": (Attention, (2, 3, 4, 7)),
+    "OneDNNLSTM": (lambda: OneDNN(5), (3, 2, 5)),
     "LSTMFunction": (lambda: Recurrence(4), (1, 3 * 2, 4 * 5)),
     "GRUFunction": (lambda: Recurrence(3), (1, 3 * 2, 3 * 5)),
 }

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nn.lstm import LSTM, LSTMLayer
+from nn.onednn_lstm import is_suitable, onednn_lstm
 from nn.recurrence import (
     LSTMStep,
     fast_lstm,
@@ -18,6 +19,7 @@ from nn.words import last_states
 B, T, IN, D = 3, 7, 5, 4
 LENGTHS = torch.tensor([7, 4, 1])
 MASK = torch.arange(T) < LENGTHS[:, None]
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
 
 
 def reference_states(layer: LSTMLayer, x: Tensor) -> Tensor:
@@ -80,6 +82,60 @@ def test_products_under_autocast_are_rounded_as_in_the_plain_form():
     upstream = torch.randn_like(fast)
     gradients = (torch.autograd.grad(h, (a, u), upstream) for h in (fast, plain))
     torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
+
+
+@needs_onednn
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_onednn_equals_the_loop_with_gradients(monkeypatch: pytest.MonkeyPatch, bidirectional: bool, padded: bool):
+    torch.manual_seed(0)
+    layer = LSTMLayer(input_size=IN, hidden_size=D, bidirectional=bidirectional)
+    x, mask = torch.randn(B, T, IN, requires_grad=True), MASK if padded else torch.ones_like(MASK)
+    assert is_suitable(x, layer.weight)
+    library = layer(x, mask)
+    monkeypatch.setattr("nn.lstm.is_suitable", lambda *_: False)
+    loop = layer(x, mask)
+    torch.testing.assert_close(library, loop, rtol=1e-5, atol=1e-6)
+    upstream, inputs = torch.randn_like(loop), [x, *layer.parameters()]
+    gradients = (torch.autograd.grad(y, inputs, upstream) for y in (library, loop))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+    assert torch.equal(library, onednn_lstm_without_gradients(layer, x, mask))
+
+
+def onednn_lstm_without_gradients(layer: LSTMLayer, x: Tensor, mask: Tensor) -> Tensor:
+    """Computes the layer as in scoring."""
+    with torch.no_grad():
+        return onednn_lstm(x.transpose(0, 1), layer.weight, layer.recurrent, layer.bias, padding=~mask.T)
+
+
+@needs_onednn
+def test_onednn_rounds_under_autocast():
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("the processor does not multiply bf16")
+    torch.manual_seed(0)
+    layer, x = LSTMLayer(input_size=IN, hidden_size=D), torch.randn(B, T, IN, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = layer(x, MASK)
+    exact = layer(x, MASK)
+    assert rounded.dtype == torch.float32
+    assert not torch.allclose(rounded, exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.02)
+    upstream, inputs = torch.randn_like(exact), [x, *layer.parameters()]
+    gradients = (torch.autograd.grad(y, inputs, upstream) for y in (rounded, exact))
+    torch.testing.assert_close(*gradients, rtol=0.03, atol=0.03)
+
+
+@needs_onednn
+def test_when_onednn_computes_a_layer(monkeypatch: pytest.MonkeyPatch):
+    x, weight = torch.randn(T, B, IN), torch.nn.Parameter(torch.randn(2, 4 * D, IN))
+    assert is_suitable(x, weight)
+    assert not is_suitable(x.double(), weight.double())
+    assert not is_suitable(x[:0], weight)
+    assert not is_suitable(x.to("meta"), weight.to("meta"))
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert not is_suitable(x, weight)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not is_suitable(x, weight)
 
 
 def test_equals_torch_with_copied_weights():
