@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Parameter
 
+from nn.autocast import at_least_fp32
 from nn.dropout import Dropout
 from nn.onednn_lstm import is_suitable, onednn_lstm
 from nn.recurrence import fast_lstm, join_directions, project_inputs, stack_directions
@@ -45,7 +46,10 @@ class LSTMLayer(Module):
         self.bias.data[:, hidden_size : 2 * hidden_size] = 1.0
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, in];  mask: bool [B, T], padding on the right -> h [B, T, N·D], 0 at padding."""
+        """x: [B, T, in];  mask: bool [B, T], padding on the right -> h [B, T, N·D], 0 at padding.
+
+        Under autocast to bf16, h is bf16 if oneDNN computes it.
+        """
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
         if is_suitable(x, self.weight):
             return onednn_lstm(x, weight=self.weight, recurrent=self.recurrent, bias=self.bias, padding=padding)
@@ -73,7 +77,7 @@ class LSTM(Module):
         """x: [B, T, in];  mask: bool [B, T] -> h of the last layer [B, T, N·D], 0 at padding."""
         for number, layer in enumerate(self.layers):
             x = layer(self.dropout(x) if number else x, mask)
-        return x
+        return at_least_fp32(x)
 
 
 @dataclass(frozen=True, kw_only=True)

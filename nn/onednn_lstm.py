@@ -40,18 +40,18 @@ def onednn_lstm(x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, padd
     """Computes a layer in one or two directions. The dtype of the products is that of autocast, or else of weight.
 
     x: [T, B, in];  weight: W, [N, 4D, in];  recurrent: U, [N, 4D, D];  bias: b, [N, 4D];  padding: bool [T, B]
-    -> h [B, T, N·D] in the dtype of weight, 0 at padding
+    -> h [B, T, N·D] in the dtype of the products, 0 at padding
     """
-    dtype = product_dtype(weight)
+    dtype, padded = product_dtype(weight), bool(padding.any())
     with torch.autocast("cpu", enabled=False):
-        if len(weight) > 1 and padding.any():
+        if len(weight) > 1 and padded:
             x, weight = mark_padding(x, weight, padding)
         x = x.to(dtype).contiguous()
         parameters = zip(*(p.to(dtype).unbind() for p in (weight, recurrent, bias)), strict=True)
         train = torch.is_grad_enabled()  # no longer known within an autograd.Function
         states = [OneDNNLSTM.apply(x, w, u, b, n == 1, train) for n, (w, u, b) in enumerate(parameters)]  # [T, B, D]
-        h = torch.cat(states, -1).to(recurrent.dtype)
-    return h.masked_fill(padding[..., None], 0).transpose(0, 1)
+        h = torch.cat(states, -1)
+    return (h.masked_fill(padding[..., None], 0) if padded else h).transpose(0, 1)
 
 
 def mark_padding(x: Tensor, weight: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def test_onednn_rounds_under_autocast():
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("the processor does not multiply bf16")
     torch.manual_seed(0)
-    layer, x = LSTMLayer(input_size=IN, hidden_size=D), torch.randn(B, T, IN, requires_grad=True)
+    layer, x = LSTM(input_size=IN, hidden_size=D, num_layers=2), torch.randn(B, T, IN, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = layer(x, MASK)
     exact = layer(x, MASK)
