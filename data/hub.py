@@ -38,6 +38,12 @@ METHOD_OF = {
     "LORA": "lora", "PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix", "HEAD": "head",
     "BITFIT": "bitfit", "IA3": "ia3", "HOULSBY": "houlsby",
 }  # fmt: skip
+# kinds of adapters that huggingface/peft (0.21) merges into the weights
+MERGEABLE = {
+    "ADALORA", "BOFT", "BONE", "C3A", "DELORA", "FOURIERFT", "HRA", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT",
+    "RANDLORA", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA",
+}  # fmt: skip
+MERGE_THERE = "huggingface/peft can merge it: merge_and_unload().save_pretrained(DIR), then --weights DIR"
 # fields of adapter_config.json that are options of a method here
 OPTIONS = {
     "r": "rank", "lora_alpha": "alpha", "lora_dropout": "lora_dropout", "bias": "lora_bias", "use_rslora": "rslora",
@@ -247,9 +253,10 @@ def read_adapter_config(directory: str | Path) -> dict[str, Any]:
     config = read_object(path)
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in METHOD_OF:
+        way_out = f"; {MERGE_THERE}" if isinstance(kind, str) and kind in MERGEABLE else ""
         raise ValueError(
-            f"{directory}: peft_type {show(repr(kind))} is not supported; supported: {', '.join(sorted(METHOD_OF))}. "
-            "Other kinds can be merged by huggingface/peft: merge_and_unload().save_pretrained(DIR), then --weights DIR"
+            f"{directory}: peft_type {show(repr(kind))} is not supported; supported: {', '.join(sorted(METHOD_OF))}"
+            + way_out
         )
     with about(path):
         check_types(config, ADAPTER_FIELDS)

@@ -221,7 +221,9 @@ class Tokenizer:
         special = sum(map(len, self.template))
         least = max(3, special + 1)
         if max_length < least:
-            raise ValueError(f"max_length {max_length} leaves no room for text; it must be at least {least}")
+            given = f" (model_max_length of {self.source}; --max-length replaces it)"
+            origin = given if max_length == self.model_max_length else ""
+            raise ValueError(f"max_length {max_length}{origin} leaves no room for text; it must be at least {least}")
         return max_length - special
 
     def encode(self, texts: Iterable[str], max_length: int, truncate: str = "head") -> Iterator[list[int]]:

@@ -70,7 +70,7 @@ def read_tokenizer_json(directory: Path, settings: Settings, variant: str) -> Pu
     add_tokens(backend, settings, names, directory)
     check_template(path, backend, state(backend.post_processor))
     if kind != "wordlevel" or template[0]:
-        template = with_template(path, backend, template, names, family)
+        template = with_template(path, backend, template, names, settings)
     return Published(backend, kind, names, template=template, lowercase="A" not in normalized(backend, "A"))
 
 
@@ -112,14 +112,21 @@ def names_in(backend: Backend, kind: str, template: tuple[list[str], list[str]])
 
 
 def with_template(
-    path: Path, backend: Backend, template: tuple[list[str], list[str]], names: dict[str, str], family: str
+    path: Path, backend: Backend, template: tuple[list[str], list[str]], names: dict[str, str], settings: Settings
 ) -> tuple[list[str], list[str]]:
     """Returns the tokens before and after a text: those of the post-processor, or [CLS] and [SEP] without one.
 
-    Raises ValueError if transformers would put no token before a text, or if its versions would put different ones.
+    Without a post-processor, only the classes that are supported by name put them there. Raises ValueError if
+    transformers would put no token before a text, or if its versions would put different ones.
     """
-    if not template[0] and (template[1] or family == "generic"):
-        raise ValueError(f"{path} puts no token before a text, but the models here read the first one, [CLS]")
+    family, class_name = settings.family, settings.class_name
+    adds_none = family == "generic" or (class_name and not family)
+    if not template[0] and (template[1] or adds_none):
+        way_out = "a tokenizer_class in tokenizer_config.json, such as BertTokenizer or RobertaTokenizer, puts it there"
+        because = f", which {class_name} leaves to its post_processor" if adds_none and class_name else ""
+        raise ValueError(
+            f"{path} puts no token before a text{because}, but the models here read the first one, [CLS]; {way_out}"
+        )
     if not template[0]:
         if "cls" not in names or "sep" not in names:
             raise ValueError(

@@ -330,7 +330,7 @@ def check_tensors(
     missing = [name for stripped, name in names.items() if stripped not in found]
     in_head = [name for name in missing if name.split(".")[0] in model.HEAD]
     problems += [f"missing {translate(name, model.KEYS)}" for name in missing if name not in in_head]
-    if prefix := wrapper_of([key for file in files for key in file.shapes], names):
+    if prefix := wrapper_of([key for file in files for key in file.shapes], names, unused):
         way_out = "save the state of the model inside: torch's DataParallel and torch.compile add such a name"
         raise ValueError(f"{directory}: the name of every tensor begins with {prefix!r}; {way_out}")
     if problems:
@@ -339,11 +339,16 @@ def check_tensors(
     return in_head
 
 
-def wrapper_of(keys: list[str], names: Iterable[str]) -> str:
-    """Returns the prefix that a wrapper of the model put before the name of every tensor, "" if there is none."""
+def wrapper_of(keys: list[str], names: Iterable[str], unused: Iterable[str] = ()) -> str:
+    """Returns the prefix that a wrapper of the model put before the name of every tensor, "" if there is none.
+
+    names: those of the parameters;  unused: patterns of further tensors, which need not exist
+    """
     for prefix in ("module.", "_orig_mod.", "base_model.model.", "model."):
         inner = {strip_backbone(key.removeprefix(prefix)) for key in keys if key.startswith(prefix)}
-        if len(inner) == len(keys) and inner <= set(names) and not inner <= set(map(strip_backbone, keys)):
+        known = inner & set(names)
+        fit = all(any(re.fullmatch(pattern, key) for pattern in unused) for key in inner - known)
+        if known and fit and len(inner) == len(keys) and not known <= set(map(strip_backbone, keys)):
             return prefix
     return ""
 

@@ -15,6 +15,7 @@ from data.checked import listed, show
 from data.labels import LONGEST_CLASS, SENTIMENT, canonical, is_class_name, normalize, one_line
 
 NEW_LAYER = "train.py --head new trains a new last layer for the classes of the data"
+CORRECT_IT = "correct it in config.json"
 NEW_MODEL = "--weights none makes a new model for the classes of the data"
 OTHER_TASK = re.compile(r"For(TokenClassification|QuestionAnswering|MultipleChoice)$")  # end of an architecture's name
 OTHER_HEADS = (r"(classifier|qa_outputs|sequence_summary)\..*",)  # tensors of these tasks
@@ -30,30 +31,48 @@ class Head(NamedTuple):
 def published_names(published: dict[str, Any], count: int, where: Path) -> tuple[str, ...] | None:
     """Returns the names of the `count` classes of a published config; None if it has placeholders or no names.
 
-    Raises ValueError if the classes of the table are not 0 … count - 1, a name occurs twice, or an entry is not a
-    class number with a name.
+    Raises ValueError as `class_table` does, and if the classes are not 0 … count - 1 or a name occurs twice.
     """
-    table = published.get("id2label")
-    if table is None:
-        table = inverted(published.get("label2id"))
-    if table is None:
+    names = class_table(published, where)
+    if names is None:
         return None
-    if not isinstance(table, dict) or not all(map(is_entry, table.items())):
-        shown = show(repr(table))
-        raise ValueError(f"{where}: id2label {shown} does not map class numbers to names; correct it in config.json")
-    names = {int(key): one_line(str(name)) for key, name in table.items()}
-    if is_placeholder(names):
-        table = inverted(published.get("label2id"))
-        return None if table is None else published_names({"id2label": table}, count, where)
     if sorted(names) != list(range(count)):
         shown = listed(sorted(names), 20)
         raise ValueError(f"{where}: id2label names the classes [{shown}], but the head has {count}; {NEW_LAYER}")
     ordered = tuple(names[i] for i in range(count))
     if "" in ordered:
-        raise ValueError(f"{where}: id2label has no name for class {ordered.index('')}; correct it in config.json")
+        raise ValueError(f"{where}: id2label has no name for class {ordered.index('')}; {CORRECT_IT}")
     if len({canonical(name) for name in ordered}) < count:
         raise ValueError(f"{where}: id2label uses a name twice: {listed(ordered, 20)}; {NEW_LAYER}")
     return ordered
+
+
+def names_of_backbone(published: dict[str, Any], count: int, where: Path) -> tuple[str, ...] | None:
+    """Returns the names of the classes of an adapter from the config of its backbone; None if they are not named there.
+
+    count: classes of the adapter. A backbone with another number of classes does not name those of the adapter. Raises
+    ValueError as `published_names` does.
+    """
+    names = class_table(published, where)
+    if names is not None and len(names) != count and sorted(names) == list(range(len(names))):
+        return None
+    return published_names(published, count, where)
+
+
+def class_table(published: dict[str, Any], where: Path) -> dict[int, str] | None:
+    """Returns {class number: name} of id2label, or else of label2id; None if they have placeholders or are missing.
+
+    Raises ValueError for a table that does not map class numbers to names, or names to class numbers.
+    """
+    table = published.get("id2label")
+    if table is not None:
+        if not isinstance(table, dict) or not all(map(is_entry, table.items())):
+            raise ValueError(f"{where}: id2label {show(repr(table))} does not map class numbers to names; {CORRECT_IT}")
+        names = {int(key): one_line(str(name)) for key, name in table.items()}
+        if not is_placeholder(names):
+            return names
+    names = inverted(published.get("label2id"), where)
+    return None if is_placeholder(names) else names
 
 
 def is_placeholder(names: dict[int, str]) -> bool:
@@ -61,14 +80,21 @@ def is_placeholder(names: dict[int, str]) -> bool:
     return all(name in (f"LABEL_{i}", str(i), "") for i, name in names.items())
 
 
-def inverted(label2id: Any) -> dict[int, str] | None:
-    """Returns {class number: name} of a published label2id; None if it is missing, invalid or has placeholders."""
-    if not isinstance(label2id, dict) or not label2id:
-        return None
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in label2id.values()):
-        return None
-    names = {number: name for name, number in label2id.items()}
-    return None if len(names) < len(label2id) or is_placeholder(names) else names
+def inverted(label2id: Any, where: Path) -> dict[int, str]:
+    """Returns {class number: name} of a published label2id, {} if it is missing.
+
+    Numbers may be spelled as text ("1") or as floats (1.0), and a table that maps numbers to names is an id2label.
+    Raises ValueError for another table.
+    """
+    if label2id is None or label2id == {}:
+        return {}
+    entries = list(label2id.items()) if isinstance(label2id, dict) else [("", None)]
+    for pairs in ([(number, name) for name, number in entries], entries):
+        pairs = [(int(key) if isinstance(key, float) and key.is_integer() else key, name) for key, name in pairs]
+        names = {int(str(key)): one_line(str(name)) for key, name in pairs if is_entry((key, name))}
+        if len(names) == len(entries):
+            return names
+    raise ValueError(f"{where}: label2id {show(repr(label2id))} does not map names to class numbers; {CORRECT_IT}")
 
 
 def is_entry(entry: tuple[Any, Any]) -> bool:
@@ -122,12 +148,12 @@ def match_head(
     check_kind(published, count, where)
     names = published_names(published, count, where)
     if labels is None:
-        return Head(names or placeholder_names(count), tuple(range(count)))
+        labels = names or placeholder_names(count)
     if len(labels) != count:
         shown = listed(names, 20) if names else f"{count} classes without names"
         raise ValueError(f"{where} distinguishes {shown}; the data has {listed(labels, 20)}; {way_out}")
     if names is None:
-        if labels != SENTIMENT and not is_placeholder(dict(enumerate(labels))):
+        if list((published.get("id2label") or {}).values()) != list(labels):  # numbers can be the names of classes
             print(f"labels: {where} does not name its classes; by position they are {', '.join(labels)}")
         return Head(labels, tuple(range(count)))
     rows = {canonical(name): row for row, name in enumerate(names)}

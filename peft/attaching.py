@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from data.checked import about, listed, show
-from data.hub import ADAPTER_CONFIG, ENCODER, adapter_method
+from data.hub import ADAPTER_CONFIG, ENCODER, MERGE_THERE, adapter_method
 from data.weight_files import WeightFile
 from nn import MODELS
 from nn.checkpoint import Unfilled
@@ -25,7 +25,7 @@ from peft.files import module_name
 from peft.p_tuning import PromptEncoder
 from peft.prefix import PrefixEncoder, attach_prefix, prefix_width
 from peft.prompt import SoftPrompt, Table
-from peft.rules import MERGE_THERE, from_pattern, in_layers, matches, matches_end, saved_modules
+from peft.rules import from_pattern, in_layers, matches, matches_end, saved_modules
 from peft.wrapped import linear_layers
 
 

@@ -18,6 +18,7 @@ from data.hub import (
     ADAPTER,
     ADAPTER_BIN,
     ADAPTER_CONFIG,
+    MERGE_THERE,
     adapter_base,
     fetch_config,
     find_adapter,
@@ -42,6 +43,7 @@ from nn.class_matching import (
     check_task,
     checked_names,
     match_head,
+    names_of_backbone,
     placeholder_names,
     published_names,
 )
@@ -50,7 +52,7 @@ from nn.quant import is_quantized
 from peft.adapters import backbone_name, remember_backbone, set_labels
 from peft.attaching import attach_described
 from peft.files import adapter_parameters, class_order, published
-from peft.rules import MERGE_THERE, check_config, is_saved_module
+from peft.rules import check_config, is_saved_module
 from peft.wrapped import wrapped
 
 # copies of a module that peft trains: with bias="all", it saves the biases of the head three times
@@ -282,12 +284,15 @@ def head_by_name(names: tuple[str, ...], labels: tuple[str, ...]) -> Head | None
     return Head(tuple(names[row] for row in order), order)
 
 
-def adapter_classes(directory: Path, backbone: str) -> tuple[int | None, tuple[str, ...] | None]:
+def adapter_classes(
+    directory: Path, backbone: str, new_head: bool = False
+) -> tuple[int | None, tuple[str, ...] | None]:
     """Returns the number of classes of an adapter and their names in the order of its file.
 
     The number is None if the adapter has no classifier. If the adapter does not name the classes and the backbone has
-    the same number of them, the names are those of the backbone; None if neither names them. Raises ValueError for a
-    backbone that is not an encoder, and for a head that is not a classifier.
+    the same number of them, the names are those of the backbone; None if neither names them, or if a new last layer
+    replaces the adapter's. Raises ValueError for a backbone that is not an encoder, and for a head that is not a
+    classifier.
     """
     config, shapes, path = read_adapter_config(directory), adapter_file(directory).shapes, fetch_config(backbone)
     base = read_object(path)
@@ -301,15 +306,14 @@ def adapter_classes(directory: Path, backbone: str) -> tuple[int | None, tuple[s
     if len(shape) != 2 or not 1 <= shape[0] <= MOST_CLASSES:
         raise ValueError(f"{directory}: {key} {shape} has no row for each of at most {MOST_CLASSES} classes")
     count = shape[0]
+    if new_head:
+        return count, None
     task = config.get("auto_mapping")
     task = task.get("base_model_class") if isinstance(task, dict) else None
     check_task({"architectures": [task]} if task else {}, directory)
     check_kind(base, count, directory)
     names = file_labels(config, count, directory)
-    table = base.get("id2label")
-    if names is None and isinstance(table, dict) and len(table) == count:
-        names = published_names(base, count, path)
-    return count, names
+    return count, names_of_backbone(base, count, path) if names is None else names
 
 
 def load_adapted(
@@ -332,7 +336,7 @@ def load_adapted(
     labels = None if labels is None else checked_names(labels)
     check_config(read_adapter_config(directory), directory)
     backbone = adapter_base(directory, base)
-    count, names = adapter_classes(directory, backbone)
+    count, names = adapter_classes(directory, backbone, new_head)
     if count is None and not new_head:
         return load_adapter(load_pretrained(backbone, labels, dtype, quantize), directory, trainable)
     if count is None:  # the adapter may change the classifier of the backbone, which is replaced afterwards
@@ -344,7 +348,10 @@ def load_adapted(
         model = load_adapter(plain, directory, trainable)
         replace_head(model, labels or model.config.labels)
         return model
-    plain = load_pretrained(backbone, names or placeholder_names(count), dtype, quantize, new_head=True)
+    rows = names or placeholder_names(count)
+    plain = load_pretrained(backbone, rows if count > 1 else SENTIMENT, dtype, quantize, new_head=True)
+    if count == 1:  # of a regression, until a new layer replaces it
+        resize_head(plain, rows)
     model = load_adapter(plain, directory, trainable)
     if labels is not None and new_head:
         replace_head(model, labels)
@@ -358,13 +365,18 @@ def load_adapted(
     return model
 
 
-def replace_head(model: Encoder, labels: tuple[str, ...]) -> None:
-    """Replaces the last layer of an adapted model with a newly initialized one for `labels`, in place."""
+def resize_head(model: Any, labels: tuple[str, ...]) -> None:
+    """Replaces the last layer of a model with a newly initialized one for `labels`, in place."""
     old = model.classifier.weight
     model.classifier = Linear(old.size(1), len(labels), device=old.device, dtype=old.dtype)
     init_weights(model.classifier, model.config.initializer_range)
     model.newly_initialized |= {"classifier.weight", "classifier.bias"}
     set_labels(model, labels)
+
+
+def replace_head(model: Encoder, labels: tuple[str, ...]) -> None:
+    """Replaces the last layer of an adapted model with a newly initialized one for `labels`, in place."""
+    resize_head(model, labels)
     model.adapter["class_order"] = ()
     before, _ = model.adapter["before"]
     before |= {f"classifier.{name}": p.detach().clone() for name, p in model.classifier.named_parameters()}

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data.checked import about, show
-from data.hub import ADAPTER_CONFIG, adapter_method
+from data.hub import ADAPTER_CONFIG, MERGE_THERE, adapter_method
 
-MERGE_THERE = "huggingface/peft can merge it: merge_and_unload().save_pretrained(DIR), then --weights DIR"
 # fields of huggingface/peft that are supported, or that have no effect on the result
 SUPPORTED_FIELDS = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping",
@@ -53,7 +52,9 @@ def check_config(config: dict[str, Any], where: Path) -> None:
     unsupported |= {name for name, values in SUPPORTED_VALUES.items() if config.get(name) not in values}
     if unsupported:
         shown = ", ".join(f"{show(name)} = {show(repr(config[name]))}" for name in sorted(unsupported)[:20])
-        way_out = "no program can merge it" if "alora_invocation_tokens" in unsupported else MERGE_THERE
+        way_out = MERGE_THERE + (", unless a layer has no bias" if "lora_bias" in unsupported else "")
+        if "alora_invocation_tokens" in unsupported:
+            way_out = "no program can merge it"
         raise ValueError(f"{where}: these settings are not supported: {shown}; {way_out}")
     with about(where / ADAPTER_CONFIG):
         check_numbers(config)

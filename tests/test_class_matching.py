@@ -125,10 +125,37 @@ def test_a_new_head_replaces_that_of_another_task(name, tmp_path):
 
 
 @pytest.mark.parametrize("table", [None, {"0": "LABEL_0", "1": "LABEL_1"}])
+def test_classes_without_names_are_noted(table, tmp_path, capsys):
+    named(tmp_path, table)
+    for labels in (None, SENTIMENT):
+        load_pretrained(tmp_path, labels)
+        assert "does not name its classes; by position they are negative, positive" in capsys.readouterr().out
+    named(tmp_path, {"0": "0", "1": "1", "2": "2"}, count=3)  # as a run on a column of numbers saves its classes
+    assert load_pretrained(tmp_path).config.labels == ("0", "1", "2")
+    assert "by position" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("table", [None, {"0": "LABEL_0", "1": "LABEL_1"}])
 def test_label2id_names_the_classes_where_id2label_does_not(table):
     config = {"id2label": table, "label2id": {"positive": 0, "negative": 1}}
     assert published_names(config, 2, Path("x")) == ("positive", "negative")
     assert published_names(config | {"label2id": {"LABEL_0": 0, "LABEL_1": 1}}, 2, Path("x")) is None
-    assert published_names(config | {"label2id": {"good": 0, "fine": 0}}, 2, Path("x")) is None
+    for spelled in (
+        {"positive": "0", "negative": "1"},
+        {"positive": 0.0, "negative": 1.0},
+        {"0": "positive", "1": "negative"},
+    ):
+        assert published_names(config | {"label2id": spelled}, 2, Path("x")) == ("positive", "negative")
+    for unclear in (
+        {"good": 0, "fine": 0},
+        {"good": "a", "fine": "b"},
+        {"good": True, "fine": False},
+        ["good"],
+        "good",
+    ):
+        with pytest.raises(
+            ValueError, match=r"x: label2id .* does not map names to class numbers; correct it in config"
+        ):
+            published_names(config | {"label2id": unclear}, 2, Path("x"))
     given = {"0": "bad", "1": "good"}
     assert published_names(config | {"id2label": given}, 2, Path("x")) == ("bad", "good")

@@ -53,8 +53,35 @@ def one_output(adapter: Path) -> None:
 def test_a_head_that_is_no_classifier_is_refused(adapter: Path, damage, message: str):
     """As in a plain checkpoint."""
     damage(adapter)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message + r".*train\.py --head new"):
         load_adapted(adapter)
+    model = load_adapted(adapter, labels=("bad", "good"), new_head=True)  # the way out
+    assert model.config.labels == ("bad", "good")
+    assert model(*token_batch([5, 3])).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"label2id": {"POSITIVE": 0, "NEGATIVE": 1}}, ("POSITIVE", "NEGATIVE")),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, ("negative", "positive")),  # of another number of classes
+        ({}, ("negative", "positive")),
+        ({"id2label": ["neg", "pos"]}, "does not map class numbers to names"),
+        ({"id2label": {"0": "a", "2": "b"}}, "names the classes .0, 2., but the head has 2"),
+    ],
+)
+def test_the_backbone_names_the_classes_of_an_adapter(adapter: Path, names: dict, expected: object):
+    path = adapter.parent / "base" / CONFIG
+    config = {key: value for key, value in read_json(path).items() if key not in ("id2label", "label2id")}
+    write_json(path, config | names)
+    own = read_json(adapter / ADAPTER_CONFIG)  # peft writes no names, and no method
+    write_json(adapter / ADAPTER_CONFIG, {k: v for k, v in own.items() if k not in ("id2label", "method", "labels")})
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            load_adapted(adapter)
+        assert load_adapted(adapter, labels=("x", "y"), new_head=True).config.labels == ("x", "y")
+    else:
+        assert load_adapted(adapter).config.labels == expected
 
 
 def test_the_base_that_is_given_has_the_tokenizer(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,6 +5,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,8 @@ def test_special_tokens_enclose_the_text_and_survive_truncation(tokenizer: Token
     assert list(tokenizer.encode([""], 9)) == [[cls, sep]]
     with pytest.raises(ValueError, match="max_length 2 leaves no room"):
         list(tokenizer.encode(["a"], 2))
+    with pytest.raises(ValueError, match=r"max_length 1 \(model_max_length of .*; --max-length replaces it\)"):
+        list(replace(tokenizer, model_max_length=1).encode(["a"], 1))
 
 
 def test_a_batch_is_padded_on_the_right(tokenizer: Tokenizer):

@@ -158,6 +158,10 @@ FAST, BERT = {"tokenizer_class": "PreTrainedTokenizerFast"}, {"tokenizer_class":
     [
         (lambda: cases.bpe_json("roberta"), "bert", BERT, "has a bpe model"),
         (lambda: cases.wordpiece_json(post="none"), "bert", FAST, "no token before"),
+        (
+            lambda: cases.wordpiece_json(post="none"), "bert", {"tokenizer_class": "GPT2TokenizerFast"},
+            "no token before a text, which GPT2Tokenizer.* leaves to its post_processor.*such as BertTokenizer",
+        ),
         (lambda: cases.wordpiece_json("other"), "bert", BERT, "lacks the special tokens"),
         (
             lambda: normalized(normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])), "bert",
