@@ -51,13 +51,14 @@ def stamp(path: Path) -> list[int]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same directory and renames it to `path` when the block ends.
+    """Yields the path of a temporary file and renames the file to `path` when the block ends.
 
-    After an error the temporary file is deleted and `path` is unchanged. Raises OSError that names `path` if the disk
-    is full.
+    It is in a temporary folder next to `path`, since some libraries write further temporary files beside it. After an
+    error the folder is deleted and `path` is unchanged. Raises OSError that names `path` if the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:40]}.{host_digits()}-{os.getpid()}.tmp")  # at most 255 bytes
+    folder = path.with_name(f".{path.name[:40]}.{host_digits()}-{os.getpid()}.tmp")  # at most 255 bytes
+    temporary = folder / "file"
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -69,7 +70,15 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise OSError(f"cannot write {path}: {error}; an existing file of that name is unchanged") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(folder)
+
+
+def discard(path: Path) -> None:
+    """Deletes a file or a folder with all files in it, if this is possible."""
+    with suppress(OSError):  # it does not exist, or is in a folder of another user
+        path.unlink()
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def host_digits() -> str:
@@ -80,17 +89,16 @@ def host_digits() -> str:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Deletes the temporary files of `replacing` below a folder whose process on this machine was killed.
+    """Deletes what `replacing` left below a folder whose process on this machine was killed.
 
-    They stay on systems without /proc, which shows the processes.
+    It stays on systems without /proc, which shows the processes.
     """
     if not Path("/proc/self").exists():
         return
-    for path in folder.rglob(f".*.{host_digits()}-*.tmp"):
+    for path in list(folder.rglob(f".*.{host_digits()}-*.tmp")):
         number = path.name.removesuffix(".tmp").rpartition("-")[2]
         if number.isdigit() and not Path("/proc", number).exists():
-            with suppress(OSError):  # in a folder of another user
-                path.unlink()
+            discard(path)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
 JOINING, NOTICE = 600, 10  # seconds that ranks have to start; after which a waiting rank says so
 STOPPING, ANSWERING = 60, 5  # seconds that torchrun has to stop a rank; that its store has to answer
+AGREEING = 10  # seconds that rank 0 has to raise an error that another rank has raised
 FINE, HALVE, NOT_FINITE, END = range(4)  # how a step went on a rank; the maximum decides what all ranks do
 
 
@@ -67,9 +68,10 @@ def joined(device: str) -> Iterator[None]:
     """Joins the ranks that torchrun started, for the block; does nothing without torchrun.
 
     Each rank of a machine has a GPU of its own, unless `device` is another kind. Ranks other than 0 print nothing.
-    Raises ValueError if there are fewer GPUs than ranks, or for a device that the ranks would share (MPS, cuda:1);
-    ConnectionError if the ranks cannot be connected, and if another rank ended. Exits with code 2 if that rank reported
-    why. A rank that fails leaves the group by ending, after its message is printed.
+    An error that all ranks raise is reported by rank 0. Raises ValueError if there are fewer GPUs than ranks, or for a
+    device that the ranks would share (MPS, cuda:1); ConnectionError if the ranks cannot be connected, and if another
+    rank ended. Exits with code 2 if that rank reported why. A rank that fails leaves the group by ending, after its
+    message is printed.
     """
     if not launched():
         yield
@@ -100,6 +102,31 @@ def joined(device: str) -> Iterator[None]:
             dist.barrier()  # rank 0 has the store of the group, and ends last
     except Ended:
         sys.exit(2)
+    except Exception as error:
+        if first_reports(error):
+            sys.exit(2)
+        raise
+
+
+def first_reports(error: Exception) -> bool:
+    """Returns whether this is not rank 0, and rank 0 reports an error that this rank has raised too.
+
+    The ranks may be in different exchanges, so rank 0 says it in the store of the group. If it does not within AGREEING
+    seconds, the error is this rank's alone.
+    """
+    if user_message(error) is None or isinstance(error, ConnectionError):
+        return False
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        if is_first():
+            store.set("failed", "1")
+            return False
+        interruptible(lambda: store.wait(["failed"], datetime.timedelta(seconds=AGREEING)), AGREEING + 1)
+    except (dist.DistStoreError, TimeoutError):
+        return False
+    except RuntimeError:  # rank 0 has ended, and the store with it
+        return not is_first()
+    return True
 
 
 def connect(backend: str) -> None:

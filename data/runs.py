@@ -39,7 +39,7 @@ from torch import Tensor
 from data.checked import listed, read_json, read_object, show
 from data.checksums import SUMS, check_checksums, read_sealed_tensors, seal, unseal, write_sealed_tensors
 from data.cleaning import has_surrogate
-from data.files import in_shell, make_folder, remove_abandoned, write_json, write_tensors, write_text
+from data.files import discard, in_shell, make_folder, remove_abandoned, write_json, write_tensors, write_text
 from data.kept_predictions import Predictions, read_predictions
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
@@ -190,9 +190,8 @@ class Run:
             if os.path.lexists(folder) and not folder.is_dir():
                 raise ValueError(f"{folder} is not a folder; restore it, or choose another --name")
         self.owned = FolderLock(self.folder)
-        for path in self.folder.rglob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        for path in list(self.folder.rglob(".*.tmp")):
+            discard(path)
         remove_abandoned(self.cache)
 
     def release(self) -> None:
@@ -276,6 +275,11 @@ class Run:
         return unseal(config, path) if "sha256" in config or "format" in config else config
 
     @property
+    def identity(self) -> str:
+        """Returns the time and the command with which the run was started."""
+        return f"{self.config.get('started')}: {self.config.get('command')}"
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """Reads result.json, None before the run is finished."""
         path = self.folder / "result.json"
@@ -328,16 +332,17 @@ class Run:
             os.fsync(log.fileno())
             content = log.read()
         facts = {"log_bytes": len(content), "log_sha256": hashlib.sha256(content).hexdigest()}
+        facts["run"] = self.identity
         if self.state_file.exists():
             self.state_file.replace(self.state_before)
         write_sealed_tensors(self.state_file, tensors, {"progress": json.dumps(progress | facts)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Returns the saved (tensors, progress) and sets the log back to that moment.
+        """Returns the saved (tensors, progress), and the log is to be set back to that moment (`restore_log`).
 
         A damaged state is replaced by the one before it, which is printed. Returns None and empties the log if no state
-        was saved yet. Raises ValueError if no saved state can be read, and FileNotFoundError if there is none although
-        an epoch ended.
+        was saved yet. Raises ValueError if no saved state can be read and for that of another run, and
+        FileNotFoundError if there is none although an epoch ended.
         """
         problem = ""
         for path in (path for path in (self.state_file, self.state_before) if path.exists()):
@@ -348,9 +353,10 @@ class Run:
                 problem = str(error)
                 print(f"warning: {error}; trying the state before it")
                 continue
+            if progress.get("run", self.identity) != self.identity:
+                raise ValueError(f"{path} is the state of another run ({progress['run']}); restore that of this run")
             if problem:  # so that the next state does not push the readable one out
                 self.state_file.unlink(missing_ok=True)
-            self.restore_log(progress)
             return tensors, progress
         if problem:
             raise ValueError(f"{problem}; no other state of {self.folder} can be read: start again with another --name")

@@ -25,7 +25,7 @@ from data.bars import progress_bar
 from data.checked import show
 from data.checksums import is_intact, seal_file
 from data.corpus import Corpus, merge_rows, write_rows
-from data.files import replacing, stamp
+from data.files import discard, replacing, stamp
 from data.locks import waiting_lock
 from data.readers import Source
 from data.shard_reader import PART_BYTES, Part, cut_into_parts, documents, find_shards
@@ -178,8 +178,8 @@ class Shards:
 
     def build(self, job: Job, tokenizer: Tokenizer, processes: int, paths: list[Path]) -> None:
         """Tokenizes the parts that are not finished, and merges all."""
-        for path in job.folder.glob(".*.tmp"):  # of processes that were killed
-            path.unlink()
+        for path in list(job.folder.glob(".*.tmp")):  # of processes that were killed
+            discard(path)
         waiting = [number for number in range(len(self.parts)) if not all(map(is_intact, job.paths(number)))]
         affinity = getattr(os, "sched_getaffinity", None)  # Linux only: the cores that this process may use
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1

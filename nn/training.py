@@ -135,6 +135,7 @@ class Training:
             self.average.restore(tensors)
             self.scaler.load_state_dict(state["scaler"])
             self.progress, seconds = Progress.load(state), state["seconds"]
+            ranks.by_first(lambda: self.run.restore_log(state))
             sums = state.get("sums") if ranks.is_first() else None  # each rank adds its own
         self.meter = Meter(sums, seconds, self.settings.options.save_minutes)
 

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from data import ranks
 from data.batches import no_check
 from data.calibration import calibration
 from data.checked import listed
-from data.checksums import check_checksums
+from data.checksums import check_checksums, tensors_digest
 from data.corpus import Corpus, examples_of
 from data.ensemble import Blend, Ensemble, Member, Part, read_members
 from data.explanation import Explanation
@@ -35,6 +36,7 @@ from nn.checkpoint import load_pretrained
 from nn.explain import explain
 from nn.quant import FORMS
 from nn.runtime import Machine
+from nn.sharding import is_sharded
 from peft.adapters import positions
 from peft.loading import load_adapted
 from peft.scoring import score
@@ -48,6 +50,7 @@ class Scorer:
         self.truncation = truncation
         self.labels: tuple[str, ...] = model.config.labels
         self.kind = model.model_type
+        self.is_compared = ranks.alone()  # whether all ranks have this model
 
     @classmethod
     def of_run(
@@ -101,7 +104,10 @@ class Scorer:
         return corpus
 
     def logits(self, corpus: Corpus, check: Callable[[], None] = no_check, bar: bool = True) -> np.ndarray:
-        """Computes logits: float32 [N, C]"""
+        """Computes logits: float32 [N, C]. Raises ValueError if the ranks have different models."""
+        if not self.is_compared:
+            check_same_model(self.model)
+            self.is_compared = True
         return score(self.model, corpus, self.machine, check, bar)
 
     def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
@@ -118,6 +124,15 @@ class Scorer:
         label: index; None: the predicted one.  key, truth: id and label in a file.
         """
         return explain(self.model, self.tokenizer, text, self.truncation, self.score_texts, key, truth, label)
+
+
+def check_same_model(model: Model) -> None:
+    """Raises ValueError if the ranks, which score a share of the reviews each, have different models."""
+    if is_sharded(model):  # whose weights are those of rank 0
+        return
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    if len(set(ranks.gather(tensors_digest(tensors, {"labels": ", ".join(model.config.labels)})))) > 1:
+        ranks.fail(ValueError("the ranks load different models; give them folders that are equal on all machines"))
 
 
 def usual_truncation(model: Model, tokenizer: Tokenizer) -> Truncation:

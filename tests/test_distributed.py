@@ -26,9 +26,12 @@ from data.corpus import Corpus
 from data.errors import clean_exit
 from data.ranks import FRESH_STORE, share_bounds
 from data.runs import Run
+from data.tokenization import load_tokenizer
+from data.windows import Truncation
 from eval import main as evaluate
 from nn.runtime import Machine
 from peft import scoring
+from peft.classifier import Scorer
 
 minutes = pytest.mark.skipif("RANKS" not in os.environ, reason="takes minutes: RANKS=1")
 TOLERANCE = 1e-6  # of fp32 sums in another order, relative to the largest gradient; of losses and weights
@@ -462,6 +465,14 @@ def test_eval_shares_out_reviews(alone: Path, folder: Path, capsys: pytest.Captu
     assert (folder / "three.csv").read_text() == (folder / "one.csv").read_text()
 
 
+def test_an_error_of_all_ranks_is_one_line(folder: Path):
+    (folder / "empty.csv").write_text("text,label\n")
+    codes, _, errors = eval_with_ranks(3, "--data", str(folder / "empty.csv"))
+    assert codes == [2, 2, 2]
+    assert errors.count("error: ") == 1
+    assert "empty.csv contains no review" in errors
+
+
 @minutes
 def test_eval_scores_the_reviews_of_a_run_as_one_process(alone: Path, capsys: pytest.CaptureFixture[str]):
     evaluate(["--run", str(alone / "lora"), "--precision", "fp32"])
@@ -484,6 +495,19 @@ def test_ranks_with_different_texts_are_refused(monkeypatch: pytest.MonkeyPatch)
     corpus = Corpus.from_rows([[1, 2]], [0], pad_id=0)
     with pytest.raises(ValueError, match=r"^the ranks read different texts"):
         scoring.score(tiny("bert"), corpus, Machine(torch.device("cpu"), torch.float32))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_ranks_with_different_models_are_refused(equal: bool, monkeypatch: pytest.MonkeyPatch):
+    scorer = Scorer(tiny("bert"), load_tokenizer("builtin"), Machine(torch.device("cpu"), torch.float32), Truncation(8))
+    scorer.is_compared = False  # as with several ranks
+    monkeypatch.setattr(ranks, "gather", lambda value: [value, value if equal else "0" * 64])
+    corpus = Corpus.from_rows([[1, 2]], [0], pad_id=0)
+    if equal:
+        assert scorer.logits(corpus, bar=False).shape == (1, 2)
+    else:
+        with pytest.raises(ValueError, match=r"^the ranks load different models; give them folders"):
+            scorer.logits(corpus)
 
 
 @pytest.fixture

@@ -53,6 +53,16 @@ def test_an_error_leaves_the_previous_file_unchanged(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_a_library_writes_beside_a_temporary_file_is_deleted_with_it(tmp_path: Path):
+    """safetensors writes .tmpXXXXXX, as large as the tensors, next to the path that it is given."""
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+        (temporary.parent / ".tmpAbCdEf").write_text("left")
+        assert [path.name for path in tmp_path.iterdir()] == [temporary.parent.name]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "new"
+
+
 def test_tensor_files_have_the_permissions_of_text_files(tmp_path: Path):
     write_tensors(tmp_path / "a", {"x": torch.zeros(1)})
     write_text(tmp_path / "b", "")

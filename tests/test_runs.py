@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,7 +36,21 @@ def test_loading_a_state_truncates_the_log(tmp_path: Path):
     tensors, progress = Run.open(tmp_path / "r").load_state()
     assert torch.equal(tensors["x"], torch.arange(3.0))
     assert progress["sums"]["loss"] == 0.1 + 0.2
+    run.restore_log(progress)
     assert [json.loads(line)["step"] for line in run.log_file.read_text().splitlines()] == [1]
+
+
+def test_the_state_of_another_run_is_refused_and_the_log_stays(small_run: list[str], monkeypatch: pytest.MonkeyPatch):
+    for name, rate in (("small", "1e-3"), ("other", "1e-2")):
+        monkeypatch.setattr("data.runs.command_line", lambda name=name: f"python train.py --name {name}")
+        train.main([*small_run, "--epochs", "1", "--learning-rate", rate, "--name", name])
+    run, other = Run.open("runs/small"), Run.open("runs/other")
+    (run.folder / "result.json").unlink()
+    log = run.log_file.read_bytes()
+    shutil.copy(other.state_file, run.state_file)
+    with pytest.raises(ValueError, match=r"state of another run \(.*--name other\); restore that of this run"):
+        train.main(["--resume", str(run.folder)])
+    assert run.log_file.read_bytes() == log
 
 
 def test_without_a_saved_state_the_log_is_emptied(tmp_path: Path):
@@ -53,6 +68,7 @@ def test_a_damaged_state_is_replaced_by_the_one_before_it(tmp_path: Path, capsys
     run.state_file.write_bytes(run.state_file.read_bytes()[:50])
     tensors, progress = run.load_state()
     assert (progress["step"], tensors["x"][0]) == (1, 1)
+    run.restore_log(progress)
     assert [json.loads(line)["step"] for line in run.log_file.read_text().splitlines()] == [1]
     assert "state.safetensors is cut short or damaged" in capsys.readouterr().out
 
@@ -162,7 +178,7 @@ def test_a_damaged_log_is_written_again_from_the_history(tmp_path: Path, damage:
     run.log("epoch", **history[0])
     run.save_state({"x": torch.zeros(1)}, {"history": history})
     run.log_file.write_text(damage(run.log_file.read_text()))
-    run.load_state()
+    run.restore_log(run.load_state()[1])
     assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == [{"event": "epoch", **history[0]}]
 
 
@@ -219,15 +235,15 @@ def test_a_changed_bit_of_a_config_is_noticed(tmp_path: Path):
 
 def test_a_run_has_one_owner(tmp_path: Path):
     run = Run.create(tmp_path / "r", {})
-    temporary = tmp_path / "r/state/.state.safetensors.1.tmp"
-    temporary.parent.mkdir()
-    temporary.touch()
+    left = tmp_path / "r/state/.state.safetensors.1.tmp"  # of a killed process
+    left.mkdir(parents=True)
+    (left / ".tmpAbCdEf").touch()  # safetensors writes it beside the path that it is given
     with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on "):
         Run.create(tmp_path / "r", {})
     run.release()
     with pytest.raises(ValueError, match="exists; continue with --resume"):
         Run.create(tmp_path / "r", {})
-    assert not temporary.exists()
+    assert list(left.parent.iterdir()) == []
 
 
 def test_names_that_cannot_be_run_folders_have_a_way_out(tmp_path: Path):
@@ -273,7 +289,7 @@ def test_a_run_removes_temporary_files_of_killed_processes_from_the_cache(tmp_pa
     owners = {f"{host_digits()}-{number}" for number in (ended.pid, os.getpid(), "x")}
     owners.add(f"00000000-{ended.pid}")  # on another machine
     for owner in owners:
-        write_text(tmp_path / f".cache/shards/.a.npy.{owner}.tmp", "")
+        write_text(tmp_path / f".cache/shards/.a.npy.{owner}.tmp/file", "")
     Run.create(tmp_path / "r", {}).release()
     left = {path.name for path in tmp_path.rglob(".*.tmp")}
     assert left == {f".a.npy.{owner}.tmp" for owner in owners - {f"{host_digits()}-{ended.pid}"}}
