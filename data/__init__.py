@@ -167,7 +167,7 @@ def find_in_folder(root: Path) -> Parts:
             way_out = f"it holds {quoted(tables)}: name one with --data or --train"
         elif inner:  # a dataset of the hub has a folder for each configuration
             way_out = f"it holds the folder {inner[0].name}: name it with --data {in_shell(inner[0])}"
-        elif texts := sorted(path.name for path in root.glob("*.txt")):
+        elif texts := sorted(path.name for ending in ("", *COMPRESSED) for path in root.glob(f"*.txt{ending}")):
             way_out = f"it holds {quoted(texts)}: name one with --train, others with --validation and --test"
         elif kinds := sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern) if is_class_folder(path)):
             shown = quoted([str(path.relative_to(root)) for path in kinds])

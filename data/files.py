@@ -37,6 +37,7 @@ def in_shell(path: str | Path) -> str:
 
 
 UNFINISHED = ".unfinished"  # the staging folder of `filling`
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of standard output
 
 
@@ -65,8 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, None)  # None: of numpy.save
-        if isinstance(error, OSError) and error.errno not in full:
+        if isinstance(error, OSError) and error.errno not in (*FULL, errno.EFBIG, None):  # None: of numpy.save
             raise
         raise OSError(f"cannot write {path}: {error}; an existing file of that name is unchanged") from error
     finally:
@@ -126,7 +126,13 @@ def make_folder(path: Path, way_out: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        way_out = unless_full(error, way_out)
         raise OSError(f"{path} cannot be created as a folder ({error.strerror}); {way_out}") from error
+
+
+def unless_full(error: OSError, way_out: str) -> str:
+    """Returns the way out of an error of a file system: on a full disk, free space is the only one."""
+    return "free some space" if error.errno in FULL else way_out
 
 
 def new_folder(path: Path) -> Path:

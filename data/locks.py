@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.files import unless_full
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -68,7 +70,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_out = "delete it, or choose another --name or --runs"
+        way_out = unless_full(error, "delete it, or choose another --name or --runs")
         raise OSError(f"{path} cannot be written ({error.strerror}); {way_out}") from error
 
 

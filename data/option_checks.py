@@ -12,6 +12,9 @@ from data.tokenization import TRUNCATE
 NO_LAYERS = ("head", "prefix", "prompt", "p_tuning", "p_tuning_v2")  # methods without parameters in the layers
 
 
+MOST_EPOCHS = 1_000_000
+
+
 def check_owners(given: Mapping[str, Any], options: Options, tables: Tables) -> None:
     """Raises ValueError for a flag of another method or objective, which would have no effect."""
     owners = tables.option_classes()
@@ -27,6 +30,8 @@ def check_values(options: Options, model: Any, objective: Any) -> None:
     for name in ("epochs", "batch_size", "accumulation", "max_length", "max_file_mib"):
         if getattr(options, name) < 1:
             raise ValueError(f"{flag(name)} {getattr(options, name)} must be at least 1")
+    if options.epochs > MOST_EPOCHS:
+        raise ValueError(f"--epochs {options.epochs:,} is above {MOST_EPOCHS:,}")
     for field in fields(options):
         if choices := field.metadata["choices"]:
             check_choice(field.name, getattr(options, field.name), dict.fromkeys(choices))

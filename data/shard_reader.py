@@ -187,8 +187,8 @@ def first_text(path: Path, encoding: str) -> tuple[int, str]:
 
 
 def check_line_ends(path: Path, source: Source) -> None:
-    """Raises ValueError for an encoding whose line ends are not the byte of a line feed, UTF-16 and UTF-32, since a
-    shard is cut at these bytes, and for one that the byte order mark excludes."""
+    """Raises ValueError for a file whose line ends are not the byte of a line feed, at which a shard is cut: in UTF-16,
+    UTF-32, and with carriage returns alone. Also for an encoding that the byte order mark excludes."""
     if path.suffix.lower() in PARQUETS:
         return
     with path.open("rb") as file:
@@ -199,6 +199,8 @@ def check_line_ends(path: Path, source: Source) -> None:
     name = codecs.lookup(source.encoding or marked or utf_16_of(start) or "utf-8").name
     if name.startswith(("utf-16", "utf-32")):
         raise ValueError(f"{path} is {name}; shards must be UTF-8: iconv -f {name} -t utf-8 FILE")
+    if b"\r" in start and b"\n" not in start:
+        raise ValueError(rf"{path} ends its lines with carriage returns; shards need line feeds: tr '\r' '\n' < FILE")
 
 
 def open_parquet(path: Path) -> Any:

@@ -20,6 +20,7 @@ from data.checked import read_json
 from data.checksums import read_sealed_tensors
 from data.files import host_digits, new_folder, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
+from data.locks import writing
 from data.meter import Meter
 from data.runs import Run, check_digests
 from data.tables import epochs
@@ -259,6 +260,11 @@ def test_names_that_cannot_be_run_folders_have_a_way_out(tmp_path: Path):
     (tmp_path / "locked" / LOCK).mkdir(parents=True)
     with pytest.raises(OSError, match=rf"locked/{LOCK} cannot be written \(Is a directory\); delete it, or choose"):
         Run.create(tmp_path / "locked", {})
+    with (
+        pytest.raises(OSError, match=r"x cannot be written \(No space left on device\); free some space$"),
+        writing(Path("x")),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -102,6 +102,7 @@ def test_a_build_goes_on_after_the_finished_parts_and_a_finished_one_reads_nothi
     ("name", "content", "message"),
     [
         ("x.txt", b"good\n\nb\xffd\n", r"x.txt: line 3: not UTF-8 text"),
+        ("x.txt", b"good\rbad\r", r"x.txt ends its lines with carriage returns; shards need line feeds: tr "),
         ("x.jsonl", b'{"text": "good"}\n{"text": \n', r"x.jsonl: line 2: not JSON"),
         ("x.jsonl", b'{"text": "good"}\n[1]\n', r"x.jsonl: line 2: list instead of an object"),
         ("x.jsonl", b'{"text": "good"}\n{"txt": "a"}\n', r"x.jsonl: line 2: no field 'text'"),

@@ -412,6 +412,9 @@ def test_a_folder_without_tables_names_what_it_holds(tmp_path: Path):
     (tmp_path / "texts/train.txt").write_text("text\tlabel\n")
     with pytest.raises(FileNotFoundError, match=r"it holds 'train.txt': name one with --train"):
         load_splits(Source(data=str(tmp_path / "texts")))
+    (tmp_path / "texts/train.txt").rename(tmp_path / "texts/train.txt.gz")
+    with pytest.raises(FileNotFoundError, match=r"it holds 'train.txt.gz': name one with --train"):
+        load_splits(Source(data=str(tmp_path / "texts")))
     for name in ("pos", "neg"):
         (tmp_path / "polarity/txt_sentoken" / name).mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"'txt_sentoken/neg', 'txt_sentoken/pos': move their "):

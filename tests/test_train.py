@@ -416,6 +416,7 @@ WRONG = {
     "unknown precision 'fp8'; known: auto, fp32": ["--precision", "fp8"],
     "device 'cuda:7' is not available": ["--device", "cuda:7"],
     "--epochs 0 must be at least 1": ["--epochs", "0"],
+    "--epochs 100,000,000,000 is above 1,000,000": ["--epochs", "100000000000"],
     "--train-reviews 99999 is outside": ["--train-reviews", "99999"],
     "--test-reviews 1 is outside": ["--test-reviews", "1"],
     "max_length 2 leaves no room": ["--max-length", "2"],
