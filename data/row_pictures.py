@@ -153,7 +153,7 @@ def draw_ranking(path: Path, rows: Sequence[Row]) -> None:
 def processor(result: dict[str, Any]) -> tuple[str, int]:
     """Returns the processor of a run and its number of threads."""
     name, _, rest = (result.get("machine") or result["device"]).partition(",")
-    return name.replace("(R)", ""), int(re.search(r"(\d+) threads", rest)[1])  # type: ignore[index]
+    return name.replace("(R)", ""), int(re.search(r"(\d+) threads?", rest)[1])  # type: ignore[index]
 
 
 def draw_minutes(path: Path, rows: Sequence[Row]) -> None:

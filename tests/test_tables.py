@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from data.checked import read_json
 from data.files import write_json
 from data.pictures import Point, label_points, new_figure
-from data.row_pictures import draw_labels, panels, training_data, write_pictures
+from data.row_pictures import draw_labels, panels, processor, training_data, write_pictures
 from data.rows import OTHER_RESULTS, RESULTS, publish, published_rows
 from data.runs import Run
 from data.tables import best_by_model, calibration_table, main, mean_and_deviation, models_table, results_table
@@ -102,6 +102,11 @@ def test_a_row_that_continues_a_run_of_another_name(tmp_path: Path):
     assert "| 3 | gru-c |" in models_table(tmp_path)
     write_result(tmp_path, "gru-d", validation=0.80, test=0.80, run="r-43")
     assert "| 2 | gru-b |" in models_table(tmp_path)
+
+
+@pytest.mark.parametrize(("machine", "threads"), [("AMD EPYC, 2 threads", 2), ("AMD EPYC, 1 thread", 1)])
+def test_the_processor_of_a_run(machine: str, threads: int):
+    assert processor({"machine": machine}) == ("AMD EPYC", threads)
 
 
 def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
