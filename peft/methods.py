@@ -57,6 +57,7 @@ BUILTIN_LORA = {
     "epochs": 2,
     "dropout": 0.0,
 }
+BUILTIN_V2 = {"learning_rate": 1e-1}
 DEMO_LORA = {"batch_size": 32, "learning_rate": 1e-3, "epochs": 3, "warmup": 0.05}
 
 # fmt: off
@@ -70,6 +71,6 @@ METHODS: dict[str, MethodEntry] = {
     "prefix":      MethodEntry(prefix.apply, prefix.PrefixOptions, PREFIX_MLP),
     "prompt":      MethodEntry(prompt.apply, prompt.PromptOptions, PROMPT),
     "p_tuning":    MethodEntry(p_tuning.apply, p_tuning.PTuningOptions, P_TUNING),
-    "p_tuning_v2": MethodEntry(prefix.apply_v2, prefix.PTuningV2Options, PREFIX),
+    "p_tuning_v2": MethodEntry(prefix.apply_v2, prefix.PTuningV2Options, PREFIX, BUILTIN_V2),
 }
 # fmt: on
