@@ -14,7 +14,8 @@ A reading is consistent if its quotes are as described and all rows have the wid
 
 1. With commas, semicolons and bars: rfc4180. If it is not consistent, or has quotes in fields that are not quoted, and
    the file contains \", backslash is taken if that is consistent. Failing this, the spaces between a delimiter and a
-   quote (`1, "A film"`) are left out if no more rows are broken without them. If rfc4180 is consistent and literal is
+   quote (`1, "A film"`) are left out if fewer rows are broken without them, or as many and no rows are
+   joined. If rfc4180 is consistent and literal is
    too, with more rows, and no quote is doubled, a stray quote may have joined rows: the file is refused, and
    `--quoting` selects a reading.
 2. With tabs: literal or rfc4180, the one that is consistent; here rfc4180 has no quotes in fields that are not quoted,
@@ -275,7 +276,8 @@ def choose_reading(path: Path, text: str, delimiter: str) -> tuple[str, Rows]:
             return BACKSLASH, escaped
     if f'{delimiter} "' in text and not is_rfc4180(text, delimiter):
         spaced = split_rows(text, delimiter, SPACED)
-        if len(spaced.broken()) <= len(rows.broken()):
+        fewer, equal = len(spaced.broken()) < len(rows.broken()), len(spaced.broken()) == len(rows.broken())
+        if fewer or (equal and len(spaced.records) == len(rows.records)):  # fewer rows: a stray quote joined them
             return RFC4180, spaced
     return RFC4180, rows
 

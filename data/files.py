@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fnmatch
 import json
 import os
 import shlex
@@ -59,8 +60,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     folder = path.with_name(f".{path.name[:40]}.{host_digits()}-{os.getpid()}.tmp")  # at most 255 bytes
     temporary = folder / "file"
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -89,16 +90,22 @@ def host_digits() -> str:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Deletes what `replacing` left below a folder whose process on this machine was killed.
+    """Deletes the temporary folders of `replacing` below a folder if their process ran on this machine and was killed.
 
-    It stays on systems without /proc, which shows the processes.
+    On systems without /proc, which shows the processes, they stay.
     """
     if not Path("/proc/self").exists():
         return
-    for path in list(folder.rglob(f".*.{host_digits()}-*.tmp")):
+    for path in temporary_paths(folder, f".*.{host_digits()}-*.tmp"):
         number = path.name.removesuffix(".tmp").rpartition("-")[2]
         if number.isdigit() and not Path("/proc", number).exists():
             discard(path)
+
+
+def temporary_paths(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files and folders of these names below a folder. Other processes may remove them meanwhile."""
+    walk = os.walk(folder)  # Path.rglob raises FileNotFoundError for a folder that is removed before it is listed
+    return [Path(parent, name) for parent, inner, files in walk for name in fnmatch.filter(inner + files, pattern)]
 
 
 @contextmanager

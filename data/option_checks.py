@@ -12,7 +12,7 @@ from data.tokenization import TRUNCATE
 NO_LAYERS = ("head", "prefix", "prompt", "p_tuning", "p_tuning_v2")  # methods without parameters in the layers
 
 
-MOST_EPOCHS = 1_000_000
+MOST_EPOCHS = 1_000_000  # the steps of each epoch are listed before the first
 
 
 def check_owners(given: Mapping[str, Any], options: Options, tables: Tables) -> None:

@@ -104,6 +104,8 @@ def joined(device: str) -> Iterator[None]:
         sys.exit(2)
     except Exception as error:
         if first_reports(error):
+            with contextlib.suppress(RuntimeError):
+                agree(0)  # until rank 0 has ended: torchrun would stop it before its message is printed
             sys.exit(2)
         raise
 
@@ -111,8 +113,8 @@ def joined(device: str) -> Iterator[None]:
 def first_reports(error: Exception) -> bool:
     """Returns whether this is not rank 0, and rank 0 reports an error that this rank has raised too.
 
-    The ranks may be in different exchanges, so rank 0 says it in the store of the group. If it does not within AGREEING
-    seconds, the error is this rank's alone.
+    The ranks may be in different exchanges, so rank 0 sets a key in the store of the group. If the key is missing after
+    AGREEING seconds, only this rank has failed.
     """
     if user_message(error) is None or isinstance(error, ConnectionError):
         return False

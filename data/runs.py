@@ -19,6 +19,7 @@ state is replaced by the one before it, a damaged log by the history in the stat
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -39,7 +40,16 @@ from torch import Tensor
 from data.checked import listed, read_json, read_object, show
 from data.checksums import SUMS, check_checksums, read_sealed_tensors, seal, unseal, write_sealed_tensors
 from data.cleaning import has_surrogate
-from data.files import discard, in_shell, make_folder, remove_abandoned, write_json, write_tensors, write_text
+from data.files import (
+    discard,
+    in_shell,
+    make_folder,
+    remove_abandoned,
+    temporary_paths,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from data.kept_predictions import Predictions, read_predictions
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
@@ -160,6 +170,7 @@ class Run:
         write_json(run.folder / "config.json", seal(head | config))
         write_text(run.log_file, "")
         run.created = time.monotonic() if empty else None
+        _ = run.identity
         return run
 
     def discard(self) -> bool:
@@ -190,7 +201,7 @@ class Run:
             if os.path.lexists(folder) and not folder.is_dir():
                 raise ValueError(f"{folder} is not a folder; restore it, or choose another --name")
         self.owned = FolderLock(self.folder)
-        for path in list(self.folder.rglob(".*.tmp")):
+        for path in temporary_paths(self.folder, ".*.tmp"):
             discard(path)
         remove_abandoned(self.cache)
 
@@ -274,9 +285,12 @@ class Run:
         config = read_object(path, RESTORE)
         return unseal(config, path) if "sha256" in config or "format" in config else config
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
-        """Returns the time and the command with which the run was started."""
+        """The time and the command with which the run was started.
+
+        They are read once, so that a later edit of config.json does not end a training.
+        """
         return f"{self.config.get('started')}: {self.config.get('command')}"
 
     @property
@@ -338,7 +352,7 @@ class Run:
         write_sealed_tensors(self.state_file, tensors, {"progress": json.dumps(progress | facts)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Returns the saved (tensors, progress), and the log is to be set back to that moment (`restore_log`).
+        """Returns the saved (tensors, progress). `restore_log` then sets the log back to that moment.
 
         A damaged state is replaced by the one before it, which is printed. Returns None and empties the log if no state
         was saved yet. Raises ValueError if no saved state can be read and for that of another run, and

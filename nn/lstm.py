@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Parameter
 
-from nn.autocast import at_least_fp32
 from nn.dropout import Dropout
-from nn.onednn_lstm import is_suitable, onednn_lstm
+from nn.onednn_lstm import is_suitable, limit_primitives, onednn_lstm
 from nn.recurrence import fast_lstm, join_directions, project_inputs, stack_directions
 from nn.words import Pooling, WordClassifier, WordConfig
 
@@ -67,6 +66,7 @@ class LSTM(Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers {num_layers} must be at least 1")
+        limit_primitives()
         widths = [input_size] + [hidden_size * (1 + bidirectional)] * (num_layers - 1)
         self.layers = ModuleList(
             LSTMLayer(input_size=width, hidden_size=hidden_size, bidirectional=bidirectional) for width in widths
@@ -74,10 +74,10 @@ class LSTM(Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, in];  mask: bool [B, T] -> h of the last layer [B, T, N·D], 0 at padding."""
+        """x: [B, T, in];  mask: bool [B, T] -> h of the last layer [B, T, N·D], 0 at padding, in the dtype of the weights"""
         for number, layer in enumerate(self.layers):
             x = layer(self.dropout(x) if number else x, mask)
-        return at_least_fp32(x)
+        return x.to(next(self.parameters()).dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,11 @@ in each step. The results are those of `plain_lstm` (nn/recurrence.py) up to rou
 outputs h, the weights and the gradients are rounded; c and the gates stay in fp32.
 
 Padding is on the right, and the second direction starts on it. For its state to stay 0 there, its input gate i is
-forced to 0: x has one more element, which is 1 at padding, and -SATURATED is its weight in W_i.
+forced to 0: x has one more element, which is 1 at padding, and -SATURATED is its weight in W_i. |W_i x + b_i| must be
+far below SATURATED.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -19,7 +21,16 @@ from nn.autocast import product_dtype
 from nn.first_order import first_order
 from nn.recurrence import SATURATED
 
+CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 MODE = 2  # of oneDNN's functions: LSTM
+
+
+def limit_primitives() -> None:
+    """Limits the primitives that oneDNN keeps in this process to 128, if it has none yet. Its default is 1,024.
+
+    Each shape of a batch has four primitives in each layer, of 1 to 2 MB together. A smaller cache takes no more time.
+    """
+    os.environ.setdefault(CAPACITY, "128")
 
 
 def is_suitable(x: Tensor, weight: Tensor) -> bool:

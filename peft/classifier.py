@@ -50,7 +50,7 @@ class Scorer:
         self.truncation = truncation
         self.labels: tuple[str, ...] = model.config.labels
         self.kind = model.model_type
-        self.is_compared = ranks.alone()  # whether all ranks have this model
+        self.is_compared = ranks.alone()  # whether the models of all ranks were compared
 
     @classmethod
     def of_run(

@@ -353,8 +353,8 @@ def load_adapted(
     if count == 1:  # of a regression, until a new layer replaces it
         resize_head(plain, rows)
     model = load_adapter(plain, directory, trainable)
-    if labels is not None and new_head:
-        replace_head(model, labels)
+    if new_head:
+        replace_head(model, labels or SENTIMENT)
     elif labels is not None:
         head = head_by_name(names or (), labels)
         if head is None:
@@ -362,6 +362,8 @@ def load_adapted(
         reorder_classes(model, head.order)
         set_labels(model, head.labels)
         model.adapter["class_order"] = head.order
+    elif names is None:
+        print(f"labels: {directory} does not name its classes; by position they are {', '.join(model.config.labels)}")
     return model
 
 

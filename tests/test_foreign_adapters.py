@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from data.checked import read_json
 from data.files import write_json
 from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG
+from data.labels import SENTIMENT
 from data.tokenization import load_tokenizer
 from eval import main as evaluate
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -70,7 +71,9 @@ def test_a_head_that_is_no_classifier_is_refused(adapter: Path, damage, message:
         ({"id2label": {"0": "a", "2": "b"}}, "names the classes .0, 2., but the head has 2"),
     ],
 )
-def test_the_backbone_names_the_classes_of_an_adapter(adapter: Path, names: dict, expected: object):
+def test_the_backbone_names_the_classes_of_an_adapter(
+    adapter: Path, names: dict, expected: object, capsys: pytest.CaptureFixture[str]
+):
     path = adapter.parent / "base" / CONFIG
     config = {key: value for key, value in read_json(path).items() if key not in ("id2label", "label2id")}
     write_json(path, config | names)
@@ -82,6 +85,10 @@ def test_the_backbone_names_the_classes_of_an_adapter(adapter: Path, names: dict
         assert load_adapted(adapter, labels=("x", "y"), new_head=True).config.labels == ("x", "y")
     else:
         assert load_adapted(adapter).config.labels == expected
+        noted = "does not name its classes; by position they are negative, positive" in capsys.readouterr().out
+        assert noted == (expected == ("negative", "positive"))
+        new = load_adapted(adapter, new_head=True)
+        assert (new.config.labels, new.newly_initialized) == (SENTIMENT, {"classifier.weight", "classifier.bias"})
 
 
 def test_the_base_that_is_given_has_the_tokenizer(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,10 +1,13 @@
+import os
+
 import pytest
 import reference
 import torch
+from conftest import tiny, token_batch
 from torch import Tensor
 
 from nn.lstm import LSTM, LSTMLayer
-from nn.onednn_lstm import is_suitable, onednn_lstm
+from nn.onednn_lstm import CAPACITY, is_suitable, onednn_lstm
 from nn.recurrence import (
     LSTMStep,
     fast_lstm,
@@ -123,6 +126,22 @@ def test_onednn_rounds_under_autocast():
     upstream, inputs = torch.randn_like(exact), [x, *layer.parameters()]
     gradients = (torch.autograd.grad(y, inputs, upstream) for y in (rounded, exact))
     torch.testing.assert_close(*gradients, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["lstm", "cnn_lstm", "attention_lstm", "capsule_lstm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_logits_have_the_dtype_of_the_weights(name: str, dtype: torch.dtype):
+    model = tiny(name).to(dtype).eval()
+    assert model(*token_batch([5, 3])).dtype == dtype
+
+
+def test_the_memory_of_onednn_is_limited(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(CAPACITY, raising=False)
+    LSTM(input_size=IN, hidden_size=D)
+    assert os.environ[CAPACITY] == "128"
+    monkeypatch.setenv(CAPACITY, "7")  # as the user set it
+    LSTM(input_size=IN, hidden_size=D)
+    assert os.environ[CAPACITY] == "7"
 
 
 @needs_onednn

@@ -262,6 +262,8 @@ def test_spaces_between_a_delimiter_and_a_quote(tmp_path: Path):
     assert fields(path) == [["1", 'a, "b" c'], ["0", "two\nlines"], ["1", 'say "hi"']]
     broken = write(tmp_path / "x.csv", 'label, text\n1, "a, b"\n0, "c, d"\n1, "e" f\n')
     assert load_reviews(broken, skip_bad_rows=True)["review"].tolist() == ["a, b", "c, d"]
+    stray = write(tmp_path / "x.csv", 'label,text\n1, "tis good\n0, bad\n1, fine\n0, a fish of 6"\n1, best\n')
+    assert [text for _, text in fields(stray)] == [' "tis good', " bad", " fine", ' a fish of 6"', " best"]
     path = write(tmp_path / "x.csv", 'label,text\n1, "a" b\n0,"c, ""d"""\n')  # the first quote opens no field
     assert fields(path) == [["1", ' "a" b'], ["0", 'c, "d"']]
 
