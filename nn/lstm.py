@@ -74,7 +74,7 @@ class LSTM(Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, in];  mask: bool [B, T] -> h of the last layer [B, T, N·D], 0 at padding, in the dtype of the weights"""
+        """x: [B, T, in];  mask: bool [B, T] -> h of the last layer [B, T, N·D] in the weights' dtype, 0 at padding."""
         for number, layer in enumerate(self.layers):
             x = layer(self.dropout(x) if number else x, mask)
         return x.to(next(self.parameters()).dtype)
