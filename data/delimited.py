@@ -13,11 +13,10 @@ separates a column of texts or, failing this, gives all rows the width of the he
 A reading is consistent if its quotes are as described and all rows have the width of the header.
 
 1. With commas, semicolons and bars: rfc4180. If it is not consistent, or has quotes in fields that are not quoted, and
-   the file contains \", backslash is taken if that is consistent. Failing this, the spaces between a delimiter and a
-   quote (`1, "A film"`) are left out if fewer rows are broken without them, or as many and no rows are
-   joined. If rfc4180 is consistent and literal is
-   too, with more rows, and no quote is doubled, a stray quote may have joined rows: the file is refused, and
-   `--quoting` selects a reading.
+   the file contains \", backslash is taken if that is consistent. Otherwise, spaces between a delimiter and a quote
+   (`1, "A film"`) are left out if this leaves fewer broken rows, or as many broken rows and the same number of rows. If
+   rfc4180 is consistent and literal is too, with more rows, and no quote is doubled, a stray quote may have joined
+   rows: the file is refused, and `--quoting` selects a reading.
 2. With tabs: literal or rfc4180, the one that is consistent; here rfc4180 has no quotes in fields that are not quoted,
    because none of its programs writes them. If both are consistent and each record is one line in both, they differ in
    doubled quotes only, and rfc4180 is taken: the literal form never doubles a quote. If both are consistent with
@@ -99,7 +98,7 @@ def split_lines(text: str, delimiter: str) -> Iterator[Record]:
 def split_quoted(text: str, delimiter: str, skip_spaces: bool = False) -> Iterator[Record]:
     """Yields the records of RFC 4180. A record with wrong quotes has a defect, and the next line begins a new one.
 
-    skip_spaces: whether the spaces after a delimiter are left out
+    skip_spaces: whether spaces at the beginning of a field are left out
     """
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=skip_spaces)
@@ -133,7 +132,7 @@ def quote_defect(error: str, start: int, end: int) -> str:
 
 
 def split_spaced(text: str, delimiter: str) -> Iterator[Record]:
-    """Yields the records of RFC 4180 without the spaces after a delimiter, which may stand before a quote."""
+    """Yields the records of RFC 4180. Spaces at the beginning of a field are left out."""
     return split_quoted(text, delimiter, skip_spaces=True)
 
 
@@ -276,8 +275,9 @@ def choose_reading(path: Path, text: str, delimiter: str) -> tuple[str, Rows]:
             return BACKSLASH, escaped
     if f'{delimiter} "' in text and not is_rfc4180(text, delimiter):
         spaced = split_rows(text, delimiter, SPACED)
-        fewer, equal = len(spaced.broken()) < len(rows.broken()), len(spaced.broken()) == len(rows.broken())
-        if fewer or (equal and len(spaced.records) == len(rows.records)):  # fewer rows: a stray quote joined them
+        broken, before = len(spaced.broken()), len(rows.broken())
+        joined = len(spaced.records) != len(rows.records)  # by a stray quote
+        if broken < before or (broken == before and not joined):
             return RFC4180, spaced
     return RFC4180, rows
 

@@ -28,7 +28,7 @@ MODE = 2  # of oneDNN's functions: LSTM
 def limit_primitives() -> None:
     """Limits the primitives that oneDNN keeps in this process to 128, if it has none yet. Its default is 1,024.
 
-    Each shape of a batch has four primitives in each layer, of 1 to 2 MB together. A smaller cache takes no more time.
+    In each layer, each shape of a batch has four primitives of its own, which take memory.
     """
     os.environ.setdefault(CAPACITY, "128")
 
