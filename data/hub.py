@@ -9,6 +9,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def subfolder_hint(directory: Path, names: Sequence[str]) -> str:
         path.parent for name in names for kind in ("*", "snapshots/*") for path in directory.glob(f"{kind}/{name}")
     )
     found = sorted({folder.relative_to(directory).as_posix() for folder in folders})
-    return f"; its folder {listed(found)} has one" if found else ""
+    its, have = ("its folders", "have") if found[1:] else ("its folder", "has")
+    return f"; {its} {listed(found)} {have} one" if found else ""
 
 
 # --------------------------------------------------------------------------------------------------------- the hub
@@ -188,23 +190,35 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
             problem = f"the hub cache cannot be written ({error}); set HF_HOME to a folder that can be"
             raise FileNotFoundError(problem) from error
         raise FileNotFoundError(
-            f"{name!r} is neither a directory here nor complete in the hub cache, and the hub cannot be reached; "
-            "give the path of a directory, or go online once"
+            f"{name!r} is neither a directory here nor complete in the hub cache, and {unreachable(error)}"
         ) from error
+
+
+def unreachable(error: BaseException) -> str:
+    """Describes why the hub gave no files, with the way out. error: of huggingface_hub, perhaps with its cause"""
+    from huggingface_hub.errors import HfHubHTTPError  # slow to import, needed only here
+
+    answer = next((one for one in (error, error.__cause__) if isinstance(one, HfHubHTTPError)), None)
+    if answer is None or answer.response is None:
+        return "the hub cannot be reached; give the path of a directory, or go online once"
+    refused = "set HF_TOKEN if access is limited" if answer.response.status_code in (401, 403) else "try again later"
+    return f"the hub refuses it ({show(str(answer), 160)}); give the path of a directory, or {refused}"
 
 
 def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Downloads files of a hub repository, or finds them in a cache that cannot be written. Returns their folder."""
     from huggingface_hub import snapshot_download  # slow to import, needed only here
 
+    fetch_files = partial(snapshot_download, name, revision=revision, allow_patterns=list(patterns))
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        return Path(fetch_files())
     except OSError as error:
+        if type(error).__name__ == "ChunkedEncodingError":  # before version 1.0, a cut transfer is not resumed at once
+            return Path(fetch_files())
         if error.errno not in NOT_WRITABLE:
             raise
         with contextlib.suppress(FileNotFoundError):
-            cached = snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True)
-            return Path(cached)
+            return Path(fetch_files(local_files_only=True))
         raise
 
 
@@ -298,7 +312,8 @@ def adapter_base(directory: str | Path, given: str = "") -> str:
 
     given: replaces the recorded backbone (`--base`). A recorded relative path is looked up in the adapter's directory
     first; `given` cannot replace a backbone that is there. Of a hub id, config.json is fetched. Raises
-    FileNotFoundError that names --base if the backbone is not found, and ValueError.
+    FileNotFoundError that names --base if the backbone is not found, and ValueError if `given` is another one than that
+    in the directory, or if the file names two revisions.
     """
     config = read_adapter_config(directory)
     recorded = config.get("base_model_name_or_path") or ""

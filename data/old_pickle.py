@@ -92,12 +92,14 @@ ADMITTED: dict[tuple[str, str], Any] = {
     ("builtins", "set"): set,
     ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct, never called
     ("numpy", "dtype"): DType,
-    ("numpy._core.numeric", "_frombuffer"): make_array,
 } | {
-    (f"numpy.{core}.multiarray", name): function
-    for core in ("core", "_core")
-    for name, function in (("_reconstruct", new_array), ("scalar", make_scalar))
-}
+    (f"numpy.{core}.{module}", name): function
+    for core in ("core", "_core")  # before numpy 2.0 (protocol 5: before 2.1), and since
+    for module, name, function in (
+        ("multiarray", "_reconstruct", new_array), ("multiarray", "scalar", make_scalar),
+        ("numeric", "_frombuffer", make_array),
+    )
+}  # fmt: skip
 
 
 class DataUnpickler(pickle.Unpickler):

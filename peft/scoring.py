@@ -99,7 +99,7 @@ def score(
             with machine.autocast():
                 found = model(batch.input_ids, batch.mask).float().cpu()
             if number < len(own):
-                logits[batch.rows.cpu()] = found
+                logits[batch.rows.cpu().numpy()] = found
                 progress.update(len(batch.labels))
             check()
     pooled = corpus.pool(add_rows(logits))

@@ -42,11 +42,13 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves the hub's layout. repos: {"some/name": {revision: {file: bytes}}}. cut: files whose first transfer ends
-    half-way. requests: the log of all requests. settings: environment variables of a client."""
+    """Serves the hub's layout. repos: {"some/name": {revision: {file: bytes}}}. refused: {repository: HTTP status}.
+    cut: files whose first transfer ends half-way. requests: the log of all requests. settings: environment variables of
+    a client."""
 
     repos: dict[str, dict[str, dict[str, bytes]]]
     gated: frozenset[str]
+    refused: dict[str, int]
     cut: set[str]
     requests: list[str]
     settings: dict[str, str]
@@ -81,6 +83,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer_error(404, "RepoNotFound")
         if match[1] in self.gated:
             return self.answer_error(403, "GatedRepo")
+        if match[1] in self.refused:
+            return self.answer_error(self.refused[match[1]], "Refused")
         revision = match[2] or "main"
         revision = next((name for name, commit in COMMITS.items() if commit == revision), revision)
         if revision not in self.repos[match[1]]:
@@ -157,7 +161,7 @@ def hub(tmp_path: Path) -> Iterator[type[Hub]]:
 
     class Server(Hub):
         repos = published_repos(tiny_weights(tmp_path / "published"))
-        gated, cut, requests = frozenset({"some/gated"}), set(), []
+        gated, refused, cut, requests = frozenset({"some/gated"}), {}, set(), []
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -240,6 +244,14 @@ def test_every_failure_is_one_line(hub: type[Hub]):
 def test_without_a_network_the_error_names_the_remedy(hub: type[Hub]):
     (line,) = load(hub, "some/model", HF_ENDPOINT="http://127.0.0.1:9")
     assert line.startswith("error 'some/model' is neither a directory here nor complete in the hub cache")
+
+
+def test_a_refusal_of_the_hub_is_no_missing_network(hub: type[Hub]):
+    hub.repos["some/private"] = hub.repos["some/model"]
+    for status, way_out in ((403, "set HF_TOKEN if access is limited"), (429, "try again later")):
+        hub.refused = {"some/private": status}
+        (line,) = load(hub, "some/private")
+        assert re.search(rf"and the hub refuses it \(.*{status}.*\); give the path of a directory, or {way_out}$", line)
 
 
 def call(hub: type[Hub], function: str, name: str, **settings: str) -> str:

@@ -16,7 +16,7 @@ import train
 from data import glove, word_vectors
 from data.checked import read_json
 from data.glove import Glove, count_pairs, train_glove, weight
-from data.old_pickle import read_pickle3
+from data.old_pickle import ADMITTED, read_pickle3
 from data.tokenization import load_tokenizer, train_tokenizer
 from data.word_vectors import WordVectors, load_vectors, read_published_vectors, save_vectors, trained_vectors
 from nn.checkpoint import load_pretrained
@@ -139,6 +139,8 @@ def test_a_saved_file_has_the_same_words_and_numbers(tmp_path: Path):
     again = load_vectors(tmp_path / "v.safetensors")
     assert again.words == vectors.words
     assert torch.equal(again.vectors, vectors.vectors)
+    save_vectors(tmp_path / "v.safetensors", WordVectors(vectors.words, vectors.vectors.double()))
+    assert load_vectors(tmp_path / "v.safetensors").vectors.dtype == torch.float32
     (tmp_path / "v.safetensors").write_bytes((tmp_path / "v.safetensors").read_bytes()[:-3])
     with pytest.raises(ValueError, match="cut short"):
         read_vectors(tmp_path / "v.safetensors", [])
@@ -202,6 +204,12 @@ def test_reads_the_pickle_of_the_older_project(tmp_path: Path, protocol: int, ki
     assert words == ["good", "bad"]
     assert vectors.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert read_vectors(tmp_path / "imdb_glove.pickle3", []).words == words
+
+
+def test_names_of_older_versions_of_numpy_are_admitted():
+    """numpy 2.0 and earlier write them."""
+    names = {"multiarray": ("_reconstruct", "scalar"), "numeric": ("_frombuffer",)}
+    assert {(f"numpy.core.{module}", name) for module in names for name in names[module]} <= ADMITTED.keys()
 
 
 class Payload:
