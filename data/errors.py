@@ -63,7 +63,7 @@ def prepare_output() -> None:
     """Makes standard output replace the characters that its encoding lacks (cp1252, latin-1, ascii).
 
     It also writes each line at once, so that a log file shows a run while it trains. A stream that the caller closed
-    (`>&-`) reads and writes nothing, and no data file takes its number.
+    (`>&-`) is replaced by the null device, so that no data file gets its number.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -104,7 +104,8 @@ def user_message(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if out_of_memory(error):
         return (
-            "out of memory; lower --batch-size (and raise --accumulation), lower --max-length, or add --checkpointing"
+            "out of memory; close other programs; training needs less with a lower --batch-size (and a higher "
+            "--accumulation), a lower --max-length, or --checkpointing"
         )
     if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
         return f"{error.object[:40]!a} is not valid text: some of its bytes are not {error.encoding}"
@@ -143,7 +144,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 class Interrupt:
     """Raises Stopped at the first Ctrl-C, SIGTERM or SIGHUP; in a block `deferred`, at its next `check`.
 
-    The second signal raises KeyboardInterrupt. Leaving the context restores the handlers.
+    The second signal raises KeyboardInterrupt. Leaving the context restores the handlers. Under nohup, SIGHUP stays
+    ignored.
     """
 
     def __init__(self) -> None:
@@ -151,7 +153,8 @@ class Interrupt:
         self.deferring = False
 
     def __enter__(self) -> "Interrupt":
-        self.before = {number: signal.signal(number, self.handle) for number in SIGNALS}
+        ignored = {number for number in SIGNALS[2:] if signal.getsignal(number) == signal.SIG_IGN}  # by nohup
+        self.before = {number: signal.signal(number, self.handle) for number in SIGNALS if number not in ignored}
         return self
 
     def __exit__(self, *_: object) -> None:

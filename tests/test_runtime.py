@@ -69,8 +69,8 @@ def test_autocast_lowers_only_matrix_products():
     [
         (ValueError("bad\nvalue"), "error: bad value\n"),
         (FileNotFoundError("x does not exist"), "error: x does not exist\n"),
-        (MemoryError(), "error: out of memory; lower --batch-size"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory; lower --batch-size"),
+        (MemoryError(), "error: out of memory; close other programs; training needs less with a lower --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory; close other programs"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "error: out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory"),
         (RuntimeError("Could not determine home directory."), "error: no home directory is known for ~; write the"),
@@ -113,6 +113,17 @@ def test_a_signal_stops_at_once_and_the_second_one_without_a_state(number: int):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(number) == before
+
+
+def test_a_hangup_is_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            interrupt.check()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("checked", [True, False])
