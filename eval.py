@@ -31,7 +31,15 @@ import pandas as pd
 
 import peft
 from data import Source, Splits, find_source, load_splits, load_table, ranks
-from data.calibration import best_threshold, calibration, describe_threshold, draw_reliability, summary, validation_of
+from data.calibration import (
+    best_threshold,
+    calibration,
+    describe_threshold,
+    draw_reliability,
+    fit_temperature,
+    summary,
+    validation_of,
+)
 from data.cleaning import clean, has_surrogate
 from data.compare import flips, significance
 from data.corpus import Corpus
@@ -49,6 +57,7 @@ from data.eval_options import (
     DEFAULT_OUT,
     DESCRIPTION,
     EXAMPLES,
+    KEPT,
     Options,
     check_flags,
     check_ranks,
@@ -59,11 +68,12 @@ from data.eval_options import (
 )
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import filling, is_stdout, write_output
-from data.flags import check_choice, check_different, parse_flags, split_folders
+from data.flags import check_choice, check_different, flag, parse_flags, split_folders
 from data.held_out import held_out, warn_trained
 from data.hub import CLASSIFIER, CONFIG, backbone_is_missing
 from data.imdb import as_frame
 from data.jobs import environment_number
+from data.kept_predictions import WITHOUT
 from data.labels import SENTIMENT, UNKNOWN, canonical
 from data.metrics import metrics, print_metrics, softmax
 from data.mistakes import (
@@ -164,13 +174,23 @@ def evaluate_folder(
         splits = held_out(run, settings_of(run).options, source, splits, partial(own_splits, run))
     last: tuple[str, pd.DataFrame, np.ndarray] | None = None
     for name, frame in labelled_parts(splits):
-        logits, truth = scorer.score_frame(frame), frame["sentiment"].to_numpy()
+        logits, truth = score_part(scorer, frame, name), frame["sentiment"].to_numpy()
         print_metrics(name, metrics(logits, truth), scorer.labels)
         if options.data == "demo":
             print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == truth))
         last = (name, frame, logits)
     if last is not None and not isinstance(scorer, Ensemble):
         list_mistakes(options, emit, scorer, *last)
+
+
+def score_part(scorer: Scorer | Blend | Ensemble, frame: pd.DataFrame, name: str) -> np.ndarray:
+    """Computes the logits of reviews, [N, C]. Prints the metrics of each member of an ensemble if all have labels.
+
+    name: of the reviews, before these metrics
+    """
+    if isinstance(scorer, Ensemble) and len(frame) and (frame["sentiment"] != UNKNOWN).all():
+        return scorer.score_frame(frame, part=name)
+    return scorer.score_frame(frame)
 
 
 def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -193,10 +213,12 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     kept, truth = run.predictions("validation"), splits.validation["sentiment"]
     if kept is not None and not np.array_equal(kept.labels, truth[truth != UNKNOWN]):
         path = run.folder / "validation.probabilities.safetensors"
-        raise ValueError(f"{path} has the labels of other reviews; delete it: the run can be used without it")
+        raise ValueError(f"{path} has the labels of other reviews; {WITHOUT}")
     has_predictions = options.plot or kept is not None
+    is_changed = any(getattr(options, name) != getattr(Options, name) for name in KEPT)  # such as another --truncate
     temperature = ranks.in_turn(lambda: calibration(run)) if has_predictions else None
-    threshold = best_threshold(*validation_of(run)) if options.threshold else 0.5
+    scores_validation = bool((truth != UNKNOWN).any())
+    threshold = best_threshold(*validation_of(run)) if options.threshold and not scores_validation else 0.5
     last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
     for name, frame in labelled_parts(splits):
         corpus = ranks.in_turn(partial(scorer.corpus, frame, run.cache_to_score))
@@ -205,9 +227,11 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
         if trained.data == "demo" and not getattr(trained, name):
             print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
         if temperature is not None:
+            if name == "validation" and is_changed:
+                temperature = fit_temperature(logits, corpus.labels)
             print(summary(name, softmax(logits), corpus.labels, temperature))
         if options.threshold:
-            if name == "validation":  # as it is scored here, perhaps with another --truncate
+            if name == "validation":
                 threshold = best_threshold(softmax(logits), corpus.labels)
             print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
         last = (name, frame, logits, corpus)
@@ -263,7 +287,7 @@ def evaluate_file(
     name = Path(options.data).name
     for run in runs:
         warn_trained(run, frame, partial(own_splits, run))
-    logits = scorer.score_frame(frame)
+    logits = score_part(scorer, frame, name)
     print_metrics(name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
     if isinstance(scorer, Ensemble):
         return
@@ -286,7 +310,7 @@ def predict(
     if options.submission and sorted(map(canonical, scorer.labels)) != sorted(SENTIMENT):
         names = ", ".join(scorer.labels)
         print(f"note: --submission writes the names {names}; Kaggle's file has 0 and 1 for negative and positive")
-    logits = scorer.score_frame(frame)
+    logits = score_part(scorer, frame, Path(options.predict).name)
     emit(predictions_csv(frame["id"], logits, scorer.labels, options.submission))
     if not is_stdout(options.out):
         print(f"{options.out}: {len(frame):,} predictions")
@@ -391,12 +415,20 @@ def ids_of_test(run: Run) -> list[str]:
     return test["id"][test["sentiment"] != UNKNOWN].tolist()
 
 
+def check_products(scorer: Scorer | Blend, given: dict[str, Any]) -> None:
+    """Raises ValueError for flags of matrix products if the model has none."""
+    for name in ("precision", "quantize"):
+        if isinstance(scorer, Scorer) and scorer.kind == "nb_linear" and name in given:
+            raise ValueError(f"{flag(name)} has no effect here: nb_linear multiplies no matrices")
+
+
 def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     """Scores or labels reviews with the checkpoint --weights."""
     machine = choose_machine(options.device, options.precision or "auto")
     quantize = "none" if options.quantize == "run" else options.quantize
     how = {"quantize": quantize, "base": options.base, "max_length": options.max_length}
     scorer = ranks.in_turn(lambda: load_checkpoint(options.weights, machine, **how, **given_truncation(given)))
+    check_products(scorer, given)
     source = source_for(given, TrainOptions())
     run = Run.of_weights(options.weights)
     runs = [] if run is None else [run]
@@ -420,6 +452,7 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     scorer = ranks.in_turn(
         lambda: Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(given))
     )
+    check_products(scorer, given)
     if "text" in given:
         answer(options, scorer)
     elif options.predict:

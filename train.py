@@ -71,7 +71,7 @@ from nn.runtime import (
     describe_memory,
     keep_freed_memory,
     machine_of,
-    num_parameters,
+    num_weights,
     peak_memory,
     release_freed_memory,
     tokens_per_pass,
@@ -111,7 +111,7 @@ def prepare_training(
     lora_plus = getattr(settings.method, "lora_plus", 1.0)
     groups = parameter_groups(model, options, peft.is_adapter_parameter, lora_plus)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    print(describe_groups(groups, num_parameters(model)))
+    print(describe_groups(groups, num_weights(model)))
     print(describe_memory(model, average=options.average > 0))
     if is_sharded(model):
         print(describe_shards(model))
@@ -333,7 +333,7 @@ def finish_epoch(t: Training) -> None:
         t.run.log("epoch", epoch=progress.epoch + 1, **record)
     digits = {key: ",.0f" if value >= 10_000 else ",.4g" for key, value in record.items()}
     line = ", ".join(f"{key} {value:{digits[key]}}" for key, value in record.items())
-    print(f"{name}: {line}, best" if better else f"{name}: {line}")
+    print(f"{name}: {line}" + (", saved" if t.entry.pretraining else ", best" if better else ""))
     progress.history = [*progress.history, {"epoch": progress.epoch + 1, **record}]
     progress.epoch, progress.step = progress.epoch + 1, 0
     t.meter.reset()
@@ -354,8 +354,10 @@ def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
     reviews = np.bincount(t.held_out.labels, minlength=len(predicted))
     of_class = zip(t.splits.labels, predicted, reviews, strict=True)
     if never := [name for name, count, present in of_class if present and not count]:
-        way_out = "another --learning-rate, more --epochs or --class-weights balanced"
-        print(f"warning: no validation review gets the label {', '.join(never)}; try {way_out}")
+        ways = ["another --learning-rate", "more --epochs"]
+        if t.settings.options.class_weights == "none" and len(set(np.bincount(t.corpus.labels))) > 1:
+            ways.append("--class-weights balanced")
+        print(f"warning: no validation review gets the label {', '.join(never)}; try {' or '.join(ways)}")
     return found, logits
 
 
@@ -389,7 +391,7 @@ def finish(t: Training) -> None:
     result: dict[str, Any] = {
         "parameters": {
             "trained": sum(p.numel() for p in t.trainable if p.requires_grad),
-            "total": num_parameters(t.model),
+            "total": num_weights(t.model),
         },
         "seconds": t.meter.total(),
         "best_epoch": progress.best_epoch,

@@ -24,6 +24,7 @@ from data.runs import Run
 
 BINS = 15  # of equal width, as in the paper
 LIMIT = 100.0  # largest temperature; the smallest is 1/LIMIT
+EQUAL = 1e-6  # classes whose logits differ less have one probability
 SMALLEST = 1e-30  # probability in place of 0, whose logarithm is not finite
 
 
@@ -41,10 +42,13 @@ def scaled(logits: np.ndarray, temperature: float) -> np.ndarray:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns the T with the largest likelihood of the labels. logits: [N, C];  labels: [N]
 
-    The mean loss is convex in β = 1/T with the derivative mean(Σ_c q_c z_c - z_label), whose root bisection finds.
+    The mean loss is convex in β = 1/T with the derivative mean(Σ_c q_c z_c - z_label), whose root bisection finds. If
+    no review has a more probable class, each T has the same likelihood, and T is 1.
     """
     labels = checked_labels(logits, labels)
     z = logits.astype(np.float64)
+    if np.ptp(z, axis=1).max() < EQUAL:
+        return 1.0
     of_label = z[np.arange(len(labels)), labels].mean()
     low, high = -np.log(LIMIT), np.log(LIMIT)  # of log β
     for _ in range(50):
@@ -170,5 +174,8 @@ def describe_threshold(name: str, probabilities: np.ndarray, labels: np.ndarray,
 def validation_of(run: Run) -> Predictions:
     """Returns the kept predictions of the validation reviews. Raises ValueError if there are none."""
     if (kept := run.predictions("validation")) is None:
-        raise ValueError(f"{run.folder} kept no probabilities of its validation reviews, so it has no temperature")
+        raise ValueError(
+            f"{run.folder} kept no probabilities of its validation reviews, from which a temperature or a threshold is "
+            "computed"
+        )
     return kept

@@ -20,7 +20,7 @@ import pandas as pd
 from data import Splits
 from data.batches import no_check
 from data.calibration import calibration, log_probabilities, scaled
-from data.checked import check_types, listed, read_json, show
+from data.checked import about, check_types, listed, read_json, show
 from data.explanation import Explanation, weighted_sum
 from data.hub import MEMBERS
 from data.kept_predictions import Predictions
@@ -98,7 +98,8 @@ def read_members(folder: Path) -> list[tuple[Path, float]]:
     if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):
         raise ValueError(f"{path} must be a list of members, each with weights and factor")
     for member in members:
-        check_types(member, {"weights": str, "factor": float})
+        with about(path):
+            check_types(member, {"weights": str, "factor": float})
         if difference := listed({"weights", "factor"} ^ member.keys()):
             raise ValueError(
                 f"{path}: a member has weights and factor, and nothing else; here it differs in {difference}"
@@ -129,16 +130,16 @@ class Ensemble:
         self.labels: tuple[str, ...] = members[0].scorer.labels
         check_same({member.name: member.scorer.labels for member in members})
 
-    def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
+    def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check, part: str = "") -> np.ndarray:
         """Computes log-probabilities, which are logits: float64 [N, C]. check: called between batches
 
-        Prints each member's metrics if all reviews have labels.
+        part: the name of a split whose reviews all have labels; each member's metrics are printed then
         """
         logits = [member.scorer.score_frame(frame, check) for member in self.members]
         truth = frame["sentiment"].to_numpy()
-        if len(truth) and (truth >= 0).all():
-            for member, z in zip(self.members, logits, strict=True):
-                print_metrics(member.name, metrics(scaled(z, member.temperature), truth), self.labels)
+        for member, z in zip(self.members, logits, strict=True) if part else ():
+            name = f"{part}, {member.name} (temperature {member.temperature:.3f})"
+            print_metrics(name, metrics(scaled(z, member.temperature), truth), self.labels)
         return mean_log_probabilities(logits, [member.temperature for member in self.members])
 
 
@@ -180,7 +181,7 @@ def print_ensemble(runs: Sequence[Run], labels: tuple[str, ...]) -> None:
     temperatures = [calibration(run) for run in runs]
     for split in ("validation", "test"):
         if split == "test" and all(run.predictions("test") is None for run in runs):
-            print("test: no labelled reviews")
+            print("test: no run kept probabilities of labelled test reviews")
             return
         for run, temperature in zip(runs, temperatures, strict=True):
             alone = ensemble_metrics([run], split, [temperature])
@@ -196,7 +197,8 @@ def check_splits(splits: dict[str, Splits]) -> None:
     splits: {name of the run: its reviews}. Reviews are compared by their text. A text that a run itself has in two
     splits is a duplicate in its data.
     """
-    texts = {name: [set(frame["review"]) for frame in parts[:3]] for name, parts in splits.items()}
+    labelled = {name: [frame[frame["sentiment"] != UNKNOWN] for frame in parts[:3]] for name, parts in splits.items()}
+    texts = {name: [set(frame["review"]) for frame in frames] for name, frames in labelled.items()}
     for name, (train, validation, test) in texts.items():
         for other, (seen, _, _) in texts.items():
             for split, scored in (("validation", validation), ("test", test)):

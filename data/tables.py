@@ -71,12 +71,13 @@ def comparison_row(run: Run) -> tuple[str, ...]:
             raise ValueError(f"test accuracy {test!r} is no number")
     with reading(run.log_file, "the log of a run", "restore it, or leave the run out"):
         curve = [event["val_acc"] for event in history]
+        kept = curve[result["best_epoch"] - 1] if result else max(curve, default=0.0)
         minutes = f"{history[-1]['seconds'] / 60:.0f}" if history else "-"
     return (
         run.name,
         *(listed([options.get(name, "?")]) for name in ("model", "peft", "loss")),
         "?" if trained is None else f"{trained:,}",
-        f"{max(curve):.4f}" if curve else "-",
+        f"{kept:.4f}" if curve else "-",
         f"{test:.4f}" if test is not None else "-",
         minutes,
         " ".join(f"{value:.4f}" for value in curve),
@@ -98,15 +99,20 @@ def draw_curves(runs: Iterable[Run], path: Path) -> None:
     """
     figure = new_figure(width=7, height=4.5)
     axes = figure.subplots()
+    names: list[str] = []
+    lines: list[Any] = []
     for run in runs:
         history = epochs(run)
         numbers = [event["epoch"] for event in history]
-        (line,) = axes.plot(numbers, [event["val_acc"] for event in history], marker="o", label=run.name)
+        (line,) = axes.plot(numbers, [event["val_acc"] for event in history], marker="o")
         axes.plot(numbers, [event["train_acc"] for event in history], linestyle="--", color=line.get_color())
+        lines.append(line)
+        names.append(run.name)
     axes.set(xlabel="epoch", ylabel="accuracy: validation (solid), training (dashed)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend()
+    for text in axes.legend(lines, names).get_texts():
+        text.set_parse_math(False)  # a name may contain $
     write_figure(figure, path)
 
 

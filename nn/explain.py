@@ -97,12 +97,13 @@ def explain(
         weights = [
             (title, sum_by_word(x.double().numpy(), word_of, count)) for title, x in pooling_weights(model, ids, label)
         ]
+    has_token = np.isin(np.arange(count), align(tokenizer, text, WHOLE, "head")[2])
     removed = np.zeros(count)
     removed[read] = erasure(logits[:1], logits[1:], label).double().numpy()
     blank = "no n-gram" if isinstance(model, NBLinear) else f"each token as {tokenizer.tokens[baseline_id(tokenizer)]}"
     return Explanation(
         words=words,
-        read=np.isin(np.arange(count), read),
+        read=np.isin(np.arange(count), read) | ~has_token,
         label=names[label],
         probabilities={name: float(p) for name, p in zip(names, softmax(logits[:1].numpy())[0], strict=True)},
         gradients=gradients,

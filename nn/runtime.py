@@ -213,6 +213,11 @@ def num_parameters(model: Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.dtype not in (torch.int8, torch.uint8))
 
 
+def num_weights(model: Module) -> int:
+    """Counts all parameters, the quantized ones too."""
+    return num_parameters(model) + quantized_weights(model)[0]
+
+
 def static_memory(model: Module) -> StaticMemory:
     """Computes the memory that does not depend on the batch."""
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -1,5 +1,6 @@
 """The mean of calibrated probabilities: its equation, its splits, its commands."""
 
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import train
 from data import Splits
 from data.checked import read_json
 from data.ensemble import check_splits, mean_log_probabilities
+from data.labels import UNKNOWN
 from data.runs import Run
 from eval import main as evaluate
 from nn.checkpoint import save_pretrained
@@ -36,6 +38,9 @@ def test_reviews_that_another_member_was_trained_on_are_named():
         check_splits({"a": frames("abcd", "ef", "xy"), "b": frames("abce", "df", "xy")})
     with pytest.raises(ValueError, match="2 test reviews of b were training reviews of a"):
         check_splits({"a": frames("abxy", "ef", "z"), "b": frames("ab", "ef", "xy")})
+    unlabelled = frames("ab", "ef", "xyc")
+    unlabelled.test.loc[2, "sentiment"] = UNKNOWN  # is not scored
+    check_splits({"a": unlabelled, "b": frames("abc", "ef", "xy")})
     for other, split in ((frames("ab", "fe", "xy"), "validation"), (frames("ab", "ef", "xyz"), "test")):
         with pytest.raises(ValueError, match=f"a and b have different {split} reviews; score a file"):
             check_splits({"a": frames("ab", "ef", "xy"), "b": other})
@@ -81,7 +86,9 @@ def test_an_ensemble_scores_predicts_and_answers(tmp_path, monkeypatch, capsys):
     (tmp_path / "two.csv").write_text("review,label\ngood film,1\nbad film,0\n")
     evaluate(["--run", "runs/a", "runs/b", "--predict", "two.csv", "--out", "out.csv"])
     members = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in members] == ["runs/a", "runs/b", "out.csv", "two.csv"]
+    assert [re.split(r":| \(", line)[0] for line in members] == [
+        "two.csv, runs/a", "two.csv, runs/b", "out.csv", "two.csv"
+    ]  # fmt: skip
     assert (tmp_path / "out.csv").read_text().startswith("id,label,p_negative,p_positive\n2,")
     evaluate(["--run", "runs/a", "runs/b", "--data", "two.csv"])
     evaluate(["--run", "runs/a", "runs/b", "--text", "good film"])
