@@ -21,8 +21,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from data import demo
-from data.checked import reading
-from data.cleaning import clean
+from data.cleaning import clean_line
 from data.columns import ABSENT
 from data.download import fetch_imdb
 from data.files import check_inside, in_shell
@@ -139,7 +138,7 @@ def find_parts(source: Source) -> Parts:
     elif root.exists():
         parts = Parts((root,))
     else:
-        raise FileNotFoundError(f"{source.data or '--data'} does not exist")
+        raise FileNotFoundError(f"{source.data} does not exist")
     parts = with_named_files(parts, source)
     if not source.train and root.is_dir():
         print_unread(root, parts, [part for part in ("validation", "test") if getattr(source, part)])
@@ -160,23 +159,28 @@ def find_in_folder(root: Path) -> Parts:
         return Parts(train, test=find_file(root, TEST), unlabelled=find_file(root, UNLABELED))
     found = {part: find_part(root, part) for part in SPLIT_NAMES}
     if not found["train"]:
-        tables = tables_in(root)
-        inner = sorted(path for path in root.iterdir() if path.is_dir() and tables_of(path, "train"))
-        way_out = "it holds no table"
-        if tables:
-            way_out = f"it holds {quoted(tables)}: name one with --data or --train"
-        elif inner:  # a dataset of the hub has a folder for each configuration
-            way_out = f"it holds the folder {inner[0].name}: name it with --data {in_shell(inner[0])}"
-        elif texts := sorted(path.name for ending in ("", *COMPRESSED) for path in root.glob(f"*.txt{ending}")):
-            way_out = f"it holds {quoted(texts)}: name one with --train, others with --validation and --test"
-        elif kinds := sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern) if is_class_folder(path)):
-            shown = quoted([str(path.relative_to(root)) for path in kinds])
-            way_out = f"it holds {shown}: move their .txt files into train/pos and train/neg"
-        raise FileNotFoundError(
-            f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
-            + way_out
-        )
+        raise without_training_file(root)
     return Parts(**found)
+
+
+def without_training_file(root: Path) -> FileNotFoundError:
+    """Returns the error for a folder without files to train on. The way out depends on what the folder holds."""
+    tables = tables_in(root)
+    inner = sorted(path for path in root.iterdir() if path.is_dir() and tables_of(path, "train"))
+    way_out = "it holds no table"
+    if tables:
+        way_out = f"it holds {quoted(tables)}: name one with --data or --train"
+    elif inner:  # a dataset of the hub has a folder for each configuration
+        way_out = f"it holds the folder {inner[0].name}: name it with --data {in_shell(inner[0])}"
+    elif texts := sorted(path.name for ending in ("", *COMPRESSED) for path in root.glob(f"*.txt{ending}")):
+        way_out = f"it holds {quoted(texts)}: name one with --train, others with --validation and --test"
+    elif kinds := sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern) if is_class_folder(path)):
+        shown = quoted([str(path.relative_to(root)) for path in kinds])
+        way_out = f"it holds {shown}: move their .txt files into train/pos and train/neg"
+    return FileNotFoundError(
+        f"{root} holds neither {LABELED}[.gz] nor aclImdb/ nor a file train.csv, .tsv, .jsonl, .json or .parquet; "
+        + way_out
+    )
 
 
 def is_class_folder(path: Path) -> bool:
@@ -288,8 +292,9 @@ def load_splits(
     """Loads a source and splits its labelled reviews 80/20 by the hash of seed 42 and id, the same for every model.
 
     A source with validation reviews of its own is not split. labels: the classes, to which labels are mapped by name;
-    None: those of the training reviews. Reviews without a label are unlabelled ones. Files of unlabelled reviews are
-    read only if with_unlabelled is set: cleaning 50,000 reviews is slow. Raises FileNotFoundError or ValueError; the
+    None: those of the training reviews. Reviews without a label are unlabelled ones. Kaggle's file
+    of unlabelled reviews and files named after them are read only if with_unlabelled is set, since cleaning 50,000
+    reviews is slow; train/unsup of aclImdb is always read. Raises FileNotFoundError or ValueError; the
     message names the file and the defect.
     """
     loader = Loader(source, cache)
@@ -390,8 +395,8 @@ def load_table(
         check_column_flags(path, source)
         reviews = read_lines(path, source, keep_empty=True)
         note_labels(reviews)
-        with reading(path, "a text", "correct it"):
-            records = [(str(number), clean(text), "") for number, (_, text, _) in enumerate(reviews.records, 1)]
+        lines = ((number, text) for number, (_, text, _) in enumerate(reviews.records, 1))
+        records = [(str(number), clean_line(text, number, path), "") for number, text in lines]
         reviews = reviews._replace(records=[record for record in records if keep_empty or record[1]])
     else:
         reviews = read_reviews(path, source, keep_empty=keep_empty, optional_label=True)

@@ -102,5 +102,5 @@ class Share(NamedTuple):
         return None if self.seed is None else torch.Generator(device).manual_seed(self.seed)
 
     def own(self, whole: Tensor) -> Tensor:
-        """Returns the rows of this rank, [B, …] -> [n, …]; the first row if it has none."""
+        """Returns the rows of this rank, [N, …] -> [B, …]; the first row if it has none."""
         return whole[self.start : self.stop] if self.stop > self.start else whole[:1]

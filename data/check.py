@@ -7,6 +7,7 @@ with its weights. Prints one line for each path. The exit code is 2 if a path is
 does not read.
 """
 
+import fnmatch
 import sys
 from pathlib import Path
 
@@ -16,8 +17,19 @@ from data.checked import show
 from data.checksums import check_checksums, read_sealed_tensors
 from data.ensemble import read_members
 from data.errors import clean_exit
-from data.files import open_tensors
-from data.hub import ADAPTER_CONFIG, CONFIG, MEMBERS, SAFE_FILES, TOKENIZERS, adapter_base, adapter_method, has_any
+from data.files import open_tensors, user_path
+from data.hub import (
+    ADAPTER_BIN,
+    ADAPTER_CONFIG,
+    BIN_FILES,
+    CONFIG,
+    MEMBERS,
+    SAFE_FILES,
+    TOKENIZERS,
+    adapter_base,
+    adapter_method,
+    has_any,
+)
 from data.imdb import label_reviews, missing_labels, read_reviews
 from data.options import Tables
 from data.readers import TABLES
@@ -103,6 +115,8 @@ def check_tokenizer(folder: Path) -> str:
 
 def check_file(path: Path) -> str:
     """Reads a file of tensors, of word vectors, or of reviews."""
+    if any(fnmatch.fnmatch(path.name, pattern) for pattern in (*BIN_FILES, ADAPTER_BIN)):
+        raise ValueError(f"{path} is a part of a checkpoint; check its folder {path.parent}")
     endings = [ending.lower() for ending in path.suffixes]
     if endings[-1:] == [".safetensors"]:
         return check_tensors(path)
@@ -152,7 +166,7 @@ def main(paths: list[str]) -> None:
     unsound = False
     for path in paths:
         try:
-            print(f"{path}: {check(Path(path).expanduser())}: sound")
+            print(f"{path}: {check(user_path(path))}: sound")
         except (ValueError, OSError) as error:
             unsound = True
             print(f"{path}: not sound: {show(error, 400)}")

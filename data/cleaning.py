@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from pathlib import Path
 
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
@@ -39,6 +40,14 @@ def clean(text: str) -> str:
         text = text.replace(blank, " ")
     text = SPACES.sub(" ", text).strip(" ")
     return text if VISIBLE.search(text) else ""
+
+
+def clean_line(text: str, number: int, where: Path | str) -> str:
+    """Converts a line by `clean`. Raises ValueError that names the file, and the line by its number."""
+    try:
+        return clean(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: line {number:,}: {error}; correct it") from None
 
 
 def without_tags(text: str) -> str:

@@ -3,6 +3,7 @@
 The runs of one experiment, which differ in the seed only, are one entry with a mean and a standard deviation.
 """
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from data import is_named_after
 from data.calibration import calibration
-from data.checked import reading
+from data.checked import listed, show
 from data.ensemble import ensemble_metrics, shared_labels
 from data.files import csv_text
 from data.labels import SENTIMENT
@@ -45,7 +46,7 @@ class Entry(NamedTuple):
         return self.runs[0].labels or SENTIMENT
 
     def labels(self) -> np.ndarray | None:
-        """Returns the labels of the kept test reviews, int64 [N]; None if a seed kept none, or others."""
+        """Returns the labels of the kept test reviews, int64 [N]; None if a seed kept none, or if labels differ."""
         kept = [run.predictions("test") for run in self.runs]
         if any(one is None or not np.array_equal(one.labels, kept[0].labels) for one in kept):  # type: ignore[union-attr]
             return None
@@ -210,9 +211,21 @@ def describe_ensemble(runs: Sequence[Run]) -> str:
     return f"ensemble of all {len(runs)}, mean of calibrated probabilities: {', '.join(parts)}"
 
 
+@contextlib.contextmanager
+def sound(runs: Sequence[Run]) -> Iterator[None]:
+    """Raises ValueError that names all runs for what a damaged one causes. An error that names its file is kept."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and any(str(run.folder) in str(error) for run in runs):
+            raise
+        names = listed(str(run.folder) for run in runs)
+        raise ValueError(f"one of {names} is damaged ({show(str(error), 200)}); restore it, or leave it out") from error
+
+
 def significance(runs: Sequence[Run]) -> list[str]:
     """Returns the lines after the table of `eval.py --compare`: warnings, seeds, differences, ensemble."""
-    with reading(runs[0].folder.parent, "a folder of finished runs", "restore the damaged one, or leave it out"):
+    with sound(runs):
         finished = [run for run in runs if "accuracy" in ((run.result or {}).get("validation") or ())]
         found, warnings = entries(finished)
         finished = [run for entry in found for run in entry.runs]

@@ -192,8 +192,8 @@ def build_corpus(
     if cache is None:
         return Corpus.from_rows(encode(), labels=labels, pad_id=tokenizer.pad_id)
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {max_length} {truncate} ".encode())
-    for number, text in enumerate(frame["review"]):
-        digest.update((f"\0{text}" if number else text).encode("utf-8", "surrogatepass"))
+    for text in frame["review"]:
+        digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
     path = cache / f"{digest.hexdigest()[:24]}.npy"
     return Corpus.cached(path, make=encode, labels=labels, pad_id=tokenizer.pad_id)
 

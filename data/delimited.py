@@ -24,7 +24,8 @@ A reading is consistent if its quotes are as described and all rows have the wid
    quotes that are not those of rfc4180 is backslash if only that is consistent. Kaggle's own files are literal if
    neither is consistent.
 
-A note names the delimiter and the reading if they are not the default for the ending of the file.
+A note names the delimiter and the reading if they are not the default for the ending of the file and `--quoting` names
+none.
 """
 
 import contextlib
@@ -187,7 +188,7 @@ def read_delimited(
     READINGS.  kaggle: whether it is one of Kaggle's own files.
     """
     if "\n" in text and not ENDS_IN_CR.match(text[:FIRST_LINE]):
-        text = re.sub(r"\r(?!\n)", " ", text)  # the end of a line only in files whose first line ends so
+        text = re.sub(r"\r(?!\n)", " ", text)  # a CR alone ends a line only in files whose first line ends in one
     hint = SEP_LINE.match(text)
     text = text[hint.end() :] if hint else text
     delimiter = hint[1] if hint else find_delimiter(path, text, default, names)
@@ -256,8 +257,8 @@ def find_delimiter(path: Path, text: str, default: str, names: set[str]) -> str:
     if len(named) != 1:
         named = [d for d in named or found if not split_rows(text, d, LITERAL if d == "\t" else RFC4180).broken()]
     if len(named) != 1:
-        listed = " and ".join(DELIMITERS[d] for d in found)
-        raise ValueError(f"{path}: {listed} both split the header {line[:120]!r}; rename the columns, or quote names")
+        each = ", ".join(DELIMITERS[d] for d in found)
+        raise ValueError(f"{path}: each of {each} splits the header {line[:120]!r}; rename the columns, or quote names")
     return named[0]
 
 
@@ -265,7 +266,9 @@ def choose_reading(path: Path, text: str, delimiter: str) -> tuple[str, Rows]:
     """Chooses the reading of text with commas, semicolons or bars (rule 1). Raises ValueError if two readings fit."""
     rows = split_rows(text, delimiter, RFC4180)
     has_line_breaks = any("\n" in (field or "") for row in rows.records for field in row.fields)
-    if has_line_breaks and '""' not in text and len(rows.header) > 1 and not rows.broken():
+    neighbour = rf"[^{re.escape(delimiter)}\r\n]"  # of a doubled quote; an empty field "" has none
+    is_doubled = re.search(f'{neighbour}""|""{neighbour}', text) is not None
+    if has_line_breaks and not is_doubled and len(rows.header) > 1 and not rows.broken():
         lines = split_rows(text, delimiter, LITERAL)
         if not lines.broken() and len(lines.records) > len(rows.records):
             raise ValueError(two_readings(path, literal=lines, quoted=rows))

@@ -62,7 +62,7 @@ class Writer:
     def sentence(self, name: str, good: bool, end: str) -> str:
         """Returns a sentence that ends in `end`, with short forms in half of the sentences.
 
-        Some plain sentences lack their first word ("laughed all the time"), begin or end in a neutral phrase.
+        Some plain sentences lack their first word ("laughed all the time"). Some begin or end with a neutral phrase.
         """
         text = self.draw(name, good)
         if name in PLAIN and self.chance(SHORTENED):

@@ -101,10 +101,10 @@ class Options:
     dtype: str = option(
         "fp32", "what", "number format of the checkpoint that --merge writes: fp32, fp16 or bf16", "FORMAT"
     )
-    text_column: str = option("", "data", "column that contains the text; default: the run's", "NAME")
-    label_column: str = option("", "data", "column that contains the label; default: the run's", "NAME")
-    id_column: str = option("", "data", "column that contains the id; default: the run's", "NAME")
-    encoding: str = option("", "data", "encoding of the files; default: the run's", "NAME")
+    text_column: str = option("", "data", "column that contains the text; default: the run's", "COLUMN")
+    label_column: str = option("", "data", "column that contains the label; default: the run's", "COLUMN")
+    id_column: str = option("", "data", "column that contains the id; default: the run's", "COLUMN")
+    encoding: str = option("", "data", "encoding of the files; default: the run's", "ENCODING")
     quoting: str = option("", "data", "quotes of a file: rfc4180, literal or backslash; default: the run's", "STYLE")
     skip_bad_rows: bool = option(False, "data", "leave out broken rows of a file instead of stopping")
     max_file_mib: int = option(0, "data", "largest data file that is read, unpacked, in MiB; 0: the run's", "MIB")
@@ -167,14 +167,15 @@ def check_task(options: Options, given: dict[str, Any]) -> None:
         raise ValueError("--merge needs a run: --run runs/NAME --merge DIR")
     if options.max_length and options.run:
         raise ValueError("--max-length is for --weights; a run is scored with its own, train.py --max-length")
-    if "dtype" in given and not options.merge:
-        raise ValueError("--dtype is for --merge DIR")
     if options.plot and not options.plot.lower().endswith(PICTURES):
         raise ValueError(f"--plot {options.plot} is not a picture: its name ends in {', '.join(PICTURES)}")
 
 
 def check_writable(path: str, name: str) -> None:
-    """Raises ValueError for an output that is a folder, is to be in a file, or cannot be written. name: its flag"""
+    """Raises ValueError for an output that is a folder, has a file in place of a parent folder, or cannot be written.
+
+    name: its flag
+    """
     if (problem := write_problem(Path(path))) is not None:
         raise ValueError(f"{name} {path} cannot be written ({problem}); name another file")
     if Path(path).is_dir() or path.endswith(("/", os.sep)):
@@ -219,15 +220,17 @@ def check_output(options: Options) -> None:
     for name, path in outputs(options).items():
         if (other := paths[os.path.realpath(path)]) != name:
             raise ValueError(f"{name} and {other} are one file, {path}; name two")
-    if options.predict not in ("", "-") and not options.out and Path(DEFAULT_OUT).exists():
-        raise ValueError(f"{DEFAULT_OUT} exists; --out {DEFAULT_OUT} replaces it, --out FILE writes another one")
+    if options.predict not in ("", "-") and not options.out:
+        if Path(DEFAULT_OUT).exists():
+            raise ValueError(f"{DEFAULT_OUT} exists; --out {DEFAULT_OUT} replaces it, --out FILE writes another one")
+        check_writable(DEFAULT_OUT, "--out")
 
 
 def check_reading(options: Options, given: dict[str, Any]) -> None:
     """Raises ValueError for flags of how files are read where none is read in this way."""
     found = [name for name in READING if name in given]
     if found and not (options.data or options.predict):
-        raise ValueError(f"{flag(found[0])} is for --data and --predict; a run's own reviews are read as in training")
+        raise ValueError(f"{flag(found[0])} is for the files of --data and --predict")
     if found and options.data == "demo":
         raise ValueError(f"{flag(found[0])} has no effect here: the built-in reviews are in no file")
     lines = [name for name in found if name != "encoding"]
@@ -278,10 +281,6 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
         )
     if options.truncate:
         check_choice("truncation", options.truncate, dict.fromkeys(PARTS))
-    if options.truncate and (options.compare or options.merge):
-        raise ValueError("--truncate is for reviews that are scored; leave it out with --compare and --merge")
-    if options.submission and not options.predict:
-        raise ValueError("--submission needs reviews: --predict FILE --submission")
     if options.weights and options.run:
         raise ValueError("--run and --weights both name a model; leave one out")
     if options.weights and not (options.data or options.predict or "text" in given):

@@ -37,7 +37,6 @@ def in_shell(path: str | Path) -> str:
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
-UNFINISHED = ".unfinished"  # the staging folder of `filling`
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # names of standard output
 
@@ -112,14 +111,15 @@ def temporary_paths(folder: Path, pattern: str) -> list[Path]:
 def filling(folder: Path, flag: str, last: str) -> Iterator[Path]:
     """Yields a staging folder within `folder`, and moves its files to `folder` when the block ends.
 
-    A staging folder that a killed process left is replaced.  flag: names `folder` on the command line.  last: the file
-    that is moved last. Raises ValueError if `folder` contains other files.
+    A staging folder that a killed process left is deleted, as by `remove_abandoned`.  flag: names `folder` on the
+    command line.  last: the file that is moved last. Raises ValueError if `folder` contains anything else.
     """
-    staging = folder / UNFINISHED
-    if folder.exists() and not (folder.is_dir() and (staging.is_dir() or not any(folder.iterdir()))):
+    if folder.is_dir():
+        remove_abandoned(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{flag} {folder} exists and {what}; name a new folder")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = folder / f".staging.{host_digits()}-{os.getpid()}.tmp"
     try:
         yield staging
         for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
@@ -154,7 +154,7 @@ def new_folder(path: Path) -> Path:
         except OSError as error:
             raise OSError(f"{folder} cannot be created ({error.strerror}); choose another --runs") from error
         return folder
-    raise FileExistsError(f"{path} and 999 folders with a number after this name exist; choose a --name")
+    raise FileExistsError(f"{path} and {path.name}-2 to {path.name}-999 exist; choose a --name")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ Value = TypeVar("Value")
 
 # of fields whose value is a path, or may be one
 PATHS = ("DIR", "FILE", "DIR_OR_FILE", "DIR_OR_ID", "WEIGHTS", "RUN_OR_WEIGHTS", "VECTORS", "[FILE.html]")
+FILLED = (*PATHS, "COLUMN", "ENCODING", "STYLE")  # of fields whose value may not be ""
 METAVARS: dict[Any, str] = {int: "N", float: "NUMBER"}  # of fields that name no other; text: TEXT
 
 
@@ -237,11 +238,12 @@ def parse_flags(
             groups[group] = parser.add_argument_group(group, (examples or {}).get(group))
         add_flag(groups[group], name, fields, (lists or {}).get(name, ()))
     given = parser.parse(sys.argv[1:] if argv is None else argv)
-    paths = {name for name, fields in owners.items() if next(iter(fields.values())).metadata["metavar"] in PATHS}
-    for name in paths & given.keys():
+    metavars = {name: next(iter(fields.values())).metadata["metavar"] for name, fields in owners.items()}
+    for name in given.keys() & {name for name, metavar in metavars.items() if metavar in FILLED}:
         if "" in (given[name] if isinstance(given[name], list) else [given[name]]):
             parser.error(f"{flag(name)} is empty")
-    for name in paths & given.keys():  # a shell does not expand ~ in --flag=~/x
+    paths = given.keys() & {name for name, metavar in metavars.items() if metavar in PATHS}
+    for name in paths:  # a shell does not expand ~ in --flag=~/x
         given[name] = [*map(expanded, given[name])] if isinstance(given[name], list) else expanded(given[name])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 

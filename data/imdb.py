@@ -263,7 +263,7 @@ def read_acl(folder: Path, source: Source) -> Reviews:
         )
     paths = (path for kind in own for path in kind.iterdir() if not is_text_file(path))
     if unread := sorted(path.name for path in paths if not path.name.startswith(".")):
-        notes.append(f"{len(unread):,} files do not end in .txt and are not read: {quoted(unread, 3)}")
+        notes.append(f"not read, since only files that end in .txt are: {quoted(unread, 3)} ({len(unread):,} in all)")
     return Reviews(folder, digest.hexdigest(), records, "", "", [], [], notes)
 
 
@@ -323,7 +323,8 @@ def label_reviews(
         ratings = [rating_label(key) if has_ratings else UNKNOWN for key in keys]
         values = ["" if rating == UNKNOWN else SENTIMENT[rating] for rating in ratings]
         if any(values):
-            print(f"{reviews.path}: no column of labels; they are the ratings in the ids, such as {show(keys[0], 20)}")
+            rated = next(key for key, value in zip(keys, values, strict=True) if value)
+            print(f"{reviews.path}: no column of labels; they are the ratings in the ids, such as {show(rated, 20)}")
     elif names and all_hidden(values, names):
         print(f"{reviews.path}: all labels are -1: they are withheld, and read as unknown")
         values = [""] * len(values)
@@ -349,6 +350,11 @@ def missing_labels(reviews: Reviews) -> str:
         way = "--label-column names another column"
         return f"{reviews.path}: column {reviews.label_column!r} has no labels; {way}; {reviews.shape}"
     similar = reviews.likely or reviews.possible
+    if similar and not similar[0].strip():
+        return (
+            f"{reviews.path}: no column is read as the label, but one without a title looks like it; give it a title, "
+            "such as label"
+        )
     which = f"{quoted(similar)} {'looks' if len(similar) == 1 else 'look'} like it: " if similar else ""
     name = shlex.quote(" ".join(show(similar[0]).split())) if similar else "COLUMN"
     return f"{reviews.path}: no column is read as the label; {which}--label-column {name}; {reviews.shape}"

@@ -10,11 +10,15 @@ from data.files import open_tensors
 from data.metrics import checked_labels
 
 LEVELS = 255  # published probabilities are rounded to 1/LEVELS
+WITHOUT = "delete it: the run can be scored without it, but is no member of an ensemble then"
 SUM_ERROR = 1e-3  # largest error of the sum of a row's probabilities
 
 
 class Predictions(NamedTuple):
-    """The predictions of one split, in its order: probabilities, float [N, C], and labels, int64 [N]."""
+    """The predictions of one split, in its order: probabilities, float [N, C], and labels, int64 [N].
+
+    Those of published rows are whole numbers of 1/LEVELS, uint8 [N, C].
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
@@ -25,8 +29,7 @@ def read_predictions(path: Path) -> Predictions:
 
     Raises ValueError for a damaged file, and for rows that are not probabilities.
     """
-    way_out = "delete it: the run can be used without it"
-    with reading(path, "kept probabilities", way_out), open_tensors(path, way_out) as file:
+    with reading(path, "kept probabilities", WITHOUT), open_tensors(path, WITHOUT) as file:
         probabilities, labels = (file.get_tensor(name).numpy() for name in ("probabilities", "labels"))
         if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
             raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} do not fit each other")

@@ -27,7 +27,7 @@ SELECTORS = dict.fromkeys(map(ord, "\ufe0e\ufe0f"))  # show an emoji as text or 
 MAX_CLASSES = 100
 LONGEST_CLASS = 200  # characters
 FEW_CLASSES = 20  # more distinct values than this must occur twice on average
-# marks of a missing label: beside negative and positive, or beside numbers, they are no class
+# marks of a missing label: a column with one of them beside negative and positive, or beside numbers, is refused
 MISSING = (
     "na", "n/a", "#n/a", "\\n", "nat", "nil", "null", "none", "unknown", "?", "-", "unsup", "unsupervised", "unlabeled",
     "unlabelled",
@@ -178,7 +178,8 @@ def few_names(values: Sequence[str]) -> Counter[str]:
 
 
 def looks_like_labels(values: Sequence[str]) -> bool:
-    """Returns whether the values of a column could be labels: two to twenty short values, at least one repeated."""
+    """Returns whether the values of a column could be labels: two to twenty short values, at least one repeated, or
+    negative and positive in one spelling."""
     counts = few_names(values)
     return len(counts) > 1 and (is_sentiment(counts) or len(counts) < counts.total())
 

@@ -51,10 +51,9 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
     logits: [N, C];  labels: [N]. confusion[true][predicted] counts examples. Recall is None for a class without
     examples, F1 for one that is not predicted either; macro-F1 is the mean over the others. Two classes also have AUC,
-    None if one has no examples, and F1 of the second class as "f1". Raises ValueError as `checked_labels`.
+    None if one has no examples, and F1 of the second class as "f1". Raises ValueError as `checked_labels` does.
     """
     labels = checked_labels(logits, labels)
-    labels = labels.astype(np.int64)
     wide, classes = logits.astype(np.float64), logits.shape[1]
     log_p = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
     predicted = logits.argmax(1)

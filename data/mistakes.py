@@ -1,7 +1,7 @@
 """Lists the most confident mistakes of a classifier, and its accuracy on groups of reviews.
 
 The groups are quarters by length in tokens, the ratings that the ids of IMDB's reviews end in, and shares of unknown
-words.
+tokens.
 """
 
 import re
@@ -78,7 +78,7 @@ def groups(frame: pd.DataFrame, corpus: Corpus, unk_id: int | None) -> Iterator[
 def accuracy_table(correct: np.ndarray, found: Iterator[tuple[str, np.ndarray]]) -> str:
     """Returns a plain text table of the accuracy and the number of reviews of each group. correct: bool [N]"""
     lines = [f"  {name:<32}{correct[inside].mean():.4f}{inside.sum():>9,}" for name, inside in found]
-    return "\n".join([f"  {'reviews':<32}{'accuracy':<6}{'number':>7}", *lines])
+    return "\n".join([f"  {'reviews':<32}accuracy{'number':>7}", *lines])
 
 
 def accuracy_by_kind(ids: Iterable[str], correct: np.ndarray) -> str:

@@ -76,16 +76,16 @@ class Options:
     train: str = option("", "data", "file of training reviews, instead of --data", "FILE")
     validation: str = option("", "data", "file of validation reviews; default: part of the training reviews", "FILE")
     test: str = option("", "data", "file of test reviews", "FILE")
-    text_column: str = option("", "data", "column that contains the text", "NAME")
+    text_column: str = option("", "data", "column that contains the text", "COLUMN")
     label_column: str = option(
-        "", "data", "column that contains the label: 0 and 1, names, or numbers of stars", "NAME"
+        "", "data", "column that contains the label: 0 and 1, names, or numbers of stars", "COLUMN"
     )
-    id_column: str = option("", "data", "column that contains the id", "NAME")
+    id_column: str = option("", "data", "column that contains the id", "COLUMN")
     quoting: str = option(
         "", "data", "quotes of a file: rfc4180, literal or backslash; default: found in the file", "STYLE"
     )
     encoding: str = option(
-        "", "data", "encoding of the files; default: UTF-8, or UTF-16 with a byte order mark", "NAME"
+        "", "data", "encoding of the files; default: UTF-8, or UTF-16 with a byte order mark", "ENCODING"
     )
     skip_bad_rows: bool = option(False, "data", "leave out broken rows instead of stopping")
     max_file_mib: int = option(4096, "data", "largest data file that is read, unpacked, in MiB", "MIB")

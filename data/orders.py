@@ -63,9 +63,10 @@ def shuffled_order(
 
 
 def sorted_order(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Returns batches for scoring: every example once, longest first, at most max_tokens a batch, padding included.
+    """Returns batches for scoring: every example once, longest first, in batches of at most max_tokens with padding.
 
-    The first batch needs the most memory, so a run that is too large fails at once.
+    A longer example is a batch of its own. The first batch needs the most memory, so a run that is too large fails at
+    once.
     """
     order, batches, start = np.argsort(-lengths, kind="stable"), [], 0
     while start < len(order):

@@ -37,7 +37,7 @@ def end_of_class(pattern: str, start: int) -> int:
         elif pattern[at] == "[":
             depth += 1
             at += pattern.startswith("^", at + 1)
-            at += pattern.startswith("]", at + 1)  # a bracket at the begin is a character
+            at += pattern.startswith("]", at + 1)  # a bracket at the beginning is a character
         elif pattern[at] == "]":
             depth -= 1
             if not depth:
@@ -92,6 +92,8 @@ def check_pattern(pattern: str) -> None:
             groups.append(Atom())
         elif first == ")" and len(groups) > 1:
             at, last = at + 1, groups.pop()
+        elif pattern.startswith("\\g", at):
+            raise ValueError("a call of a group, as in (a+)\\g<1>*, may take unlimited time")
         else:
             at, last = end_of_atom(pattern, at), Atom()
         groups[-1] = Atom(max(groups[-1].repeats, last.repeats), groups[-1].endless or last.endless)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from data.checked import reading, show
-from data.cleaning import clean
+from data.cleaning import clean_line
 from data.delimited import FIELD_LIMIT
 from data.files import csv_text
 from data.imdb import as_frame
@@ -32,19 +32,14 @@ def read_lines(file: BinaryIO, encoding: str = "") -> pd.DataFrame:
     check_encoding("standard input", encoding or "utf-8-sig", "")
     lines = io.TextIOWrapper(file, encoding=encoding or "utf-8-sig")
     with reading("standard input", "text", "name its encoding with --encoding"):
-        reviews: list[tuple[str, str, int]] = []
-        first = ""
-        for number, line in enumerate(bounded_lines(lines), 1):
-            line = line.removeprefix(MARK)
-            if not first and line.strip():
-                first = line.rstrip("\r\n")
-            reviews.append((str(number), clean(line), UNKNOWN))
+        found = [line.removeprefix(MARK) for line in bounded_lines(lines)]
+    first = next((line.rstrip("\r\n") for line in found if line.strip()), "")
     check_not_json(None, first)
     if len(titles := header_titles(first)) > 1:
         raise ValueError(
             f"standard input is a table ({show(', '.join(titles), 60)}), not one review a line; --predict FILE reads it"
         )
-    return as_frame(reviews)
+    return as_frame((str(n), clean_line(line, n, "standard input"), UNKNOWN) for n, line in enumerate(found, 1))
 
 
 def predictions_csv(ids: Iterable[str], logits: np.ndarray, labels: tuple[str, ...], submission: bool = False) -> str:

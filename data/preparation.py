@@ -16,7 +16,7 @@ from data.orders import Stream
 from data.runs import Run
 from data.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 
-SPLIT_NAMES = ("train", "validation", "test", "unlabelled")
+FRAMES = ("train", "validation", "test", "unlabelled")  # the fields of Splits that hold reviews
 
 
 def start_run(settings: Settings, machine: str, agents: list[str]) -> Run:
@@ -59,7 +59,7 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
             raise
         raise FileNotFoundError(f"{error}; {run.folder} was trained on it: restore it there") from None
     run.record_data(splits.labels, splits.files)
-    frames = {name: frame for name, frame in splits._asdict().items() if name in SPLIT_NAMES and len(frame)}
+    frames = {name: frame for name, frame in splits._asdict().items() if name in FRAMES and len(frame)}
     if splits.shards is None:
         print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
     if unlabelled and not len(splits.unlabelled):

@@ -1,15 +1,28 @@
 """Loads texts for pretraining, whose labels are not read, from the sources of data/__init__.py and from .txt files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from data import Loader, Source, Splits, find_acl, find_file, find_part, find_parts, is_numbered, load_splits, tables_of
+from data import (
+    Loader,
+    Source,
+    Splits,
+    existing,
+    find_acl,
+    find_file,
+    find_part,
+    find_parts,
+    is_numbered,
+    load_splits,
+    tables_of,
+)
 from data.imdb import as_frame, joined_name, label_reviews
 from data.labels import SENTIMENT, UNKNOWN
 from data.readers import LABELED
 from data.shards import Shards
-from data.splitting import hash_rank
+from data.splitting import hash_order
 from data.text_lines import check_column_flags, is_text_lines, read_lines
 
 HELD_OUT_TEXTS = 0.05  # fraction of a file of texts that pretraining validates on
@@ -19,19 +32,26 @@ def load_texts(source: Source, cache: Path | None = None) -> Splits:
     """Loads texts for pretraining, with all sentiments UNKNOWN and without test reviews.
 
     `demo`, aclImdb or Kaggle's files: trains on the training and the unlabelled reviews, validates on the validation
-    reviews. Other files, and a .txt file with one text a line: validates on the validation file, or on 5 % of the
-    texts.
+    reviews, or on --validation, and trains on all others then. Other files, and a .txt file with one text a line:
+    validates on the validation file, or on 5 % of the texts.
     """
     loader = Loader(source, cache)
     if source.data == "demo" or find_published(source):
-        splits = load_splits(source, cache, with_unlabelled=True)
-        train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
+        splits = load_splits(replace(source, validation=""), cache, with_unlabelled=True)
+        trained, held_out = [splits.train, splits.unlabelled], splits.validation
         loader.files = splits.files
+        if source.validation:
+            trained.insert(1, held_out)
+            held_out = read_texts(loader, existing(source.validation, "--validation"))
+        train = pd.concat(trained, ignore_index=True)
     elif (shards := Shards.find(source, train_table(source), cache)) is not None:
         empty = as_frame([])
         return Splits(empty, empty, empty, empty, files=shards.files, shards=shards)
     else:
         parts = find_parts(source)
+        paths = (*parts.train, *parts.unlabelled, *parts.validation)
+        if all(is_text_lines(path, source) for path in paths):
+            check_column_flags(paths[0], source)
         frames = [read_texts(loader, path) for path in (*parts.train, *parts.unlabelled)]
         train = pd.concat(frames, ignore_index=True)
         if parts.validation:
@@ -61,8 +81,6 @@ def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
     """Reads the texts of a file."""
     source = loader.source
     if is_text_lines(path, source):
-        if not source.validation and path == Path(source.train or source.data).expanduser().absolute():
-            check_column_flags(path, source)  # no other file is read, which could have the column
         reviews = read_lines(path, source)
         loader.record(reviews)
     else:
@@ -72,7 +90,7 @@ def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
 
 def hold_out_texts(texts: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Splits texts into (training, held out) by the hash of the id. Raises ValueError if one of them is empty."""
-    is_held_out = hash_rank(texts["id"], "held out").rank(pct=True) > 1 - HELD_OUT_TEXTS
+    is_held_out = (hash_order(texts, "held out") + 1) / len(texts) > 1 - HELD_OUT_TEXTS
     train, held_out = texts[~is_held_out].reset_index(drop=True), texts[is_held_out].reset_index(drop=True)
     if not len(train) or not len(held_out):
         raise ValueError(f"{source}: {len(texts)} texts are too few to hold one out")

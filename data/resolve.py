@@ -95,7 +95,8 @@ def continued_adapter(given: Mapping[str, Any], tables: Tables) -> dict[str, Any
     directory = adapter_folder(weights)
     if directory is None:
         if given.get("base"):
-            raise ValueError("--base names the backbone of an adapter; --weights is none")
+            is_none = f"{weights} is not one" if weights else "give that folder as --weights"
+            raise ValueError(f"--base names the backbone of an adapter folder; {is_none}")
         return {}
     method = adapter_method(directory)
     if given.get("peft", method) != method:
@@ -126,7 +127,7 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
     path, config = run.config_file, run.config
     as_object(config, path)
     values, origins = as_object(config.get("options"), f"options of {path}"), config.get("origins", {})
-    if isinstance(teacher := values.get("teacher"), str):  # one name, in runs before 2026-11-28
+    if isinstance(teacher := values.get("teacher"), str):  # one name, as older versions wrote it
         values = values | {"teacher": tuple(filter(None, [teacher]))}
     with about(path):
         check_types(values, {"model": str, "peft": str, "loss": str})
@@ -210,5 +211,8 @@ def repeats_batches(options: Options) -> bool:
     """
     run = Run.of_weights(options.weights)
     before = run.config.get("options", {}) if run is not None else {}
-    same = ("seed", "data", "train", "train_reviews", "truncate", "batch_size")
-    return bool(before) and all(before.get(name, "") == getattr(options, name) for name in same)
+    same = (
+        "seed", "data", "train", "validation", "train_reviews", "truncate", "max_length", "batch_size",
+        "tokens_per_batch",
+    )  # fmt: skip
+    return bool(before) and all(before.get(name, getattr(Options, name)) == getattr(options, name) for name in same)

@@ -1,7 +1,8 @@
 """Draws the pictures of the READMEs from the published rows and the measured speeds.
 
-`python -m data.tables` writes them to data/results/pictures/, each as SVG and PNG. Rows share an axis only if they have
-the same training reviews. The line in each picture is nb_linear, the linear model over n-grams: the row to exceed.
+`python -m data.tables` writes them to data/results/pictures/, each as SVG and PNG. Rows in one panel have the same
+training reviews, unless the axis or the legend names their number. The dashed line in a picture of accuracies is
+nb_linear, the linear model over n-grams: the row to exceed.
 """
 
 import math

@@ -1,9 +1,10 @@
 """Reads and writes data/results: per published run a JSON file, a log, and its predictions on validation and test.
 
-A published row is one experiment. Its first seed is ROW.json, the others are ROW@43.json, ROW@44.json, …
+A published row is one experiment. One seed is ROW.json; several are ROW@42.json, ROW@43.json, …
 """
 
 import glob
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,14 +33,22 @@ def publish(folder: str, row: str) -> Path:
         raise ValueError(f"{folder} is not finished: it has no result.json")
     if "accuracy" not in run.result.get("validation", ()):
         raise ValueError(f"{folder} is a pretraining run; publish its numbers in the card of the weights")
-    write_json(RESULTS / f"{row}.json", {"row": row, **pretraining_of(run), **run.result})
-    write_text(RESULTS / f"{row}.log.jsonl", run.log_file.read_text(encoding="utf-8"))
+    result = json.dumps({"row": row, **pretraining_of(run), **run.result})
+    write_json(RESULTS / f"{row}.json", json.loads(without_folders(result, run)))
+    write_text(RESULTS / f"{row}.log.jsonl", without_folders(run.log_file.read_text(encoding="utf-8"), run))
     for split in ("validation", "test"):
         if (kept := run.predictions(split)) is not None:
             whole = {"probabilities": (kept.probabilities * LEVELS).round(), "labels": kept.labels}
             tensors = {name: torch.from_numpy(values.astype(np.uint8)) for name, values in whole.items()}
             write_tensors(RESULTS / f"{row}.{split}.safetensors", tensors)
     return RESULTS / f"{row}.json"
+
+
+def without_folders(text: str, run: Run) -> str:
+    """Shortens the paths in JSON that lie in the run's working folder or in this project: runs/NAME/best."""
+    for folder in (run.folder.resolve().parents[1], ROOT):
+        text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
+    return text
 
 
 def pretraining_of(run: Run) -> dict[str, Any]:
@@ -91,7 +100,8 @@ def open_runs(name: str) -> list[Run]:
     if Path(name).is_dir():
         return [Run.open(name, "--compare")]
     one = RESULTS / f"{name}.json"
-    files = [one] if one.is_file() else sorted(one.parent.glob(f"{glob.escape(one.stem)}@*.json"))
+    files = [one] if one.is_file() else []
+    files += sorted(one.parent.glob(f"{glob.escape(one.stem)}@*.json"))
     if not files:
         raise FileNotFoundError(f"{name} is neither a run folder nor a published row of {RESULTS}")
     return [PublishedRun(file) for file in files]

@@ -50,7 +50,7 @@ from data.files import (
     write_tensors,
     write_text,
 )
-from data.kept_predictions import Predictions, read_predictions
+from data.kept_predictions import WITHOUT, Predictions, read_predictions
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
 
@@ -320,11 +320,11 @@ class Run:
         path = self.folder / f"{split}.probabilities.safetensors"
         kept = read_predictions(path) if path.exists() else None
         if kept is not None and kept.probabilities.dtype == np.uint8:
-            raise ValueError(f"{path} is rounded as published rows are; delete it: the run can be used without it")
+            raise ValueError(f"{path} is rounded as published rows are; {WITHOUT}")
         labels = self.config.get("labels")
         if kept is not None and labels and kept.probabilities.shape[1] != len(labels):
             found = f"probabilities of {kept.probabilities.shape[1]} classes, but the run has {len(labels)}"
-            raise ValueError(f"{path} has {found}; delete it: the run can be used without it")
+            raise ValueError(f"{path} has {found}; {WITHOUT}")
         return kept
 
     def save_calibration(self, facts: dict[str, Any]) -> None:
@@ -411,7 +411,7 @@ class Run:
         content = self.log_file.read_bytes() if self.log_file.exists() else b""
         content, size = content[: progress["log_bytes"]], progress["log_bytes"]
         digest = progress.get("log_sha256", hashlib.sha256(content).hexdigest())
-        if len(content) == size and hashlib.sha256(content).hexdigest() == digest:
+        if self.log_file.exists() and len(content) == size and hashlib.sha256(content).hexdigest() == digest:
             os.truncate(self.log_file, size)
             return
         print(f"warning: {self.log_file} is damaged; its epochs are written again, its steps are lost")

@@ -90,7 +90,7 @@ def find_shards(source: Source, table: Path | None) -> list[Path]:
     if table is not None and (table not in found or max(path.stat().st_size for path in found) <= STREAM_BYTES):
         return []
     if found and (others := [path.name for path in files if not is_shard(path)]):
-        print(f"{root}: left out {len(others)} files that are not .txt, .jsonl or .parquet ({show(others[0])}, …)")
+        print(f"{root}: not read, since they are not .txt, .jsonl, .ndjson, .parquet or .pq: {first_three(others)}")
     return found
 
 
@@ -110,6 +110,7 @@ def choose_shards(source: Source, files: list[Path]) -> list[tuple[Path, str, fl
 
     --validation replaces the shards of the validation split. Raises ValueError if no shard is left to train on.
     """
+    check_shard_flags(source, files)
     root = Path(source.train or source.data).expanduser().absolute()
     base = root if root.is_dir() else root.parent
     named = [(path, path.relative_to(base).as_posix()) for path in files]
@@ -129,6 +130,15 @@ def choose_shards(source: Source, files: list[Path]) -> list[tuple[Path, str, fl
     print(f"documents of {len(train)} files; held out: {validation}{unread}")
     share = 0.0 if held_out else HELD_OUT
     return [(path, name, share) for path, name in train] + [(path, name, 1.0) for path, name in held_out]
+
+
+def check_shard_flags(source: Source, files: list[Path]) -> None:
+    """Raises ValueError if the command line names columns or quotes that shards do not have."""
+    no_columns = all(path.suffix.lower() in LINES for path in files)
+    for name in ("id_column", "quoting", *(("text_column",) if no_columns else ())):
+        if getattr(source, name) not in ("", ABSENT) and name not in source.of_run:
+            kind = "a .txt shard holds one text a line" if no_columns else "only the texts of shards are read"
+            raise ValueError(f"--{name.replace('_', '-')} has no effect here: {kind}")
 
 
 def first_three(names: list[str]) -> str:
@@ -214,7 +224,7 @@ def open_parquet(path: Path) -> Any:
 
 
 def indexed(path: Path, cache: Path) -> dict[str, Any]:
-    """Returns the index of a shard: size, changed, digest, and parts [start, end, first].
+    """Returns the index of a shard: its stamp, its digest, and its parts [start, end, first].
 
     It is computed once: a file with the same `stamp` is not read again.
     """

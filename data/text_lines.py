@@ -32,7 +32,8 @@ def is_text_lines(path: Path, source: Source) -> bool:
     of_run = "text_column" in source.of_run
     if header_titles(first, source.text_column, of_run) or (of_run and header_titles(first)):
         return False
-    check_not_json(path, first)
+    packed = None if is_text else name
+    check_not_json(path, first, packed)
     return True
 
 
@@ -41,12 +42,15 @@ def first_line(text: str) -> str:
     return next((line for line in re.split(r"[\r\n]+", text[:FIRST_LINE]) if line.strip()), "")
 
 
-def check_not_json(path: Path | None, first: str) -> None:
-    """Raises ValueError if a text is JSON. path: None: standard input.  first: its first line that is not blank"""
+def check_not_json(path: Path | None, first: str, packed: str | None = None) -> None:
+    """Raises ValueError if a text is JSON. path: None: standard input.  first: its first line that is not blank.
+    packed: name of the text within the .zip file `path`"""
     value, is_opened = parse_line(first), first.strip() in ("{", "[")
     if is_opened or isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
         ending = "json" if is_opened or isinstance(value, list) else "jsonl"
         way_out = f"name it {base_name(path.name)[:-4]}.{ending}" if path else f"--predict FILE.{ending} reads a file"
+        if packed is not None:
+            way_out = f"unpack it and name the file {packed[:-4]}.{ending}"
         raise ValueError(f"{path or 'standard input'} holds JSON objects, not one text a line; {way_out}")
 
 

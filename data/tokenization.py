@@ -42,6 +42,7 @@ from data.pipelines import (
     bpe,
     matching_text,
     special_tokens,
+    spells_special_tokens,
     state,
     trained_normalizer,
     unigram,
@@ -126,6 +127,10 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         segmenter = matching_text(self.backend, self.special) if self.spm is None else self.spm.backend
+        single = {role: token for role, token in self.special.items() if len(token) == 1}
+        if self.spm is None and single and spells_special_tokens(segmenter, single):
+            tokens = ", ".join(token for role, token in single.items() if role != "unk")
+            raise ValueError(f"{self.source}: texts contain its special token {tokens}; give it a longer name")
         object.__setattr__(self, "segmenter", segmenter)
         object.__setattr__(self, "words", WordSegmenter(segmenter))
 

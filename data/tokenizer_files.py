@@ -168,7 +168,9 @@ def read_merges(directory: Path, settings: Settings, variant: str) -> Published:
         raise FileNotFoundError(f"{directory} contains vocab.json, but not merges.txt")
     vocabulary, path = object_or_empty(directory / "vocab.json"), directory / "merges.txt"
     if wrong := [name for name, number in vocabulary.items() if not is_id(number)]:
-        raise ValueError(f"{directory / 'vocab.json'}: '{show(wrong[0])}' has no id from 0 on; fetch it again")
+        raise ValueError(
+            f"{directory / 'vocab.json'}: the id of '{show(wrong[0])}' is not a whole number from 0 on; fetch it again"
+        )
     with about(path, "is not UTF-8"):
         text = read_bytes(path).decode("utf-8")
     pairs = split_merges(path, text)

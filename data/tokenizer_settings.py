@@ -142,7 +142,7 @@ def read_side(directory: Path, config: dict[str, Any], path: Path) -> str:
 def extra_tokens(special: dict[str, Any], path: Path) -> list[Any]:
     """Returns the special tokens without a role, as the files contain them: `<name>_token` and lists of them.
 
-    Raises ValueError for a value that is not a list, nor an object.
+    Raises ValueError if the list of tokens without a name is neither a list nor an object.
     """
     named = [value for key, value in special.items() if key.endswith("_token") and key[:-6] not in ROBERTA]
     listed = special.get("extra_special_tokens") or special.get("additional_special_tokens") or []

@@ -6,6 +6,7 @@ line, and, beyond UNCHECKED bytes, the ratio of unpacked to packed bytes. Englis
 
 import gzip
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def read_stream(path: Path, file: Any, limit: int, lines: bool, packed: Callable
         if size > limit * 2**20:
             raise too_large(path, f"more than {limit:,} MiB", limit)
         if lines and line > LINE_BYTES:
-            raise ValueError(f"{path} has a line of more than {LINE_BYTES:,} bytes; a longer one is not read")
+            raise ValueError(f"{path} has a line of more than {LINE_BYTES:,} bytes; split it")
         if packed is not None and size > max(UNCHECKED, RATIO * packed()):
             raise ValueError(unlike_text(path, size, packed()))
     return content.getvalue()
@@ -81,7 +82,7 @@ def read_content(path: Path, limit: int) -> bytes:
     """Reads a file as it is, at most `limit` MiB. Raises OSError, or ValueError that names a file beyond a limit."""
     with path.open("rb") as file:
         if (size := path.stat().st_size) > limit * 2**20:
-            raise too_large(path, f"{size / 2**20:,.0f} MiB", limit)
+            raise too_large(path, f"{math.ceil(size / 2**20):,} MiB", limit)
         start = file.peek(4)
         packed = start.startswith((GZIP, ZIP, EMPTY_ZIP, PARQUET)) or path.suffix.lower() in (*NO_LINES, *REFUSED)
         return read_stream(path, file, limit, lines=not packed)
@@ -148,7 +149,7 @@ def unpack_zip(path: Path, content: bytes, limit: int) -> tuple[str, bytes]:
                 )
             (member,) = members
             if member.file_size > limit * 2**20:
-                raise too_large(path, f"{member.file_size / 2**20:,.0f} MiB unpacked", limit)
+                raise too_large(path, f"{math.ceil(member.file_size / 2**20):,} MiB unpacked", limit)
             if member.file_size > max(UNCHECKED, RATIO * member.compress_size):
                 raise ValueError(unlike_text(path, member.file_size, max(1, member.compress_size)))
             name = PurePath(member.filename).name

@@ -21,7 +21,10 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Returns the files from which a checkpoint's tensors are read. Raises FileNotFoundError as `stored_weights`."""
+    """Returns the files from which a checkpoint's tensors are read.
+
+    Raises FileNotFoundError as `stored_weights` does.
+    """
     return [
         path if path.suffix == ".safetensors" else converted_or_original(path) for path in stored_weights(directory)
     ]
@@ -126,7 +129,7 @@ class WeightFile:
 
 
 def dtype_kind(dtype: str | torch.dtype) -> str:
-    """Returns whether a dtype, of torch or of safetensors, is one of weights (float), of 8-bit weights, or other."""
+    """Returns the kind of a dtype of torch or of safetensors: float, int8, int64 or other."""
     if dtype in FLOATS or dtype in FLOATS.values():
         return "float"
     return "int8" if dtype in ("I8", torch.int8) else "int64" if dtype in ("I64", torch.int64) else "other"

@@ -284,7 +284,7 @@ def load_vectors(path: str | Path, way_out: str = "fetch it again") -> WordVecto
         raise ValueError(f"{path} contains vectors of {vectors.dtype}, not of floating point numbers; {way_out}")
     if len(words) != len(vectors):
         raise ValueError(f"{path} contains {len(vectors)} vectors for {len(words)} words")
-    return WordVectors(words, vectors)
+    return WordVectors(words, vectors.float())
 
 
 # ------------------------------------------------------------------------------------------------------ training

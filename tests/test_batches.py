@@ -138,9 +138,16 @@ def test_the_name_of_a_cache_file_depends_on_all_reviews(tmp_path: Path):
     frame = as_frame([("a", "good film", 1), ("b", "bad \ud800", 0), ("c", "", 0)])
     tokenizer = train_tokenizer("wordlevel", ["good bad film"], 100)
     build_corpus(tokenizer, frame, max_length=9, truncate="head", cache=tmp_path)
-    text = f"{tokenizer.fingerprint} 9 head " + "\0".join(frame["review"])
+    text = f"{tokenizer.fingerprint} 9 head " + "".join(f"{len(review)} {review}" for review in frame["review"])
     key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
     assert [path.name for path in tmp_path.glob("*.npy")] == [f"{key}.npy"]
+
+
+def test_a_cache_file_depends_on_the_ends_of_the_reviews(tmp_path: Path):
+    tokenizer = train_tokenizer("wordlevel", ["good bad film"], 100)
+    for texts in (["a\0b", "c"], ["a", "b\0c"], ["a", "b", "c"], ["a2 b", "c"], ["a", "b2 c"]):
+        build_corpus(tokenizer, as_frame([("x", text, 0) for text in texts]), 8, "head", tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 5
 
 
 def test_no_examples_are_no_batches():

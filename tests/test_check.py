@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, adapt, tiny, tiny_weights
 
 import train
-from data.check import check, main
+from data.check import check, check_file, main
 from data.checksums import write_checksums
 from data.runs import Run
 from data.tokenization import train_tokenizer
@@ -89,7 +89,7 @@ def test_what_eval_would_refuse_is_not_sound(small_run: list[str], tmp_path: Pat
         check(run)
     (run / "log.jsonl").write_text(log)
     (run / "test.probabilities.safetensors").write_bytes(b"cut short")
-    with pytest.raises(ValueError, match="delete it: the run can be used without it"):
+    with pytest.raises(ValueError, match="delete it: the run can be scored without it"):
         check(run)
 
 
@@ -102,6 +102,20 @@ def test_members_with_other_classes_are_not_sound(tmp_path: Path):
     (tmp_path / "both/members.json").write_text(members)
     with pytest.raises(ValueError, match="the same two classes"):
         check(tmp_path / "both")
+
+
+def test_a_part_of_a_checkpoint_names_its_folder(tmp_path: Path):
+    for name in ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "adapter_model.bin"):
+        with pytest.raises(ValueError, match=rf"{name} is a part of a checkpoint; check its folder {tmp_path}$"):
+            check_file(tmp_path / name)
+
+
+def test_an_unknown_home_directory_does_not_end_the_other_checks(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["~nouser/x", str(ROOT / "data/weights/nb-linear-imdb")])
+    unknown, sound = capsys.readouterr().out.splitlines()
+    assert "not sound: ~nouser/x: no home directory is known for ~" in unknown
+    assert sound.endswith(": sound")
 
 
 def test_a_flag_is_no_path():

@@ -10,7 +10,8 @@ from table_files import write
 from data import Source, load_splits, load_table
 from data.delimited import split_lines, unquote
 from data.labels import UNKNOWN
-from data.pretraining_texts import load_texts
+from data.predictions import read_lines
+from data.pretraining_texts import hold_out_texts, load_texts
 
 # ---------------------------------------------------------------------------------------- all rows, several files
 
@@ -39,6 +40,14 @@ def test_a_text_file_is_lines_or_a_table(tmp_path: Path):
     ]
     table = write(tmp_path / "b.txt", "id\tReview\n7\tgood\n")
     assert load_table(table, Source())[0].values.tolist() == [["7", "good", -1]]
+
+
+def test_a_line_with_very_many_tags_is_named(tmp_path: Path):
+    many = "<b>x</b>" * 11_000
+    with pytest.raises(ValueError, match=r"a\.txt: line 2: a review with 22,000 HTML tags; .*; correct it$"):
+        load_table(write(tmp_path / "a.txt", f"good film\n{many}\n"), Source())
+    with pytest.raises(ValueError, match=r"^standard input: line 2: a review with 22,000 HTML tags; .*; correct it$"):
+        read_lines(io.BytesIO(f"good film\n{many}\n".encode()))
 
 
 def make_files(folder: Path, endings: dict[str, str]) -> None:
@@ -241,3 +250,24 @@ def test_a_text_file_with_the_header_of_a_table_is_one(header: str, tmp_path: Pa
     lines = write(tmp_path / "b.txt", f"A bad film{separator} text\ngood\n")
     assert len(load_table(lines, Source())[0]) == 2
     assert load_table(lines, Source())[0]["review"][0].startswith("A bad film")
+
+
+def test_texts_with_one_id_are_held_out_by_their_text():
+    texts = pd.DataFrame({"id": "x", "review": [f"text {n}" for n in range(100)], "sentiment": UNKNOWN})
+    assert [len(part) for part in hold_out_texts(texts, "x.csv")] == [95, 5]
+    texts["id"] = [str(n) for n in range(100)]
+    assert [len(part) for part in hold_out_texts(texts, "x.csv")] == [95, 5]
+
+
+def test_pretraining_on_reviews_takes_a_file_of_texts_to_validate_on(tmp_path: Path):
+    file = write(tmp_path / "held.txt", "one text\nanother\n")
+    found, own = load_texts(Source("demo", validation=str(file))), load_texts(Source("demo"))
+    assert found.validation["review"].tolist() == ["one text", "another"]
+    assert set(found.train["review"]) == {*own.train["review"], *own.validation["review"]}
+    assert str(file) in found.files
+
+
+def test_flags_of_columns_without_effect_on_two_files_of_texts(tmp_path: Path):
+    files = [str(write(tmp_path / name, "one text\n" * 40)) for name in ("a.txt", "b.txt")]
+    with pytest.raises(ValueError, match="holds one text a line, so --text-column has no effect"):
+        load_texts(Source(train=files[0], validation=files[1], text_column="nonsense"))

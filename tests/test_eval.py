@@ -214,7 +214,7 @@ def test_a_checkpoint_that_lacks_its_pooler_does_not_answer(tmp_path):
         ),
         ("--run R --merge M --quantize none", "--quantize has no effect here; it is for"),
         ("--compare A B --device cpu", "--device has no effect here; it is for"),
-        ("--text good --submission", "--submission needs reviews"),
+        ("--text good --submission", "--submission has no effect here; it is for --predict"),
         ("--run R --text good --out F", "--out needs something to write"),
         ("--run R --predict - --out x/z.TSV", "--out x/z.TSV is written as CSV; name it z.csv"),
         ("--run R --predict - --out z.csv.gz", "--out z.csv.gz is written as CSV; name it z.csv"),
@@ -224,6 +224,7 @@ def test_a_checkpoint_that_lacks_its_pooler_does_not_answer(tmp_path):
             "--weights data/weights/nb-linear-imdb --text good --base nowhere",
             "--base names the backbone",
         ),
+        ("--compare A --dtype fp16", "--dtype has no effect here; it is for --merge"),
     ],
 )
 def test_a_flag_without_effect_is_refused(flags: str, message: str, monkeypatch: pytest.MonkeyPatch):

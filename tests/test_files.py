@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from data.checked import read_json
 from data.files import (
+    filling,
+    host_digits,
     is_stdout,
     open_tensors,
     replacing,
@@ -130,6 +132,26 @@ def test_errors_of_readers_name_the_file(tmp_path: Path):
 
 
 # -------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_a_folder_is_filled_once(tmp_path: Path):
+    folder = tmp_path / "out"
+
+    def write(name: str) -> None:
+        with filling(folder, "--merge", last="config.json") as staging:
+            staging.mkdir(parents=True)
+            (staging / name).write_text("new")
+
+    abandoned = folder / f".staging.{host_digits()}-{subprocess.Popen(['true']).wait() or 2**22 + 1}.tmp"
+    abandoned.mkdir(parents=True)
+    write("config.json")
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    with pytest.raises(ValueError, match=rf"^--merge {folder} exists and is not empty; name a new folder"):
+        write("model.safetensors")
+    (folder / "config.json").unlink()
+    (folder / f".staging.{host_digits()}-{os.getpid()}.tmp").mkdir()  # of a process that runs
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        write("config.json")
 
 
 def test_an_output_follows_links(tmp_path: Path):

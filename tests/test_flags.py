@@ -42,6 +42,7 @@ class Several:
     learning_rate: float = option(1.0, "four", "a rate", metavar="RATE")
     folders: tuple[str, ...] = option((), "four", "some folders", metavar="DIR")
     colour: str = option("red", "four", "a colour", choices=("red", "green"))
+    column: str = option("", "four", "a column", metavar="COLUMN")
 
 
 CLASSES = {"main": Options, "other": Other, "deeper": Deeper}
@@ -168,6 +169,7 @@ def test_a_flag_takes_several_values(tmp_path: Path):
         ),
         (["--folders"], "--folders needs a value"),
         (["--folders", "a", ""], "--folders is empty"),
+        (["--column="], "--column is empty"),
         (["--fast", "yes"], "--fast takes no value, but 'yes' follows it"),
         (["--fast=yes"], "--fast takes no value"),
         (["bert"], "'bert' belongs to no flag; a value with spaces needs quotes"),

@@ -132,6 +132,33 @@ def test_binary_files_under_the_name_of_a_table_are_named(content: bytes, messag
         load_table(write(tmp_path / "x.csv", content), Source())
 
 
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_one_object_is_one_row(name: str, tmp_path: Path):
+    for text in ('{"text": "good"}', '{"text": "good"}\n', '[{"text": "good"}]'):
+        assert load_reviews(write(tmp_path / name, text))["review"].tolist() == ["good"]
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_an_item_that_is_no_object_is_a_broken_row(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = write(tmp_path / name, '[{"text": "good"}, null, {"text": "bad"}]')
+    with pytest.raises(ValueError, match=r"row 2: NoneType instead of an object"):
+        load_reviews(path)
+    assert load_reviews(path, skip_bad_rows=True)["review"].tolist() == ["good", "bad"]
+    assert "1 broken row" in capsys.readouterr().out
+
+
+def test_json_within_a_packed_text_file_names_the_file_inside(tmp_path: Path):
+    path = write(tmp_path / "reviews.zip", zipped({"data.txt": b'{"text": "good"}\n{"text": "bad"}\n'}))
+    with pytest.raises(ValueError, match=r"not one text a line; unpack it and name the file data\.jsonl$"):
+        load_table(path, Source())
+
+
+def test_the_size_of_a_file_above_the_limit_is_not_the_limit(tmp_path: Path):
+    path = write(tmp_path / "x.csv", "text\n" + "good film\n" * 120_000)
+    with pytest.raises(ValueError, match=r"x\.csv has 2 MiB; --max-file-mib 1 is the limit"):
+        load_table(path, Source(max_file_mib=1))
+
+
 def test_a_text_may_begin_as_a_binary_file(tmp_path: Path):
     assert len(load_table(write(tmp_path / "x.csv", b"ORC,text\n1,fine\n"), Source())[0]) == 1
 

@@ -236,7 +236,7 @@ def test_files_that_are_left_out_of_a_folder_of_reviews_are_named(tmp_path: Path
             write(tmp_path / "train" / kind / f"{i}.html", "left out")
         write(tmp_path / "train" / kind / ".DS_Store", "of a system")
     assert len(load_splits(Source(data=str(tmp_path))).train) == 8
-    assert "10 files do not end in .txt and are not read: '0.html', '0.html', '1.html', …" in capsys.readouterr().out
+    assert "only files that end in .txt are: '0.html', '0.html', '1.html', … (10 in all)" in capsys.readouterr().out
     write(tmp_path / "train/neutral/1.TXT", "so so")
     with pytest.raises(ValueError, match=r"holds 'neutral' beside pos and neg"):
         load_splits(Source(data=str(tmp_path)))
@@ -305,3 +305,17 @@ def test_full_data_set(imdb: Path, tmp_path: Path):
     assert splits.train["sentiment"].sum() == 10_000
     assert (splits.unlabelled["sentiment"] == UNKNOWN).all()
     assert not splits.train["review"].str.contains("<br", regex=False).any()
+
+
+def test_the_rating_that_is_noted_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "testData.tsv"
+    path.write_text("id\treview\nabc\tso so\n123_9\tgood\n5_2\tbad\n")
+    assert load_reviews(path)["sentiment"].tolist() == [UNKNOWN, 1, 0]
+    assert "they are the ratings in the ids, such as 123_9" in capsys.readouterr().out
+
+
+def test_labels_in_a_column_without_a_title(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text(",text\n" + "0,a bad film\n1,a good film\n" * 5)
+    with pytest.raises(ValueError, match=r"one without a title looks like it; give it a title, such as label$"):
+        load_splits(Source(train=str(path)))

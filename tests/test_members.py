@@ -109,6 +109,7 @@ def test_it_labels_files_and_explains_mistakes(checkpoint: Path, capsys: pytest.
         ('["encoder"]', "must be a list of members"),
         ('[{"weights": "encoder"}]', "it differs in factor"),
         ('[{"weights": "encoder", "factor": 1, "bias": 2}]', "it differs in bias"),
+        ('[{"weights": 3, "factor": 1}]', r"members\.json: weights = 3 must be text"),
         ('[{"weights": "encoder", "factor": "1"}]', "factor = '1' must be a finite number"),
         ('[{"weights": "encoder", "factor": 0}]', "factor 0 must be above 0"),
         ('[{"weights": "encoder", "factor": NaN}]', "factor = nan must be a finite number"),

@@ -81,6 +81,24 @@ def test_a_run_shows_mistakes_calibration_and_threshold(small_run, tmp_path, cap
             evaluate(flags)
 
 
+def test_a_threshold_needs_no_kept_probabilities(small_run, tmp_path, capsys):
+    train.main([*small_run, "--validation-reviews", "60"])
+    outputs = []
+    for _ in range(2):
+        capsys.readouterr()
+        evaluate(["--run", str(tmp_path / "runs/small"), "--threshold", "validation"])
+        outputs.append(re.findall(r"^\w+: accuracy .* chosen on validation$", capsys.readouterr().out, re.M))
+        (tmp_path / "runs/small/validation.probabilities.safetensors").unlink(missing_ok=True)
+    assert outputs[0] == outputs[1] != []
+
+
+def test_the_default_output_is_checked_before_reviews_are_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.eval_options.write_problem", lambda path: f"no place for {path.name}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^--out submission\.csv cannot be written \(no place for submission\.csv\)"):
+        evaluate(["--predict", "x.csv"])
+
+
 def test_the_threshold_is_chosen_for_the_reviews_as_they_are_scored(small_run, tmp_path, capsys):
     train.main([*small_run, "--validation-reviews", "60", "--max-length", "5"])
     capsys.readouterr()
@@ -104,7 +122,7 @@ def test_the_threshold_is_chosen_for_the_reviews_as_they_are_scored(small_run, t
         ("--compare a b --merge out", "--compare and --merge are two tasks"),
         ("--compare a b --run c", "--compare takes the runs as its own values; leave out --run"),
         ("--run a --max-length 9 --text good", "--max-length is for --weights"),
-        ("--text good --dtype fp16", "--dtype is for --merge"),
+        ("--text good --dtype fp16", "--dtype has no effect here; it is for --merge"),
         ("--run a --plot curves", "--plot curves is not a picture: its name ends in .png, .svg, .pdf"),
         ("--compare a b --plot curves.txt", "--plot curves.txt is not a picture"),
     ],

@@ -114,7 +114,7 @@ def test_a_header_with_two_delimiters(tmp_path: Path):
     assert fields(path, text_column="review") == [["1", "good", "1"]]
     path = write(tmp_path / "x.csv", "a,b;c\n1;2\n3;4\n")
     assert read(path).header == ["a,b", "c"]  # only semicolons give all rows its width
-    with pytest.raises(ValueError, match=r"commas and semicolons both split the header 'a,b;c'; rename"):
+    with pytest.raises(ValueError, match=r"each of commas, semicolons splits the header 'a,b;c'; rename"):
         read(write(tmp_path / "x.csv", "a,b;c\n1,2;3\n"))
     assert read(write(tmp_path / "x.csv", '"a,b";c\n1;2\n')).header == ["a,b", "c"]
 
@@ -211,6 +211,9 @@ def test_two_consistent_readings_with_different_rows_are_refused(tmp_path: Path)
         load_reviews(path)
     assert fields(path, quoting="literal") == [['"two'], ['lines"'], ["three"]]
     assert fields(path, quoting="rfc4180") == [["two\nlines"], ["three"]]
+    for end in ("", '4,"",fine too,1\n'):  # an empty field is no doubled quote
+        with pytest.raises(ValueError, match=r"two readings: \d rows with quotes as characters, \d with"):
+            load_reviews(write(tmp_path / "x.csv", f'id,title,text,label\n1,A,"Great,1\n2,B,Bad",0\n3,C,fine,1\n{end}'))
     path = write(tmp_path / "y.tsv", 'text\tlabel\n"it\t1\nwas\t0\ngood"\t1\n')
     with pytest.raises(ValueError, match=r"two readings: 3 rows .* 1 with"):
         load_reviews(path)

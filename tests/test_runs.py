@@ -144,7 +144,7 @@ DAMAGED = {
     "config.json": (lambda run: Run.open(run.folder), r"is not valid JSON \(.*\); restore it, or start another run$"),
     "log.jsonl": (epochs, r"is not valid JSON \(.*\); restore it, or leave the run out$"),
     "test.probabilities.safetensors": (
-        lambda run: run.predictions("test"), r"is cut short or damaged \(.*\); delete it: the run can be used without",
+        lambda run: run.predictions("test"), r"is cut short or damaged \(.*\); delete it: the run can be scored with",
     ),
     "state/state.safetensors": (
         lambda run: read_sealed_tensors(run.state_file), r"is cut short or damaged \([^;]*\)$",  # load_state goes on
@@ -181,6 +181,14 @@ def test_a_damaged_log_is_written_again_from_the_history(tmp_path: Path, damage:
     run.log_file.write_text(damage(run.log_file.read_text()))
     run.restore_log(run.load_state()[1])
     assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == [{"event": "epoch", **history[0]}]
+
+
+def test_a_lost_log_that_was_empty_is_written_again(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    run.save_state({"x": torch.zeros(1)}, {"history": []})
+    run.log_file.unlink()
+    run.restore_log(run.load_state()[1])
+    assert run.log_file.read_text() == ""
 
 
 def test_a_state_from_before_there_were_checksums_is_read(tmp_path: Path):

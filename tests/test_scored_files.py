@@ -73,7 +73,7 @@ def test_the_flags_of_reading_count_for_a_folder_and_are_refused_for_the_runs_ow
     assert "test: accuracy 0.0000" in outcome(folder, capsys)
     assert "test: accuracy 1.0000" in outcome([*folder, "--label-column", "human"], capsys)
     for flags in (["--label-column", "human"], ["--skip-bad-rows"], ["--encoding", "latin-1"]):
-        with pytest.raises(ValueError, match=f"{flags[0]} is for --data and --predict; a run's own reviews"):
+        with pytest.raises(ValueError, match=f"{flags[0]} is for the files of --data and --predict"):
             evaluate(["--run", str(three), *flags])
     with pytest.raises(ValueError, match="--text-column is for files; standard input has one review a line"):
         evaluate(["--run", str(three), "--predict", "-", "--text-column", "x"])
@@ -253,7 +253,7 @@ def test_kept_probabilities_are_checked(change, problem: str, three, tmp_path):
     shutil.copytree(three, run.folder, ignore=shutil.ignore_patterns("calibration.json"))
     kept = Run(three).predictions("validation")
     run.save_probabilities("validation", *map(np.ascontiguousarray, change(*kept)))
-    with pytest.raises(ValueError, match=rf"{problem}.*; delete it: the run can be used without it"):
+    with pytest.raises(ValueError, match=rf"{problem}.*; delete it: the run can be scored without it"):
         evaluate(["--run", str(run.folder)])
     assert not (run.folder / "calibration.json").exists()
 

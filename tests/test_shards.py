@@ -293,3 +293,19 @@ def test_flags_of_files_that_have_columns_may_stand_beside_a_text_file(tmp_path:
         load_texts(Source(data=str(tmp_path / "a.txt"), text_column="body"), None)
     with pytest.raises(ValueError, match="--encoding 'nope' is not an encoding"):
         load_texts(Source(data=str(tmp_path), encoding="nope"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("kept", "options", "message"),
+    [
+        ("*", {"id_column": "nope"}, "--id-column has no effect here: only the texts of shards are read"),
+        ("*", {"quoting": "backslash"}, "--quoting has no effect here: only the texts of shards are read"),
+        ("*.txt", {"text_column": "nope"}, "--text-column has no effect here: a .txt shard holds one text a line"),
+    ],
+)
+def test_flags_without_effect_are_refused(kept: str, options: dict[str, str], message: str, folder: Path):
+    for path in set((folder / "data").iterdir()) - set((folder / "data").glob(kept)):
+        path.unlink()
+    with pytest.raises(ValueError, match=message):
+        open_shards(folder, **options)
+    assert open_shards(folder, **options, of_run=tuple(options)).parts

@@ -12,7 +12,7 @@ from conftest import tiny_weights
 
 import train
 from data.checked import read_json
-from data.compare import Entry, ScoredPart, entries
+from data.compare import Entry, ScoredPart, entries, sound
 from data.files import write_json
 from data.rows import open_runs, publish
 from data.runs import Run
@@ -123,6 +123,19 @@ def test_what_cannot_be_compared_is_said(three_runs, capsys):
     assert "ensemble" not in shown
     with pytest.raises(ValueError, match="--out: b kept no predictions"):
         evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])
+
+
+def test_a_damaged_run_among_others_is_the_one_that_is_named(three_runs):
+    damaged = three_runs / "b/test.probabilities.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"^runs/b/test\.probabilities\.safetensors is cut short or damaged"):
+        evaluate(["--compare", "runs/a@42", "runs/b"])
+    damaged.write_bytes(whole)
+    both = [Run.open("runs/a@42"), Run.open("runs/b")]
+    message = r"^one of runs/a@42, runs/b is damaged \('x'\); restore it, or leave it out$"
+    with pytest.raises(ValueError, match=message), sound(both):
+        raise KeyError("x")
 
 
 def change_config(folder, **changes):

@@ -12,8 +12,8 @@ from data.checked import read_json
 from data.files import write_json
 from data.pictures import Point, label_points, new_figure
 from data.row_pictures import draw_labels, panels, processor, training_data, write_pictures
-from data.rows import OTHER_RESULTS, RESULTS, publish, published_rows
-from data.runs import Run
+from data.rows import OTHER_RESULTS, RESULTS, open_runs, publish, published_rows
+from data.runs import ROOT, Run
 from data.tables import best_by_model, calibration_table, main, mean_and_deviation, models_table, results_table
 
 
@@ -121,6 +121,28 @@ def test_publish_copies_result_and_log(tmp_path: Path, monkeypatch: pytest.Monke
     write_json(run.folder / "result.json", {"validation": {"accuracy": 0.5}})
     assert read_json(publish(str(run.folder), "row")) == {"row": "row", "validation": {"accuracy": 0.5}}
     assert json.loads((tmp_path / "results/row.log.jsonl").read_text())["epoch"] == 1
+
+
+def test_publish_shortens_the_paths_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A row is found by the name of its run, and a reader has no use for the folders of another machine."""
+    monkeypatch.setattr("data.rows.RESULTS", tmp_path / "results")
+    (tmp_path / "runs").mkdir()
+    before, after = (Run.create(tmp_path / "runs" / name, {"options": {}}) for name in ("a", "b"))
+    options = {"weights": str(before.best), "data": f"{tmp_path}/imdb", "teacher": [str(before.folder), f"{ROOT}/data"]}
+    after.log("data", files={f"{tmp_path}/imdb/train.tsv": "0"})
+    write_json(after.folder / "result.json", {"validation": {"accuracy": 0.5}, "options": options})
+    found = read_json(publish(str(after.folder), "row"))["options"]
+    assert found == {"weights": "runs/a/best", "data": "imdb", "teacher": ["runs/a", "data"]}
+    assert "imdb/train.tsv" in (log := (tmp_path / "results/row.log.jsonl").read_text())
+    assert str(tmp_path) not in log
+
+
+def test_the_seeds_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("data.rows.RESULTS", tmp_path)
+    for name in ("few", "few@43", "few@44", "fewer"):
+        write_result(tmp_path, name)
+    assert [run.file.stem for run in open_runs("few")] == ["few", "few@43", "few@44"]
+    assert {row.name: len(row.results) for row in published_rows(tmp_path)} == {"few": 3, "fewer": 1}
 
 
 def test_a_row_after_pretraining_names_both_commands_and_adds_their_minutes(tmp_path: Path, monkeypatch):

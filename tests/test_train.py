@@ -109,6 +109,8 @@ def test_starting_from_a_run_with_the_same_seed_gives_a_warning(small_run, tmp_p
         capsys.readouterr()
         train.main([*again, seed, "--seed", seed])
         assert ("saw the same batches under the same dropout masks" in capsys.readouterr().out) == warned
+    for further, repeated in (([], True), (["--train-reviews", "32"], False), (["--max-length", "9"], False)):
+        assert repeats_batches(resolved([*again, "third", *further]).options) == repeated
 
 
 def test_the_seed_determines_the_weights(small_run, tmp_path):
@@ -181,8 +183,8 @@ def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsy
         evaluate(["--run", "runs/small", "--merge", "mine"])
     with pytest.raises(ValueError, match="--merge plain exists and is not empty"):
         evaluate(["--run", "runs/small", "--merge", "plain"])
-    (tmp_path / "plain/config.json").unlink()
-    (tmp_path / "plain/.unfinished").mkdir()  # as a process leaves it that is killed
+    for path in (tmp_path / "plain").iterdir():
+        path.unlink()
     evaluate(["--run", "runs/small", "--merge", "plain"])
     assert {path.name for path in (tmp_path / "plain").iterdir()} == whole
 
