@@ -42,7 +42,7 @@ from data.calibration import (
 )
 from data.cleaning import clean, has_surrogate
 from data.compare import flips, significance
-from data.corpus import Corpus
+from data.corpus import Corpus, warn_unknown
 from data.ensemble import (
     Blend,
     Ensemble,
@@ -317,6 +317,8 @@ def predict(
         if len(frame) and (frame["sentiment"] != UNKNOWN).all():
             for run in runs:
                 warn_trained(run, frame, partial(own_splits, run))
+            if empty := int((frame["review"] == "").sum()):
+                print(f"note: {empty:,} of these reviews are empty")
             print_metrics(Path(options.predict).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
 
 
@@ -334,6 +336,7 @@ def review_of(options: Options) -> str:
 def answer(options: Options, scorer: Scorer | Blend) -> None:
     """Prints the label of one review with the probability of each class; with --explain also why."""
     text = review_of(options)
+    warn_unknown(scorer.tokenizer, scorer.corpus(as_frame([("text", text, UNKNOWN)])))
     if options.explain:
         show_explanations(options, scorer, [scorer.explain(text)])
     print_answer(scorer.labels, scorer.score_texts([text], bar=False))
@@ -440,9 +443,16 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
         evaluate_data(options, emit, source, scorer, runs)
 
 
+def note_unfinished(run: Run) -> None:
+    """Prints that a run is not finished."""
+    if run.result is None:
+        print(f"note: {run.folder} is not finished; this is its best epoch so far")
+
+
 def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     """Scores, labels or exports with the run --run, in the precision of its training unless --precision is given."""
     run = Run.open(options.run[0])
+    note_unfinished(run)
     trained = settings_of(run).options
     machine = choose_machine(options.device, options.precision or trained.precision)
     if options.merge:
@@ -492,6 +502,7 @@ def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:
 def member(options: Options, run: Run, base: str, given: dict[str, Any]) -> Member:
     """Loads the best model of a run as a member of an ensemble. base: the backbone of its adapter, if it was moved"""
     check_classifier(run, TABLES)
+    note_unfinished(run)
     trained = settings_of(run).options
     machine = choose_machine(options.device, options.precision or trained.precision)
     scorer = Scorer.of_run(run, trained, machine, options.quantize, base, **given_truncation(given))

@@ -31,7 +31,7 @@ import peft
 from data import Splits, jobs, ranks
 from data.bars import progress_bar
 from data.batches import Batch
-from data.checked import read_json, reading
+from data.checked import read_object, reading
 from data.checksums import write_checksums
 from data.corpus import Corpus
 from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, is_closed_pipe, user_message
@@ -60,6 +60,7 @@ from data.weight_files import backbone_digests
 from data.windows import write_truncation
 from losses import OBJECTIVES
 from nn import MODELS, Model
+from nn.build import check_architecture
 from nn.checkpoint import model_class, save_pretrained
 from nn.distributed import GradientSum
 from nn.encoder import Encoder, SharedEmbedding
@@ -443,7 +444,7 @@ def prepare_run(settings: Settings, machine: Machine, agents: list[str] | None =
     options = settings.options
     if options.weights != "none" and adapter_folder(options.weights) is None:
         config_file = fetch_config(options.weights)  # checked before a run folder is created
-        model_class(read_json(config_file), config_file)
+        check_architecture(model_class(read_object(config_file), config_file), options.model, options.weights)
     if OBJECTIVES[options.loss].teacher:
         load_classifier(settings.objective.teacher, machine, TABLES)  # checked before a run folder is created
     if repeats_batches(options):
@@ -459,6 +460,7 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     print(f"run: {run.folder} on {machine}" + ("" if ranks.alone() else f", {ranks.size()} ranks"))
     values = {name: " ".join(value) if isinstance(value, tuple | list) else value for name, value in given.items()}
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in values.items()))
+    training: Training | None = None
     with Interrupt() as interrupt:
         try:
             check_checkpointing(options.checkpointing, machine)
@@ -474,13 +476,15 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
             sys.exit(stopped.exit_code)
         except Exception as error:
             interrupt.deferring = True  # torchrun stops all ranks when one has failed
+            updated = training is None or training.progress.epoch + training.progress.step > 0
             if is_closed_pipe(error):
                 command = f"python train.py --resume {in_shell(run.folder)}"
                 print(f"the output was closed; continue with: {command}", file=sys.stderr)
+            elif isinstance(error, Diverged) and not run.discard():
+                way_out = "a lower --learning-rate" if updated else "other options of the loss, or --precision fp32"
+                print(f"--resume {in_shell(run.folder)} fails at this step again; start another run with {way_out}")
             elif user_message(error) and not run.discard() and run.created is not None:
                 again = f"--resume {in_shell(run.folder)} continues the run, another --name starts a new one"
-                if isinstance(error, Diverged):
-                    again = "--resume would fail at this step again; start another run with a lower --learning-rate"
                 print(f"{run.folder} keeps what was done; {again}")
             raise
 

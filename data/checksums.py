@@ -42,7 +42,7 @@ def check_checksums(folder: Path) -> None:
         if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{sums} is damaged; delete it to use the folder as it is")
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; {SUMS} lists it")
+            raise FileNotFoundError(f"{path} is missing; {SUMS} lists it; restore it")
         if file_digest(path) != digest:
             raise ValueError(f"{path} changed since it was written; restore it, or delete {sums} to use it as it is")
 

@@ -20,6 +20,9 @@ from data.files import replacing
 from data.tokenization import Tokenizer
 from data.windows import WHOLE, Truncation, first_windows, pool, window_positions
 
+MANY_UNKNOWN = 1 / 3  # fraction of the tokens of texts
+SAMPLE = 2**20  # tokens that are looked at
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -207,6 +210,21 @@ def cut_into_windows(corpus: Corpus, tokenizer: Tokenizer, truncation: Truncatio
         review += [number] * len(cut)
     examples = Corpus.from_rows(windows, labels=corpus.labels, pad_id=corpus.pad_id)
     return replace(examples, review=np.asarray(review, dtype=np.int64), pooling=truncation.pooling)
+
+
+def unknown_share(tokenizer: Tokenizer, corpus: Corpus) -> float:
+    """Returns the fraction of unknown tokens among those of texts, of the first million tokens; 0 without an unk."""
+    ids = corpus.ids[:SAMPLE]
+    own = [tokenizer.id_of(token) for token in (*tokenizer.template[0], *tokenizer.template[1])]
+    texts = ids[~np.isin(ids, [number for number in own if number is not None])]
+    unknown = tokenizer.role_id("unk")
+    return 0.0 if unknown is None or not len(texts) else float((texts == unknown).mean())
+
+
+def warn_unknown(tokenizer: Tokenizer, corpus: Corpus, way_out: str = "") -> None:
+    """Prints a warning if many tokens of texts are unknown: all of them are one token for the model."""
+    if (share := unknown_share(tokenizer, corpus)) > MANY_UNKNOWN:
+        print(f"warning: {share:.0%} of the tokens of these texts are unknown to {tokenizer.source}{way_out}")
 
 
 def examples_of(tokenizer: Tokenizer, frame: pd.DataFrame, truncation: Truncation, cache: Path | None) -> Corpus:

@@ -59,7 +59,8 @@ def parse_record(record: Record, columns: Columns, width: int, keep_empty: bool)
     key = str(number) if columns.id is None else fields[columns.id]
     key = f"row {number}" if key == "" else key  # a bare number could be the id of another row
     if text is None or label is None or key is None:
-        return f"row {number}: a list or an object instead of a text"
+        where = "text" if text is None else "label" if label is None else "id"
+        return f"row {number}: a list or an object as {where}"
     if len(text) > FIELD_LIMIT:
         return f"row {number}: a review of {len(text):,} characters; {FIELD_LIMIT:,} are allowed"
     if any(map(has_surrogate, (text, key, label))):

@@ -70,7 +70,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_out = unless_full(error, "delete it, or choose another --name or --runs")
+        is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        elsewhere = f"make {path.parent} writable, or copy it and use the copy"
+        way_out = unless_full(error, elsewhere if is_refused else "delete it, or choose another --name or --runs")
         raise OSError(f"{path} cannot be written ({error.strerror}); {way_out}") from error
 
 

@@ -61,6 +61,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     hits, true, chosen = matrix.diagonal(), matrix.sum(1), matrix.sum(0)  # [C] each
     f1 = 2 * hits / np.maximum(true + chosen, 1)
     occurs = true + chosen > 0
+    f1_by_class = [float(value) if there else None for value, there in zip(f1, occurs, strict=True)]
     recall = [float(h / n) if n else None for h, n in zip(hits, true, strict=True)]
     values: dict[str, Any] = {
         "accuracy": float((predicted == labels).mean()),
@@ -69,8 +70,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     }
     if classes == 2:
         area = auc(wide[:, 1] - wide[:, 0], labels) if true.all() else None
-        values |= {"auc": area, "f1": float(f1[1])}
-    f1_by_class = [float(value) if there else None for value, there in zip(f1, occurs, strict=True)]
+        values |= {"auc": area, "f1": f1_by_class[1]}
     shared = {"macro_f1": float(f1[occurs].mean()), "f1_by_class": f1_by_class, "recall_by_class": recall}
     return values | shared | {"confusion": matrix.tolist()}
 
@@ -99,8 +99,8 @@ def print_metrics(name: str, values: dict[str, Any], labels: tuple[str, ...] = S
         f1 = values["f1"]
         if tuple(map(canonical, labels)) == SENTIMENT[::-1]:  # a checkpoint whose first class is the positive one
             (tp, fn), (fp, tn) = values["confusion"]
-            f1 = values["f1_by_class"][0] or 0.0
-        print(f"{line}, AUC {shown(values['auc'])}, F1 {f1:.4f}, confusion [[{tn}, {fp}], [{fn}, {tp}]]")
+            f1 = values["f1_by_class"][0]
+        print(f"{line}, AUC {shown(values['auc'])}, F1 {shown(f1)}, confusion [[{tn}, {fp}], [{fn}, {tp}]]")
         return
     print(f"{line}, macro-F1 {values['macro_f1']:.4f}")
     for label, f1, recall, row in zip(

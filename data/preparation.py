@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data import Splits, overlap, ranks
 from data.checksums import check_checksums, write_checksums
-from data.corpus import Corpus, examples_of
+from data.corpus import Corpus, examples_of, warn_unknown
 from data.errors import interruptible
 from data.files import new_folder
 from data.labels import SENTIMENT, UNKNOWN
@@ -105,6 +105,8 @@ def make_corpora(tokenizer: Tokenizer, splits: Splits, options: Options, cache: 
     else:
         frames = (splits.train, splits.validation)
         train, held_out = (examples_of(tokenizer, frame, truncation, cache) for frame in frames)
+    if options.weights != "none":
+        warn_unknown(tokenizer, train, "; use weights of their language, as --model xlm_roberta has them")
     if splits.shards is not None or (splits.train["sentiment"] == UNKNOWN).all():
         check_lengths(train, held_out, tokenizer)
     return train, held_out

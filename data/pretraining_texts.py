@@ -93,5 +93,6 @@ def hold_out_texts(texts: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.D
     is_held_out = (hash_order(texts, "held out") + 1) / len(texts) > 1 - HELD_OUT_TEXTS
     train, held_out = texts[~is_held_out].reset_index(drop=True), texts[is_held_out].reset_index(drop=True)
     if not len(train) or not len(held_out):
-        raise ValueError(f"{source}: {len(texts)} texts are too few to hold one out")
+        few = f"{source}: a file of {len(texts)} texts is too small to hold one out"
+        raise ValueError(f"{few}; add texts, or name others with --validation FILE")
     return train, held_out

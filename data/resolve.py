@@ -71,13 +71,13 @@ def objective_defaults(given: Mapping[str, Any], tables: Tables, weights: str) -
     """
     objective, model = given.get("loss", Options.loss), given.get("model", Options.model)
     defaults = dict(tables.objectives[objective].training)
-    if weights != "none":
-        defaults |= tables.objectives[objective].continued
-        defaults.pop("shape", None)
     needed = {part.partition("=")[0] for part in defaults.get("shape", "").split()}
     fitting = [name for name, entry in tables.models.items() if needed <= field_names(entry.build.Config)]
     if model not in fitting:
         raise ValueError(f"--loss {objective} is for --model {' or '.join(fitting)}, not {model}")
+    if weights != "none":
+        defaults |= tables.objectives[objective].continued
+        defaults.pop("shape", None)
     return defaults
 
 

@@ -70,10 +70,12 @@ def prepare(model: Model, options: TVOptions, tokenizer: Tokenizer | None) -> No
     """
     if not isinstance(model, CNN) or model.regions is None:
         raise ValueError(
-            "--loss tv pretrains the regions of a CNN; this model has none: --shape region_width=200 adds them"
+            "--loss tv pretrains the regions of a CNN; this model has none: --model cnn --weights none --shape "
+            "region_width=200 makes one with them"
         )
     if options.skipped_words >= model.config.vocab_size:
-        raise ValueError(f"--skipped-words {options.skipped_words} leaves no word of {model.config.vocab_size}")
+        words = f"--skipped-words {options.skipped_words} leaves no word of {model.config.vocab_size}"
+        raise ValueError(f"{words}; give a lower one")
     model.requires_grad_(False)
     model.regions.requires_grad_(True)
     model.pretraining = TwoViews(model.config.vocab_size, model.config.region_width, options.negative_weight)

@@ -128,6 +128,6 @@ MODELS: dict[str, ModelEntry] = {
 # fmt: on
 
 
-def name_of(model: Model) -> str:
-    """Returns the name of a model in MODELS, which --model takes."""
-    return next(name for name, entry in MODELS.items() if entry.build is type(model))
+def name_of(kind: type[Model]) -> str:
+    """Returns the name of a class of models in MODELS, which --model takes."""
+    return next(name for name, entry in MODELS.items() if entry.build is kind)

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from data.checked import read_object
 from data.flags import parse_fields
+from data.hub import fetch_config
 from data.tokenization import Tokenizer
 from nn import MODELS, Model, name_of
-from nn.checkpoint import load_pretrained
+from nn.checkpoint import load_pretrained, model_class
 from nn.configs import build_config
 
 
@@ -35,15 +37,16 @@ def pretrained_model(
 
     labels, quantize, new_head: as in load_pretrained. Raises ValueError for another architecture.
     """
+    config_file = fetch_config(weights)
+    check_architecture(model_class(read_object(config_file), config_file), name, weights)  # before its classes
     model = load_pretrained(weights, labels, quantize=quantize, new_head=new_head)
-    check_architecture(model, name, weights)
     print(f"weights: {weights}; newly initialized: {', '.join(sorted(model.newly_initialized)) or 'nothing'}")
     return model
 
 
-def check_architecture(model: Model, name: str, weights: str | Path) -> None:
-    """Raises ValueError if `weights` gave a model of another architecture than `name`."""
-    if not isinstance(model, MODELS[name].build):
+def check_architecture(held: type[Model], name: str, weights: str | Path) -> None:
+    """Raises ValueError if the class of the model that `weights` holds is another one than that of `name`."""
+    if not issubclass(held, MODELS[name].build):
         raise ValueError(
-            f"{weights} holds a {model.model_type} model, which --model {name} is not; use --model {name_of(model)}"
+            f"{weights} holds a {held.model_type} model, which --model {name} is not; use --model {name_of(held)}"
         )

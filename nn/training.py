@@ -23,6 +23,7 @@ from data.batches import Batch
 from data.checked import show
 from data.corpus import Corpus
 from data.errors import Diverged, Interrupt, NotFinite, Stopped, out_of_memory
+from data.files import in_shell
 from data.meter import Meter, Progress
 from data.options import Settings
 from data.orders import Stream
@@ -144,8 +145,9 @@ class Training:
         changed = [name for name in before if getattr(self.settings.options, name, None) != before[name]]
         if changed:
             file, was = self.run.folder / "config.json", show(before[changed[0]])
-            problem = f"{file} changed since the state was saved: its {changed[0]} was {was}; restore it"
-            ranks.fail(ValueError(problem))
+            problem = f"{file} changed since the state was saved: its {changed[0]} was {was}"
+            other = f"start another run from --weights {in_shell(self.run.best)}"
+            ranks.fail(ValueError(f"{problem}; restore it, or {other}"))
 
 
 def epoch_name(t: Training) -> str:

@@ -59,7 +59,7 @@ def continued_model(options: Options, labels: tuple[str, ...] | None) -> Model:
     """Loads an adapter and its backbone to train them further. Raises ValueError if either is not what was recorded."""
     weights, new_head = options.weights, options.head == "new"
     model = load_adapted(weights, options.base, labels, quantize=options.quantize, trainable=True, new_head=new_head)
-    check_architecture(model, options.model, weights)
+    check_architecture(type(model), options.model, weights)
     check_backbone(Run.of_weights(weights), model, options.base)
     return model
 

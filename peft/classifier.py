@@ -17,7 +17,7 @@ from data.batches import no_check
 from data.calibration import calibration
 from data.checked import listed
 from data.checksums import check_checksums, tensors_digest
-from data.corpus import Corpus, examples_of
+from data.corpus import Corpus, examples_of, warn_unknown
 from data.ensemble import Blend, Ensemble, Member, Part, read_members
 from data.explanation import Explanation
 from data.files import in_shell, user_path
@@ -86,7 +86,7 @@ class Scorer:
         tokenizer = load_tokenizer(weights, base=base)
         lacks = sorted(model.newly_initialized)
         if lacks and model.adapter is None:  # an adapter's file has its classifier (peft/loading.py)
-            command = f"train.py --model {name_of(model)} --weights {in_shell(weights)}"
+            command = f"train.py --model {name_of(type(model))} --weights {in_shell(weights)}"
             raise ValueError(f"{weights} has no classifier (its files lack {listed(lacks)}); {command} trains one")
         folder = adapter or model.source
         own = (folder and read_truncation(folder)) or usual_truncation(model, tokenizer)
@@ -112,7 +112,9 @@ class Scorer:
 
     def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
         """Computes the logits of the reviews of a frame: float32 [N, C]. check: called between batches"""
-        return self.logits(self.corpus(frame), check)
+        corpus = self.corpus(frame)
+        warn_unknown(self.tokenizer, corpus)
+        return self.logits(corpus, check)
 
     def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
         """Computes the logits of cleaned texts: float32 [N, C]"""
@@ -137,7 +139,7 @@ def check_same_model(model: Model) -> None:
 
 def usual_truncation(model: Model, tokenizer: Tokenizer) -> Truncation:
     """Returns the default truncation, for a checkpoint that does not record the truncation of its training."""
-    trained = MODELS[name_of(model)].training
+    trained = MODELS[name_of(type(model))].training
     limit = trained.get("max_length", 512)
     virtual, available = positions(model)
     limit = int(min(limit, tokenizer.model_max_length or limit, available - virtual))

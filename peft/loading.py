@@ -77,14 +77,14 @@ def adapter_directory(source: str | Path) -> Path:
     return directory
 
 
-def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> Encoder:
+def load_adapter(model: Model, source: str | Path, trainable: bool = False, new_head: bool = False) -> Encoder:
     """Applies an adapter to a plain model, in place, and returns the model.
 
     source: an adapter's directory or hub id.  trainable: restores the encoder of virtual tokens as well, so that
-    training can continue. The classes are matched by name to those of the model; the model gets the adapter's names if
-    they differ. Raises FileNotFoundError, or ValueError for an unsupported adapter, listing all tensors that are
-    missing, surplus or misshaped. After an error the adapter is attached in part: load the model again. Warns if
-    neither the adapter nor the checkpoint contains the pooler.
+    training can continue.  new_head: the caller replaces the last layer. The classes are matched by name to those of
+    the model; the model gets the adapter's names if they differ. Raises FileNotFoundError, or ValueError for an
+    unsupported adapter, listing all tensors that are missing, surplus or misshaped. After an error the adapter is
+    attached in part: load the model again. Warns if neither the adapter nor the checkpoint contains the pooler.
     """
     if not isinstance(model, Encoder):
         raise ValueError(f"{source} is an adapter for encoders, not for {model.model_type}")
@@ -102,7 +102,9 @@ def load_adapter(model: Model, source: str | Path, trainable: bool = False) -> E
     fill_parameters(model, config, file)
     merge_head(model)
     if own_head:
-        order_classes(model, config, file)
+        names = order_classes(model, config, file)
+        if names and not new_head:
+            print(f"labels: the adapter distinguishes {', '.join(names)}")
     elif order:
         reorder_classes(model, order)
         before, labels = model.adapter["before"]
@@ -262,17 +264,22 @@ def file_labels(config: dict[str, Any], count: int, where: Path) -> tuple[str, .
     return published_names(config, count, where)
 
 
-def order_classes(model: Encoder, config: dict[str, Any], file: WeightFile) -> None:
-    """Puts the rows of the classifier, which have the order of the file, into the order of the model's classes."""
+def order_classes(model: Encoder, config: dict[str, Any], file: WeightFile) -> tuple[str, ...]:
+    """Puts the rows of the classifier, which have the order of the file, into the order of the model's classes.
+
+    Returns the names of the file's classes if they are others, which the model has then; otherwise ().
+    """
     labels = model.config.labels
     names, order = file_labels(config, len(labels), file.path.parent), class_order(model)
+    others: tuple[str, ...] = ()
     if names is not None and (head := head_by_name(names, labels)) is not None:
         order = head.order
     elif names is not None:
         order = model.adapter["class_order"] = ()
         set_labels(model, names)
-        print(f"labels: the adapter distinguishes {', '.join(names)}")
+        others = names
     reorder_classes(model, order or tuple(range(len(labels))))
+    return others
 
 
 def head_by_name(names: tuple[str, ...], labels: tuple[str, ...]) -> Head | None:
@@ -352,7 +359,7 @@ def load_adapted(
     plain = load_pretrained(backbone, rows if count > 1 else SENTIMENT, dtype, quantize, new_head=True)
     if count == 1:  # of a regression, until a new layer replaces it
         resize_head(plain, rows)
-    model = load_adapter(plain, directory, trainable)
+    model = load_adapter(plain, directory, trainable, new_head)
     if new_head:
         replace_head(model, labels or SENTIMENT)
     elif labels is not None:

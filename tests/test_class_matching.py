@@ -7,6 +7,7 @@ import torch
 from conftest import tiny, token_batch
 from safetensors.torch import load_file, save_file
 
+import train
 from data.checked import read_json
 from data.files import write_json
 from data.hub import CONFIG, WEIGHTS
@@ -94,6 +95,14 @@ def test_heads_that_do_not_fit_are_refused_and_a_new_head_is_the_way_out(table, 
     assert model.config.labels == (labels or ("x", "y"))
     assert model.newly_initialized == {"classifier.weight", "classifier.bias"}
     assert 0 < model.classifier.weight.std() < 0.04
+
+
+def test_another_architecture_is_named_before_its_classes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(tiny("gru", labels=("a", "b", "c")), tmp_path / "gru")
+    with pytest.raises(ValueError, match=r"gru holds a gru model, which --model bert is not; use --model gru$"):
+        train.main(["--model", "bert", "--weights", "gru", "--data", "demo"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_other_problem_types_are_refused(tmp_path):

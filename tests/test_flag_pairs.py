@@ -49,6 +49,7 @@ def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run:
     ("--peft lora --train-vectors", "--train-vectors has no effect here: --peft lora freezes word embeddings"),
     ("--peft prompt --layer-decay 0.5", "--layer-decay has no effect here: --peft prompt trains no layers"),
     ("--model cnn --loss tv --dropout 0.4", "--dropout has no effect here: only the regions are trained"),
+    ("--model bert --loss tv --weights nowhere", "--loss tv is for --model cnn, not bert"),
     ("--loss mlm --label-column stars", "--label-column has no effect here: pretraining has no labels"),
     ("--peft lora --alpha 0", "--alpha 0 multiplies the update by 0"),
     ("--peft lora --lora-plus 0", "--lora-plus 0 keeps B at 0, where it starts"),

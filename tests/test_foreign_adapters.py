@@ -230,8 +230,9 @@ def test_a_changed_classifier_is_put_into_the_order_of_the_classes(partial, tmp_
 
 
 @pytest.mark.parametrize("labels", [("bad", "good"), ("a", "b", "c")])
-def test_a_new_head_replaces_a_changed_classifier(partial, labels: tuple[str, ...]):
+def test_a_new_head_replaces_a_changed_classifier(partial, labels: tuple[str, ...], capsys):
     model = load_adapted(partial[0], labels=labels, new_head=True)
+    assert "distinguishes" not in capsys.readouterr().out
     assert model.config.labels == labels
     assert model(*token_batch([5, 3])).shape == (2, len(labels))
     assert model.newly_initialized == {"classifier.weight", "classifier.bias"}

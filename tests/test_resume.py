@@ -15,6 +15,7 @@ from data.errors import Diverged
 from data.files import write_json, write_text
 from data.resolve import resolve
 from data.runs import Run
+from eval import main as evaluate
 from nn.runtime import machine_of
 from train import TABLES
 
@@ -36,6 +37,25 @@ def test_a_model_that_computes_nan_never_becomes_the_best(small_run: list[str], 
     with pytest.raises(Diverged, match=r"not finite|held-out loss is nan"):
         train.main([*small_run, "--loss", loss, "--epochs", "1", *rate])
     assert not (tmp_path / "runs/small/best").exists()
+
+
+def test_the_way_out_of_a_loss_that_is_not_finite(small_run: list[str], capsys: pytest.CaptureFixture[str]):
+    """Before the first step no rate is the cause. A resumed run names the way out too."""
+    small_run[small_run.index("lora")] = "none"
+    for name, options, way_out in (
+        ("loss", "--loss rdrop --rdrop-alpha 1e38", "other options of the loss, or --precision fp32"),
+        ("rate", "--learning-rate 1e30 --warmup 0 --save-minutes 0", "a lower --learning-rate"),
+    ):
+        for arguments in ([*small_run, *options.split(), "--name", name], ["--resume", f"runs/{name}"]):
+            with pytest.raises(Diverged):
+                train.main(arguments)
+            assert f"fails at this step again; start another run with {way_out}" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_is_scored_with_a_note(stopped: Run, capsys: pytest.CaptureFixture[str]):
+    capsys.readouterr()
+    evaluate(["--run", str(stopped.folder), "--text", "a good film"])
+    assert f"note: {stopped.folder} is not finished; this is its best epoch so far" in capsys.readouterr().out
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weights(

@@ -273,6 +273,8 @@ def test_names_that_cannot_be_run_folders_have_a_way_out(tmp_path: Path):
         writing(Path("x")),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match=r"make r writable, or copy it and use the copy$"), writing(Path("r/.lock")):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -168,7 +168,11 @@ def test_metrics_without_a_class_are_json(capsys):
     found = metrics(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 0]))
     assert json.loads(json.dumps(found, allow_nan=False))["auc"] is None
     print_metrics("x", found)
-    assert "AUC –, F1 0.0000" in capsys.readouterr().out
+    assert "AUC –, F1 0.0000" in capsys.readouterr().out  # one of them is predicted to be positive
+    found = metrics(np.array([[2.0, 0.0], [2.0, 0.0]]), np.array([0, 0]))
+    assert (found["f1"], found["f1_by_class"]) == (None, [1.0, None])
+    print_metrics("x", found)
+    assert "AUC –, F1 –" in capsys.readouterr().out
 
 
 def test_reordered_or_changed_files_have_other_digests():

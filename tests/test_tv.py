@@ -142,7 +142,11 @@ def test_convolution_of_ids_equals_the_plain_form():
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
-    [("lstm", {}, "regions of a CNN"), ("cnn", {}, "--shape region_width=200 adds them"), ("bert", {}, "has none")],
+    [
+        ("lstm", {}, "regions of a CNN"),
+        ("cnn", {}, "none --shape region_width=200 makes one"),
+        ("bert", {}, "has none"),
+    ],
 )
 def test_models_without_regions_are_refused(name, changes, message):
     with pytest.raises(ValueError, match=message):
