@@ -356,7 +356,7 @@ def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
     of_class = zip(t.splits.labels, predicted, reviews, strict=True)
     if never := [name for name, count, present in of_class if present and not count]:
         ways = ["another --learning-rate", "more --epochs"]
-        if t.settings.options.class_weights == "none" and len(set(np.bincount(t.corpus.labels))) > 1:
+        if t.settings.options.class_weights == "none" and t.splits.train["sentiment"].value_counts().nunique() > 1:
             ways.append("--class-weights balanced")
         print(f"warning: no validation review gets the label {', '.join(never)}; try {' or '.join(ways)}")
     return found, logits
