@@ -182,10 +182,9 @@ def write_output(path: str | Path, content: str | bytes) -> None:
     path, data = Path(path), content.encode() if isinstance(content, str) else content
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it")
-    try:
-        target = path.resolve(strict=False)
-    except RuntimeError as error:  # Python before 3.13 raises this for a loop
-        raise OSError(f"{path} is a link that leads to itself") from error
+    target = Path(os.path.realpath(path))  # not `resolve`, which raises RuntimeError for a loop before Python 3.13
+    if target.is_symlink():
+        raise OSError(f"{path} is a link that leads to itself")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         try:
             path.write_bytes(data)

@@ -71,7 +71,8 @@ def comparison_row(run: Run) -> tuple[str, ...]:
             raise ValueError(f"test accuracy {test!r} is no number")
     with reading(run.log_file, "the log of a run", "restore it, or leave the run out"):
         curve = [event["val_acc"] for event in history]
-        kept = curve[result["best_epoch"] - 1] if result else max(curve, default=0.0)
+        best = result.get("best_epoch")  # older versions did not record it
+        kept = max(curve, default=0.0) if best is None else curve[best - 1]
         minutes = f"{history[-1]['seconds'] / 60:.0f}" if history else "-"
     return (
         run.name,

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,15 @@ def test_defects_of_the_program_keep_their_traceback():
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture
+def no_nohup() -> Iterator[None]:
+    """Sets SIGHUP to its default, which nohup changes for the tests that it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("no_nohup")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_stops_at_once_and_the_second_one_without_a_state(number: int):
     before = signal.getsignal(number)  # SIG_IGN if a shell started the tests in the background
@@ -126,6 +136,7 @@ def test_a_hangup_is_ignored_under_nohup():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("no_nohup")
 @pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_a_step_waits_for_a_check_or_the_end_of_the_block(number: int, checked: bool):

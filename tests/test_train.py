@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_a_run_writes_its_documented_files(small_run, tmp_path, capsys):
     assert config["origins"]["batch_size"] == "command line"
     assert config["origins"]["learning_rate"] == "method"
     assert config["origins"]["seed"] == "default"
-    assert config["versions"]["torch"] == torch.__version__
+    assert config["versions"]["torch"] == version("torch")
     assert {"command", "commit", "dirty", "machine", "started"} < config.keys()
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]
