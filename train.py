@@ -413,12 +413,15 @@ def finish(t: Training) -> None:
 
 
 def print_result(run: Run) -> None:
-    """Prints the scores of a finished run. Raises ValueError for a damaged result.json."""
+    """Prints the scores of a finished run, and writes a damaged log again. Raises ValueError for a damaged
+    result.json."""
     result, labels = run.result or {}, run.labels or SENTIMENT
     with reading(run.folder / "result.json", "the result of a run", "delete it: --resume then scores again"):
         for split in ("validation", "test"):
             if "accuracy" in (result.get(split) or ()):
                 print_metrics(split, result[split], labels)
+        if not run.has_sound_log():
+            run.rewrite_log(result["history"])
     print(f"{run.folder} is finished; python eval.py --run {in_shell(run.folder)} scores it again")
 
 

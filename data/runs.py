@@ -29,6 +29,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -414,6 +415,18 @@ class Run:
         if self.log_file.exists() and len(content) == size and hashlib.sha256(content).hexdigest() == digest:
             os.truncate(self.log_file, size)
             return
+        self.rewrite_log(progress.get("history", ()))
+
+    def has_sound_log(self) -> bool:
+        """Returns whether each line of the log is a JSON object."""
+        try:
+            lines = self.log_file.read_text(encoding="utf-8").splitlines()
+            return all(isinstance(json.loads(line), dict) for line in lines)
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def rewrite_log(self, history: Iterable[dict[str, Any]]) -> None:
+        """Replaces a damaged log by the epochs of a history."""
         print(f"warning: {self.log_file} is damaged; its epochs are written again, its steps are lost")
-        events = ({"event": "epoch", **record} for record in progress.get("history", ()))
+        events = ({"event": "epoch", **record} for record in history)
         write_text(self.log_file, "".join(json.dumps(event) + "\n" for event in events))

@@ -48,7 +48,7 @@ def epochs(run: Run) -> list[dict[str, Any]]:
     Raises ValueError for a log that is damaged.
     """
     path = run.log_file
-    way_out = "restore it, or leave the run out"
+    way_out = "restore it (--resume does so for a finished run), or leave the run out"
     with reading(path, "the log of a run", way_out):
         lines = path.read_text(encoding="utf-8").splitlines()
         events = [as_object(parse_json(line, path, way_out), f"{path}: line {n}") for n, line in enumerate(lines, 1)]
@@ -69,7 +69,7 @@ def comparison_row(run: Run) -> tuple[str, ...]:
         test = result.get("test", {}).get("accuracy")
         if not has_type(test, float | None):
             raise ValueError(f"test accuracy {test!r} is no number")
-    with reading(run.log_file, "the log of a run", "restore it, or leave the run out"):
+    with reading(run.log_file, "the log of a run", "restore it (--resume does so), or leave the run out"):
         curve = [event["val_acc"] for event in history]
         best = result.get("best_epoch")  # older versions did not record it
         kept = max(curve, default=0.0) if best is None else curve[best - 1]

@@ -56,7 +56,8 @@ NUMBERS = "epochs|batch-size|accumulation|train-reviews|validation-reviews|test-
 CARDS = {command for name, text in TEXTS.items() if "weights/" in name for command in commands(text)}  # take hours
 # commands that differ only in these take the same way through the program
 TUNED = "max-length|learning-rate|head-learning-rate|layer-decay|warmup|weight-decay|average"
-EQUAL = re.compile(rf" --(({NUMBERS}|{TUNED}|name|seed|data|weights) \S+|truncate head\+tail)")
+TEACHER = r"teacher( (?!--)\S+)+"  # replaced by the built-in linear model
+EQUAL = re.compile(rf" --(({NUMBERS}|{TUNED}|name|seed|data|weights) \S+|{TEACHER}|truncate head\+tail)")
 DIFFERENT = {EQUAL.sub("", command): command for command in reversed(COMMANDS) if command not in CARDS}
 
 

@@ -1,5 +1,6 @@
 """Tests what a resumed run continues from, and what ends a run that diverged."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from data.errors import Diverged
 from data.files import write_json, write_text
 from data.resolve import resolve
 from data.runs import Run
+from data.tables import epochs
 from eval import main as evaluate
 from nn.runtime import machine_of
 from train import TABLES
@@ -50,6 +52,20 @@ def test_the_way_out_of_a_loss_that_is_not_finite(small_run: list[str], capsys: 
             with pytest.raises(Diverged):
                 train.main(arguments)
             assert f"fails at this step again; start another run with {way_out}" in capsys.readouterr().out
+
+
+def test_a_finished_run_has_its_damaged_log_written_again(small_run: list[str], tmp_path: Path):
+    train.main([*small_run, "--epochs", "1", "--validation-reviews", "20"])
+    log = tmp_path / "runs/small/log.jsonl"
+    before = log.read_text()
+    for damaged in (before[:-20], "garbage\n", None):
+        log.unlink() if damaged is None else log.write_text(damaged)
+        train.main(["--resume", "runs/small"])
+        (epoch,) = epochs(Run.open("runs/small"))
+        assert epoch in [json.loads(line) for line in before.splitlines()]
+    log.write_text(before)
+    train.main(["--resume", "runs/small"])
+    assert log.read_text() == before
 
 
 def test_an_unfinished_run_is_scored_with_a_note(stopped: Run, capsys: pytest.CaptureFixture[str]):
