@@ -41,7 +41,7 @@ class DistillOptions(CrossEntropyOptions):
         "distill: run or checkpoint folders or hub ids, several form an ensemble; default: the linear model",
         "RUN_OR_WEIGHTS",
     )
-    distill_temperature: float = option(2.0, "objective", "distill: T, above 0")
+    distill_temperature: float = option(2.0, "objective", "distill: T, above 0 and at most 100")
     distill_alpha: float = option(0.5, "objective", "distill: α in α·T²·KL + (1 - α)·CE, in [0, 1]")
     distill_unlabelled: bool = option(False, "objective", "distill: unlabelled reviews too, with α = 1")
 
@@ -53,9 +53,9 @@ class DistillOptions(CrossEntropyOptions):
 
 
 def check_weights(temperature: float, alpha: float) -> None:
-    """Raises ValueError for T <= 0 and for α outside [0, 1]."""
-    if not temperature > 0:
-        raise ValueError(f"distill_temperature {temperature} must be above 0")
+    """Raises ValueError for T outside (0, 100], beyond which fp32 rounds T²·KL, and for α outside [0, 1]."""
+    if not 0 < temperature <= 100:
+        raise ValueError(f"distill_temperature {temperature} must be above 0 and at most 100")
     if not 0 <= alpha <= 1:
         raise ValueError(f"distill_alpha {alpha} is outside [0, 1]")
 
@@ -79,7 +79,7 @@ def distill_loss(
 
     logits, teacher: z and v, [B, C];  labels: int64 [B], -1 for a review without one;  temperature, alpha: T, α;
     smoothing, class_weights: ε and w of CE, [C] (losses/cross_entropy.py) -> scalar, fp32 or wider. Raises ValueError
-    for T <= 0, for α outside [0, 1], and for other shapes.
+    for T outside (0, 100], for α outside [0, 1], and for other shapes.
     """
     check_weights(temperature, alpha)
     check_rows(logits, labels, class_weights)

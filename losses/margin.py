@@ -40,7 +40,7 @@ def margin_loss(
     """
     check_rows(lengths, labels, class_weights)
     lengths = at_least_fp32(lengths)
-    true = F.one_hot(labels, lengths.size(1))  # [B, C]
+    true = F.one_hot(labels.long(), lengths.size(1))  # [B, C]
     present = (upper - lengths).clamp(min=0).square()
     absent = (lengths - lower).clamp(min=0).square()
     losses = (true * present + weight * (1 - true) * absent).sum(1)  # [B], Eq. (4)

@@ -172,6 +172,8 @@ def prepare(model: Model, options: AdversarialOptions, tokenizer: Tokenizer | No
     """
     if options.normalize_embeddings and not alone():
         raise ValueError("--normalize-embeddings cannot be computed by several ranks; leave out torchrun")
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+        raise ValueError("--loss adversarial and mixed need fp32 weights: half precision rounds small perturbations")
     if model.virtual is not None:
         method = model.adapter["method"]
         raise ValueError(f"--loss adversarial and mixed perturb the embeddings; they do not go with --peft {method}")

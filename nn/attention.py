@@ -28,6 +28,7 @@ from torch.nn import Linear, Module
 
 from nn.block_attention import block_attention, mask_bias
 from nn.dropout import Dropout
+from nn.tracing import is_traced
 
 Prefix = tuple[Tensor, Tensor]  # keys and values, each [B or 1, H, P, K]
 HALF = (torch.bfloat16, torch.float16)
@@ -42,7 +43,7 @@ def select_queries(x: Tensor, queries: Queries) -> Tensor:
 
 
 def check_inputs(input_ids: Tensor, mask: Tensor) -> None:
-    """Raises TypeError unless the mask is bool, and ValueError unless both are [B, T] with padding on the right.
+    """Raises TypeError unless the mask is bool, and ValueError unless both are [B, T] with padding on the right, T > 0.
 
     The tokenizers of transformers return an int64 mask. A mask of another shape would be broadcast. Padding on the left
     is detected on a CPU only: on a GPU, the check would synchronize.
@@ -51,6 +52,8 @@ def check_inputs(input_ids: Tensor, mask: Tensor) -> None:
         raise TypeError(f"the mask is {mask.dtype}, not torch.bool; mask.bool() is True for real tokens")
     if input_ids.dim() != 2 or mask.shape != input_ids.shape:
         raise ValueError(f"the ids are {list(input_ids.shape)} and the mask is {list(mask.shape)}, not both [B, T]")
+    if not input_ids.size(1):
+        raise ValueError("the texts have no tokens, not even special ones")
     if mask.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         with contextlib.suppress(RuntimeError):  # under torch.func.vmap, a tensor has no truth value
             if (mask[:, 1:] & ~mask[:, :-1]).any():
@@ -106,7 +109,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout) -> T
     On a CPU: torch's fused kernel without dropout in fp32 or wider, else `block_attention`, which needs less memory
     (times: tests/bench/attention.py). On other devices: the fused kernel without dropout, `attention` with it.
     """
-    if q.device.type == "cpu" and (dropout.active or q.dtype in HALF):
+    if q.device.type == "cpu" and not is_traced() and (dropout.active or q.dtype in HALF):
         return block_attention(q / math.sqrt(q.size(-1)), k, v, mask=mask, dropout=dropout)
     if dropout.active:
         return attention(q, k, v, mask=mask, dropout=dropout)

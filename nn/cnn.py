@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, Module, ModuleList, Parameter
 from torch.nn.functional import embedding_bag, linear, pad
 
+from nn.attention import check_inputs
 from nn.dropout import Dropout
 from nn.regions import RegionEmbedding
 from nn.words import Pooling, WordClassifier, WordConfig
@@ -83,7 +84,7 @@ class OneHotConv1d(Module):
         input_ids, mask: [B, T];  table: [V, M·F] -> [B, T - k + 1, F]"""
         table = table.unflatten(1, (-1, len(self.bias)))  # [V, M, F]
         blocks = torch.arange(self.first, self.first + self.width, device=input_ids.device)
-        rows = input_ids.unfold(1, self.width, 1) * table.size(1) + blocks  # [B, T - k + 1, k]
+        rows = input_ids.long().unfold(1, self.width, 1) * table.size(1) + blocks  # [B, T - k + 1, k]
         real = mask.unfold(1, self.width, 1).to(table.dtype)
         rows, real, shape = rows.flatten(0, 1), real.flatten(0, 1), rows.shape[:2]
         sums = embedding_bag(rows, table.flatten(0, 1), mode="sum", per_sample_weights=real)
@@ -199,5 +200,6 @@ class CNN(WordClassifier):
         """Returns the input of the classifier: [B, n·F] of each pooling, concatenated."""
         if not (self.config.one_hot and isinstance(self.embeddings.word, Embedding)):  # it takes no 8-bit rows
             return super().features(input_ids, mask)
+        check_inputs(input_ids, mask)
         input_ids = self.embeddings.drop_words(input_ids, mask)
         return self.pool(self.encode_ids(input_ids, mask), mask)

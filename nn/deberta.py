@@ -31,7 +31,6 @@ rounds a few distances to the next bucket. Microsoft's own code maps distances o
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -50,6 +49,7 @@ from nn.attention import (
 from nn.block_attention import Rows, block_attention
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, activation, in_product_dtype, init_weights
+from nn.tracing import cached, is_traced
 from nn.triton_attention import DTYPES, disentangled_attention, runs_on
 
 # our module -> its published name; {}: the number of the layer
@@ -180,7 +180,7 @@ def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
     buckets are undefined then.
     """
     middle = buckets // 2
-    if max_position - 1 <= middle < distance.abs().max():
+    if max_position - 1 <= middle and not is_traced() and middle < distance.abs().max():
         raise ValueError(
             f"max_relative_positions {max_position} are too few for {buckets} position_buckets and more than "
             f"{middle + 1} tokens; lower --max-length to {middle + 1}"
@@ -191,15 +191,20 @@ def log_bucket(distance: Tensor, buckets: int, max_position: int) -> Tensor:
     return torch.where(size <= middle, distance, distance.sign() * beyond)
 
 
+def table_span(buckets: int, max_position: int) -> int:
+    """Returns s, half the rows of the table of relative positions."""
+    return buckets if buckets > 0 else max_position
+
+
 def table_row(distance: Tensor, buckets: int, max_position: int) -> Tensor:
     """Computes δ, the row of the table of relative positions. distance: q - k, int64 -> int64, same shape"""
-    span = max_position
+    span = table_span(buckets, max_position)
     if buckets > 0:
-        distance, span = log_bucket(distance, buckets=buckets, max_position=max_position), buckets
+        distance = log_bucket(distance, buckets=buckets, max_position=max_position)
     return (distance + span).clamp(0, 2 * span - 1)
 
 
-@lru_cache(maxsize=128)
+@cached
 def relative_index(
     num_queries: int, length: int, buckets: int, max_position: int, device: torch.device
 ) -> tuple[Tensor, int, int]:
@@ -210,17 +215,21 @@ def relative_index(
     with torch.inference_mode(False):  # a tensor that was cached in evaluation is used in training too
         position = torch.arange(length)
         index = table_row(position[:num_queries, None] - position[None, :], buckets, max_position)  # [T, S]
+        if is_traced():  # the least and the largest of all distances
+            return index.to(device), 0, 2 * table_span(buckets, max_position) - 1
         first, last = int(index.min()), int(index.max())
         return (index - first).to(device), first, last
 
 
-@lru_cache(maxsize=128)
+@cached
 def rows_by_distance(
     num_queries: int, length: int, buckets: int, max_position: int, device: torch.device
 ) -> tuple[Tensor, int, int]:
     """Computes δ - first for the distances T - 1 … 1 - S, int32 [T + S - 1], and first and last of `relative_index`."""
     with torch.inference_mode(False):
         rows = table_row(torch.arange(num_queries - 1, -length, -1), buckets, max_position)  # descending
+        if is_traced():
+            return rows.int().to(device), 0, 2 * table_span(buckets, max_position) - 1
         first, last = int(rows[-1]), int(rows[0])
         return (rows - first).int().to(device), first, last
 
@@ -332,7 +341,7 @@ class DisentangledAttention(Module):
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: query positions;
         relative: R, [2s, D] -> [B, T, D]"""
         fast = x.device.type == "cpu" or (self.KERNEL and x.dtype in DTYPES and runs_on(x.device))
-        attend = self.attend_fast if fast and not isinstance(queries, Tensor) else self.attend
+        attend = self.attend_fast if fast and not is_traced() and not isinstance(queries, Tensor) else self.attend
         return self.output(merge_heads(attend(*self.projections(x, queries), mask, prefix, queries, relative)))
 
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
+from nn.tracing import is_traced
+
 LEVELS = 256  # number of values of one random byte
 
 
@@ -26,10 +28,10 @@ def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
     """Draws m on the CPU: uint8 of `shape`, 1 with probability 1 - threshold/256.
 
     threshold: 1 … 255. Integer arithmetic on bytes is several times faster here than a comparison that returns bool.
-    torch.compile cannot trace numpy's generator. A compiled model draws from torch's generator instead.
+    torch cannot compile or trace numpy's generator. Such a model draws from torch's generator instead.
     """
-    if torch.compiler.is_compiling():
-        return torch.empty(shape, dtype=torch.uint8).bernoulli_(1 - threshold / LEVELS)
+    if torch.compiler.is_compiling() or is_traced():
+        return (torch.rand(shape) >= threshold / LEVELS).to(torch.uint8)
     count, seed = shape.numel(), int(torch.randint(2**63 - 1, ()))
     words = torch.from_numpy(np.random.SFC64(seed).random_raw(max(1, (count + 7) // 8)))
     below = threshold - 1

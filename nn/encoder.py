@@ -346,11 +346,11 @@ class Encoder(Module):
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Returns the input of the classifier, [B, D]."""
+        check_inputs(input_ids, mask)
         if self.virtual is not None:
             return self.virtual(self, input_ids, mask)
         return self.pool(self.encode(self.embed(input_ids, mask), mask, queries=self.pooled_queries()), mask)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real token, padding on the right -> [B, C]"""
-        check_inputs(input_ids, mask)
         return self.classifier(self.features(input_ids, mask))

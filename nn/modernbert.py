@@ -35,7 +35,6 @@ are drawn from N(0, initializer_range²), neither truncated nor scaled by layer.
 """
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,6 +46,7 @@ from nn.attention import Prefix, Queries, attend, merge_heads, prepend_prefix, s
 from nn.autocast import wide
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, activation, init_weights
+from nn.tracing import cached
 from nn.words import masked_mean
 
 # our module -> its published name; {}: the number of the layer
@@ -194,7 +194,7 @@ def layer_pattern(types: Any, num_layers: int, every: int) -> tuple[int, tuple[s
     return every, tuple(types)
 
 
-@lru_cache(maxsize=128)
+@cached
 def rotations(length: int, width: int, base: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Computes cos(tθ_i) and sin(tθ_i) for t = 0 … S - 1: [S, K/2] each. length: S;  width: K"""
     with torch.inference_mode(False):  # a tensor that was cached in evaluation is used in training too

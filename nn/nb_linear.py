@@ -30,6 +30,7 @@ from torch.nn import Embedding, Module, Parameter
 
 from data.corpus import Corpus
 from nn.dropout import Dropout
+from nn.tracing import is_traced
 from nn.words import WordClassifier, WordConfig
 
 ORDERS = 3  # words of the longest n-grams
@@ -50,7 +51,7 @@ def ngram_keys(input_ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
     if vocab_size**ORDERS >= 2**63:
         raise ValueError(f"the keys of {ORDERS}-grams of {vocab_size:,} words exceed 64 bits; use fewer words")
     ids = input_ids.long().masked_fill(~mask, 0)
-    on_cpu = ids.device.type == "cpu"  # on a GPU, the check would synchronize
+    on_cpu = ids.device.type == "cpu" and not is_traced()  # on a GPU, the check would synchronize
     if on_cpu and ids.numel() and (ids.min() < 0 or ids.max() >= vocab_size):
         raise IndexError(f"word ids {int(ids.min())} … {int(ids.max())} are outside 0 … {vocab_size - 1}")
     keys, previous, factor = [ids], ids, 1

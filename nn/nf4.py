@@ -18,7 +18,6 @@ form of bitsandbytes. Its CPU kernel rounds (c - c̄) / s_j to 65,536 levels fir
 c in a thousand.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from torch.nn import Parameter
 
 from nn.autocast import product_dtype
 from nn.quantized_linear import QuantizedLinear
+from nn.tracing import cached
 
 BLOCK, CONSTANTS = 64, 256  # weights with one c;  c's with one s
 TINY = 1e-38  # in place of the maximum of a block of zeros
@@ -57,7 +57,7 @@ def dynamic_values() -> Tensor:
 DYNAMIC = dynamic_values()
 
 
-@functools.cache
+@cached
 def tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the two weights of each byte, [256, 2], and D on a device."""
     byte = torch.arange(256)

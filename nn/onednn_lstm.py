@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from nn.autocast import product_dtype
 from nn.first_order import first_order
 from nn.recurrence import SATURATED
+from nn.tracing import is_traced, is_transformed
 
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 MODE = 2  # of oneDNN's functions: LSTM
@@ -38,7 +39,9 @@ def is_suitable(x: Tensor, weight: Tensor) -> bool:
 
     x: [T, B, in];  weight: W, [N, 4D, in]
     """
-    if torch.compiler.is_compiling() or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+    if torch.compiler.is_compiling() or is_transformed():
+        return False
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     plain = all(type(t) in (Tensor, Parameter) and t.device.type == "cpu" for t in (x, weight))
     if not plain or weight.dtype != torch.float32 or not x.numel():
@@ -53,7 +56,7 @@ def onednn_lstm(x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, padd
     x: [T, B, in];  weight: W, [N, 4D, in];  recurrent: U, [N, 4D, D];  bias: b, [N, 4D];  padding: bool [T, B]
     -> h [B, T, N·D] in the dtype of the products, 0 at padding
     """
-    dtype, padded = product_dtype(weight), bool(padding.any())
+    dtype, padded = product_dtype(weight), is_traced() or bool(padding.any())
     with torch.autocast("cpu", enabled=False):
         if len(weight) > 1 and padded:
             x, weight = mark_padding(x, weight, padding)

@@ -81,7 +81,7 @@ def aligned(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 def int8_product(x: Tensor, q: Tensor, s: Tensor, threshold: float = OUTLIER) -> Tensor:
     """Computes Eq. (8) without b. x: [M, K];  q: int8 [N, K];  s: [N];  threshold: least |x| of an outlier
     -> fp32 [M, N]"""
-    x = x.float()
+    x, s = x.float(), s.float()
     if not len(x):
         return x.new_zeros(0, len(q))
     columns = torch.maximum(x.amax(0), -x.amin(0)).ge(threshold).nonzero()[:, 0]  # those with an outlier

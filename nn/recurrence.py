@@ -50,6 +50,7 @@ from torch.nn.functional import linear, pad
 from nn.autocast import product_dtype
 from nn.first_order import first_order
 from nn.onednn import current_library, direct_calls, packed, product, same_library
+from nn.tracing import is_traced
 
 SATURATED = 1e4  # σ(-SATURATED) = 0 and σ(SATURATED) = 1 exactly
 MINUS_ONE, TWO, FOUR = torch.tensor([-1.0, 2.0, 4.0])  # tensors: faster in each step than Python numbers
@@ -150,7 +151,7 @@ def fast_lstm(a: Tensor, u: Tensor, padding: Tensor) -> Tensor:
     autocast, or else of u."""
     dtype = product_dtype(u)
     with torch.autocast(u.device.type, enabled=False):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_traced():
             return plain_lstm(a, u, padding, dtype)
         return LSTMFunction.apply(a, u, padding, dtype)[0]
 
@@ -303,7 +304,7 @@ def fast_gru(a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> Tensor:
     autocast, or else of u."""
     dtype = product_dtype(u)
     with torch.autocast(u.device.type, enabled=False):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_traced():
             return plain_gru(a, u, d, padding, dtype)
         return GRUFunction.apply(a, u, d, padding, dtype)[0]
 

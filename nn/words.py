@@ -86,7 +86,7 @@ def last_states(h: Tensor, mask: Tensor, bidirectional: bool = True) -> Tensor:
     """Selects the state after each direction's last real step: the forward state at the end of the review, the backward
     state at its start. h: [B, T, N·D];  mask: bool [B, T] -> [B, N·D]"""
     end = (mask.sum(1) - 1).clamp(min=0)
-    at_end = h[torch.arange(len(h), device=h.device), end]  # [B, N·D]
+    at_end = h[torch.arange(h.size(0), device=h.device), end]  # [B, N·D]
     if not bidirectional:
         return at_end
     forward, _ = at_end.chunk(2, -1)
@@ -228,9 +228,9 @@ class WordClassifier(Module):
 
     def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Returns the input of the classifier, [B, n·D]."""
+        check_inputs(input_ids, mask)
         return self.pool(self.encode(self.embed(input_ids, mask), mask), mask)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """input_ids: int64 [B, T];  mask: bool [B, T], True = real word, padding on the right -> logits [B, C]"""
-        check_inputs(input_ids, mask)
         return self.classifier(self.features(input_ids, mask))

@@ -40,6 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
+from torch.nn.functional import linear
 
 from data.flags import option
 from nn.autocast import product_dtype
@@ -48,6 +49,7 @@ from nn.encoder import Encoder
 from nn.first_order import first_order
 from nn.onednn import current_library, same_library
 from nn.quantized_linear import QuantizedLinear
+from nn.tracing import is_transformed
 from peft.rules import RANGES, matches
 from peft.wrapped import Wrapped, linear_layers, wrapped
 
@@ -76,6 +78,8 @@ class LoRAOptions:
             raise TypeError(f"targets is text, such as query,value or re:PATTERN, not {type(self.targets).__name__}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout {self.lora_dropout} is outside [0, 1)")
+        if self.lora_plus < 0:
+            raise ValueError(f"lora_plus {self.lora_plus} is below 0")
 
 
 class LoRALinear(Wrapped):
@@ -102,6 +106,8 @@ class LoRALinear(Wrapped):
 
     def update(self, x: Tensor) -> Tensor:
         """Computes s·B(A dropout(x)): [..., in] -> [..., out]"""
+        if is_transformed():
+            return self.scale * linear(linear(self.dropout(x), self.A), self.B)
         dtype = product_dtype(x)
         keep, p = self.dropout.mask(x) if self.dropout.active else (None, 0.0)
         with torch.autocast(x.device.type, enabled=False):
@@ -182,9 +188,11 @@ class DoRALinear(LoRALinear):
     @torch.no_grad()
     def unmerge(self) -> None:
         """Restores W₀ from m ⊙ W' / ‖W'‖, in place."""
-        lost = self.merged_row_scale == 0
-        self.base.weight /= self.merged_row_scale.masked_fill(lost, 1)[:, None]
-        self.base.weight[lost] = self.lost_rows
+        weight = self.base.weight  # perhaps of another dtype or device than when it was merged
+        scale, lost_rows = (tensor.to(weight) for tensor in (self.merged_row_scale, self.lost_rows))
+        lost = scale == 0
+        weight /= scale.masked_fill(lost, 1)[:, None]
+        weight[lost] = lost_rows
         super().unmerge()
 
 

@@ -88,7 +88,7 @@ class SoftPrompt(Module):
         """input_ids: int64 [B, T];  mask: bool [B, T] -> features [B, D]"""
         words = model.embeddings.word(input_ids)  # [B, T, E]
         rows = self.source()  # [P, E]
-        prompt = rows.to(words.dtype).expand(len(words), -1, -1)  # [B, P, E]
+        prompt = rows.to(words.dtype).expand(words.size(0), -1, -1)  # [B, P, E]
         joined = torch.cat([prompt, words], 1)  # [B, P + T, E]
         visible = torch.cat([mask.new_ones(prompt.shape[:2]), mask], 1)  # [B, P + T]
         first = len(rows) if self.pool == "cls" else 0
