@@ -213,11 +213,12 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
     kept, truth = run.predictions("validation"), splits.validation["sentiment"]
     if kept is not None and not np.array_equal(kept.labels, truth[truth != UNKNOWN]):
         path = run.folder / "validation.probabilities.safetensors"
-        raise ValueError(f"{path} has the labels of other reviews; {WITHOUT}")
-    has_predictions = options.plot or kept is not None
-    is_changed = any(getattr(options, name) != getattr(Options, name) for name in KEPT)  # such as another --truncate
-    temperature = ranks.in_turn(lambda: calibration(run)) if has_predictions else None
+        raise ValueError(f"{path} has the labels of other reviews; {WITHOUT['validation']}")
     scores_validation = bool((truth != UNKNOWN).any())
+    is_changed = any(getattr(options, name) != getattr(Options, name) for name in KEPT)  # such as another --truncate
+    refits = scores_validation and (is_changed or kept is None)  # the temperature, to validation as it is scored here
+    needs_temperature = bool(options.plot) or kept is not None
+    temperature = ranks.in_turn(lambda: calibration(run)) if needs_temperature and not refits else None
     threshold = best_threshold(*validation_of(run)) if options.threshold and not scores_validation else 0.5
     last: tuple[str, pd.DataFrame, np.ndarray, Corpus] | None = None
     for name, frame in labelled_parts(splits):
@@ -226,9 +227,9 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
         print_metrics(name, metrics(logits, corpus.labels), scorer.labels)
         if trained.data == "demo" and not getattr(trained, name):
             print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == corpus.labels))
+        if name == "validation" and needs_temperature and refits:
+            temperature = fit_temperature(logits, corpus.labels)
         if temperature is not None:
-            if name == "validation" and is_changed:
-                temperature = fit_temperature(logits, corpus.labels)
             print(summary(name, softmax(logits), corpus.labels, temperature))
         if options.threshold:
             if name == "validation":
@@ -318,7 +319,7 @@ def predict(
             for run in runs:
                 warn_trained(run, frame, partial(own_splits, run))
             if empty := int((frame["review"] == "").sum()):
-                print(f"note: {empty:,} of these reviews are empty")
+                print(f"note: {empty:,} of these reviews have no text")
             print_metrics(Path(options.predict).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
 
 
@@ -445,7 +446,7 @@ def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
 
 def note_unfinished(run: Run) -> None:
     """Prints that a run is not finished."""
-    if run.result is None:
+    if run.result is None and run.best.is_dir():
         print(f"note: {run.folder} is not finished; this is its best epoch so far")
 
 

@@ -355,10 +355,10 @@ def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
     reviews = np.bincount(t.held_out.labels, minlength=len(predicted))
     of_class = zip(t.splits.labels, predicted, reviews, strict=True)
     if never := [name for name, count, present in of_class if present and not count]:
-        ways = ["another --learning-rate", "more --epochs"]
-        if t.settings.options.class_weights == "none" and t.splits.train["sentiment"].value_counts().nunique() > 1:
-            ways.append("--class-weights balanced")
-        print(f"warning: no validation review gets the label {', '.join(never)}; try {' or '.join(ways)}")
+        counts = t.splits.train["sentiment"].value_counts()
+        is_uneven = counts.max() > 1.5 * counts.min() and t.settings.options.class_weights == "none"
+        ways = ", more --epochs or --class-weights balanced" if is_uneven else " or more --epochs"
+        print(f"warning: no validation review gets the label {', '.join(never)}; try another --learning-rate{ways}")
     return found, logits
 
 
@@ -483,9 +483,12 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
             if is_closed_pipe(error):
                 command = f"python train.py --resume {in_shell(run.folder)}"
                 print(f"the output was closed; continue with: {command}", file=sys.stderr)
-            elif isinstance(error, Diverged) and not run.discard():
-                way_out = "a lower --learning-rate" if updated else "other options of the loss, or --precision fp32"
-                print(f"--resume {in_shell(run.folder)} fails at this step again; start another run with {way_out}")
+            elif isinstance(error, Diverged):
+                way_out = "a lower --learning-rate" if updated else "other options of the loss"
+                way_out += "" if machine.dtype == torch.float32 else " or --precision fp32"
+                print(
+                    f"--resume {in_shell(run.folder)} would fail at this step again; start another run with {way_out}"
+                )
             elif user_message(error) and not run.discard() and run.created is not None:
                 again = f"--resume {in_shell(run.folder)} continues the run, another --name starts a new one"
                 print(f"{run.folder} keeps what was done; {again}")

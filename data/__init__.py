@@ -287,14 +287,18 @@ class Loader:
 
 
 def load_splits(
-    source: Source, cache: Path | None = None, with_unlabelled: bool = False, labels: tuple[str, ...] | None = None
+    source: Source,
+    cache: Path | None = None,
+    with_unlabelled: bool = False,
+    labels: tuple[str, ...] | None = None,
+    split: bool = True,
 ) -> Splits:
     """Loads a source and splits its labelled reviews 80/20 by the hash of seed 42 and id, the same for every model.
 
-    A source with validation reviews of its own is not split. labels: the classes, to which labels are mapped by name;
-    None: those of the training reviews. Reviews without a label are unlabelled ones. Kaggle's file
-    of unlabelled reviews and files named after them are read only if with_unlabelled is set, since cleaning 50,000
-    reviews is slow; train/unsup of aclImdb is always read. Raises FileNotFoundError or ValueError; the
+    A source with validation reviews of its own is not split, and none if `split` is not set. labels: the classes, to
+    which labels are mapped by name; None: those of the training reviews. Reviews without a label are unlabelled ones.
+    Kaggle's file of unlabelled reviews and files named after them are read only if with_unlabelled is set, since
+    cleaning 50,000 reviews is slow; train/unsup of aclImdb is always read. Raises FileNotFoundError or ValueError; the
     message names the file and the defect.
     """
     loader = Loader(source, cache)
@@ -315,7 +319,7 @@ def load_splits(
     if parts.validation:
         train, validation = labelled, read_labelled(loader, parts.validation, classes, validation=True)[0]
     else:
-        train, validation = split_train(labelled, labels=classes)
+        train, validation = split_train(labelled, labels=classes) if split else (labelled, as_frame([]))
     if with_unlabelled and parts.unlabelled:
         further = label_reviews(loader.read(parts.unlabelled, texts_only=True), classes)[0]
         unlabelled = pd.concat([unlabelled, further], ignore_index=True) if len(unlabelled) else further

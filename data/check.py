@@ -116,7 +116,7 @@ def check_tokenizer(folder: Path) -> str:
 def check_file(path: Path) -> str:
     """Reads a file of tensors, of word vectors, or of reviews."""
     if any(fnmatch.fnmatch(path.name, pattern) for pattern in (*BIN_FILES, ADAPTER_BIN)):
-        raise ValueError(f"{path} is a part of a checkpoint; check its folder {path.parent}")
+        raise ValueError(f"{path} is read with its checkpoint: check the folder {path.parent}")
     endings = [ending.lower() for ending in path.suffixes]
     if endings[-1:] == [".safetensors"]:
         return check_tensors(path)

@@ -213,7 +213,8 @@ def describe_ensemble(runs: Sequence[Run]) -> str:
 
 @contextlib.contextmanager
 def sound(runs: Sequence[Run]) -> Iterator[None]:
-    """Raises ValueError that names all runs for what a damaged one causes. An error that names its file is kept."""
+    """Turns an error that a damaged run causes into a ValueError that names all runs. A ValueError that names a run's
+    folder is raised as it is."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -213,7 +213,10 @@ def cut_into_windows(corpus: Corpus, tokenizer: Tokenizer, truncation: Truncatio
 
 
 def unknown_share(tokenizer: Tokenizer, corpus: Corpus) -> float:
-    """Returns the fraction of unknown tokens among those of texts, of the first million tokens; 0 without an unk."""
+    """Returns the fraction of unknown tokens among the first million tokens, special tokens excluded.
+
+    It is 0 if the tokenizer has no unk.
+    """
     ids = corpus.ids[:SAMPLE]
     own = [tokenizer.id_of(token) for token in (*tokenizer.template[0], *tokenizer.template[1])]
     texts = ids[~np.isin(ids, [number for number in own if number is not None])]
@@ -222,7 +225,7 @@ def unknown_share(tokenizer: Tokenizer, corpus: Corpus) -> float:
 
 
 def warn_unknown(tokenizer: Tokenizer, corpus: Corpus, way_out: str = "") -> None:
-    """Prints a warning if many tokens of texts are unknown: all of them are one token for the model."""
+    """Prints a warning if more than a third of the tokens are unknown, since the model reads them as the same token."""
     if (share := unknown_share(tokenizer, corpus)) > MANY_UNKNOWN:
         print(f"warning: {share:.0%} of the tokens of these texts are unknown to {tokenizer.source}{way_out}")
 

@@ -144,8 +144,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 class Interrupt:
     """Raises Stopped at the first Ctrl-C, SIGTERM or SIGHUP; in a block `deferred`, at its next `check`.
 
-    The second signal raises KeyboardInterrupt. Leaving the context restores the handlers. Under nohup, SIGHUP stays
-    ignored.
+    The second signal raises KeyboardInterrupt. Leaving the context restores the handlers. A SIGHUP that is
+    ignored at the start, as under nohup, stays ignored.
     """
 
     def __init__(self) -> None:

@@ -30,14 +30,16 @@ SENTENCE_END = re.compile(r"""[.!?…]["')\]]*$""")
 class Explanation:
     """Holds the effects of the N words of a review on the log-odds of its label.
 
-    read: bool [N], False for words that truncation removed.  gradients: integrated gradients [N];  without: effects of
-    leaving a word out [N];  difference: F(x) - F(x'), which the gradients sum to.  phrases: words, or n-grams of a
-    linear model, with their effects.  weights: titles and weights [N] by which the model pools its words.
+    read: bool [N], whether the model read a token of a word.  truncated: bool [N], whether truncation removed the
+    word; a word without a token is neither.  gradients: integrated gradients [N];  without: effects of leaving a word
+    out [N];  difference: F(x) - F(x'), which the gradients sum to.  phrases: words, or n-grams of a linear model, with
+    their effects.  weights: titles and weights [N] by which the model pools its words.
     baseline: what x' is.  key, truth: id and label in the file, or "".
     """
 
     words: list[str]
     read: np.ndarray
+    truncated: np.ndarray
     label: str
     probabilities: dict[str, float]
     gradients: np.ndarray
@@ -79,6 +81,7 @@ def weighted_sum(
     return replace(
         first,
         read=np.any([e.read for e in explanations], axis=0),
+        truncated=np.all([e.truncated for e in explanations], axis=0),
         probabilities=probabilities,
         gradients=sum((factor * e.gradients for e, factor in pairs), np.zeros(len(first.words))),
         without=without,
@@ -182,7 +185,7 @@ def as_text(explanation: Explanation, colours: bool, width: int = 100) -> str:
         parts = [marked(explanation.words[i], strength[i], colours) for i in sentence]
         score = explanation.gradients[sentence.start : sentence.stop].sum()
         lines += wrapped(parts, f"{score:+6.2f} ", width)
-    if unread := int((~explanation.read).sum()):
+    if unread := int(explanation.truncated.sum()):
         lines += [f"{unread:,} of {len(explanation.words):,} words were not read: the review is truncated"]
     sign = "blue" if colours else "+", "orange" if colours else "-"
     lines += [f"{sign[0]}: for {visible(explanation.label)}, {sign[1]}: against it; {completeness_text(explanation)}"]
@@ -212,10 +215,10 @@ h3 { font-size: 1em; margin: 1.2em 0 .2em }
 """
 
 
-def word_html(word: str, effect: float, strength: float, read: bool, signed: bool) -> str:
+def word_html(word: str, effect: float, strength: float, truncated: bool, signed: bool) -> str:
     """Returns a word with its background. strength: in -1 … 1;  signed: whether effects have a sign."""
     text = escaped(word)
-    if not read:
+    if truncated:
         return f'<span class="unread" title="not read: truncated">{text}</span>'
     kind = "for" if strength > 0 else "against"
     border = f' class="{kind}"' if signed and abs(strength) >= STEPS[0] else ""
@@ -229,7 +232,7 @@ def passage(explanation: Explanation, heading: str, effects: np.ndarray, signed:
     strength, lines = strengths(effects), []
     for sentence in sentences(explanation.words):
         words = " ".join(
-            word_html(explanation.words[i], effects[i], strength[i], bool(explanation.read[i]), signed)
+            word_html(explanation.words[i], effects[i], strength[i], bool(explanation.truncated[i]), signed)
             for i in sentence
         )
         score = effects[sentence.start : sentence.stop].sum()

@@ -111,13 +111,13 @@ def temporary_paths(folder: Path, pattern: str) -> list[Path]:
 def filling(folder: Path, flag: str, last: str) -> Iterator[Path]:
     """Yields a staging folder within `folder`, and moves its files to `folder` when the block ends.
 
-    A staging folder that a killed process left is deleted, as by `remove_abandoned`.  flag: names `folder` on the
-    command line.  last: the file that is moved last. Raises ValueError if `folder` contains anything else.
+    Deletes what a killed process left, as `remove_abandoned` does.  flag: names `folder` on the command line.  last:
+    the file that is moved last. Raises ValueError if `folder` is not a folder or contains anything else.
     """
-    if folder.is_dir():
+    if folder.is_dir() and all(fnmatch.fnmatch(path.name, ".staging.*.tmp") for path in folder.iterdir()):
         remove_abandoned(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is not a folder"
+        what = f"contains {min(path.name for path in folder.iterdir())}" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{flag} {folder} exists and {what}; name a new folder")
     staging = folder / f".staging.{host_digits()}-{os.getpid()}.tmp"
     try:

@@ -198,11 +198,12 @@ def unreachable(error: BaseException) -> str:
     """Describes why the hub gave no files, with the way out. error: of huggingface_hub, perhaps with its cause"""
     from huggingface_hub.errors import HfHubHTTPError  # slow to import, needed only here
 
-    answer = next((one for one in (error, error.__cause__) if isinstance(one, HfHubHTTPError)), None)
-    if answer is None or answer.response is None:
+    chain = (one for one in (error, error.__cause__) if isinstance(one, HfHubHTTPError))
+    answer = next((one for one in chain if one.response is not None), None)
+    if answer is None:
         return "the hub cannot be reached; give the path of a directory, or go online once"
     refused = "set HF_TOKEN if access is limited" if answer.response.status_code in (401, 403) else "try again later"
-    return f"the hub refuses it ({show(str(answer), 160)}); give the path of a directory, or {refused}"
+    return f"the hub answers with an error ({show(str(answer), 160)}); give the path of a directory, or {refused}"
 
 
 def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -312,8 +313,8 @@ def adapter_base(directory: str | Path, given: str = "") -> str:
 
     given: replaces the recorded backbone (`--base`). A recorded relative path is looked up in the adapter's directory
     first; `given` cannot replace a backbone that is there. Of a hub id, config.json is fetched. Raises
-    FileNotFoundError that names --base if the backbone is not found, and ValueError if `given` is another one than that
-    in the directory, or if the file names two revisions.
+    FileNotFoundError that names --base if the backbone is not found, and ValueError if `given` differs from the
+    backbone in the directory, or if the file names two revisions.
     """
     config = read_adapter_config(directory)
     recorded = config.get("base_model_name_or_path") or ""

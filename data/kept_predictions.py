@@ -10,7 +10,10 @@ from data.files import open_tensors
 from data.metrics import checked_labels
 
 LEVELS = 255  # published probabilities are rounded to 1/LEVELS
-WITHOUT = "delete it: the run can be scored without it, but is no member of an ensemble then"
+WITHOUT = {  # ways out of a damaged file
+    "validation": "delete it: the run can be scored without it, but cannot be a member of an ensemble",
+    "test": "delete it: the run can be scored without it, but --run with several runs and without --data needs it",
+}
 SUM_ERROR = 1e-3  # largest error of the sum of a row's probabilities
 
 
@@ -29,7 +32,8 @@ def read_predictions(path: Path) -> Predictions:
 
     Raises ValueError for a damaged file, and for rows that are not probabilities.
     """
-    with reading(path, "kept probabilities", WITHOUT), open_tensors(path, WITHOUT) as file:
+    way_out = WITHOUT["test" if "test" in path.name.split(".") else "validation"]
+    with reading(path, "kept probabilities", way_out), open_tensors(path, way_out) as file:
         probabilities, labels = (file.get_tensor(name).numpy() for name in ("probabilities", "labels"))
         if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
             raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} do not fit each other")

@@ -70,7 +70,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        is_permitted = os.access(path.parent, os.W_OK)
+        is_refused = error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and not is_permitted)
         elsewhere = f"make {path.parent} writable, or copy it and use the copy"
         way_out = unless_full(error, elsewhere if is_refused else "delete it, or choose another --name or --runs")
         raise OSError(f"{path} cannot be written ({error.strerror}); {way_out}") from error

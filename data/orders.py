@@ -63,10 +63,10 @@ def shuffled_order(
 
 
 def sorted_order(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """Returns batches for scoring: every example once, longest first, in batches of at most max_tokens with padding.
+    """Returns batches for scoring: every example once, longest first, at most max_tokens in a batch, padding included.
 
-    A longer example is a batch of its own. The first batch needs the most memory, so a run that is too large fails at
-    once.
+    An example that is longer than max_tokens is a batch of its own. The first batch needs the most memory, so a run
+    that is too large fails at once.
     """
     order, batches, start = np.argsort(-lengths, kind="stable"), [], 0
     while start < len(order):

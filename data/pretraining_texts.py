@@ -31,31 +31,35 @@ HELD_OUT_TEXTS = 0.05  # fraction of a file of texts that pretraining validates 
 def load_texts(source: Source, cache: Path | None = None) -> Splits:
     """Loads texts for pretraining, with all sentiments UNKNOWN and without test reviews.
 
-    `demo`, aclImdb or Kaggle's files: trains on the training and the unlabelled reviews, validates on the validation
-    reviews, or on --validation, and trains on all others then. Other files, and a .txt file with one text a line:
-    validates on the validation file, or on 5 % of the texts.
+    `demo`, aclImdb or Kaggle's files: validates on the file --validation and trains on all reviews; without
+    --validation, validates on the validation reviews and trains on the others. Other files, and a .txt file with one
+    text a line: validates on the validation file, or on 5 % of the texts.
     """
     loader = Loader(source, cache)
     if source.data == "demo" or find_published(source):
-        splits = load_splits(replace(source, validation=""), cache, with_unlabelled=True)
-        trained, held_out = [splits.train, splits.unlabelled], splits.validation
+        own = replace(source, validation="")
+        splits = load_splits(own, cache, with_unlabelled=True, split=not source.validation)
+        train, held_out = pd.concat([splits.train, splits.unlabelled], ignore_index=True), splits.validation
         loader.files = splits.files
         if source.validation:
-            trained.insert(1, held_out)
-            held_out = read_texts(loader, existing(source.validation, "--validation"))
-        train = pd.concat(trained, ignore_index=True)
+            path = existing(source.validation, "--validation")
+            lines = is_text_lines(path, source)
+            if lines and source.data == "demo":
+                check_column_flags(path, source)
+            held_out = read_texts(loader, path, lines)
     elif (shards := Shards.find(source, train_table(source), cache)) is not None:
         empty = as_frame([])
         return Splits(empty, empty, empty, empty, files=shards.files, shards=shards)
     else:
         parts = find_parts(source)
-        paths = (*parts.train, *parts.unlabelled, *parts.validation)
-        if all(is_text_lines(path, source) for path in paths):
-            check_column_flags(paths[0], source)
-        frames = [read_texts(loader, path) for path in (*parts.train, *parts.unlabelled)]
+        kinds = {path: is_text_lines(path, source) for path in (*parts.train, *parts.unlabelled, *parts.validation)}
+        if all(kinds.values()) and len(kinds) == 1:
+            check_column_flags(parts.train[0], source)  # no other file is read, which could have the column
+        frames = [read_texts(loader, path, kinds[path]) for path in (*parts.train, *parts.unlabelled)]
         train = pd.concat(frames, ignore_index=True)
         if parts.validation:
-            held_out = pd.concat([read_texts(loader, path) for path in parts.validation], ignore_index=True)
+            frames = [read_texts(loader, path, kinds[path]) for path in parts.validation]
+            held_out = pd.concat(frames, ignore_index=True)
         else:
             train, held_out = hold_out_texts(train, str(joined_name(parts.train)))
     train, held_out = train.assign(sentiment=UNKNOWN), held_out.assign(sentiment=UNKNOWN)
@@ -77,11 +81,10 @@ def train_table(source: Source) -> Path | None:
     return next(iter(find_part(root, "train")), None)
 
 
-def read_texts(loader: Loader, path: Path) -> pd.DataFrame:
-    """Reads the texts of a file."""
-    source = loader.source
-    if is_text_lines(path, source):
-        reviews = read_lines(path, source)
+def read_texts(loader: Loader, path: Path, lines: bool) -> pd.DataFrame:
+    """Reads the texts of a file. lines: whether it holds one text a line"""
+    if lines:
+        reviews = read_lines(path, loader.source)
         loader.record(reviews)
     else:
         reviews = loader.read([path], texts_only=True)
@@ -93,6 +96,6 @@ def hold_out_texts(texts: pd.DataFrame, source: str) -> tuple[pd.DataFrame, pd.D
     is_held_out = (hash_order(texts, "held out") + 1) / len(texts) > 1 - HELD_OUT_TEXTS
     train, held_out = texts[~is_held_out].reset_index(drop=True), texts[is_held_out].reset_index(drop=True)
     if not len(train) or not len(held_out):
-        few = f"{source}: a file of {len(texts)} texts is too small to hold one out"
-        raise ValueError(f"{few}; add texts, or name others with --validation FILE")
+        few = f"{source}: {len(texts)} texts are too few to hold one out"
+        raise ValueError(f"{few}; add texts, or name a file of texts to validate on with --validation FILE")
     return train, held_out

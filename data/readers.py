@@ -325,7 +325,11 @@ def read_objects(path: Path, text: str, as_lines: bool) -> Table:
         way_out = 'each line, or the whole file, must be JSON: pandas writes it with to_json(orient="records")'
         raise ValueError(f"{path} is not valid JSON ({show(error)}); {way_out}") from error
     rows = value.get("data") if isinstance(value, dict) else value
-    if are_objects and not isinstance(rows, list) and not any(isinstance(field, dict) for field in value.values()):
+    if (
+        are_objects
+        and not isinstance(rows, list)
+        and not any(isinstance(field, dict | list) for field in value.values())
+    ):
         return from_objects(path, lines, "JSON lines, one object a line")
     if not isinstance(rows, list) or (rows and not any(isinstance(row, dict) for row in rows)):
         found = (

@@ -95,7 +95,7 @@ def continued_adapter(given: Mapping[str, Any], tables: Tables) -> dict[str, Any
     directory = adapter_folder(weights)
     if directory is None:
         if given.get("base"):
-            is_none = f"{weights} is not one" if weights else "give that folder as --weights"
+            is_none = f"--weights {weights} is not one" if weights else "give that folder as --weights"
             raise ValueError(f"--base names the backbone of an adapter folder; {is_none}")
         return {}
     method = adapter_method(directory)

@@ -5,6 +5,8 @@ A published row is one experiment. One seed is ROW.json; several are ROW@42.json
 
 import glob
 import json
+import os
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,9 +47,11 @@ def publish(folder: str, row: str) -> Path:
 
 
 def without_folders(text: str, run: Run) -> str:
-    """Shortens the paths in JSON that lie in the run's working folder or in this project: runs/NAME/best."""
-    for folder in (run.folder.resolve().parents[1], ROOT):
-        text = text.replace(json.dumps(f"{folder}/")[1:-1], "")
+    """Makes paths relative in JSON: those within the working folder of the run, and those within this project."""
+    folders = {run.folder.resolve().parent.parent, ROOT} - {Path(ROOT.anchor)}
+    for folder in sorted(map(str, folders), key=len, reverse=True):
+        begin = json.dumps(folder + os.sep)[1:-1]
+        text = re.sub(rf"(?<![\w./\\-]){re.escape(begin)}", "", text)
     return text
 
 

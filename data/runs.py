@@ -321,11 +321,11 @@ class Run:
         path = self.folder / f"{split}.probabilities.safetensors"
         kept = read_predictions(path) if path.exists() else None
         if kept is not None and kept.probabilities.dtype == np.uint8:
-            raise ValueError(f"{path} is rounded as published rows are; {WITHOUT}")
+            raise ValueError(f"{path} is rounded as published rows are; {WITHOUT[split]}")
         labels = self.config.get("labels")
         if kept is not None and labels and kept.probabilities.shape[1] != len(labels):
             found = f"probabilities of {kept.probabilities.shape[1]} classes, but the run has {len(labels)}"
-            raise ValueError(f"{path} has {found}; {WITHOUT}")
+            raise ValueError(f"{path} has {found}; {WITHOUT[split]}")
         return kept
 
     def save_calibration(self, facts: dict[str, Any]) -> None:

@@ -110,7 +110,6 @@ def choose_shards(source: Source, files: list[Path]) -> list[tuple[Path, str, fl
 
     --validation replaces the shards of the validation split. Raises ValueError if no shard is left to train on.
     """
-    check_shard_flags(source, files)
     root = Path(source.train or source.data).expanduser().absolute()
     base = root if root.is_dir() else root.parent
     named = [(path, path.relative_to(base).as_posix()) for path in files]
@@ -128,17 +127,18 @@ def choose_shards(source: Source, files: list[Path]) -> list[tuple[Path, str, fl
     validation = first_three([name for _, name in held_out]) if held_out else f"{HELD_OUT:.0%} of them"
     unread = f"; not read: {first_three(left_out)}" if left_out else ""
     print(f"documents of {len(train)} files; held out: {validation}{unread}")
+    note_shard_flags(source, [path for path, _ in train + held_out])
     share = 0.0 if held_out else HELD_OUT
     return [(path, name, share) for path, name in train] + [(path, name, 1.0) for path, name in held_out]
 
 
-def check_shard_flags(source: Source, files: list[Path]) -> None:
-    """Raises ValueError if the command line names columns or quotes that shards do not have."""
+def note_shard_flags(source: Source, files: list[Path]) -> None:
+    """Prints the flags of columns and quotes that have no effect on shards."""
     no_columns = all(path.suffix.lower() in LINES for path in files)
     for name in ("id_column", "quoting", *(("text_column",) if no_columns else ())):
         if getattr(source, name) not in ("", ABSENT) and name not in source.of_run:
             kind = "a .txt shard holds one text a line" if no_columns else "only the texts of shards are read"
-            raise ValueError(f"--{name.replace('_', '-')} has no effect here: {kind}")
+            print(f"note: --{name.replace('_', '-')} has no effect here: {kind}")
 
 
 def first_three(names: list[str]) -> str:

@@ -45,7 +45,7 @@ def split_train(
     train, held_out = frame[~validation], frame[validation]
     if not len(train) or not len(held_out) or train["sentiment"].nunique() < 2:
         counts = {labels[number]: count for number, count in frame["sentiment"].value_counts().items()}
-        rule = "three of a label give one for validation; add reviews, or name a file of them with --validation"
+        rule = "a label needs three to give one to validation; add reviews, or name a file of them with --validation"
         if len(counts) < 2:
             rule = "training needs two labels; add reviews of another one"
         raise ValueError(f"cannot split {len(frame)} reviews with labels {counts} into training and validation: {rule}")

@@ -31,7 +31,7 @@ from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 from torch import Tensor
 
-from data.checked import reading, show, silent_stderr, within
+from data.checked import listed, reading, show, silent_stderr, within
 from data.files import replacing, write_json, write_text
 from data.hub import find_tokenizer
 from data.pipelines import (
@@ -127,10 +127,13 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         segmenter = matching_text(self.backend, self.special) if self.spm is None else self.spm.backend
-        single = {role: token for role, token in self.special.items() if len(token) == 1}
+        single = {role: token for role, token in self.special.items() if len(token) == 1 and token.isprintable()}
         if self.spm is None and single and spells_special_tokens(segmenter, single):
-            tokens = ", ".join(token for role, token in single.items() if role != "unk")
-            raise ValueError(f"{self.source}: texts contain its special token {tokens}; give it a longer name")
+            tokens = listed(token for role, token in single.items() if role != "unk")
+            raise ValueError(
+                f"{self.source} has the special token {tokens}: a text with this character would be read as the token; "
+                "give it a longer name"
+            )
         object.__setattr__(self, "segmenter", segmenter)
         object.__setattr__(self, "words", WordSegmenter(segmenter))
 

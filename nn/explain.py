@@ -103,7 +103,8 @@ def explain(
     blank = "no n-gram" if isinstance(model, NBLinear) else f"each token as {tokenizer.tokens[baseline_id(tokenizer)]}"
     return Explanation(
         words=words,
-        read=np.isin(np.arange(count), read) | ~has_token,
+        read=np.isin(np.arange(count), read),
+        truncated=has_token & ~np.isin(np.arange(count), read),
         label=names[label],
         probabilities={name: float(p) for name, p in zip(names, softmax(logits[:1].numpy())[0], strict=True)},
         gradients=gradients,

@@ -146,7 +146,8 @@ class Training:
         if changed:
             file, was = self.run.folder / "config.json", show(before[changed[0]])
             problem = f"{file} changed since the state was saved: its {changed[0]} was {was}"
-            other = f"start another run from --weights {in_shell(self.run.best)}"
+            best = f" --weights {in_shell(self.run.best)}" if self.run.best.is_dir() else ""
+            other = f"start another run:{best} --name NAME"
             ranks.fail(ValueError(f"{problem}; restore it, or {other}"))
 
 

@@ -79,7 +79,7 @@ class LoRAOptions:
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout {self.lora_dropout} is outside [0, 1)")
         if self.lora_plus < 0:
-            raise ValueError(f"lora_plus {self.lora_plus} is below 0")
+            raise ValueError(f"--lora-plus {self.lora_plus} is negative")
 
 
 class LoRALinear(Wrapped):

@@ -25,6 +25,11 @@ def test_the_temperature_of_equal_margins_makes_the_confidence_the_accuracy():
     assert fit_temperature(log_probabilities(np.exp(scaled(logits, 1.0))), labels) == pytest.approx(2 / np.log(3))
 
 
+def test_equal_scores_have_the_temperature_1():
+    for value in (0.0, np.log(0.5), np.log(0.3)):
+        assert fit_temperature(np.full((60, 2), value), np.arange(60) % 2) == 1
+
+
 def test_the_temperature_has_the_smallest_loss_of_three_classes():
     stream = np.random.default_rng(0)
     logits, labels = 4 * stream.normal(size=(50, 3)), stream.integers(0, 3, 50)

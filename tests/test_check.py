@@ -106,7 +106,7 @@ def test_members_with_other_classes_are_not_sound(tmp_path: Path):
 
 def test_a_part_of_a_checkpoint_names_its_folder(tmp_path: Path):
     for name in ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "adapter_model.bin"):
-        with pytest.raises(ValueError, match=rf"{name} is a part of a checkpoint; check its folder {tmp_path}$"):
+        with pytest.raises(ValueError, match=rf"{name} is read with its checkpoint: check the folder {tmp_path}$"):
             check_file(tmp_path / name)
 
 

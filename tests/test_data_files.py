@@ -9,6 +9,7 @@ from table_files import write
 
 from data import Source, load_splits, load_table
 from data.delimited import split_lines, unquote
+from data.demo import reviews
 from data.labels import UNKNOWN
 from data.predictions import read_lines
 from data.pretraining_texts import hold_out_texts, load_texts
@@ -264,10 +265,7 @@ def test_pretraining_on_reviews_takes_a_file_of_texts_to_validate_on(tmp_path: P
     found, own = load_texts(Source("demo", validation=str(file))), load_texts(Source("demo"))
     assert found.validation["review"].tolist() == ["one text", "another"]
     assert set(found.train["review"]) == {*own.train["review"], *own.validation["review"]}
+    assert found.train["id"].tolist() == [key for key, _, _ in reviews("train")]  # the order of the source
+    with pytest.raises(ValueError, match="holds one text a line, so --quoting has no effect"):
+        load_texts(Source("demo", validation=str(file), quoting="backslash"))
     assert str(file) in found.files
-
-
-def test_flags_of_columns_without_effect_on_two_files_of_texts(tmp_path: Path):
-    files = [str(write(tmp_path / name, "one text\n" * 40)) for name in ("a.txt", "b.txt")]
-    with pytest.raises(ValueError, match="holds one text a line, so --text-column has no effect"):
-        load_texts(Source(train=files[0], validation=files[1], text_column="nonsense"))

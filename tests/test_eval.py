@@ -224,6 +224,10 @@ def test_a_checkpoint_that_lacks_its_pooler_does_not_answer(tmp_path):
             "--weights data/weights/nb-linear-imdb --text good --base nowhere",
             "--base names the backbone",
         ),
+        (
+            "--weights data/weights/nb-linear-imdb --text good --precision bf16",
+            "--precision has no effect here: nb_linear multiplies no matrices",
+        ),
         ("--compare A --dtype fp16", "--dtype has no effect here; it is for --merge"),
     ],
 )

@@ -30,6 +30,7 @@ def made(text: str, **changes) -> Explanation:
     values = {
         "words": words,
         "read": np.arange(len(words)) != 3,
+        "truncated": np.arange(len(words)) == 3,
         "label": "positive",
         "probabilities": {"negative": 0.1, "positive": 0.9},
         "gradients": gradients,

@@ -146,11 +146,11 @@ def test_a_folder_is_filled_once(tmp_path: Path):
     abandoned.mkdir(parents=True)
     write("config.json")
     assert [path.name for path in folder.iterdir()] == ["config.json"]
-    with pytest.raises(ValueError, match=rf"^--merge {folder} exists and is not empty; name a new folder"):
+    with pytest.raises(ValueError, match=rf"^--merge {folder} exists and contains config.json; name a new folder"):
         write("model.safetensors")
     (folder / "config.json").unlink()
     (folder / f".staging.{host_digits()}-{os.getpid()}.tmp").mkdir()  # of a process that runs
-    with pytest.raises(ValueError, match="exists and is not empty"):
+    with pytest.raises(ValueError, match=r"exists and contains \.staging\..*; name a new folder"):
         write("config.json")
 
 

@@ -251,7 +251,9 @@ def test_a_refusal_of_the_hub_is_no_missing_network(hub: type[Hub]):
     for status, way_out in ((403, "set HF_TOKEN if access is limited"), (429, "try again later")):
         hub.refused = {"some/private": status}
         (line,) = load(hub, "some/private")
-        assert re.search(rf"and the hub refuses it \(.*{status}.*\); give the path of a directory, or {way_out}$", line)
+        assert re.search(
+            rf"and the hub answers with an error \(.*{status}.*\); give the path of a directory, or {way_out}$", line
+        )
 
 
 def call(hub: type[Hub], function: str, name: str, **settings: str) -> str:

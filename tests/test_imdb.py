@@ -186,7 +186,7 @@ def test_split_is_stratified_and_independent_of_the_order_of_rows():
     ]  # fixed: a change would invalidate all published rows
     with pytest.raises(ValueError, match=r"^cannot split 250 reviews with labels \{'positive': 250\} .*two labels"):
         split_train(frame[frame["sentiment"] == 1])
-    with pytest.raises(ValueError, match=r"three of a label give one for validation; add .* with --validation$"):
+    with pytest.raises(ValueError, match=r"a label needs three to give one to validation; add .* with --validation$"):
         split_train(frame[:4])
     assert [len(part) for part in split_train(frame.iloc[[0, 1, 3, 5]])] == [3, 1]
 

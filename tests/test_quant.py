@@ -26,10 +26,12 @@ from nn.quant import (
     int8_product,
     is_quantized,
     quantizable,
+    quantize,
     quantize_int8,
     quantize_rows,
 )
 from nn.quantized_linear import QuantizedLinear
+from nn.runtime import num_parameters, num_weights
 from nn.vectors import read_vectors
 from peft import METHODS
 
@@ -359,3 +361,9 @@ def test_the_path_follows_autocast_for_fp32_inputs(half: torch.dtype, monkeypatc
         layer(x)
     assert paths == [expected]
     assert expected in ("bf16", "int8")
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_quantized_weights_are_counted(form: str):
+    sizes = {"hidden_size": 64, "num_heads": 2, "feed_forward_size": 64}
+    assert num_weights(quantize(tiny("bert", **sizes), form)) == num_parameters(tiny("bert", **sizes))

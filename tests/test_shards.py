@@ -303,9 +303,20 @@ def test_flags_of_files_that_have_columns_may_stand_beside_a_text_file(tmp_path:
         ("*.txt", {"text_column": "nope"}, "--text-column has no effect here: a .txt shard holds one text a line"),
     ],
 )
-def test_flags_without_effect_are_refused(kept: str, options: dict[str, str], message: str, folder: Path):
+def test_flags_without_effect_are_noted(
+    kept: str, options: dict[str, str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
     for path in set((folder / "data").iterdir()) - set((folder / "data").glob(kept)):
         path.unlink()
-    with pytest.raises(ValueError, match=message):
-        open_shards(folder, **options)
-    assert open_shards(folder, **options, of_run=tuple(options)).parts
+    for of_run in ((), tuple(options)):
+        assert open_shards(folder, **options, of_run=of_run).parts
+        assert (f"note: {message}\n" in capsys.readouterr().out) == (not of_run)
+
+
+def test_the_column_of_the_held_out_texts_alone_is_named(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "data/b.jsonl").unlink()
+    held_out = folder / "held.jsonl"
+    held_out.write_text("".join(json.dumps({"title": "x", "body": text}) + "\n" for text in texts(20)))
+    found = open_shards(folder, validation=str(held_out), text_column="body")
+    assert {part.column for part in found.parts} == {"", "body"}
+    assert "no effect" not in capsys.readouterr().out

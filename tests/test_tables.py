@@ -14,7 +14,16 @@ from data.pictures import Point, label_points, new_figure
 from data.row_pictures import draw_labels, panels, processor, training_data, write_pictures
 from data.rows import OTHER_RESULTS, RESULTS, open_runs, publish, published_rows
 from data.runs import ROOT, Run
-from data.tables import best_by_model, calibration_table, main, mean_and_deviation, models_table, results_table
+from data.tables import (
+    best_by_model,
+    calibration_table,
+    comparison_row,
+    draw_curves,
+    main,
+    mean_and_deviation,
+    models_table,
+    results_table,
+)
 
 
 def write_result(
@@ -135,6 +144,22 @@ def test_publish_shortens_the_paths_of_the_machine(tmp_path: Path, monkeypatch: 
     assert found == {"weights": "runs/a/best", "data": "imdb", "teacher": ["runs/a", "data"]}
     assert "imdb/train.tsv" in (log := (tmp_path / "results/row.log.jsonl").read_text())
     assert str(tmp_path) not in log
+
+
+def test_the_kept_epoch_is_compared(tmp_path: Path):
+    run = Run.create(tmp_path / "a", {"options": {}})
+    for epoch, accuracy in ((1, 0.5), (2, 0.9)):
+        run.log("epoch", epoch=epoch, train_acc=0.5, val_acc=accuracy, seconds=60.0)
+    for best, shown in ((1, "0.5000"), (None, "0.9000")):
+        write_json(run.folder / "result.json", {"parameters": {"trained": 1}} | ({"best_epoch": best} if best else {}))
+        assert comparison_row(Run.open(run.folder))[5] == shown
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path):
+    run = Run.create(tmp_path / "_a$b_{c$", {"options": {}})
+    run.log("epoch", epoch=1, train_acc=0.5, val_acc=0.5, seconds=60.0)
+    draw_curves([run], tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").stat().st_size > 0
 
 
 def test_the_seeds_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

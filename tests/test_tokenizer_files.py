@@ -150,6 +150,20 @@ def test_a_word_that_spells_a_special_token_of_any_name_is_text(tmp_path: Path):
     assert list(load_tokenizer(tmp_path).subword_ids(["good CLS", "SEP"])) == [[4, 5, 6], [1, 1]]
 
 
+@pytest.mark.parametrize(("pad", "is_read"), [("!", False), ("\ue000", True)])
+def test_a_special_token_that_texts_contain_is_refused(pad: str, is_read: bool, tmp_path: Path):
+    words = [pad, "[UNK]", "[CLS]", "[SEP]", "good"]
+    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = {"pad_token": pad, "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    cases.whole(tmp_path, backend, "bert", config={"tokenizer_class": "PreTrainedTokenizerFast"} | names)
+    if is_read:
+        assert list(load_tokenizer(tmp_path).subword_ids(["good"])) == [[4]]
+        return
+    with pytest.raises(ValueError, match=r"has the special token !: a text with this character would be read as the"):
+        load_tokenizer(tmp_path)
+
+
 FAST, BERT = {"tokenizer_class": "PreTrainedTokenizerFast"}, {"tokenizer_class": "BertTokenizer"}
 
 
