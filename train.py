@@ -354,11 +354,13 @@ def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
     predicted = np.sum(found["confusion"], axis=0)
     reviews = np.bincount(t.held_out.labels, minlength=len(predicted))
     of_class = zip(t.splits.labels, predicted, reviews, strict=True)
-    if never := [name for name, count, present in of_class if present and not count]:
+    never = [name for name, count, present in of_class if present and not count]
+    if never and never != t.never:
         counts = t.splits.train["sentiment"].value_counts()
         is_uneven = counts.max() > 1.5 * counts.min() and t.settings.options.class_weights == "none"
         ways = ", more --epochs or --class-weights balanced" if is_uneven else " or more --epochs"
         print(f"warning: no validation review gets the label {', '.join(never)}; try another --learning-rate{ways}")
+    t.never = never
     return found, logits
 
 

@@ -106,6 +106,7 @@ class Training:
     trainable: list[Parameter]
     gradient_sum: GradientSum
     before: dict[str, Tensor] = field(default_factory=dict)  # the random state before the step
+    never: list[str] = field(default_factory=list)  # the labels that the last warning names as never predicted
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=lambda: Meter(None, 0.0, 0.0))
 

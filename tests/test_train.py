@@ -2,7 +2,10 @@ import dataclasses
 import json
 import re
 from importlib.metadata import version
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import fail_at, final_weights, same, tiny_weights
@@ -112,6 +115,28 @@ def test_starting_from_a_run_with_the_same_seed_gives_a_warning(small_run, tmp_p
         assert ("saw the same batches under the same dropout masks" in capsys.readouterr().out) == warned
     for further, repeated in (([], True), (["--train-reviews", "32"], False), (["--max-length", "9"], False)):
         assert repeats_batches(resolved([*again, "third", *further]).options) == repeated
+
+
+@pytest.mark.parametrize(("counts", "ways"), [((8, 8), "or more --epochs"), ((8, 2), "--class-weights balanced")])
+def test_labels_that_are_never_predicted_are_warned_of_once(counts, ways, capsys):
+    labels = np.repeat([0, 1], counts)
+    splits = SimpleNamespace(labels=("bad", "good"), train=pd.DataFrame({"sentiment": labels}))
+    options = SimpleNamespace(class_weights="none")
+    t = SimpleNamespace(
+        entry=SimpleNamespace(pretraining=False), model=None, machine=None, interrupt=SimpleNamespace(check=None),
+        held_out=SimpleNamespace(labels=labels), splits=splits, settings=SimpleNamespace(options=options), never=[],
+    )  # fmt: skip
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        for predicted in (0, 0, 1, 0):
+            patch.setattr(train, "score", lambda *_, c=predicted: np.eye(2)[np.full(len(labels), c)])
+            train.validate(t)
+            shown.append(capsys.readouterr().out)
+    assert "no validation review gets the label good; try another --learning-rate" in shown[0]
+    assert shown[0].endswith(f"{ways}\n")
+    assert shown[1] == ""
+    assert "the label bad;" in shown[2]
+    assert shown[3] == shown[0]
 
 
 def test_the_seed_determines_the_weights(small_run, tmp_path):
