@@ -92,6 +92,22 @@ def test_a_threshold_needs_no_kept_probabilities(small_run, tmp_path, capsys):
     assert outputs[0] == outputs[1] != []
 
 
+def test_the_temperature_fits_the_reviews_as_they_are_scored(small_run, tmp_path, capsys):
+    """Also the picture needs no kept probabilities of reviews that are scored here."""
+    train.main([*small_run, "--validation-reviews", "60"])
+    run = Run.open(tmp_path / "runs/small")
+    evaluate(["--run", str(run.folder)])
+    plain = re.findall(r"temperature ([.\d]+)", capsys.readouterr().out)
+    evaluate(["--run", str(run.folder), "--truncate", "tail"])
+    changed = re.findall(r"temperature ([.\d]+)", capsys.readouterr().out)
+    assert len(set(plain)) == len(set(changed)) == 1
+    for split in ("validation", "test"):
+        (run.folder / f"{split}.probabilities.safetensors").unlink()
+    evaluate(["--run", str(run.folder), "--plot", str(tmp_path / "r.svg")])
+    assert re.findall(r"temperature ([.\d]+)", capsys.readouterr().out) == plain
+    assert (tmp_path / "r.svg").exists()
+
+
 def test_the_default_output_is_checked_before_reviews_are_scored(tmp_path, monkeypatch):
     monkeypatch.setattr("data.eval_options.write_problem", lambda path: f"no place for {path.name}")
     monkeypatch.chdir(tmp_path)

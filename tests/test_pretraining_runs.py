@@ -113,7 +113,10 @@ def test_loss_falls_and_a_classifier_starts_from_it(model, objective, tmp_path, 
     assert epochs[-1]["val_loss"] < 0.7 * epochs[0]["val_loss"]
     assert {"val_acc", "train_acc"} <= epochs[0].keys()
     best = tmp_path / "pre" / "best"
-    assert f"--weights {best} starts from it" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"--weights {best} starts from it" in printed
+    assert ", saved\n" in printed
+    assert ", best\n" not in printed
     small = f"--model {model} --data demo --train-reviews 20 --epochs 1 --max-length 24 --runs {tmp_path} --name fine"
     train.main([*small.split(), "--weights", str(best)])
     assert "newly initialized: classifier" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import tiny, tiny_weights
@@ -144,6 +145,16 @@ def test_class_weights_count_windows_as_training_does():
     counts = np.bincount(balanced.batch(np.arange(len(balanced))).labels, minlength=2)
     assert counts.tolist() == [3, 8]
     np.testing.assert_allclose(balanced.class_weights, 11 / (2 * counts), rtol=1e-6)
+
+
+def test_a_word_without_a_token_is_not_a_truncated_one():
+    tokenizer = letters("wordlevel")
+    model = tiny("gru", vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).eval()
+    found = Scorer(model, tokenizer, CPU, Truncation(3, "head")).explain("a - b - - c d")
+    assert found.read.tolist() == [True, False, True, False, False, True, False]
+    assert found.truncated.tolist() == [False] * 6 + [True]
+    alone = [found.gradients[found.read], found.without[found.read]]  # the words that were read, without the dashes
+    assert found.agreement == pytest.approx(pd.DataFrame(alone).T.corr("spearman").iloc[0, 1])
 
 
 @pytest.mark.parametrize("name", ["bert", "attention_lstm", "nb_linear"])
