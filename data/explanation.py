@@ -205,7 +205,8 @@ body { font: 16px/1.7 system-ui, sans-serif; color: #000; background: #fff; max-
        padding: 0 1em }
 p { max-width: 60em; margin: .4em 0 }
 .methods { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26em, 100%), 1fr)); gap: 0 2em }
-.sentence { margin: 0 0 .3em 4em } .score { float: left; margin-left: -4em; font-variant-numeric: tabular-nums }
+.sentence { margin: 0 0 .3em 4em; overflow-wrap: anywhere }
+.score { float: left; margin-left: -4em; font-variant-numeric: tabular-nums }
 .for { border-bottom: 2px solid } .against { border-bottom: 2px dotted } .unread { color: #767676 }
 table { border-collapse: collapse; margin: 1.5em 0 } th { border-bottom: 1px solid #999; font-weight: 600 }
 td, th { text-align: right; padding: 0 1.6em 0 0; font-variant-numeric: tabular-nums }
