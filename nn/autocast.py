@@ -3,6 +3,8 @@
 torch.autocast does not cast the inputs of an autograd.Function, so a Function casts them to `product_dtype`.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def at_least_fp32(x: Tensor) -> Tensor:
     """Returns x in fp32, or unchanged if it has fp32 or float64."""
     return x.to(wide(x.dtype))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Returns a context without autocast on the device of x. The device `meta` has no autocast."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

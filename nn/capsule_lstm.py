@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
-from nn.autocast import at_least_fp32, wide
+from nn.autocast import at_least_fp32, wide, without_autocast
 from nn.dropout import Dropout
 from nn.lstm import LSTM
 from nn.words import WordClassifier, WordConfig
@@ -72,7 +72,7 @@ class CapsuleLayer(Module):
         """Computes v [B, J, K] and c [B, T, J]. h: [B, T, D];  mask: bool [B, T]"""
         u = torch.nn.functional.linear(h, self.weight.flatten(0, 1))  # [B, T, J·K]
         u = u.unflatten(-1, self.weight.shape[:2]).to(self.weight.dtype)  # [B, T, J, K]
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             return route(u, mask=mask, iterations=self.iterations)
 
 

@@ -47,7 +47,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import linear, pad
 
-from nn.autocast import product_dtype
+from nn.autocast import product_dtype, without_autocast
 from nn.first_order import first_order
 from nn.onednn import current_library, direct_calls, packed, product, same_library
 from nn.tracing import is_traced
@@ -150,8 +150,8 @@ def fast_lstm(a: Tensor, u: Tensor, padding: Tensor) -> Tensor:
     """Computes `plain_lstm` and its gradients with the fast form; overwrites `a`. The dtype of the products is that of
     autocast, or else of u."""
     dtype = product_dtype(u)
-    with torch.autocast(u.device.type, enabled=False):
-        if torch.compiler.is_compiling() or is_traced():
+    with without_autocast(u):
+        if torch.compiler.is_compiling() or is_traced() or u.is_meta:
             return plain_lstm(a, u, padding, dtype)
         return LSTMFunction.apply(a, u, padding, dtype)[0]
 
@@ -303,8 +303,8 @@ def fast_gru(a: Tensor, u: Tensor, d: Tensor, padding: Tensor) -> Tensor:
     """Computes `plain_gru` and its gradients with the fast form; overwrites `a`. The dtype of the products is that of
     autocast, or else of u."""
     dtype = product_dtype(u)
-    with torch.autocast(u.device.type, enabled=False):
-        if torch.compiler.is_compiling() or is_traced():
+    with without_autocast(u):
+        if torch.compiler.is_compiling() or is_traced() or u.is_meta:
             return plain_gru(a, u, d, padding, dtype)
         return GRUFunction.apply(a, u, d, padding, dtype)[0]
 

@@ -72,3 +72,11 @@ def test_tables_of_4_bit_weights_survive_a_trace():
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         model(*batch)
     torch.testing.assert_close(model(*batch), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "capsule_lstm", "deberta", "cnn"])
+def test_shapes_are_computed_without_numbers(name: str):
+    with torch.device("meta"):
+        model = tiny(name).eval()
+    ids, mask = (tensor.to("meta") for tensor in token_batch(LENGTHS[0]))
+    assert model(ids, mask).shape == (3, 2)
