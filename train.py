@@ -422,7 +422,7 @@ def print_result(run: Run) -> None:
         for split in ("validation", "test"):
             if "accuracy" in (result.get(split) or ()):
                 print_metrics(split, result[split], labels)
-        if not run.has_sound_log():
+        if "history" in result and not run.has_sound_log():
             run.rewrite_log(result["history"])
     print(f"{run.folder} is finished; python eval.py --run {in_shell(run.folder)} scores it again")
 

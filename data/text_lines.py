@@ -48,9 +48,12 @@ def check_not_json(path: Path | None, first: str, packed: str | None = None) -> 
     value, is_opened = parse_line(first), first.strip() in ("{", "[")
     if is_opened or isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
         ending = "json" if is_opened or isinstance(value, list) else "jsonl"
-        way_out = f"name it {base_name(path.name)[:-4]}.{ending}" if path else f"--predict FILE.{ending} reads a file"
         if packed is not None:
             way_out = f"unpack it and name the file {packed[:-4]}.{ending}"
+        else:
+            way_out = (
+                f"name it {base_name(path.name)[:-4]}.{ending}" if path else f"--predict FILE.{ending} reads a file"
+            )
         raise ValueError(f"{path or 'standard input'} holds JSON objects, not one text a line; {way_out}")
 
 
