@@ -230,7 +230,7 @@ def read_spm(path: Path, settings: Settings, spm: SpmSegmenter, variant: str) ->
     """Builds the pipeline of a model of SentencePiece, and adds the added tokens of the files."""
     if settings.options.get("add_prefix_space") is False:
         raise ValueError(f"{path}: add_prefix_space = false is not supported with it")
-    json_model = object_or_empty(path.parent / "tokenizer.json").get("model") or {}
+    json_model = settings.tokenizer_json.get("model") or {}
     listed = json_model.get("vocab", [])
     if json_model and [entry[0] for entry in listed] != [name for name, _ in spm.model.subwords]:
         raise ValueError(f"{path} and tokenizer.json have different subwords; delete the file that is not the model's")

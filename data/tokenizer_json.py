@@ -17,7 +17,7 @@ from tokenizers import normalizers, pre_tokenizers
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from data.checked import about, read_object, reading, show, silent_stderr
+from data.checked import about, reading, show, silent_stderr
 from data.patterns import check_pipeline
 from data.pipelines import SPECIAL, SPECIAL_BPE, SPECIAL_WORDS, add_template, state, template_tokens
 from data.spm_segmenter import SpmSegmenter
@@ -51,7 +51,7 @@ def main_roles(special: dict[str, str]) -> dict[str, str]:
 def read_tokenizer_json(directory: Path, settings: Settings, variant: str) -> Published:
     """Reads tokenizer.json of a folder. variant: without effect. Raises ValueError for what is not supported."""
     path = directory / "tokenizer.json"
-    content = json.dumps(check_pipeline(path, read_object(path)))
+    content = json.dumps(check_pipeline(path, settings.tokenizer_json))
     with reading(path, "a tokenizer.json"), silent_stderr():
         backend = Backend.from_str(content)
     kind = type(backend.model).__name__.lower()

@@ -78,7 +78,7 @@ class Settings:
     not there. options: those of OPTIONS that tokenizer_config.json has. names: role -> special token, as far as files
     contain them; "" stands for null. added: id -> token. extra: further special tokens. model_max_length:
     tokens that the model was made for, special tokens included, or None. truncation_side: right or left, the end at
-    which a longer text loses tokens.
+    which a longer text loses tokens. tokenizer_json: the content of that file, which is large; {} without it.
     """
 
     class_name: str = ""
@@ -89,6 +89,7 @@ class Settings:
     extra: list[AddedToken] = field(default_factory=list)
     model_max_length: int | None = None
     truncation_side: str = "right"
+    tokenizer_json: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def roles(self, defaults: dict[str, str]) -> dict[str, str]:
         """Returns role -> special token, in the order in which transformers adds missing ones. null removes a token
@@ -110,6 +111,7 @@ def read_settings(directory: Path) -> Settings:
     if config.get("split_special_tokens"):
         raise ValueError(f"{path}: split_special_tokens = true is not supported")
     class_name, family = read_class(directory, config)
+    tokenizer_json = object_or_empty(directory / "tokenizer.json")
     special = config | (
         {} if "added_tokens_decoder" in config else object_or_empty(directory / "special_tokens_map.json")
     )
@@ -120,18 +122,21 @@ def read_settings(directory: Path) -> Settings:
         family=family,
         options={name: read_flag(config, name, path) for name in OPTIONS if name in config},
         names=names,
-        added=read_added(directory, config, special={*names.values(), *(token.content for token in extra)}),
+        added=read_added(
+            directory, config, tokenizer_json, special={*names.values(), *(token.content for token in extra)}
+        ),
         extra=extra,
         model_max_length=read_limit(config, path),
-        truncation_side=read_side(directory, config, path),
+        truncation_side=read_side(directory, config, tokenizer_json),
+        tokenizer_json=tokenizer_json,
     )
 
 
-def read_side(directory: Path, config: dict[str, Any], path: Path) -> str:
+def read_side(directory: Path, config: dict[str, Any], tokenizer_json: dict[str, Any]) -> str:
     """Returns truncation_side, by default that of tokenizer.json. Raises ValueError unless it is left or right."""
-    side = config.get("truncation_side")
+    side, path = config.get("truncation_side"), directory / "tokenizer_config.json"
     if side is None:
-        truncation = object_or_empty(directory / "tokenizer.json").get("truncation")
+        truncation = tokenizer_json.get("truncation")
         side = truncation.get("direction") if isinstance(truncation, dict) else None
         path, side = directory / "tokenizer.json", side.lower() if isinstance(side, str) else side
     if side not in (None, "left", "right"):
@@ -205,7 +210,9 @@ def token_name(value: Any, path: Path) -> str:
     return "" if value is None else as_token(value, path, special=True).content
 
 
-def read_added(directory: Path, config: dict[str, Any], special: set[str]) -> dict[int, AddedToken]:
+def read_added(
+    directory: Path, config: dict[str, Any], tokenizer_json: dict[str, Any], special: set[str]
+) -> dict[int, AddedToken]:
     """Returns id -> added token. special: the special tokens, which added_tokens.json does not mark."""
     path = directory / "tokenizer_config.json"
     if "added_tokens_decoder" in config:
@@ -218,7 +225,7 @@ def read_added(directory: Path, config: dict[str, Any], special: set[str]) -> di
         ]
         whole = directory / "tokenizer.json"
         with reading(whole, "a tokenizer.json"):
-            tokens = object_or_empty(whole).get("added_tokens") or []
+            tokens = tokenizer_json.get("added_tokens") or []
             last = {value["id"]: as_token(value, whole, special=False) for value in tokens}
         found = [(number, token) for number, token in found if is_new(number, last)] + list(last.items())
     try:
