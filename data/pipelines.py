@@ -143,10 +143,17 @@ def add_special_tokens(backend: Backend, special: dict[str, str]) -> Backend:
     return add_template(backend, special)
 
 
+def id_of(backend: Backend, token: str) -> int:
+    """Returns the id of a token. Raises KeyError if the pipeline does not have it."""
+    number = backend.token_to_id(token)
+    if number is None:
+        raise KeyError(token)
+    return number
+
+
 def add_template(backend: Backend, special: dict[str, str]) -> Backend:
     """Sets the template [CLS] A [SEP], in place. Returns `backend`."""
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    cls, sep = ((special[role], vocabulary[special[role]]) for role in ("cls", "sep"))
+    cls, sep = ((special[role], id_of(backend, special[role])) for role in ("cls", "sep"))
     if special == SPECIAL_BPE:
         backend.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
     else:
