@@ -104,6 +104,7 @@ def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, monkeypatc
     assert head.split()[:4] == ["run", "model", "peft", "loss"]
     known = [["small", "bert", "lora", "ce"], ["other", "bert", "lora", "rdrop"]]
     assert [row.split()[:4] for row in rows[:2]] == known
+    assert not any(row.startswith("note:") for row in rows)
     curve = [event["val_acc"] for event in read_json(tmp_path / "runs/small/result.json")["history"]]
     assert rows[0].split()[-2:] == [f"{value:.4f}" for value in curve]
     evaluate(["--compare", f"{tmp_path}/runs/small {tmp_path}/runs/other", "--plot", "curves.svg"])
