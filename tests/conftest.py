@@ -24,8 +24,11 @@ import data.splitting
 import peft
 from data import Source, Splits, load_splits
 from data.batches import Batch
+from data.checked import read_json
+from data.corpus import Corpus
 from data.demo import reviews
 from data.errors import Stopped
+from data.files import write_json
 from data.flags import field_names
 from data.tokenization import Tokenizer, train_tokenizer
 from losses import OBJECTIVES
@@ -39,7 +42,8 @@ TINY = {"vocab_size": 61, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "f
 TINY_WORDS = {"embedding_size": 10, "filters": 7, "num_capsules": 5, "capsule_size": 4, "attention_size": 11}
 ENCODERS = [name for name, entry in MODELS.items() if entry.tokenizer != "wordlevel"]
 ADAPTERS = [name for name, entry in METHODS.items() if entry.apply is not None]
-VIRTUAL = ["prefix", "prompt", "p_tuning", "p_tuning_v2"]
+VIRTUAL = [name for name in ADAPTERS if "virtual_tokens" in field_names(METHODS[name].options)]
+CLASSIFYING = [name for name, entry in OBJECTIVES.items() if not entry.pretraining]
 PAIRS = [(n, m) for n, m in product(ENCODERS, ADAPTERS) if (n, m) != ("modernbert", "bitfit")]  # it has no biases
 both = pytest.mark.parametrize(("name", "method"), PAIRS)
 
@@ -160,6 +164,17 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
+def change_json(path: Path, **changes: object) -> None:
+    """Changes fields of a JSON file. The config of a run loses its seal, which would no longer be right."""
+    unsealed = {key: value for key, value in read_json(path).items() if key not in ("sha256", "format")}
+    write_json(path, unsealed | changes)
+
+
+def rows_of(corpus: Corpus) -> list[list[int]]:
+    """Returns the token ids of each example."""
+    return [corpus.ids[a:b].tolist() for a, b in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)]
+
+
 def folder_from(variable: str) -> Path:
     value = os.environ.get(variable, "")
     if not value or not Path(value).is_dir():
@@ -228,7 +243,8 @@ def program(*arguments: str, script: str = "train.py", **settings) -> subprocess
 
 @pytest.fixture
 def one_thread():
-    """Sets the number of threads of `program`: with another number, sums differ in the last bit."""
+    """Uses one thread, as `program` does: with another number, sums differ in the last bit. A forked child cannot use
+    the threads of its parent."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

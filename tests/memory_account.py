@@ -7,7 +7,7 @@
 
 L layers; s: saved by one layer; s₁: by the last one, which computes [CLS] only; i: the input of a layer; c: saved below
 and above the layers. With checkpointing each layer saves its input only and is recomputed in the backward pass, one
-layer at a time (Chen et al. 2016, arXiv 1604.06174, §3).
+layer at a time (Chen et al. 2016, arXiv 1604.06174, §4).
 
 Not counted: tensors that exist within a single operation, and the gradients of activations, one or two of a layer at a
 time.

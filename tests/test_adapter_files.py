@@ -11,6 +11,7 @@ from conftest import (
     VIRTUAL,
     adapt,
     assert_same,
+    change_json,
     tiny,
     token_batch,
     train_steps,
@@ -192,18 +193,13 @@ def test_a_file_without_debertas_pooler_gives_a_warning(tmp_path, capsys):
     save_adapter(adapt(tiny("deberta"), "lora"), tmp_path, "base")
     tensors = {key: t for key, t in load_file(tmp_path / ADAPTER).items() if ".pooler." not in key}
     save_file(tensors, tmp_path / ADAPTER)
-    change_config(tmp_path, {"modules_to_save": ["classifier", "score"]})  # as huggingface/peft writes it
+    change_json(tmp_path / ADAPTER_CONFIG, modules_to_save=["classifier", "score"])  # as huggingface/peft writes it
     load_adapter(tiny("deberta"), tmp_path)
     assert "warning" not in capsys.readouterr().out  # the weights contain a pooler
     model = tiny("deberta")
     model.newly_initialized = frozenset({"pooler.dense.weight", "pooler.dense.bias"})
     load_adapter(model, tmp_path)
     assert f"warning: neither {tmp_path} nor the weights contain the pooler" in capsys.readouterr().out
-
-
-def change_config(folder: Path, changes: dict[str, object]) -> None:
-    """Changes fields of an adapter_config.json."""
-    write_json(folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG) | changes)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +219,7 @@ def change_config(folder: Path, changes: dict[str, object]) -> None:
 )
 def test_unsupported_settings_of_a_file_raise(tmp_path, changes, message):
     save_adapter(adapt(tiny("bert"), "lora"), tmp_path, "base")
-    change_config(tmp_path, changes)
+    change_json(tmp_path / ADAPTER_CONFIG, **changes)
     with pytest.raises(ValueError, match=message):
         load_adapter(tiny("bert"), tmp_path)
 
@@ -386,7 +382,7 @@ def test_a_folder_without_an_adapter_says_what_is_missing(tmp_path: Path):
 
 def test_a_number_of_virtual_tokens_that_is_not_the_files_is_refused(tmp_path: Path):
     save_adapter(adapt(tiny("bert"), "prompt"), tmp_path, "base")
-    change_config(tmp_path, {"num_virtual_tokens": 5})
+    change_json(tmp_path / ADAPTER_CONFIG, num_virtual_tokens=5)
     with pytest.raises(ValueError, match=r"has 4 virtual tokens, its adapter_config\.json says 5"):
         load_adapter(tiny("bert"), tmp_path)
 
@@ -424,13 +420,13 @@ def test_a_file_has_the_order_of_the_backbone(positive_first: Path, tmp_path: Pa
 def test_adapters_without_names(positive_first: Path, tmp_path: Path):
     """Those of huggingface/peft have the backbone's order; those of this project once had negative, positive."""
     folder, batch = pefts_file(tmp_path, low_rank(*QUERIES) | head()), token_batch([7, 4])
-    change_config(folder, {"base_model_name_or_path": str(positive_first)})
+    change_json(folder / ADAPTER_CONFIG, base_model_name_or_path=str(positive_first))
     plain = load_adapter(load_pretrained(positive_first), folder).eval()
     in_file = load_file(folder / ADAPTER)["base_model.model.classifier.weight"]
     assert torch.equal(plain.classifier.weight, in_file)
     assert load_adapted(folder).config.labels == ("POSITIVE", "NEGATIVE")
     for changes, order in (({}, [1, 0]), ({"method": "lora"}, [0, 1])):
-        change_config(folder, changes)
+        change_json(folder / ADAPTER_CONFIG, **changes)
         for model in (
             load_adapter(load_pretrained(positive_first, SENTIMENT), folder),
             load_adapted(folder, labels=SENTIMENT),

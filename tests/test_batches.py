@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import required_shape, tiny
+from conftest import required_shape, rows_of, tiny
 
 import train
 from data.corpus import MANY_UNKNOWN, Corpus, build_corpus, unknown_share, warn_unknown, write_rows
@@ -37,7 +37,7 @@ def test_a_batch_is_padded_on_the_right():
     assert batch.input_ids.shape == (2, 9)
     assert batch.mask.sum(1).tolist() == [5, 9]
     assert batch.input_ids[0, 5:].tolist() == [0] * 4
-    assert batch.input_ids[1].tolist() == c.ids[c.offsets[2] : c.offsets[3]].tolist()
+    assert batch.input_ids[1].tolist() == rows_of(c)[2]
     assert batch.labels.tolist() == [0, 0]
     assert batch.rows.tolist() == [0, 2]
 
@@ -115,8 +115,7 @@ def test_a_fully_padded_row_gives_finite_logits_and_gradients(name: str):
 
 def test_a_cached_corpus_is_memory_mapped_and_equal(tmp_path: Path):
     c = corpus()
-    rows = [c.ids[c.offsets[i] : c.offsets[i + 1]].tolist() for i in range(len(c))]
-    for made in (lambda: rows, lambda: pytest.fail("called twice")):
+    for made in (lambda: rows_of(c), lambda: pytest.fail("called twice")):
         again = Corpus.cached(tmp_path / "ids.npy", make=made, labels=c.labels, pad_id=0)
         assert isinstance(again.ids, np.memmap)
         assert again.ids.tolist() == c.ids.tolist()

@@ -26,8 +26,8 @@ def test_starts_at_the_base_and_trains_the_biases_of_the_formula():
     assert sum(trained.values()) == L * (7 * D + F) + D + HEAD
 
 
-def test_a_trained_model_equals_the_loop_over_shifts():
-    """A change of b by δ shifts the output of each layer by δ: the gradient of a bias is the sum of its output's."""
+def test_the_gradient_of_a_bias_is_the_sum_of_those_of_its_outputs():
+    """A change of b by δ shifts the output at each token by δ."""
     model, batch, outputs = apply(tiny("bert"), "bitfit").eval(), token_batch([7, 4]), []
     layer = model.layers[0].attention.value
     layer.register_forward_hook(lambda module, inputs, y: (y.retain_grad(), outputs.append(y))[0])

@@ -45,7 +45,6 @@ def test_the_temperature_has_the_smallest_loss_of_three_classes():
 
 def test_the_temperature_is_limited_if_all_labels_are_right():
     assert fit_temperature(np.array([[0.0, 0.2], [0.2, 0.0]]), np.array([1, 0])) == pytest.approx(0.01)
-
     assert fit_temperature(np.array([[3.0, 0.0], [3.0, 0.0]]), np.array([0, 0])) == pytest.approx(0.01)
     assert fit_temperature(np.array([[0.0, 0.2], [0.2, 0.0]]), np.array([1.0, 0.0])) == pytest.approx(0.01)
 

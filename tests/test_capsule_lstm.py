@@ -3,7 +3,7 @@ import reference
 import torch
 from conftest import tiny, token_batch
 
-from nn.capsule_lstm import CapsuleLayer, CapsuleLSTM, CapsuleLSTMConfig, route, squash
+from nn.capsule_lstm import CapsuleLayer, CapsuleLengths, CapsuleLSTM, CapsuleLSTMConfig, route, squash
 
 B, T, J, K = 2, 5, 3, 4
 MASK = torch.tensor([[True] * 5, [True, True, False, False, False]])
@@ -51,6 +51,13 @@ def test_scores_of_class_capsules_are_their_lengths():
     assert (lengths > 0).all()
     assert (lengths < 1).all()
     torch.testing.assert_close(lengths, model.features(ids, mask).view(2, 2, 4).norm(dim=-1))
+
+
+def test_lengths_of_bf16_capsules_are_rounded_once():
+    torch.manual_seed(0)
+    v = torch.rand(B, J * 101).bfloat16()
+    lengths = CapsuleLengths(J, 101)
+    torch.testing.assert_close(lengths(v), lengths(v.float()).bfloat16(), rtol=0, atol=0)
 
 
 def test_capsules_start_as_glorot_and_bengio():

@@ -125,7 +125,7 @@ def test_every_precision_is_scored_as_trained(tmp_path, capsys):
         assert kept.shape == (9, 3)
 
 
-def test_a_run_works_from_any_folder_and_notices_changed_data(tmp_path, monkeypatch, capsys):
+def test_a_run_works_from_any_folder_and_notices_changed_data(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
     write_csv(Path("films.csv"))
@@ -152,7 +152,7 @@ def test_a_run_works_from_any_folder_and_notices_changed_data(tmp_path, monkeypa
     evaluate(["--run", "moved/r", "--text", "good", "--base", "ck2"])
 
 
-def test_an_adapter_is_trained_further(small_run, tmp_path, capsys):
+def test_an_adapter_is_trained_further(small_run, tmp_path):
     train.main([*small_run, "--epochs", "1"])
     first = load_file(tmp_path / "runs/small/best/adapter_model.safetensors")
     more = [*small_run[:-1], "more", "--weights", str(tmp_path / "runs/small/best")]

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from damage import SECONDS, read_in_child, read_in_one_child, run_format
 from damage_run import FORMATS
 
@@ -14,20 +13,11 @@ SIZES = Counter(name.split()[0] for name in FORMATS)  # forms of one format shar
 FAILURES = ("traceback", "hang", "memory", "died")
 
 
-@pytest.fixture
-def forking():
-    """Uses one thread: a forked child cannot use the threads of its parent."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.filterwarnings(
     "ignore:This process.*is multi-threaded:DeprecationWarning", "ignore:Sparse CSR:UserWarning"
 )
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_damaged_file_is_read_or_refused_with_one_line(name: str, forking: None):
+def test_a_damaged_file_is_read_or_refused_with_one_line(name: str, one_thread: None):
     found = run_format(name, FORMATS[name], count=-(-20 // SIZES[name.split()[0]]), seed=1)
     assert found["places"] == {}
     assert [found[kind] for kind in FAILURES] == [0, 0, 0, 0]
@@ -64,7 +54,7 @@ def grow(_: object) -> None:
         (str, "read"),
     ],
 )
-def test_how_a_reader_ends_is_judged(use, kind: str, tmp_path, forking: None):
+def test_how_a_reader_ends_is_judged(use, kind: str, tmp_path, one_thread: None):
     folder = tmp_path / "input"
     folder.mkdir()
     outcome = read_in_child(use, folder)
@@ -77,7 +67,7 @@ def end_by_name(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-def test_inputs_read_together_are_judged_as_alone(tmp_path: Path, forking: None):
+def test_inputs_read_together_are_judged_as_alone(tmp_path: Path, one_thread: None):
     """Neither a traceback nor the death of the child hides how the other inputs end."""
     kinds = ["read", "refused", "traceback", "read", "died", "refused", "traceback", "read"]
     folders = [tmp_path / f"{number}.{kind}" for number, kind in enumerate(kinds)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import adapt, tiny
+from conftest import adapt, change_json, tiny
 from damage_models import WORDS, make_run, make_shards, make_vectors, nested, old_pickle, vectors_of_words
 from safetensors.torch import load_file, save_file
 
@@ -26,10 +26,6 @@ from nn.configs import field_range
 from nn.quant import quantize_int8
 from nn.vectors import read_vectors
 from peft.rules import pattern_problem
-
-
-def change_json(path: Path, **changes: object) -> None:
-    write_json(path, read_json(path) | changes)
 
 
 def refused(path: Path, message: str, use=load_pretrained) -> None:
@@ -416,8 +412,7 @@ def test_words_that_are_no_list(words, tmp_path):
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     make_run(tmp_path)
-    config = {name: v for name, v in read_json(tmp_path / "run" / CONFIG).items() if name not in ("sha256", "format")}
-    write_json(tmp_path / "run" / CONFIG, config)
+    change_json(tmp_path / "run" / CONFIG)  # without its seal
     return tmp_path / "run"
 
 

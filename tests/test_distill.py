@@ -8,15 +8,18 @@ import pandas as pd
 import pytest
 import reference
 import torch
-from conftest import fail_at, same, tiny, tiny_weights, token_batch
+from conftest import change_json, fail_at, same, tiny, tiny_weights, token_batch
 from torch import Tensor
 
 import train
 from data.batches import Batch
 from data.calibration import calibration
+from data.checked import read_json
 from data.corpus import Corpus
 from data.errors import clean_exit
+from data.hub import CONFIG
 from data.imdb import as_frame
+from data.meter import Meter
 from data.metrics import softmax
 from data.options import read_splits
 from data.orders import step_batches
@@ -86,7 +89,9 @@ def test_a_term_of_weight_0_adds_0():
 
 def test_the_soft_term_is_computed_in_fp32_and_finite_for_extreme_logits():
     student, teacher, labels = random_pair()
-    assert distill_loss(student.bfloat16(), teacher.bfloat16(), labels, 2.0, 0.5).dtype == torch.float32
+    halves = student.bfloat16(), teacher.bfloat16()
+    expected = distill_loss(*(logits.float() for logits in halves), labels, 3.0, 0.5)
+    torch.testing.assert_close(distill_loss(*halves, labels, 3.0, 0.5), expected, rtol=0, atol=0)
     far = torch.tensor([[1e4, -1e4]], requires_grad=True)
     loss = soft_losses(far, -far.detach(), 1.0).sum()
     loss.backward()
@@ -239,7 +244,7 @@ def test_a_resumed_run_does_not_need_the_teacher_and_ends_in_the_same_weights(
         assert kept.dtype == np.float32
 
 
-def test_the_logits_are_those_of_the_teacher_for_the_training_reviews(student, tmp_path):
+def test_the_logits_are_those_of_the_teacher_for_the_training_reviews(student):
     """Scores the run's training reviews by the teacher alone; the teacher tokenizes differently."""
     train.main([*student, "--epochs", "1"])
     settings, run = train.resolve(["--resume", "runs/small"], train.TABLES)
@@ -251,8 +256,11 @@ def test_the_logits_are_those_of_the_teacher_for_the_training_reviews(student, t
     np.testing.assert_allclose(np.load(run.folder / "teacher.npy"), expected, **tolerance)
 
 
-def test_unlabelled_reviews_are_learned_from_the_teacher_alone(student, tmp_path, capsys):
+def test_unlabelled_reviews_are_learned_from_the_teacher_alone(student, tmp_path, monkeypatch, capsys):
     """Checks the number of steps and logits, and the counted predictions; without such reviews the run is refused."""
+    sums, record = [], Meter.record
+    monkeypatch.setattr(Meter, "record", lambda meter: sums.append(meter.sums) or record(meter))
+    monkeypatch.setattr(train, "LOG_STEPS", 1)
     arguments = [*student, "--epochs", "1", "--distill-unlabelled", "--class-weights", "balanced"]
     with pytest.raises(ValueError, match="--distill-unlabelled needs unlabelled reviews"):
         train.main(arguments)
@@ -269,8 +277,9 @@ def test_unlabelled_reviews_are_learned_from_the_teacher_alone(student, tmp_path
     assert "26 reviews have its logits alone" in capsys.readouterr().out
     folder = tmp_path / "runs/more"
     assert np.load(folder / "teacher.npy").shape == (52, 2)
-    right = 26 * json.loads((folder / "result.json").read_text())["history"][0]["train_acc"]
-    assert right == pytest.approx(round(right))  # of 26 predictions
+    log = (folder / "log.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["event"] == "step" for line in log) == 52 / 13
+    assert (sums[-1]["count"], sums[-1]["of acc"]) == (52, 26)  # reviews of the epoch, predictions with a label
 
 
 def test_a_run_and_a_checkpoint_are_teachers(small_run, student, tmp_path, capsys):
@@ -300,12 +309,10 @@ def test_several_teachers_are_an_ensemble(small_run, student, tmp_path, capsys):
 
 def test_a_run_of_an_older_version_has_one_teacher_as_text(student, tmp_path):
     train.main([*student, "--epochs", "1"])
-    path = tmp_path / "runs/small/config.json"
-    config = json.loads(path.read_text())
-    del config["sha256"], config["format"]
+    path = tmp_path / "runs/small" / CONFIG
+    options = read_json(path)["options"]
     for text, names in (("", ()), ("weights", ("weights",))):
-        config["options"]["teacher"] = text
-        path.write_text(json.dumps(config))
+        change_json(path, options=options | {"teacher": text})
         assert train.resolve(["--resume", "runs/small"], train.TABLES)[0].objective.teacher == names
 
 

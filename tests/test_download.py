@@ -116,7 +116,7 @@ def test_another_content_is_refused_and_leaves_nothing(tmp_path: Path, server: s
     assert [path.name for path in tmp_path.iterdir()] == ["www"]
 
 
-def test_no_network_names_the_ways_out(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch):
+def test_no_network_names_the_ways_out(tmp_path: Path, server: str):
     for url in (f"{server}missing.tar.gz", "http://127.0.0.1:9/x.tar.gz"):
         archive = Archive(url=url, size=9, sha256="", root="aclImdb")
         with pytest.raises(FileNotFoundError, match=r"cannot download http.* put the archive at .*imdb/.*--data demo"):

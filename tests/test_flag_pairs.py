@@ -80,7 +80,7 @@ def test_a_shape_does_not_decide_the_vocabulary(tmp_path: Path, monkeypatch: pyt
         train.main(["--model", "gru", "--data", "demo", "--shape", "hidden_size=16 pad_token_id=7"])
 
 
-def test_a_checkpoint_has_no_defaults_of_a_vocabulary(tmp_path: Path):
+def test_a_checkpoint_has_no_defaults_of_a_vocabulary():
     options = resolved(["--model", "gru", "--weights", str(LINEAR)]).options
     assert (options.vocab_size, options.word_vectors) == (type(options).vocab_size, type(options).word_vectors)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import adapt, tiny, tiny_weights, token_batch
+from conftest import adapt, change_json, tiny, tiny_weights, token_batch
 from safetensors.torch import load_file, save_file
 
 from data.checked import read_json
@@ -18,11 +18,6 @@ from peft import detach_adapter, load_adapted, load_adapter, save_adapter
 from peft.loading import plain_names
 
 
-def change(path: Path, **values: object) -> None:
-    """Replaces values of a JSON file."""
-    write_json(path, read_json(path) | values)
-
-
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """Returns an adapter of a tiny BERT, with a tokenizer in the backbone's folder only."""
@@ -34,7 +29,7 @@ def adapter(tmp_path: Path) -> Path:
 def one_output(adapter: Path) -> None:
     tensors = load_file(adapter / ADAPTER)
     save_file({name: t[:1].clone() if ".classifier." in name else t for name, t in tensors.items()}, adapter / ADAPTER)
-    change(adapter / ADAPTER_CONFIG, id2label=None)
+    change_json(adapter / ADAPTER_CONFIG, id2label=None)
 
 
 @pytest.mark.parametrize(
@@ -42,11 +37,11 @@ def one_output(adapter: Path) -> None:
     [
         (one_output, "has a head with one output"),
         (
-            lambda a: change(a.parent / "base" / CONFIG, problem_type="multi_label_classification"),
+            lambda a: change_json(a.parent / "base" / CONFIG, problem_type="multi_label_classification"),
             "has a head for multi_label_classification",
         ),
         (
-            lambda a: change(a / ADAPTER_CONFIG, auto_mapping={"base_model_class": "BertForTokenClassification"}),
+            lambda a: change_json(a / ADAPTER_CONFIG, auto_mapping={"base_model_class": "BertForTokenClassification"}),
             "is a BertForTokenClassification, whose head does not classify texts",
         ),
     ],
@@ -153,15 +148,15 @@ def test_the_side_of_truncation_is_the_default(tmp_path: Path, capsys: pytest.Ca
 
     right = answer()
     assert right == answer("--truncate", "head") != answer("--truncate", "tail")
-    change(folder / "tokenizer_config.json", truncation_side="left")
+    change_json(folder / "tokenizer_config.json", truncation_side="left")
     assert answer() == answer("--truncate", "tail") != right
     load_tokenizer(folder).save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").truncation_side == "left"
-    change(folder / "tokenizer_config.json", truncation_side=None)
+    change_json(folder / "tokenizer_config.json", truncation_side=None)
     how = {"direction": "Left", "max_length": 9, "stride": 0, "strategy": "LongestFirst"}
-    change(folder / "tokenizer.json", truncation=how)
+    change_json(folder / "tokenizer.json", truncation=how)
     assert load_tokenizer(folder).truncation_side == "left"
-    change(folder / "tokenizer_config.json", truncation_side="middle")
+    change_json(folder / "tokenizer_config.json", truncation_side="middle")
     with pytest.raises(ValueError, match="truncation_side must be left or right, not 'middle'"):
         load_tokenizer(folder)
 
@@ -172,7 +167,7 @@ def test_the_encoder_of_virtual_tokens_in_a_file_is_left_out(encoder: str, hidde
     model = adapt(tiny("modernbert"), "p_tuning")
     save_adapter(model, tmp_path, "base")
     expected = load_adapter(tiny("modernbert"), tmp_path).eval()(*token_batch([5, 3]))
-    change(tmp_path / ADAPTER_CONFIG, encoder_reparameterization_type=encoder)
+    change_json(tmp_path / ADAPTER_CONFIG, encoder_reparameterization_type=encoder)
     tensors = load_file(tmp_path / ADAPTER) | {f"prompt_encoder.default.{hidden}": torch.ones(3)}
     save_file(tensors, tmp_path / ADAPTER)
     assert torch.equal(load_adapter(tiny("modernbert"), tmp_path).eval()(*token_batch([5, 3])), expected)
@@ -186,7 +181,7 @@ def test_a_word_table_beside_virtual_tokens_of_peft_is_refused(tmp_path: Path):
     table = model.embeddings.word.weight.detach().clone()
     tensors = load_file(tmp_path / ADAPTER) | {name: table}
     save_file(tensors, tmp_path / ADAPTER)
-    change(tmp_path / ADAPTER_CONFIG, method=None)
+    change_json(tmp_path / ADAPTER_CONFIG, method=None)
     with pytest.raises(ValueError, match="has a word table, which huggingface/peft does not use with virtual tokens"):
         load_adapter(tiny("modernbert"), tmp_path)
 
@@ -199,7 +194,7 @@ def partial(tmp_path: Path) -> tuple[Path, torch.Tensor]:
     """Returns an adapter with LoRA on the classifier of a backbone whose first class is the positive one, as peft
     writes it for target_modules="all-linear" without task_type; and its logits in the backbone's order."""
     base = tiny_weights(tmp_path / "base")
-    change(base / CONFIG, id2label={"0": "POSITIVE", "1": "NEGATIVE"}, label2id={"POSITIVE": 0, "NEGATIVE": 1})
+    change_json(base / CONFIG, id2label={"0": "POSITIVE", "1": "NEGATIVE"}, label2id={"POSITIVE": 0, "NEGATIVE": 1})
     torch.manual_seed(3)
     plain = load_pretrained(base)
     a, b = torch.randn(4, plain.classifier.in_features), torch.randn(2, 4)
@@ -254,7 +249,7 @@ def test_copies_of_nested_modules_to_save(adapter: Path, equal: bool):
 
 def test_quantized_weights_of_others_are_refused_by_name(tmp_path: Path):
     base = tiny_weights(tmp_path / "base")
-    change(base / CONFIG, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    change_json(base / CONFIG, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     load_pretrained(base)  # fp32, as after merging
     tensors = load_file(base / "model.safetensors")
     save_file(tensors | {"x.weight.SCB": torch.ones(3, dtype=torch.uint8)}, base / "model.safetensors")
@@ -263,6 +258,6 @@ def test_quantized_weights_of_others_are_refused_by_name(tmp_path: Path):
 
 
 def test_an_adapter_that_cannot_be_merged_elsewhere_says_so(adapter: Path):
-    change(adapter / ADAPTER_CONFIG, alora_invocation_tokens=[1, 2])
+    change_json(adapter / ADAPTER_CONFIG, alora_invocation_tokens=[1, 2])
     with pytest.raises(ValueError, match=r"alora_invocation_tokens = \[1, 2\]; no program can merge it"):
         load_adapted(adapter)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, tiny, tiny_weights, weights
+from conftest import assert_same, change_json, tiny, tiny_weights, weights
 from hub_client import answers
 from safetensors.torch import load_file, save_file
 
@@ -446,26 +446,21 @@ def test_an_adapter_is_told_from_a_checkpoint(adapter: Path, checkpoint: Path):
     save_file({"a": torch.zeros(1)}, adapter / WEIGHTS)
     with pytest.raises(ValueError, match="holds both a checkpoint and an adapter"):
         find_adapter(adapter)
-    change(adapter, {"peft_type": "ADALORA"})
+    change_json(adapter / ADAPTER_CONFIG, peft_type="ADALORA")
     supported = r"peft_type 'ADALORA' is not supported; supported: BITFIT, HEAD, HOULSBY, IA3, LORA, .*--weights DIR"
     with pytest.raises(ValueError, match=supported):
         adapter_method(adapter)
 
 
-def change(folder: Path, values: dict[str, object]) -> None:
-    """Changes fields of an adapter_config.json."""
-    write_json(folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG) | values)
-
-
 def test_the_backbone_of_an_adapter(adapter: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     assert adapter_base(adapter) == str(checkpoint)
     assert find_tokenizer(adapter) == checkpoint
-    change(adapter, {"base_model_name_or_path": "checkpoint"})
+    change_json(adapter / ADAPTER_CONFIG, base_model_name_or_path="checkpoint")
     monkeypatch.chdir(checkpoint.parent)
     assert adapter_base(adapter) == "checkpoint"
     checkpoint.rename(adapter / "checkpoint")  # a folder inside the adapter's comes first
     assert adapter_base(adapter) == str(adapter / "checkpoint")
-    change(adapter, {"base_model_name_or_path": "builtin"})
+    change_json(adapter / ADAPTER_CONFIG, base_model_name_or_path="builtin")
     assert adapter_base(adapter) == "builtin"
 
 
@@ -484,7 +479,7 @@ def test_the_error_of_a_moved_backbone_names_the_flag(adapter: Path, checkpoint:
     assert adapter_base(adapter, str(tmp_path / "moved")) == str(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="nowhere/at/all is not a directory"):
         adapter_base(adapter, "nowhere/at/all")
-    change(adapter, {"base_model_name_or_path": None})
+    change_json(adapter / ADAPTER_CONFIG, base_model_name_or_path=None)
     with pytest.raises(FileNotFoundError, match="names no backbone; name it with --base DIR_OR_ID"):
         adapter_base(adapter)
 
@@ -502,11 +497,12 @@ def test_revisions_are_pefts_field(adapter: Path, checkpoint: Path, monkeypatch:
         config = read_json(adapter / ADAPTER_CONFIG)
         assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
         assert adapter_base(adapter) == base
-    change(adapter, {"base_model_name_or_path": "some/model@v1", "revision": None})  # written before this field was
+    # a file of a version that did not write the field `revision`
+    change_json(adapter / ADAPTER_CONFIG, base_model_name_or_path="some/model@v1", revision=None)
     assert adapter_base(adapter) == "some/model@v1"
-    change(adapter, {"revision": "v1"})
+    change_json(adapter / ADAPTER_CONFIG, revision="v1")
     assert adapter_base(adapter) == "some/model@v1"
-    change(adapter, {"revision": "v2"})
+    change_json(adapter / ADAPTER_CONFIG, revision="v2")
     with pytest.raises(ValueError, match="base_model_name_or_path says revision v1, revision says v2"):
         adapter_base(adapter)
 
@@ -525,6 +521,6 @@ def test_what_an_adapter_records(adapter: Path, checkpoint: Path, monkeypatch: p
     assert recorded_base("builtin") == "builtin"
     assert recorded_base("adapter") == str(checkpoint)
     checkpoint.rename(adapter / "base")
-    change(adapter, {"base_model_name_or_path": "base"})
+    change_json(adapter / ADAPTER_CONFIG, base_model_name_or_path="base")
     assert recorded_base("adapter") == str(adapter / "base")
     assert recorded_base("adapter", "adapter/base") == str(adapter / "base")

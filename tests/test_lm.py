@@ -1,5 +1,7 @@
 """Language modelling with recurrent networks, and the adaptive softmax."""
 
+import copy
+
 import pytest
 import torch
 from conftest import fail_at, same, tiny, token_batch
@@ -46,7 +48,6 @@ def test_the_adaptive_softmax_equals_torchs_with_gradients():
     torch.manual_seed(0)
     softmax = AdaptiveSoftmax(16, V, [11, 29]).double()
     theirs = torch.nn.AdaptiveLogSoftmaxWithLoss(16, V, [11, 29], div_value=4.0).double()
-    theirs.load_state_dict({f"{key}": value for key, value in softmax.state_dict().items()}, strict=False)
     theirs.head.weight.data.copy_(softmax.head.weight)
     for ours, other in zip(softmax.tails, theirs.tail, strict=True):
         other[0].weight.data.copy_(ours[0].weight)
@@ -59,6 +60,18 @@ def test_the_adaptive_softmax_equals_torchs_with_gradients():
     for ours, other in zip(softmax.tails, theirs.tail, strict=True):
         torch.testing.assert_close(ours[0].weight.grad, other[0].weight.grad, **FLOAT64)
         torch.testing.assert_close(ours[1].weight.grad, other[1].weight.grad, **FLOAT64)
+
+
+def test_the_adaptive_softmax_of_bf16_scores_is_computed_in_fp32():
+    """Small whole numbers have exact products, so that only the sums of the softmax could be rounded."""
+    torch.manual_seed(0)
+    softmax, targets = AdaptiveSoftmax(13, V, [11, 29]).bfloat16(), torch.arange(19) * 3
+    for parameter in softmax.parameters():
+        parameter.data = torch.randint(-1, 2, parameter.shape).bfloat16()
+    h = torch.randint(-1, 2, (19, 13)).bfloat16()
+    exact = copy.deepcopy(softmax).float()
+    torch.testing.assert_close(softmax(h, targets)[0], exact(h.float(), targets)[0])
+    torch.testing.assert_close(softmax.log_probabilities(h), exact.log_probabilities(h.float()))
 
 
 @pytest.mark.parametrize("cutoffs", [[], [0, 3], [5, 5], [9, 3]])

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import reference
 import torch
-from conftest import required_shape, tiny, token_batch
+from conftest import CLASSIFYING, required_shape, tiny, token_batch
+from torch.nn import Module
 
 from data.batches import Batch
 from losses import OBJECTIVES
 from losses.cross_entropy import cross_entropy
-from losses.divergence import entropy, kl_divergence
+from losses.divergence import entropy, kl_divergence, symmetric_kl
 from losses.margin import MarginOptions, margin_loss
 from losses.margin import objective as margin_objective
 from losses.supcon import supcon_loss
@@ -42,6 +43,22 @@ def test_cross_entropy_of_bf16_is_computed_in_fp32():
     assert torch.equal(cross_entropy(logits, labels), cross_entropy(logits.float(), labels))
 
 
+IN_FP32 = {
+    "KL": kl_divergence,
+    "symmetric KL": symmetric_kl,
+    "entropy": lambda p, _: entropy(p),
+    "margin loss": lambda lengths, _: margin_loss(lengths, torch.tensor([2, 0, 1, 1, 2])),
+}
+
+
+@pytest.mark.parametrize("name", IN_FP32)
+def test_other_terms_of_bf16_are_computed_in_fp32(name):
+    torch.manual_seed(0)
+    p, q = torch.rand(2, 5, 3).bfloat16()
+    expected = IN_FP32[name](p.float(), q.float())
+    torch.testing.assert_close(IN_FP32[name](p, q), expected, rtol=0, atol=0)
+
+
 def test_cross_entropy_is_finite_for_extreme_logits():
     assert torch.isfinite(cross_entropy(torch.tensor([[1e30, -1e30]]), torch.tensor([1])))
 
@@ -57,33 +74,35 @@ def test_label_smoothing_outside_its_range_raises(smoothing):
         cross_entropy(torch.zeros(1, 2), torch.tensor([0]), smoothing)
 
 
+def model_and_batch(objective: str) -> tuple[Module, Batch]:
+    """Returns a tiny model that the objective can train, and three reviews with labels and a teacher's logits."""
+    shape = required_shape(objective)
+    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
+    teacher = torch.tensor([[0.5, -1.0], [2.0, 1.0], [-3.0, 0.0]])
+    return model, Batch(*token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), torch.arange(3), teacher=teacher)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name, entry in OBJECTIVES.items() if not entry.pretraining])
+@pytest.mark.parametrize("name", CLASSIFYING)
 def test_an_objective_is_a_mean_over_examples(name):
     """A batch that contains every example twice has the same loss.
 
     The contrastive loss is left out, because its contrast set grows. The second value is the logits.
     """
-    shape, entry = required_shape(name), OBJECTIVES[name]
-    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
-    (ids, mask), labels, options = token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), entry.options()
+    (model, once), entry = model_and_batch(name), OBJECTIVES[name]
+    options = entry.options()
     if hasattr(options, "supcon_weight"):
         options = dataclasses.replace(options, supcon_weight=0.0)
-    teacher = torch.tensor([[0.5, -1.0], [2.0, 1.0], [-3.0, 0.0]])
-    once = Batch(ids, mask, labels, torch.arange(3), teacher=teacher)
-    twice = Batch(*(torch.cat([tensor, tensor]) for tensor in once[:4]), teacher=torch.cat([teacher, teacher]))
+    twice = Batch(*(torch.cat([tensor, tensor]) for tensor in once[:4]), teacher=once.teacher.repeat(2, 1))
     (loss, logits), (same, _) = (entry.objective(model, batch, options) for batch in (once, twice))
     torch.testing.assert_close(loss, same)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(logits[:3], model(ids, mask))
+    torch.testing.assert_close(logits[:3], model(once.input_ids, once.mask))
 
 
-@pytest.mark.parametrize("name", [name for name, entry in OBJECTIVES.items() if not entry.pretraining])
+@pytest.mark.parametrize("name", CLASSIFYING)
 def test_the_loss_of_a_bf16_pass_is_computed_in_fp32(name):
-    shape, entry = required_shape(name), OBJECTIVES[name]
-    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
-    teacher = torch.tensor([[0.5, -1.0], [2.0, 1.0], [-3.0, 0.0]])
-    batch = Batch(*token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), torch.arange(3), teacher=teacher)
+    (model, batch), entry = model_and_batch(name), OBJECTIVES[name]
     losses = []
     for mixed in (False, True):
         torch.manual_seed(0)
@@ -96,15 +115,10 @@ def test_the_loss_of_a_bf16_pass_is_computed_in_fp32(name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, entry in OBJECTIVES.items() if not (entry.pretraining or entry.unlabelled)]
-)
+@pytest.mark.parametrize("name", [name for name in CLASSIFYING if not OBJECTIVES[name].unlabelled])
 def test_class_weights_multiply_the_terms_with_labels(name):
     """With equal class weights w the loss is a + w·b. b > 0 are the terms with labels; w = 1 is no weighting."""
-    shape, entry = required_shape(name), OBJECTIVES[name]
-    model = tiny("capsule_lstm" if shape else "bert", **shape).eval()
-    teacher = torch.tensor([[0.5, -1.0], [2.0, 1.0], [-3.0, 0.0]])
-    batch = Batch(*token_batch([7, 5, 3]), torch.tensor([0, 1, 1]), torch.arange(3), teacher=teacher)
+    (model, batch), entry = model_and_batch(name), OBJECTIVES[name]
     equal = [None, *(torch.full((2,), weight) for weight in (1.0, 2.0, 3.0))]
     batches = [batch._replace(class_weights=weights) for weights in equal]
     unweighted, one, two, three = (entry.objective(model, each, entry.options())[0] for each in batches)

@@ -385,15 +385,22 @@ def test_a_perturbation_by_dimension_equals_one_of_normalized_embeddings():
     torch.testing.assert_close(found.double() * scale, plain.double(), rtol=0.02, atol=0.02)
 
 
-def test_the_objective_normalizes_on_request():
-    """The option reaches both losses: it changes nothing else than the perturbations."""
-    losses = []
+def test_the_objective_normalizes_on_request(monkeypatch):
+    """The option reaches labelled and unlabelled reviews, and changes nothing but the perturbations."""
+    losses, by_dimension = [], []
+
+    def recorded(reviews: Reviews, *arguments: Tensor | float) -> Tensor:
+        by_dimension.append(reviews.by_dimension)
+        return vat_loss(reviews, *arguments)
+
+    monkeypatch.setattr(mixed, "vat_loss", recorded)
     for normalize in (False, True):
         torch.manual_seed(0)
         model = three_classes("lstm").eval()
         model.embeddings.word.weight.data *= torch.linspace(0.2, 5, 10)
         options = MixedOptions(normalize_embeddings=normalize)
         losses.append(objective(model, labelled_and_unlabelled(), options))
+    assert by_dimension == [False, False, True, True]
     assert torch.equal(losses[0][1], losses[1][1])
     assert losses[0][0] != losses[1][0]
 

@@ -53,7 +53,7 @@ def layer_of(out: int = 11, width: int = 24) -> NF4Linear:
 
 
 def test_the_values_are_quantiles_of_the_normal_distribution():
-    """Appendix E: 8 quantiles below zero and 7 above it, from 1 - δ and δ to 1/2, δ = (1/32 + 1/30) / 2."""
+    """Appendix E: 7 quantiles below zero and 8 above it, of δ … 1/2 and 1/2 … 1 - δ, with δ = (1/32 + 1/30) / 2."""
     delta = (1 / 32 + 1 / 30) / 2
     below = [NormalDist().inv_cdf(delta + (0.5 - delta) * i / 7) for i in range(7)]
     above = [-NormalDist().inv_cdf(delta + (0.5 - delta) * i / 8) for i in range(8)]
@@ -90,7 +90,7 @@ def test_codes_constants_and_values_equal_bitsandbytes():
 
 
 def test_the_error_on_normal_weights_is_twelve_times_that_of_8_bits():
-    """FACTS: relative errors 0.092 and 0.0077."""
+    """The relative errors are 0.092 and 0.0077."""
     w = torch.randn(512, 768, generator=torch.Generator().manual_seed(0))
     q, s = quantize_rows(w)
     four, eight = dequantize_nf4(quantize_nf4(w), (512, 768)), q.float() * s[:, None]
@@ -124,12 +124,12 @@ def test_the_backward_passes_gradcheck():
     assert torch.autograd.gradcheck(layer_of().product, x)
 
 
-METHODS = [(name, "lora") for name in ENCODERS] + [
-    ("bert", name) for name in peft.METHODS if name not in ("none", "lora")
+ADAPTED = [(name, "lora") for name in ENCODERS] + [
+    ("bert", method) for method in peft.METHODS if method not in ("none", "lora")
 ]
 
 
-@pytest.mark.parametrize(("name", "method"), METHODS)
+@pytest.mark.parametrize(("name", "method"), ADAPTED)
 def test_every_method_trains_on_4_bits(name, method):
     """Values and gradients equal those of the same adapter on a model with the dequantized weights.
 

@@ -236,6 +236,17 @@ def test_mlm_equals_the_dense_formula_with_gradients(name, whole_words):
     assert correct["acc"].tolist() == [bool(log_p[b, t].argmax() == ids[b, t]) for b, t in positions]
 
 
+def test_the_loss_of_bf16_logits_is_computed_in_fp32():
+    (model, batch, options), logits = prepared("bert", "mlm"), []
+    model.pretraining.head.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    torch.manual_seed(5)
+    loss, _ = mlm.objective(model.bfloat16().eval(), batch, options)
+    torch.manual_seed(5)
+    targets = batch.input_ids[choose(batch.input_ids, batch.mask, VOCABULARY, options.whole_words)]
+    assert logits[0].dtype == torch.bfloat16
+    torch.testing.assert_close(loss, F.cross_entropy(logits[0].float(), targets))
+
+
 @pytest.mark.parametrize(("act", "function"), [("gelu", F.gelu), ("relu", F.relu)])
 def test_the_head_has_the_activation_and_the_epsilon_of_the_layers(act, function):
     head, x = mlm.head_for(tiny("bert", hidden_act=act, layer_norm_eps=0.003)), torch.linspace(-2, 2, 9)
@@ -366,6 +377,17 @@ def test_rtd_equals_the_loop_over_tokens_with_gradients(name, monkeypatch):
     assert correct["found"].tolist() == [right for replaced, right in detected if replaced]
     assert len(correct["found"]) == (len(drawn) + 1) // 2
     assert correct["guessed"].tolist() == (log_p.argmax(-1) == ids)[chosen].tolist()
+
+
+def test_the_detection_loss_of_bf16_scores_is_computed_in_fp32(monkeypatch):
+    (model, batch, options), scores = prepared("bert", "rtd", rtd_weight=1.0), []
+    monkeypatch.setattr(rtd, "mean_loss", lambda logits, targets: torch.zeros(()))
+    model.pretraining.detector.register_forward_hook(lambda module, inputs, output: scores.append(output[batch.mask]))
+    torch.manual_seed(5)
+    loss, correct = rtd.objective(model.bfloat16().eval(), batch, options)
+    replaced = (scores[0] > 0) == correct["acc"]
+    assert scores[0].dtype == torch.bfloat16
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(scores[0].float(), replaced.float()))
 
 
 def test_samples_follow_the_distribution():

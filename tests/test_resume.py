@@ -89,9 +89,8 @@ def test_a_gradient_that_is_not_finite_changes_no_weights(
     assert same(final_weights(tmp_path / "runs/small"), final_weights(tmp_path / "runs/whole"))
 
 
-def test_frozen_word_vectors_are_part_of_the_state(
-    small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_frozen_word_vectors_are_part_of_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     vectors = tmp_path / "vectors.txt"
     write_text(vectors, "film 1 0 0.5 1\ngood 0 1 0.25 2\nbad 1 1 0.5 3\n")
     command = (

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import change_json
 
 import train
 from data.checked import read_json
 from data.cleaning import clean
-from data.files import write_json, write_tensors
-from data.hub import LINEAR
+from data.files import write_tensors
+from data.hub import CONFIG, LINEAR
 from data.kept_predictions import read_predictions
 from data.metrics import auc, metrics, print_metrics
 from data.predictions import predictions_csv
@@ -182,14 +183,15 @@ def test_reordered_or_changed_files_have_other_digests():
         check_digests({"/here/test.csv": "1"}, {"/here/test.csv": "2"})
 
 
-@pytest.mark.parametrize(("content", "flags"), [(b"\xef\xbb\xbfBoring\n", []), ("B\xf6ring\n".encode("latin-1"), 1)])
-def test_standard_input_is_read_as_a_file(content: bytes, flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("content", "flags"), [(b"\xef\xbb\xbfBoring\n", []), ("B\xf6ring\n".encode("latin-1"), ["--encoding", "latin-1"])]
+)
+def test_standard_input_is_read_as_a_file(content: bytes, flags: list[str], tmp_path, monkeypatch, capsys):
     (tmp_path / "b.txt").write_bytes(content)
-    encoding = ["--encoding", "latin-1"] if flags else []
     found = []
     for source in ("-", str(tmp_path / "b.txt")):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
-        found.append(outcome(["--weights", str(LINEAR), "--predict", source, "--out", "-", *encoding], capsys))
+        found.append(outcome(["--weights", str(LINEAR), "--predict", source, "--out", "-", *flags], capsys))
     assert found[0] == found[1]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(ValueError, match="standard input: --encoding 'nosuch' is not an encoding"):
@@ -227,9 +229,8 @@ def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
     assert "warning" not in outcome(["--run", str(three), "--data", str(new)], capsys)
     moved = tmp_path / "moved"
     shutil.copytree(three, moved)
-    config = {key: value for key, value in read_json(moved / "config.json").items() if key not in ("sha256", "format")}
-    config["options"]["train"] = str(tmp_path / "gone.csv")
-    write_json(moved / "config.json", config)
+    options = read_json(moved / CONFIG)["options"]
+    change_json(moved / CONFIG, options=options | {"train": str(tmp_path / "gone.csv")})
     out = outcome(["--run", str(moved), "--data", str(new)], capsys)
     assert f"warning: it is not known on which of these reviews {moved} was trained" in out
 
@@ -273,7 +274,7 @@ def test_a_text_that_is_not_utf8_is_refused(flags: list[str]):
     "text",
     ["&nbsp;", "\u200b", " <br/> \u3000 ", "&#8203;&shy;", "\ufeff", "\u202a\u202c", "\u2061&#x2069;", "\u061c\u180e"],
 )
-def test_a_text_without_a_visible_character_is_empty(text: str, tmp_path, capsys):
+def test_a_text_without_a_visible_character_is_empty(text: str, tmp_path):
     assert clean(text) == ""
     with pytest.raises(ValueError, match="--text is empty"):
         evaluate(["--text", text])

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, rows_of
 
 from data import Source, shard_reader
-from data.corpus import Corpus
 from data.orders import shuffled_order
 from data.pretraining_texts import load_texts
 from data.shard_reader import split_of
@@ -49,19 +48,15 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer("wordpiece", texts(300), 200)
 
 
-def rows(corpus: Corpus) -> list[list[int]]:
-    return [corpus.ids[a:b].tolist() for a, b in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)]
-
-
 def test_ids_equal_those_of_texts_in_memory(folder: Path):
     found, t = open_shards(folder), tokenizer()
     assert len(found.parts) > 5
     train, held_out = found.corpora(t, 8, "chunks", folder / "cache", processes=1)
     expected = list(t.encode([*texts(150), *(f"{text} &" for text in texts(150, 150))], 8, "chunks"))
-    assert sorted(rows(train) + rows(held_out)) == sorted(expected)
+    assert sorted(rows_of(train) + rows_of(held_out)) == sorted(expected)
     assert len(held_out) > 0
     kept = iter(expected)
-    assert all(row in kept for row in rows(train))  # in the order of the files
+    assert all(row in kept for row in rows_of(train))  # in the order of the files
     assert isinstance(train.ids, np.memmap)
     assert train.batch(np.array([0, 1])).labels.tolist() == [-1, -1]
 
@@ -190,8 +185,8 @@ def test_shards_of_other_splits_are_not_trained_on(folder: Path, capsys, given: 
     made, t = add_splits(folder), tokenizer()
     found = open_shards(folder, validation=str(folder / "given.txt") if given else "")
     train, held_out = found.corpora(t, 64, "chunks", folder / "cache", processes=1)
-    assert rows(train) == list(t.encode(made["train"], 64))
-    assert rows(held_out) == list(t.encode(made["given" if given else "validation"], 64))
+    assert rows_of(train) == list(t.encode(made["train"], 64))
+    assert rows_of(held_out) == list(t.encode(made["given" if given else "validation"], 64))
     assert not set(found.sample()) & {*made["validation"], *made["test"], *made["given"]}
     expected = (
         "documents of 2 files; held out: given.txt; not read: test/c.txt, validation-00000-of-00001.txt"
@@ -231,8 +226,8 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_resumes_in_the_middle(fol
     resumed = shuffled_order(again.lengths, 16, seed=5, epoch=2)
     assert [rows.tolist() for rows in resumed] == [rows.tolist() for rows in order]
     half = len(order) // 2
-    for rows_ in resumed[half:]:
-        assert np.array_equal(again.batch(rows_).input_ids, train.batch(rows_).input_ids)
+    for rows in resumed[half:]:
+        assert np.array_equal(again.batch(rows).input_ids, train.batch(rows).input_ids)
     assert sorted(np.concatenate(order)) == list(range(len(train)))
     for seed, epoch in ((5, 3), (6, 2)):
         other = shuffled_order(train.lengths, 16, seed=seed, epoch=epoch)

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import tiny_weights
+from conftest import change_json, tiny_weights
 
 import train
 from data.checked import read_json
 from data.compare import Entry, ScoredPart, entries, sound
-from data.files import write_json
+from data.hub import CONFIG
 from data.rows import open_runs, publish
 from data.runs import Run
 from data.significance import bootstrap_interval, mcnemar
@@ -64,7 +64,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def three_runs(trained, tmp_path, monkeypatch, capsys):
+def three_runs(trained, tmp_path, monkeypatch):
     """Returns a copy of the runs, in the current folder."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(trained, tmp_path / "runs"))
@@ -113,9 +113,7 @@ def test_what_cannot_be_compared_is_said(three_runs, capsys):
     for name in ("a@43", "b"):
         path = three_runs / name / "test.probabilities.safetensors"
         path.unlink()
-    sealed = read_json(three_runs / "b/config.json")
-    config = {key: value for key, value in sealed.items() if key not in ("sha256", "format")}
-    write_json(three_runs / "b/config.json", config | {"files": {}})
+    change_json(three_runs / "b" / CONFIG, files={})
     evaluate(["--compare", "runs/a@42", "runs/b"])
     shown = capsys.readouterr().out
     assert "warning: a and b may have different data: b recorded no files" in shown
@@ -138,16 +136,10 @@ def test_a_damaged_run_among_others_is_the_one_that_is_named(three_runs):
         raise KeyError("x")
 
 
-def change_config(folder, **changes):
-    """Changes the config.json of a run, without its seal."""
-    sealed = read_json(folder / "config.json")
-    write_json(folder / "config.json", {k: v for k, v in sealed.items() if k not in ("sha256", "format")} | changes)
-
-
 def test_runs_with_other_test_files_are_not_compared(three_runs, capsys):
     """The labels of two sorted files are equal; their reviews are not."""
     options = read_json(three_runs / "b/config.json")["options"]
-    change_config(three_runs / "b", options=options | {"test": "/x/test.csv"})
+    change_json(three_runs / "b" / CONFIG, options=options | {"test": "/x/test.csv"})
     evaluate(["--compare", "runs/a@42", "runs/b"])
     shown = capsys.readouterr().out
     assert "a - b: they were not scored on the same test reviews" in shown
@@ -166,7 +158,7 @@ def test_a_run_that_repeats_another_is_no_second_seed(three_runs, capsys):
 
 
 def test_runs_with_other_classes_are_not_compared(three_runs, capsys):
-    change_config(three_runs / "b", labels=["bad", "good"])
+    change_json(three_runs / "b" / CONFIG, labels=["bad", "good"])
     evaluate(["--compare", "runs/a@42", "runs/b"])
     shown = capsys.readouterr().out
     assert "a - b: their classes are negative, positive and bad, good" in shown
@@ -178,7 +170,7 @@ def test_runs_with_other_classes_are_not_compared(three_runs, capsys):
 def test_a_run_of_an_older_version_is_a_seed_of_the_same_experiment(three_runs, capsys):
     options = read_json(three_runs / "a@43" / "config.json")["options"]
     del options["window_pooling"]  # which older versions did not have
-    change_config(three_runs / "a@43", options=options)
+    change_json(three_runs / "a@43" / CONFIG, options=options)
     evaluate(["--compare", "runs/a@42", "runs/a@43"])
     assert "a, 2 seeds, mean" in capsys.readouterr().out
 
@@ -188,7 +180,7 @@ def test_a_run_of_an_older_version_is_resumed(three_runs, capsys):
     config = read_json(run / "config.json")
     for part in ("options", "origins"):
         del config[part]["unfreeze"], config[part]["warmup"]
-    change_config(run, options=config["options"], origins=config["origins"])
+    change_json(run / CONFIG, options=config["options"], origins=config["origins"])
     (run / "result.json").unlink()
     train.main(["--resume", str(run)])
     assert read_json(run / "result.json")["validation"]["accuracy"] == expected["accuracy"]

@@ -163,7 +163,7 @@ def test_random_weights_are_all_trained_and_saved(tmp_path, monkeypatch, capsys)
     assert torch.equal(model.layers[0].attention.query.A, state["model.layers.0.attention.query.A"])
 
 
-def test_full_fine_tuning_saves_a_model_directory(small_run, tmp_path, capsys):
+def test_full_fine_tuning_saves_a_model_directory(small_run, tmp_path):
     train.main([*small_run, "--peft", "none", "--epochs", "1"])
     assert sorted(path.name for path in (tmp_path / "runs/small/best").iterdir()) == [
         "SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
@@ -194,7 +194,7 @@ def test_eval_scores_predicts_and_answers(small_run, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(("positive {", "negative {", "positive (", "negative ("))
 
 
-def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path, capsys):
+def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path):
     train.main([*small_run, "--epochs", "1"])
     evaluate(["--run", "runs/small", "--merge", "plain"])
     whole = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "truncation.json"}

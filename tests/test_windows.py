@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny, tiny_weights
+from conftest import rows_of, tiny, tiny_weights
 
 import train
 from data import preparation
 from data.checked import read_json
-from data.corpus import Corpus, examples_of
+from data.corpus import examples_of
 from data.errors import NotFinite
 from data.imdb import as_frame
 from data.runs import Run
@@ -37,10 +37,6 @@ def letters(kind: str = "wordpiece") -> Tokenizer:
 
 def frame():
     return as_frame([(f"id{n}", text, label) for n, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))])
-
-
-def rows_of(corpus: Corpus) -> list[list[int]]:
-    return [corpus.ids[a:b].tolist() for a, b in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True)]
 
 
 def test_windows_overlap_by_the_stride_and_cover_every_token():
