@@ -1,6 +1,7 @@
 """nn/attribution.py: completeness for every model, method and 8-bit weights, against a plain Riemann sum."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from conftest import ENCODERS, adapt, tiny, token_batch
 from reference import riemann_gradients
 
-from nn import MODELS
+from nn import MODELS, attribution
 from nn.attribution import (
     erasure,
     integrated_gradients,
@@ -183,3 +184,46 @@ def test_log_odds_of_three_labels_are_those_of_their_probabilities():
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 3)))
     p = logits.softmax(1)
     torch.testing.assert_close(log_odds(logits, 1), (p[:, 1] / (1 - p[:, 1])).log())
+
+
+def test_a_text_longer_than_a_pass_takes_one_pass_for_each_point(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attribution, "PASS_TOKENS", 3)
+    w, x, baseline = torch.randn(3, 7, 5, dtype=torch.float64).unbind(0)
+    found = integrated_gradients(lambda x: (w * x).sum((1, 2)), x, baseline)
+    torch.testing.assert_close(found.effects, (w * (x - baseline)).sum(1))
+
+
+def counted_points(function: Callable) -> int:
+    """Returns the number of points at which a function of one number is evaluated to integrate its gradients."""
+    points = []
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        points.extend(x.flatten().tolist())
+        return function(x.flatten())
+
+    integrated_gradients(counted, torch.ones(1, 1), torch.zeros(1, 1))
+    return len(points)
+
+
+def test_equal_log_odds_at_both_ends_need_no_finer_intervals():
+    """The errors, of rounding alone, are below SMALLEST_ERROR; half a percent of a difference of 0 would be 0."""
+    assert counted_points(lambda x: torch.sin(torch.pi * x) ** 2 + 1) < 200
+
+
+def test_a_step_ends_with_the_largest_number_of_intervals(monkeypatch: pytest.MonkeyPatch):
+    """Its slope is 0, so that halving the interval of the step never lowers the error."""
+    monkeypatch.setattr(attribution, "MOST_INTERVALS", 8)
+    assert counted_points(lambda x: (x > 0.3).float() + 0 * x) < 100
+
+
+def test_the_routing_that_is_shown_is_that_of_the_largest_contributions():
+    """Also of those against the label: with two labels each contribution has its opposite for the other."""
+    model, (ids, mask) = tiny("capsule_lstm", num_capsules=7).eval(), token_batch([11])
+    v, c = model.routing(ids, mask)
+    for label in (0, 1):
+        scores = model.capsule_scores(v)[0, :, label].tolist()
+        largest = sorted(range(7), key=lambda j: -abs(scores[j]))[:3]
+        found = pooling_weights(model, ids[0], label)
+        assert [title for title, _ in found] == [f"routing to capsule {j} ({scores[j]:+.2f})" for j in largest]
+        for j, (_, weights) in zip(largest, found, strict=True):
+            torch.testing.assert_close(weights, c[0, :, j])

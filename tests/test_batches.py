@@ -11,6 +11,7 @@ import torch
 from conftest import required_shape, rows_of, tiny
 
 import train
+from data.batches import Share
 from data.corpus import MANY_UNKNOWN, Corpus, build_corpus, unknown_share, warn_unknown, write_rows
 from data.errors import Interrupt
 from data.imdb import as_frame
@@ -275,3 +276,25 @@ def test_an_additive_loss_is_the_mean_over_the_splits_of_a_batch(loss: str):
         for rows in (np.arange(8), np.arange(4), np.arange(4, 8))
     )
     torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+def test_a_budget_below_every_length_makes_batches_of_one():
+    """Also if a bucket of such a budget has less than one example of average length."""
+    for tokens in (1, 20):
+        order = shuffled_order(np.full(7, 99), batch_size=4, seed=1, epoch=0, tokens_per_batch=tokens)
+        assert sorted(rows.tolist() for rows in order) == [[row] for row in range(7)]
+
+
+def test_examples_of_one_length_are_scored_in_their_order():
+    """The order is then the same on every machine."""
+    lengths = np.tile([5, 9], 500)
+    rows = np.concatenate(sorted_order(lengths, max_tokens=90))
+    assert rows.tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]
+
+
+def test_a_batch_without_a_counted_token_has_a_part_of_zero():
+    """With several ranks, masking may choose no token of the whole batch."""
+    whole = corpus().batch(np.array([0, 2, 4]))
+    own = whole._replace(share=Share(whole, start=1, stop=2, seed=None))
+    for counted, part in ((torch.zeros(3, 9), 0.0), (torch.tensor([[1, 1], [1, 0], [0, 0]]), 2.0 / 3)):
+        assert own.part_of(torch.tensor(2.0), counted.bool()).item() == pytest.approx(part)

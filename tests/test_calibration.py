@@ -107,3 +107,21 @@ def test_the_described_rule_is_the_chosen_one(p1: list[float], labels: list[int]
     """A threshold is below all probabilities if all are positive, and between neighbouring float32 numbers."""
     p, y = np.array([[1 - x, x] for x in p1], dtype=np.float32), np.array(labels)
     assert "accuracy 1.0000" in describe_threshold("validation", p, y, best_threshold(p, y))
+
+
+def test_scores_that_differ_by_rounding_have_the_temperature_1():
+    """Without the tolerance the temperature is the lowest one, because each label has the higher score."""
+    labels = np.arange(60) % 2
+    assert fit_temperature(1e-9 * np.eye(2)[labels], labels) == 1
+
+
+def test_of_equally_accurate_thresholds_the_closest_to_one_half_is_chosen():
+    """The thresholds .15 and .75 leave one of four reviews wrong."""
+    p1 = np.array([0.1, 0.2, 0.6, 0.9])
+    assert best_threshold(np.stack([1 - p1, p1], 1), np.array([0, 1, 0, 1])) == pytest.approx(0.75)
+
+
+def test_logarithms_of_float32_probabilities_are_computed_in_float64():
+    p = np.array([[0.1, 0.9], [0.0, 1.0]], np.float32)
+    expected = [[np.log(float(p[0, 0])), np.log(float(p[0, 1]))], [np.log(1e-30), 0.0]]
+    np.testing.assert_allclose(log_probabilities(p), expected, rtol=1e-15)

@@ -84,3 +84,9 @@ def test_routing_is_in_fp32_under_autocast():
         u = torch.nn.functional.linear(h, layer.weight.flatten(0, 1)).float().unflatten(-1, (5, 3))
     assert v.dtype == c.dtype == torch.float32
     torch.testing.assert_close((v, c), route(u, mask=mask, iterations=3), rtol=0, atol=0)
+
+
+def test_a_capsule_of_length_zero_has_a_finite_gradient():
+    v = torch.zeros(1, 2 * K, requires_grad=True)
+    CapsuleLengths(2, K)(v).sum().backward()
+    assert (v.grad == 0).all()

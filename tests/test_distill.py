@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from data.meter import Meter
 from data.metrics import softmax
 from data.options import read_splits
 from data.orders import step_batches
-from data.teacher import class_order, kept_logits
+from data.teacher import class_order, kept_logits, with_teacher
 from losses.cross_entropy import cross_entropy
 from losses.distill import DistillOptions, distill_loss, objective, soft_losses
 from nn.runtime import choose_machine
@@ -354,3 +355,14 @@ def test_out_of_memory_keeps_the_rows(student, tmp_path, monkeypatch, capsys, on
     for key, tensor in states[0].items():
         if key.startswith("model."):
             torch.testing.assert_close(tensor, states[1][key], rtol=1e-3, atol=1e-4)
+
+
+def test_the_printed_accuracy_of_the_teacher_is_that_of_the_reviews_with_a_label(tmp_path, capsys):
+    logits, labels = np.array([[0.0, 1.0], [2.0, 0.0], [0.0, 3.0], [4.0, 0.0]]), [1, 0, 0, -1]
+    teacher = SimpleNamespace(labels=("negative", "positive"), score_frame=lambda frame, check: logits)
+    run = SimpleNamespace(folder=tmp_path, labels=None)
+    corpus = Corpus.from_rows([[1]] * 4, labels, pad_id=0)
+    found = with_teacher(corpus, pd.DataFrame(), ["t"], lambda _: teacher, run, lambda: None)
+    assert found.teacher.dtype == np.float32
+    shown = capsys.readouterr().out
+    assert shown == "teacher: t, accuracy 0.6667 on the training reviews; 1 reviews have its logits alone\n"

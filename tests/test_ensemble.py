@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,14 @@ from conftest import tiny, tiny_tokenizer, tiny_weights
 
 import train
 from data import Splits
+from data.calibration import scaled
 from data.checked import read_json
-from data.ensemble import check_splits, mean_log_probabilities
+from data.ensemble import Ensemble, Member, check_splits, mean_log_probabilities, print_ensemble
+from data.kept_predictions import Predictions
 from data.labels import UNKNOWN
 from data.runs import Run
 from eval import main as evaluate
+from eval import score_part
 from nn.checkpoint import save_pretrained
 
 
@@ -118,3 +122,44 @@ def test_equal_members_are_their_ensemble(small_run, tmp_path, capsys):
     lines = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == lines[1] == lines[2]
     assert Run(tmp_path / "runs/small").predictions("test").probabilities.shape == (600, 2)
+
+
+LOGITS = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
+
+
+def fake_ensemble(*temperatures: float) -> Ensemble:
+    """Returns an ensemble of members that give every file LOGITS."""
+    scorer = SimpleNamespace(labels=("negative", "positive"), score_frame=lambda frame, check: LOGITS)
+    return Ensemble([Member(f"m{n}", temperature, scorer) for n, temperature in enumerate(temperatures)])
+
+
+def test_the_loss_of_a_member_is_that_of_its_calibrated_probabilities(capsys):
+    frame = pd.DataFrame({"sentiment": [0, 1, 1]})
+    score_part(fake_ensemble(1.0, 3.0), frame, "x.csv")
+    lines = capsys.readouterr().out.splitlines()
+    for number, (temperature, line) in enumerate(zip((1.0, 3.0), lines, strict=True)):
+        loss = -scaled(LOGITS, temperature)[np.arange(3), frame["sentiment"]].mean()
+        assert line.startswith(f"x.csv, m{number} (temperature {temperature:.3f}): accuracy 0.6667 on 3 reviews, ")
+        assert f"loss {loss:.4f}," in line
+
+
+def test_the_members_have_no_metrics_if_a_review_has_no_label(capsys):
+    logits = score_part(fake_ensemble(1.0, 2.0), pd.DataFrame({"sentiment": [0, UNKNOWN, 1]}), "x.csv")
+    np.testing.assert_allclose(logits, mean_log_probabilities([LOGITS, LOGITS], [1.0, 2.0]))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_member_without_test_probabilities_among_others_is_named(monkeypatch, capsys):
+    """Without any, the test reviews have no labels."""
+    monkeypatch.setattr("data.ensemble.calibration", lambda run: 1.0)
+    kept = Predictions(np.exp(scaled(LOGITS, 1.0)), np.array([0, 1, 1]))
+
+    def run(name: str, *splits: str) -> SimpleNamespace:
+        return SimpleNamespace(folder=name, predictions=lambda split: kept if split in splits else None)
+
+    labels = ("negative", "positive")
+    with pytest.raises(ValueError, match="b kept no probabilities of its test reviews"):
+        print_ensemble([run("a", "validation", "test"), run("b", "validation")], labels)
+    capsys.readouterr()
+    print_ensemble([run("a", "validation"), run("b", "validation")], labels)
+    assert capsys.readouterr().out.endswith("\ntest: no run kept probabilities of labelled test reviews\n")

@@ -12,7 +12,17 @@ from conftest import GOLDEN, tiny, tiny_weights
 
 from data.alignment import NO_WORD, align, words_of_tokens
 from data.demo import reviews
-from data.explanation import Explanation, agreement_text, as_page, as_text, sentences
+from data.explanation import (
+    Explanation,
+    agreement_text,
+    as_page,
+    as_text,
+    marked,
+    sentences,
+    strengths,
+    weighted_sum,
+    word_html,
+)
 from data.tokenization import Tokenizer, train_tokenizer
 from data.windows import Truncation
 from eval import main as evaluate
@@ -206,3 +216,41 @@ def test_the_worst_mistakes_of_a_file_on_a_page(tmp_path: Path, capsys):
     (tmp_path / "right.csv").write_text("review,label\nA wonderful little film.,1\n")
     evaluate(["--data", str(tmp_path / "right.csv"), "--explain"])
     assert capsys.readouterr().out.endswith("no mistake to explain\n")
+
+
+def test_a_weighted_sum_adds_effects_and_joins_what_was_read():
+    """A word is read if one model reads it, and truncated if it is for all of them."""
+    first = made("a b c d e f", truncated=np.arange(6) >= 3)
+    second = made("a b c d e f", read=np.arange(6) == 3, truncated=np.arange(6) == 5, gradients=np.ones(6))
+    found = weighted_sum([first, second], [2.0, 0.5], {"positive": 1.0})
+    np.testing.assert_allclose(found.gradients, 2 * first.gradients + 0.5)
+    np.testing.assert_allclose(found.without, 2 * first.without + 0.5 * second.without)
+    assert found.difference == pytest.approx(2 * first.difference + 0.5 * second.difference)
+    assert found.read.tolist() == [True] * 6
+    assert found.truncated.tolist() == [False] * 5 + [True]
+    assert found.baseline == "the text with each token as <unk>"  # of both, named once
+    other = weighted_sum([first, replace(second, baseline="no n-gram")], [1, 1], {})
+    assert other.baseline == "the text with each token as <unk> and no n-gram"
+
+
+def test_two_words_have_no_rank_correlation():
+    assert "no rank correlation of fewer than three words" in agreement_text(made("a b"))
+
+
+def test_a_rank_correlation_of_two_fifths_is_agreement_in_part():
+    """Four words: 1 - 6 (1² + 1² + 2² + 0²) / (4 (4² - 1)) = 0.4."""
+    effects = {"gradients": np.array([1.0, 2.0, 3.0, 4.0]), "without": np.array([2.0, 3.0, 1.0, 4.0])}
+    shown = made("a b c d", read=np.ones(4, bool), **effects)
+    assert shown.agreement == pytest.approx(0.4)
+    assert "agree in part" in agreement_text(shown)
+
+
+def test_small_effects_are_relative_to_the_strongest_and_zeros_stay_zero():
+    np.testing.assert_allclose(strengths(np.array([1e-3, -5e-4])), [1, -0.5])
+    np.testing.assert_array_equal(strengths(np.zeros(2)), [0, 0])
+
+
+def test_a_tenth_of_the_strongest_effect_is_marked_in_the_terminal_and_on_the_page():
+    for strength, sign, kind in ((0.1, "+", "for"), (-0.1, "-", "against")):
+        assert marked("film", strength, colours=False)[0] == f"film({sign})"
+        assert f'class="{kind}"' in word_html("film", strength, strength, truncated=False, signed=True)

@@ -18,7 +18,7 @@ from data.cleaning import BREAKS, NO_ENTITY, NO_TAG, clean
 from data.imdb import as_frame, load_reviews, rating_label
 from data.labels import SENTIMENT, UNKNOWN
 from data.options import Options, read_splits
-from data.splitting import split_train, subset
+from data.splitting import hash_order, split_train, subset
 
 
 def kaggle(rows: list[str], header: str = "id\tsentiment\treview") -> str:
@@ -322,3 +322,11 @@ def test_labels_in_a_column_without_a_title(tmp_path: Path):
     path.write_text(",text\n" + "0,a bad film\n1,a good film\n" * 5)
     with pytest.raises(ValueError, match=r"one without a title looks like it; give it a title, such as label$"):
         load_splits(Source(train=str(path)))
+
+
+def test_reviews_with_one_id_are_ordered_by_their_texts():
+    frame = as_frame([("1", "b", 0), ("2", "x", 0), ("1", "a", 0), ("1", "c", 0)])
+    order = dict(zip(frame["review"], hash_order(frame, "42"), strict=True))
+    assert order["a"] < order["b"] < order["c"]
+    turned = frame[::-1].reset_index(drop=True)
+    assert dict(zip(turned["review"], hash_order(turned, "42"), strict=True)) == order

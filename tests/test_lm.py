@@ -214,3 +214,11 @@ def test_networks_that_would_read_what_they_predict_are_refused(name, changes, m
     entry = OBJECTIVES["lm"]
     with pytest.raises(ValueError, match=message):
         entry.prepare(tiny(name, **changes), entry.options(), None)
+
+
+def test_one_direction_may_have_several_layers():
+    model = tiny("lstm", num_layers=2, bidirectional=False)
+    lm.prepare(model, LMOptions(cutoffs="11, 29"), None)  # spaces after the commas are allowed
+    assert [softmax.ends for softmax in model.pretraining.directions] == [[11, 29, V]]
+    with pytest.raises(ValueError, match="needs --shape num_layers=1 or bidirectional=false"):
+        lm.prepare(tiny("lstm", num_layers=2), LMOptions(cutoffs="11,29"), None)

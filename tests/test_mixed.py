@@ -1,6 +1,7 @@
 """Adversarial training, virtual adversarial training and entropy minimisation against their equations."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from data.batches import Batch
 from data.corpus import Corpus
 from data.orders import Stream
 from losses import mixed
-from losses.divergence import entropy, kl_divergence
+from losses.divergence import entropy, kl_divergence, symmetric_kl
 from losses.mixed import (
     AdversarialOptions,
     MixedOptions,
@@ -413,3 +414,27 @@ def test_a_direction_of_any_size_gets_its_length(size: float):
     direction[1] = 0
     lengths = scale_to_length(direction, mask, 5.0).flatten(1).norm(dim=1)
     torch.testing.assert_close(lengths, torch.tensor([5.0, 0.0, 5.0]))
+
+
+def test_the_standard_deviation_by_dimension_is_that_of_the_population():
+    """Embeddings with this variance are those of Miyato et al. 2017, §3, divided by it: their variance is 1."""
+    torch.manual_seed(0)
+    model, (ids, mask) = tiny("lstm").double().eval(), token_batch([7, 5])
+    reviews = Reviews.embed(model, ids, mask, by_dimension=True)
+    expected = reviews.x[mask].detach().numpy().std(0)
+    torch.testing.assert_close(reviews.spread(), torch.from_numpy(expected), check_dtype=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_refused(dtype: torch.dtype):
+    with pytest.raises(ValueError, match="adversarial and mixed need fp32 weights"):
+        prepare(tiny("bert").to(dtype), AdversarialOptions(), None)
+    prepare(tiny("bert").double(), AdversarialOptions(), None)
+
+
+@pytest.mark.parametrize("divergence", [kl_divergence, symmetric_kl])
+def test_a_class_that_one_distribution_excludes_has_an_infinite_divergence(divergence: Callable):
+    both, one = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -torch.inf]])
+    assert divergence(both, one).item() == torch.inf
+    assert divergence(one, one).item() == 0
+    assert kl_divergence(one, both).item() == pytest.approx(math.log(1.5))

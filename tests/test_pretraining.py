@@ -539,3 +539,25 @@ def test_rates_of_fine_tuning_are_not_those_of_pretraining(model):
     """A model's layer decay and weight decay are for the training of its classifier."""
     options = resolve(["--model", model, "--loss", "mlm"], train.TABLES)[0].options
     assert (options.layer_decay, options.weight_decay) == (Options.layer_decay, Options.weight_decay)
+
+
+def test_an_unused_id_is_not_an_ordinary_token():
+    """Published vocabularies have gaps, which are empty tokens here."""
+    tokenizer = FakeTokenizer()
+    tokenizer.tokens = [*tokenizer.tokens, "", ""]
+    assert Vocabulary.of(tokenizer).ordinary.tolist() == [*ORDINARY.tolist(), False, False]
+
+
+def test_the_bag_of_a_vocabulary_of_fewer_than_fifty_tokens_has_all_of_them():
+    model, tokenizer = tiny("bert", vocab_size=40), FakeTokenizer()
+    tokenizer.tokens = tokenizer.tokens[:40]
+    options = MLMOptions(bag_weight=1.0)
+    OBJECTIVES["mlm"].prepare(model, options, tokenizer)
+    ids, mask = token_batch([19, 17], 40)
+    _, correct = mlm.objective(model, Batch(ids, mask, torch.full((2,), -1), torch.arange(2)), options)
+    assert len(correct["bag"]) == 2 * 40
+
+
+def test_a_sample_of_logits_that_are_not_finite_is_a_token():
+    """The loss, which is NaN too, then ends the run with its message."""
+    assert rtd.sample(torch.full((3, 5), torch.nan)).max() < 5

@@ -367,3 +367,9 @@ def test_the_path_follows_autocast_for_fp32_inputs(half: torch.dtype, monkeypatc
 def test_quantized_weights_are_counted(form: str):
     sizes = {"hidden_size": 64, "num_heads": 2, "feed_forward_size": 64}
     assert num_weights(quantize(tiny("bert", **sizes), form)) == num_parameters(tiny("bert", **sizes))
+
+
+def test_no_rows_are_a_product_without_rows():
+    """As in masked language modelling without a chosen token."""
+    _, small = pair("int8")
+    assert int8_product(torch.zeros(0, IN), small.weight, small.scale).shape == (0, OUT)

@@ -170,3 +170,10 @@ def test_a_resumed_run_keeps_its_precision(tmp_path: Path, capsys: pytest.Captur
 def test_an_epsilon_of_zero_is_refused():
     with pytest.raises(ValueError, match="--adam-epsilon 0 divides 0 by 0"):
         resolve(["--adam-epsilon", "0"], TABLES)
+
+
+def test_the_state_records_the_options_that_are_not_changed_within_a_run(stopped: Run):
+    names = "model peft loss train_reviews max_length truncate epochs batch_size tokens_per_batch accumulation"
+    expected = [*names.split(), "average", "unfreeze", "seed"]
+    _, state = stopped.load_state()
+    assert state["options"] == {name: stopped.config["options"][name] for name in expected}

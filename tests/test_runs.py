@@ -16,12 +16,13 @@ import torch
 
 import train
 from data import Source, load_splits
+from data.batches import Batch, Share
 from data.checked import read_json
 from data.checksums import read_sealed_tensors
 from data.files import host_digits, new_folder, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import writing
-from data.meter import Meter
+from data.meter import Meter, Progress
 from data.runs import Run, check_digests
 from data.tables import epochs
 from eval import main as evaluate
@@ -374,3 +375,28 @@ def test_meter_resumes_from_its_sums():
     assert meter.total() >= 100
     assert meter.save_is_due()
     assert not Meter(None, seconds=0.0, save_minutes=10.0).save_is_due()
+
+
+def test_a_state_is_due_at_an_interval_from_the_last_one(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("data.meter.time.perf_counter", lambda: now[0])
+    meter, due = Meter(None, seconds=0.0, save_minutes=1.0), []
+    for now[0] in (40.0, 70.0, 100.0, 129.0, 130.0):
+        due.append(meter.save_is_due())
+    assert due == [False, True, False, False, True]
+
+
+def test_the_progress_of_an_older_version_keeps_its_number_of_passes():
+    assert Progress.load({"epoch": 2, "pieces": 4}) == Progress(epoch=2, num_splits=4)
+    assert Progress.load({"num_splits": 2, "unknown": 1}).num_splits == 2
+    assert Progress.load({}).num_splits == 1
+
+
+def test_a_rank_without_rows_adds_no_tokens():
+    """It computes the first row, which another rank counts."""
+    rows = torch.arange(2)
+    whole = Batch(torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool), rows, rows)
+    meter = Meter(None, seconds=0.0, save_minutes=0.0)
+    for start, stop, tokens in ((0, 0, 0), (0, 2, 6)):
+        meter.add(whole._replace(share=Share(whole, start, stop, seed=None)), torch.tensor(0.0), {})
+        assert (meter.sums["count"], meter.sums["tokens"]) == (stop, tokens)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,15 @@ import torch
 from conftest import change_json
 
 import train
+from data import Source, Splits
 from data.checked import read_json
 from data.cleaning import clean
 from data.files import write_tensors
+from data.held_out import held_out, warn_trained
 from data.hub import CONFIG, LINEAR
 from data.kept_predictions import read_predictions
 from data.metrics import auc, metrics, print_metrics
+from data.options import COLUMNS, Options
 from data.predictions import predictions_csv
 from data.rows import RESULTS
 from data.runs import Run, check_digests
@@ -455,3 +459,28 @@ def test_the_built_in_reviews_are_not_held_out_from_a_run_on_them(tmp_path):
     train.main([*text.split(), "--train-reviews", "64"])
     with pytest.raises(ValueError, match="all training reviews of demo were training reviews of"):
         evaluate(["--run", str(run), "--data", "demo"])
+
+
+def test_training_reviews_are_found_in_another_spelling_and_few_are_no_warning(capsys):
+    """Files differ in quotes, white space and case. A hundredth of the reviews may be duplicates."""
+    run, own = SimpleNamespace(folder="r"), SimpleNamespace(train=pd.DataFrame({"review": ['A "good"  film', "Bad!"]}))
+    others = [f"film {number}" for number in range(98)]
+    for reviews, warned in ((["a GOOD film", "x"], False), (['a good\\" film', "BAD!"], True)):
+        warn_trained(run, pd.DataFrame({"review": [*reviews, *others]}), lambda: own)
+        message = "warning: 2 of 100 reviews were training reviews of r; their score is no measurement\n"
+        assert capsys.readouterr().out == (message if warned else "")
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_folder_that_is_read_in_another_way_has_other_validation_reviews(skips: bool, capsys):
+    """The same file has a split of its own if broken rows are skipped: training reviews are left out by their text."""
+    run = SimpleNamespace(folder="r", config={"files": {"/a/train.csv": "1"}})
+    source = Source(data="/b", skip_bad_rows=skips, of_run=COLUMNS)
+    texts = (["x"], ["seen", "new"], [], [])  # training, validation, test, unlabelled
+    frames = [pd.DataFrame({"review": reviews}, dtype=str) for reviews in texts]
+    splits = Splits(*frames, files={"/b/train.csv": "1"})
+    own = splits._replace(train=pd.DataFrame({"review": ["seen"]}))
+    found = held_out(run, Options(data="/a"), source, splits, lambda: own)
+    assert found.validation["review"].tolist() == (["new"] if skips else ["seen", "new"])
+    warning = "1 of 2 validation reviews were training reviews of r and are not scored"
+    assert (warning in capsys.readouterr().out) == skips

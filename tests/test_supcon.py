@@ -199,3 +199,7 @@ def test_every_objective_refuses_a_label_smoothing_outside_its_range(name):
     for epsilon in (-0.1, 1.0):
         with pytest.raises(ValueError, match=rf"label smoothing {epsilon} is outside \[0, 1\)"):
             OBJECTIVES[name].options(label_smoothing=epsilon)
+
+
+def test_no_examples_have_a_loss_of_zero():
+    assert supcon_loss(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), temperature=0.5) == 0

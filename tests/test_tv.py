@@ -210,3 +210,18 @@ def test_the_bias_of_a_word_is_not_decayed():
     decayed = [p for g in parameter_groups(model, Options()) if g["weight_decay"] for p in g["params"]]
     assert not any(p is model.pretraining.bias for p in decayed)
     assert any(p is model.pretraining.word.weight for p in decayed)
+
+
+def test_the_extreme_draws_are_words_that_are_predicted(monkeypatch):
+    """exp(log(n)) in fp32 may be below n."""
+    for uniform in (0.0, 1 - 2.0**-24):
+        monkeypatch.setattr(torch, "rand", lambda count, uniform=uniform, **_: torch.full((count,), uniform))
+        for first in range(300):
+            drawn = draw_words(1, first, first + 50, torch.device("cpu")).item()
+            assert first <= drawn < first + 50
+
+
+def test_skipping_all_words_of_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match=f"--skipped-words {V} leaves no word of {V}"):
+        tv.prepare(tiny("cnn", vocab_size=V, region_width=D), TVOptions(skipped_words=V), None)
+    tv.prepare(tiny("cnn", vocab_size=V, region_width=D), TVOptions(skipped_words=V - 1), None)

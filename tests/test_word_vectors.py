@@ -6,11 +6,14 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import tiny, tiny_weights
 
 import train
 from data import glove, word_vectors
@@ -19,8 +22,9 @@ from data.glove import Glove, count_pairs, train_glove, weight
 from data.old_pickle import ADMITTED, read_pickle3
 from data.tokenization import load_tokenizer, train_tokenizer
 from data.word_vectors import WordVectors, load_vectors, read_published_vectors, save_vectors, trained_vectors
+from nn import vectors as nn_vectors
 from nn.checkpoint import load_pretrained
-from nn.vectors import put_vectors, read_vectors, whitened
+from nn.vectors import put_vectors, read_vectors, start_from_vectors, whitened
 
 GLOVE = b"the 0.1 0.2 0.3\n. . . 1 2 3\ncaf\xc3\xa9 -1e-3 5 6\n\xff\xfe 7 8 9\nthe 9 9 9\n"
 
@@ -323,6 +327,8 @@ def test_trained_vectors_are_cached_and_reproducible(tmp_path: Path, capsys: pyt
     assert first.words == again.words == tokenizer.tokens
     other = trained_vectors(tokenizer, texts, width=8, cache=tmp_path / "other")
     assert torch.equal(first.vectors, other.vectors)
+    narrow = trained_vectors(tokenizer, texts, width=5, cache=tmp_path)  # not the vectors that are cached
+    assert narrow.vectors.shape == (tokenizer.vocab_size, 5)
 
 
 # ------------------------------------------------------------------------------------------------------ in a run
@@ -389,3 +395,86 @@ def test_every_line_of_a_long_file_is_read(tmp_path: Path):
     (tmp_path / "long.txt").write_text("".join(f"w{k} {k} 1 2\n" for k in range(150)))
     found = read_published_vectors(tmp_path / "long.txt", [f"w{k}" for k in range(150)])
     assert found.vectors[:, 0].tolist() == list(range(150))
+
+
+def test_whitened_vectors_of_few_dimensions_are_finite():
+    """A direction without variance stays without it."""
+    torch.manual_seed(0)
+    vectors = torch.randn(9, 3)
+    vectors[:, 1] = 0.5
+    out = whitened(vectors, torch.ones(9))
+    assert out.isfinite().all()
+    torch.testing.assert_close(out[:, [0, 2]].T.cov(correction=0), torch.eye(2), rtol=1e-4, atol=1e-4)
+
+
+def test_as_many_words_as_dimensions_are_not_whitened():
+    torch.manual_seed(0)
+    table, vectors = torch.randn(9, 3), WordVectors(["a", "b", "c"], torch.randn(3, 3))
+    put_vectors(table, {"a": 2, "b": 3, "c": 4}, vectors=vectors, counts=np.ones(9))
+    ratio = table[2:5] / vectors.vectors
+    torch.testing.assert_close(ratio, ratio[0, 0].expand(3, 3))
+
+
+def test_words_that_a_checkpoint_does_not_know_have_no_vector(tmp_path: Path):
+    folder = tiny_weights(tmp_path / "weights")
+    assert read_vectors(folder, ["film", "หนัง", "good"]).words == ["film", "good"]
+
+
+def test_vectors_are_trained_on_all_reviews_except_those_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = train_tokenizer("wordlevel", ["one two three four"], 20)
+    model, seen = tiny("lstm", vocab_size=tokenizer.vocab_size), []
+
+    def trained(tokenizer, texts, width, **_) -> WordVectors:
+        seen.extend(texts)
+        return WordVectors(tokenizer.tokens, torch.randn(tokenizer.vocab_size, width))
+
+    monkeypatch.setattr(nn_vectors, "trained_vectors", trained)
+    parts = {"train": ["one"], "validation": ["two"], "test": ["three"], "unlabelled": ["four"]}
+    splits = SimpleNamespace(**{name: pd.DataFrame({"review": texts}) for name, texts in parts.items()}, shards=None)
+    how = {"source": "train", "whiten": False, "corpus": None, "cache": tmp_path, "check": lambda: None}
+    start_from_vectors(model, splits=splits, tokenizer=tokenizer, **how)
+    assert sorted(seen) == ["four", "one", "two"]
+
+
+def test_of_two_widths_that_are_equally_frequent_the_smaller_is_meant(tmp_path: Path):
+    """A word with a space in it looks like a wider line."""
+    (tmp_path / "w.txt").write_bytes(b"at last 1 2 3\nfilm 4 5 6\n")
+    found = read_published_vectors(tmp_path / "w.txt", ["film", "at last"])
+    assert found.words == ["at last", "film"]
+    assert found.vectors.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_a_binary_file_whose_first_vector_is_zero_is_binary(tmp_path: Path):
+    """Its numbers are zero bytes, which are valid UTF-8."""
+    vectors = np.zeros((2, 5), np.float32)
+    vectors[1] = 7
+    path = word2vec_file(tmp_path / "w.bin", ["</s>", "film"], vectors)
+    assert read_vectors(path, ["film"]).vectors.tolist() == [[7] * 5]
+
+
+def test_an_archive_may_have_a_folder_but_only_one_file(tmp_path: Path):
+    path = tmp_path / "w.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("vectors/", "")  # a folder
+        archive.writestr("vectors/w.txt", GLOVE)
+    assert read_vectors(path, ["the"]).words == ["the"]
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("vectors/other.txt", GLOVE)
+    with pytest.raises(ValueError, match=r"w\.zip contains 2 files; unpack it and name one of them"):
+        read_vectors(path, ["the"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_file_in_another_precision_is_read(tmp_path: Path, dtype: torch.dtype):
+    vectors = torch.tensor([[0.5, 2.0], [-1.0, 0.25]])
+    save_vectors(tmp_path / "v.safetensors", WordVectors(["a", "b"], vectors.to(dtype)))
+    found = load_vectors(tmp_path / "v.safetensors").vectors
+    assert found.dtype == torch.float32
+    assert torch.equal(found, vectors)
+
+
+@pytest.mark.parametrize("words", [["a"], ["a", "b", "c"]])
+def test_a_file_has_as_many_words_as_vectors(tmp_path: Path, words: list[str]):
+    save_vectors(tmp_path / "v.safetensors", WordVectors(words, torch.ones(2, 4)))
+    with pytest.raises(ValueError, match=f"contains 2 vectors for {len(words)} words"):
+        load_vectors(tmp_path / "v.safetensors")
