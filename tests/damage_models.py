@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # layers import it when they are built; here once, not in each child
 from conftest import adapt, tiny, token_batch
 from damage import Format, damage_bytes
 from safetensors.torch import load_file, save_file

@@ -33,18 +33,18 @@ def answer(function: str, name: str) -> str:
         return f"error {error}"
 
 
-def client(connection: Connection, settings: dict[str, str], function: str, names: tuple[str, ...]) -> None:
-    """Sends the answer for each name, with `settings` as environment."""
+def client(connection: Connection, settings: dict[str, str], questions: tuple[tuple[str, str], ...]) -> None:
+    """Sends the answer to each question, a function and a name, with `settings` as environment."""
     assert "huggingface_hub" not in sys.modules
     os.environ.clear()
     os.environ.update(settings)
-    connection.send([answer(function, name) for name in names])
+    connection.send([answer(*question) for question in questions])
 
 
-def answers(function: str, *names: str, settings: dict[str, str]) -> list[str]:
-    """Returns what a new process answers for each name. Raises EOFError if it dies."""
+def answers(*questions: tuple[str, str], settings: dict[str, str]) -> list[str]:
+    """Returns what a new process answers to each question. Raises EOFError if it dies."""
     receiver, sender = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=client, args=(sender, settings, function, names))
+    process = PROCESSES.Process(target=client, args=(sender, settings, questions))
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # where the first process finds this module
         process.start()
     sender.close()

@@ -1,3 +1,5 @@
+"""Batches: padding, their order, token budgets, the passes of a step, and the cache of token ids."""
+
 import hashlib
 import math
 from collections.abc import Iterable

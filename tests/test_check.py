@@ -1,6 +1,6 @@
 """Tests of data/check.py: each kind of path is recognised, and a defect is one line."""
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from conftest import ROOT, adapt, tiny, tiny_weights
 import train
 from data.check import check, check_file, main
 from data.checksums import write_checksums
+from data.errors import clean_exit
 from data.runs import Run
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
@@ -159,9 +160,21 @@ def test_a_run_without_options_is_one_line(tmp_path: Path):
         check(run.folder)
 
 
-def test_a_tokenizer_is_read_without_standard_error(tmp_path: Path):
-    """Standard error is closed by `2>&-`."""
+def test_a_tokenizer_is_read_without_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As after `2>&-`: Python sets the stream to None, and the next file that is opened gets the number 2."""
     folder = tiny_weights(tmp_path / "checkpoint")
-    command = f"exec '{sys.executable}' -m data.check '{folder}' 2>&-"
-    done = subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stdout.strip().endswith(": sound")) == (0, True)
+    kept = os.dup(2)
+    os.close(2)
+    monkeypatch.setattr(sys, "stderr", None)
+    try:
+        assert check(folder).startswith("a bert checkpoint")
+        with pytest.raises(SystemExit) as stop, clean_exit():  # as a program, which replaces the stream
+            main([str(folder)])
+        sys.stderr.close()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.strip().endswith(": sound")

@@ -259,7 +259,7 @@ def test_sources_of_weights(tmp_path, checkpoint):
 
 def test_offline_and_not_cached_is_one_line(tmp_path):
     settings = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    (line,) = answers("find_pretrained", "some/model", settings=settings)
+    (line,) = answers(("find_pretrained", "some/model"), settings=settings)
     assert line.startswith("error 'some/model' is neither a directory here nor complete in the hub cache")
     assert "\n" not in line
 

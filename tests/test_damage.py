@@ -1,4 +1,4 @@
-"""Damaged files of every format end in success or in one line; tests/reliability.py reads 75 times as many."""
+"""Damaged files of every format end in success or in one line; tests/reliability.py reads 100 times as many."""
 
 import mmap
 import os
@@ -37,9 +37,9 @@ def escape(_: object) -> None:
 
 
 def grow(_: object) -> None:
-    fresh = mmap.mmap(-1, 2**30 + 2**26)  # not from memory that this process freed before
-    for start in range(0, len(fresh), mmap.PAGESIZE):
-        fresh[start] = 1
+    pages = mmap.mmap(-1, 2**30 + 2**26)  # not from memory that this process freed before
+    for start in range(0, len(pages), mmap.PAGESIZE):
+        pages[start] = 1
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")

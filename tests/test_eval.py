@@ -1,3 +1,5 @@
+"""Metrics and scores, and what eval.py prints: comparisons, predictions, answers, refused flags."""
+
 import math
 import re
 import sys

@@ -1,3 +1,5 @@
+"""Reading, cleaning, splitting and finding the reviews: Kaggle's files, Stanford's folder, CSV."""
+
 import gzip
 import hashlib
 import random
@@ -293,7 +295,7 @@ def test_find_source_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def digest(frame: pd.DataFrame) -> str:
     """Hashes ids, cleaned texts and labels, in their order."""
-    rows = (repr((row.id, row.review, int(row.sentiment))) for row in frame.itertuples(index=False))
+    rows = map(repr, zip(frame["id"], frame["review"], frame["sentiment"].tolist(), strict=True))
     return hashlib.sha256("".join(rows).encode()).hexdigest()[:24]
 
 

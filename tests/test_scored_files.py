@@ -142,6 +142,7 @@ def test_standard_output_has_the_table_alone(tmp_path, capsys):
         out = outcome(["--weights", str(LINEAR), *flags, "--out", "-"], capsys)
         rows = list(csv.reader(io.StringIO(out)))
         assert rows[0][0] == "id"
+        assert len(rows) > 1
         assert {len(row) for row in rows} == {len(rows[0])}
 
 
@@ -190,35 +191,36 @@ def test_reordered_or_changed_files_have_other_digests():
 @pytest.mark.parametrize(
     ("content", "flags"), [(b"\xef\xbb\xbfBoring\n", []), ("B\xf6ring\n".encode("latin-1"), ["--encoding", "latin-1"])]
 )
-def test_standard_input_is_read_as_a_file(content: bytes, flags: list[str], tmp_path, monkeypatch, capsys):
+def test_standard_input_is_read_as_a_file(content: bytes, flags: list[str], three, tmp_path, monkeypatch, capsys):
     (tmp_path / "b.txt").write_bytes(content)
-    found = []
+    found, scored = [], ["--weights", str(three / "best"), "--predict"]
     for source in ("-", str(tmp_path / "b.txt")):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
-        found.append(outcome(["--weights", str(LINEAR), "--predict", source, "--out", "-", *flags], capsys))
+        found.append(outcome([*scored, source, "--out", "-", *flags], capsys))
     assert found[0] == found[1]
+    assert found[0].count("\n") == 2
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(ValueError, match="standard input: --encoding 'nosuch' is not an encoding"):
-        evaluate(["--predict", "-", "--encoding", "nosuch"])
+        evaluate([*scored, "-", "--encoding", "nosuch"])
 
 
-def test_a_text_file_is_cleaned_and_numbered_like_standard_input(tmp_path, monkeypatch, capsys):
+def test_a_text_file_is_cleaned_and_numbered_like_standard_input(three, tmp_path, monkeypatch, capsys):
     content = b"A &quot;great&quot; film<br /><br />Not bad\n\nboring &amp; dull\n"
     (tmp_path / "b.txt").write_bytes(content)
     found = []
     for source in ("-", str(tmp_path / "b.txt")):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
-        found.append(outcome(["--weights", str(LINEAR), "--predict", source, "--out", "-"], capsys))
+        found.append(outcome(["--weights", str(three / "best"), "--predict", source, "--out", "-"], capsys))
     assert found[0] == found[1]
     assert [line.split(",")[0] for line in found[0].splitlines()] == ["id", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
-def test_a_table_on_standard_input_is_refused(delimiter, monkeypatch):
+def test_a_table_on_standard_input_is_refused(delimiter, three, monkeypatch):
     table = "id,text,label\nr1,good,1\n".replace(",", delimiter).encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(table)))
     with pytest.raises(ValueError, match=r"standard input is a table \(id, text, label\), not one review a line"):
-        evaluate(["--predict", "-"])
+        evaluate(["--weights", str(three / "best"), "--predict", "-"])
 
 
 def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
@@ -278,13 +280,14 @@ def test_a_text_that_is_not_utf8_is_refused(flags: list[str]):
     "text",
     ["&nbsp;", "\u200b", " <br/> \u3000 ", "&#8203;&shy;", "\ufeff", "\u202a\u202c", "\u2061&#x2069;", "\u061c\u180e"],
 )
-def test_a_text_without_a_visible_character_is_empty(text: str, tmp_path):
+def test_a_text_without_a_visible_character_is_empty(text: str, three, tmp_path):
     assert clean(text) == ""
+    scored = ["--weights", str(three / "best")]
     with pytest.raises(ValueError, match="--text is empty"):
-        evaluate(["--text", text])
+        evaluate([*scored, "--text", text])
     (tmp_path / "x.csv").write_text(f"id,review,label\n1,{text},pos\n2,fine,pos\n", encoding="utf-8")
     with pytest.raises(ValueError, match="row 2: empty review"):
-        evaluate(["--data", str(tmp_path / "x.csv")])
+        evaluate([*scored, "--data", str(tmp_path / "x.csv")])
 
 
 def test_other_classes_than_kaggles_are_named(three, capsys):
@@ -406,24 +409,24 @@ def test_an_encoding_of_the_run_is_not_that_of_a_file_in_utf8(tmp_path, capsys):
         ('[{"text": "great"}]', "json"), ('{\n"text": "great"}', "json"),
     ],
 )  # fmt: skip
-def test_json_is_no_text(line: str, ending: str, tmp_path, monkeypatch):
-    path = tmp_path / "x.txt"
+def test_json_is_no_text(line: str, ending: str, three, tmp_path, monkeypatch):
+    path, scored = tmp_path / "x.txt", ["--weights", str(three / "best"), "--predict"]
     path.write_text(f"{line}\n{line}\n")
     with pytest.raises(ValueError, match=rf"x\.txt holds JSON objects, not one text a line; name it x\.{ending}$"):
-        evaluate(["--predict", str(path), "--out", "-"])
+        evaluate([*scored, str(path), "--out", "-"])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
     with pytest.raises(ValueError, match="standard input holds JSON objects"):
-        evaluate(["--predict", "-"])
+        evaluate([*scored, "-"])
 
 
-def test_a_named_column_makes_a_text_file_a_table(tmp_path, capsys):
+def test_a_named_column_makes_a_text_file_a_table(three, tmp_path, capsys):
     path = tmp_path / "x.txt"
-    path.write_text("id,Review Text,label\n7,superb and moving,positive\n8,awful,negative\n")
-    flags = ["--predict", str(path), "--out", "-", "--text-column", "Review Text"]
-    rows = [line.split(",")[:2] for line in outcome(flags, capsys).splitlines()]
-    assert rows == [["id", "label"], ["7", "positive"], ["8", "negative"]]
+    path.write_text("id,Review Text,label\n7,superb moving,c\n8,awful,a\n")
+    scored = ["--weights", str(three / "best"), "--predict", str(path), "--out", "-", "--text-column"]
+    rows = [line.split(",")[:2] for line in outcome([*scored, "Review Text"], capsys).splitlines()]
+    assert rows == [["id", "label"], ["7", "c"], ["8", "a"]]
     with pytest.raises(ValueError, match=r"x\.txt holds one text a line, so --text-column has no effect"):
-        evaluate(["--predict", str(path), "--out", "-", "--text-column", "Nope"])
+        evaluate([*scored, "Nope"])
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_scored(tmp_path):

@@ -48,11 +48,13 @@ for name in {sorted(UNIX_NAMES["signal"])!r}:
 """
 
 
-# A program that runs several commands one after another in one process, since importing torch takes seconds
+# a program that runs several commands one after another in one process, since importing torch takes seconds; each has
+# the encoding of its console
 SERIES = """
 import json, runpy, sys
-for script, *arguments in json.loads(sys.argv[1]):
+for encoding, script, *arguments in json.loads(sys.argv[1]):
     sys.argv = [script, *arguments]
+    sys.stdout.reconfigure(encoding=encoding, errors="strict")
     try:
         runpy.run_path(script, run_name="__main__")
         code = 0
@@ -92,22 +94,6 @@ def settings_of(folder: Path, **settings: str) -> dict[str, str]:
     return os.environ | hide | settings
 
 
-def series(folder: Path, *commands: list[str], **settings: str) -> list[Ended]:
-    """Runs commands, each a script and its arguments, one after another in one process. settings: as settings_of"""
-    named = [[str(ROOT / script), *arguments] for script, *arguments in commands]
-    done = subprocess.run(
-        [sys.executable, "series.py", json.dumps(named)],
-        cwd=folder,
-        env=settings_of(folder, **settings),
-        capture_output=True,
-        encoding=settings.get("PYTHONIOENCODING", "utf-8"),
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    out, err = (re.split(r"^--- (\d+)\n", text, flags=re.MULTILINE) for text in (done.stdout, done.stderr))
-    return [Ended(int(code), *texts) for code, *texts in zip(out[1::2], out[::2], err[::2], strict=False)]
-
-
 def a_run(folder: Path, name: str) -> list[str]:
     """Returns the command of a run of a few seconds."""
     sizes = "--train-reviews 32 --validation-reviews 16 --test-reviews 16 --max-length 32 --epochs 1"
@@ -116,21 +102,38 @@ def a_run(folder: Path, name: str) -> list[str]:
 
 
 ANSWER = ["eval.py", "--run", "runs/first", "--text"]
-COMMANDS = {
-    "help of train.py": ["train.py", "--help"],
-    "help of eval.py": ["eval.py", "--help"],
-    "answer": [*ANSWER, "A “fine” café – naïve… α", "--explain"],
-    "dash": [*ANSWER, "-bad"],
-    "error": ["eval.py", "--run", "runs/ä"],
+EXPLAINED = [*ANSWER, "A “fine” café – naïve… α", "--explain"]
+COMMANDS = {  # name: (encoding of the console, script and arguments)
+    "help of train.py": ("ascii", ["train.py", "--help"]),
+    "help of eval.py": ("ascii", ["eval.py", "--help"]),
+    "answer": ("ascii", EXPLAINED),
+    "answer of Windows": ("cp1252", EXPLAINED),
+    "dash": ("ascii", [*ANSWER, "-bad"]),
+    "check": ("ascii", ["data/check.py", "runs/first"]),
+    "error": ("ascii", ["eval.py", "--run", "runs/ä"]),
 }
 
 
 @pytest.fixture(scope="module")
 def ended(folder: Path) -> dict[str, Ended]:
-    """Returns how a run and COMMANDS ended on a console that has ASCII only, with warnings of missing encodings."""
+    """Returns how a run and COMMANDS ended, with warnings of missing encodings of files."""
+    commands = {"run": ("ascii", a_run(folder, "first"))} | COMMANDS
+    named = [[encoding, str(ROOT / script), *arguments] for encoding, (script, *arguments) in commands.values()]
     warn = {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "always::EncodingWarning"}
-    found = series(folder, a_run(folder, "first"), *COMMANDS.values(), PYTHONIOENCODING="ascii", **warn)
-    return dict(zip(["run", *COMMANDS], found, strict=True))
+    done = subprocess.run(
+        [sys.executable, "series.py", json.dumps(named)],
+        cwd=folder,
+        env=settings_of(folder, PYTHONIOENCODING="ascii", **warn),
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    out, err = (re.split(rb"^--- (\d+)\n", text, flags=re.MULTILINE) for text in (done.stdout, done.stderr))
+    found = zip(commands.items(), out[1::2], out[::2], err[::2], strict=False)
+    return {
+        name: Ended(int(code), shown.decode(encoding), errors.decode("ascii"))
+        for (name, (encoding, _)), code, shown, errors in found
+    }
 
 
 def without_warnings(err: str) -> str:
@@ -164,9 +167,15 @@ def test_every_console_can_show_the_help(ended: dict[str, Ended], script: str):
     assert done.out.startswith(f"usage: python {script} [--FLAG VALUE ...]\n")
 
 
-def test_every_console_can_show_an_answer(ended: dict[str, Ended]):
-    assert (ended["answer"].code, without_warnings(ended["answer"].err)) == (0, "")
-    assert "because of: " in ended["answer"].out
+@pytest.mark.parametrize("name", ["answer", "answer of Windows"])
+def test_every_console_can_show_an_answer(ended: dict[str, Ended], name: str):
+    assert (ended[name].code, without_warnings(ended[name].err)) == (0, "")
+    assert "because of: " in ended[name].out
+
+
+def test_a_run_can_be_checked(ended: dict[str, Ended]):
+    assert (ended["check"].code, without_warnings(ended["check"].err)) == (0, "")
+    assert ended["check"].out.endswith(": sound\n")
 
 
 def test_a_text_may_begin_with_a_dash(ended: dict[str, Ended]):
@@ -184,12 +193,6 @@ def test_no_file_is_read_in_the_encoding_of_the_system(ended: dict[str, Ended]):
     lines = "".join(found.err for found in ended.values()).splitlines()
     warnings = [line for line in lines if "EncodingWarning" in line]
     assert [line for line in warnings if str(ROOT) in line and "site-packages" not in line] == []
-
-
-def test_a_console_of_windows_can_show_an_answer(folder: Path, ended: dict[str, Ended]):
-    (done,) = series(folder, COMMANDS["answer"], PYTHONIOENCODING="cp1252")
-    assert (done.code, done.err) == (0, "")
-    assert "because of: " in done.out
 
 
 @pytest.mark.parametrize("arguments", [["train.py", "--help"], ["eval.py", "--run", "runs/first"]])
@@ -229,13 +232,15 @@ def test_no_module_needs_unix_to_be_imported(path: Path):
 
 
 def text_access(call: ast.Call) -> bool:
-    """Returns whether a call reads or writes a file as text: `path.read_text()`, `path.open("a")`, `open(path)`."""
+    """Returns whether a call reads or writes a file as text: `path.read_text()`, `path.open()`, `open(path, "a")`."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name in ("read_text", "write_text"):
         return isinstance(call.func, ast.Attribute)
-    arguments = call.args if isinstance(call.func, ast.Attribute) else call.args[1:]
-    modes = [argument.value for argument in arguments[:1] if isinstance(argument, ast.Constant)]
-    return name == "open" and (isinstance(call.func, ast.Name) or bool(modes)) and "b" not in str(modes)
+    if name != "open":
+        return False
+    modes = call.args if isinstance(call.func, ast.Attribute) else call.args[1:]
+    modes = modes[:1] or [keyword.value for keyword in call.keywords if keyword.arg == "mode"] or [ast.Constant("r")]
+    return isinstance(modes[0], ast.Constant) and "b" not in str(modes[0].value)  # Run.open(folder) has no mode
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -314,11 +314,18 @@ def test_lowercase_and_punctuation_of_characters():
     assert punctuation().split("a,b…c$d_e。") == ["a", ",", "b", "…", "c", "$", "d", "_", "e", "。", ""]
 
 
-def test_flags_of_added_tokens(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("flag", "film", "tag"),
+    [(False, ["x", "film"], ["a", "Ġ", "[TAG]", "Ġb"]), (True, ["x", "##f", "##il", "##m"], ["a", "[TAG]", "b"])],
+)
+def test_flags_of_added_tokens(flag: bool, film: list[str], tag: list[str], tmp_path: Path):
     """A token with single_word matches whole words; lstrip and rstrip remove the spaces around it."""
-    added = [AddedToken("film", single_word=True), AddedToken("[TAG]", lstrip=True, rstrip=True)]
-    cases.whole(tmp_path, cases.wordpiece_json(), "bert", added=added)
-    tokenizer = load_tokenizer(tmp_path)
-    (films, tag), film = tokenizer.subword_ids(["films", "a [TAG] b"]), tokenizer.id_of("film")
-    assert film not in films[1:]
-    assert tag == [tokenizer.id_of("a"), tokenizer.id_of("[TAG]"), tokenizer.id_of("b")]
+    single, stripped = AddedToken("film", single_word=flag), AddedToken("[TAG]", lstrip=flag, rstrip=flag)
+    for backend, model, added, text, expected in (
+        (cases.wordpiece_json(), "bert", single, "xfilm", film),
+        (cases.bpe_json("roberta"), "roberta", stripped, "a [TAG] b", tag),
+    ):
+        (tmp_path / model).mkdir()
+        cases.whole(tmp_path / model, backend, model, added=[added])
+        tokenizer = load_tokenizer(tmp_path / model)
+        assert [tokenizer.tokens[i] for i in next(tokenizer.subword_ids([text]))] == expected

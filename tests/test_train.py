@@ -1,3 +1,5 @@
+"""Runs of train.py: the files that they write, options, defaults, and errors of a user in one line."""
+
 import dataclasses
 import json
 import re
@@ -191,7 +193,7 @@ def test_eval_scores_predicts_and_answers(small_run, tmp_path, capsys):
     assert {line.split(",")[1] for line in lines[1:]} <= {"0", "1"}
     assert "testData.tsv: accuracy" in capsys.readouterr().out
     evaluate(["--run", "runs/small", "--text", "A wonderful <b>little</b> film."])
-    assert capsys.readouterr().out.startswith(("positive {", "negative {", "positive (", "negative ("))
+    assert capsys.readouterr().out.startswith(("positive (", "negative ("))
 
 
 def test_an_adapter_is_merged_into_a_plain_checkpoint(small_run, tmp_path):
@@ -540,9 +542,9 @@ def test_help_groups_every_flag(capsys):
         train.main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
+    explained = set(re.findall(r"^  (--[\w-]+)", shown, re.MULTILINE))
     for cls in train.TABLES.option_classes().values():
-        for field in field_names(cls):
-            assert "--" + field.replace("_", "-") in shown
+        assert {"--" + field.replace("_", "-") for field in field_names(cls)} <= explained
     assert "architecture: cnn, lstm" in shown
     for group in ("what:", "data:", "training:", "objective:", "LoRA:", "virtual tokens:", "machine:", "run:"):
         assert f"\n{group}" in shown

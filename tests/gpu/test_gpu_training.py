@@ -51,7 +51,7 @@ def test_a_run_goes_on_with_its_random_state(
     given = arguments(small_run, device, precision)
     train.main([*given, "--name", "whole"])
     fail_at(6, monkeypatch)
-    with pytest.raises(SystemExit):  # of the error that `fail_at` raises, that of a signal
+    with pytest.raises(SystemExit):  # `fail_at` raises the error of a signal
         train.main([*given, "--name", "stopped"])
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
