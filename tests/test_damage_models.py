@@ -459,6 +459,7 @@ def test_a_damaged_log_is_named(line, run):
 @pytest.mark.parametrize(
     ("value", "kind", "expected"),
     [
+        (True, float, False),
         (1, float, True), (True, int, False), (1.0, int, False), (10**400, float, False), ([1], list[int], True),
         ([1, "a"], tuple[int, ...], False), (None, int | None, True), ({"a": 1}, dict[str, int], True),
         ("a", str, True),

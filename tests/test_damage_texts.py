@@ -253,6 +253,8 @@ def test_missing_byte_subwords_are_refused(tmp_path: Path):
     texts.make_spm(tmp_path)
     data = (tmp_path / "byte" / "spm.model").read_bytes()
     refused(lambda: UnigramModel.parse(data.replace(b"<0x41>", b"<0x40>")), "it has 255 of the 256 subwords for bytes")
+    data = (tmp_path / "xlm" / "sentencepiece.bpe.model").read_bytes() + subword("<0x041>", 0.0, 6)  # no byte fallback
+    refused(lambda: UnigramModel.parse(data), "it has 0 of the 256 subwords for bytes, and 1 others")
 
 
 def test_the_character_map_of_the_tests_has_one_rule():
@@ -478,3 +480,10 @@ def test_a_console_receives_no_control_characters(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     write_stdout("id,label\n\x1b[2J,0\n")
     assert capsys.readouterr().out == "id,label\n\ufffd[2J,0\n"
+
+
+def test_a_second_message_of_a_field_changes_what_it_has_alone(tmp_path: Path):
+    """As in protobuf: byte fallback is in the first message of the trainer, and stays."""
+    texts.make_spm(tmp_path)
+    data = (tmp_path / "byte" / "spm.model").read_bytes()
+    assert UnigramModel.parse(data + texts.message(2, b"")).byte_fallback

@@ -49,6 +49,8 @@ def test_a_line_with_very_many_tags_is_named(tmp_path: Path):
         load_table(write(tmp_path / "a.txt", f"good film\n{many}\n"), Source())
     with pytest.raises(ValueError, match=r"^standard input: line 2: a review with 22,000 HTML tags; .*; correct it$"):
         read_lines(io.BytesIO(f"good film\n{many}\n".encode()))
+    most = "<b>x</b>" * 10_000
+    assert load_table(write(tmp_path / "a.txt", f"good film\n{most}\n"), Source())[0]["review"][1] == "x" * 10_000
 
 
 def make_files(folder: Path, endings: dict[str, str]) -> None:

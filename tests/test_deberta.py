@@ -220,3 +220,9 @@ def test_distances_that_the_buckets_cannot_separate_are_refused(positions: int, 
         return
     with pytest.raises(ValueError, match=f"max_relative_positions {positions} are too few .* lower --max-length to 17"):
         model(*token_batch([18]))
+
+
+def test_one_relative_position_is_too_few_for_buckets():
+    with pytest.raises(ValueError, match="position_buckets 4, max_relative_positions 1: both must be at least 2"):
+        DebertaConfig(relative_attention=True, position_buckets=4, max_relative_positions=1)
+    DebertaConfig(relative_attention=True, position_buckets=4, max_relative_positions=2)

@@ -60,3 +60,10 @@ def test_a_rate_outside_the_range_raises(p):
             function(p)
     set_dropout(model, 0.5)
     assert model[0].p == 0.5
+
+
+@pytest.mark.parametrize(("p", "dropped"), [(1e-6, 1), (0.001, 1), (0.003, 1), (0.997, 255), (1 - 1e-6, 255)])
+def test_a_rate_above_0_is_neither_rounded_to_0_nor_to_1(p: float, dropped: int):
+    layer = Dropout(p)
+    assert layer.threshold == dropped
+    assert layer(torch.ones(100_000)).unique().tolist() == pytest.approx([0, 256 / (256 - dropped)])

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from data.checked import read_json
+from data.checked import read_json, show
 from data.files import (
     filling,
     host_digits,
@@ -154,6 +154,18 @@ def test_a_folder_is_filled_once(tmp_path: Path):
         write("config.json")
 
 
+def test_the_named_file_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder with it is complete."""
+    moved, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: moved.append(self.name) or replace(self, target))
+    with filling(tmp_path / "out", "--merge", last="b") as staging:
+        staging.mkdir(parents=True)
+        for name in "abc":
+            (staging / name).touch()
+    assert sorted(moved) == ["a", "b", "c"]
+    assert moved[-1] == "b"
+
+
 def test_an_output_follows_links(tmp_path: Path):
     """The link stays, whether its target exists or not."""
     (tmp_path / "there").mkdir()
@@ -231,3 +243,8 @@ def test_a_tilde_without_a_home_directory_is_one_line():
         ValueError, match="~nobody-of-this-name/x: no home directory is known for ~; write the whole path"
     ):
         user_path("~nobody-of-this-name/x")
+
+
+def test_a_value_in_a_message_has_at_most_the_given_length():
+    assert show("a" * 10, 10) == "a" * 10
+    assert show("a" * 11, 10) == "a" * 9 + "…"

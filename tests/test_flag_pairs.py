@@ -8,6 +8,7 @@ from test_scored_files import outcome
 from test_train import resolved
 
 import train
+from data import Source, load_table
 from data.checked import read_json
 from data.demo import reviews
 from data.files import in_shell, write_text
@@ -101,6 +102,8 @@ def test_a_format_without_quotes_takes_no_style_of_quotes(tmp_path: Path, name: 
     write_text(tmp_path / name, content)
     with pytest.raises(ValueError, match=r"--quoting has no effect on .*, which is JSON; leave it out"):
         evaluate(["--weights", str(LINEAR), "--data", str(tmp_path / name), *flags])
+    of_run = Source(quoting="literal", of_run=("quoting",))  # it may have been trained on a table with quotes
+    assert load_table(tmp_path / name, of_run)[0]["review"].tolist() == ["fine"]
 
 
 def test_the_built_in_reviews_have_no_columns_to_score():

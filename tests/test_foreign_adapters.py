@@ -9,12 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from data.checked import read_json
 from data.files import write_json
-from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG
+from data.hub import ADAPTER, ADAPTER_CONFIG, CONFIG, WEIGHTS
 from data.labels import SENTIMENT
-from data.tokenization import load_tokenizer
+from data.tokenization import Tokenizer, load_tokenizer
+from data.windows import Truncation
 from eval import main as evaluate
 from nn.checkpoint import load_pretrained, save_pretrained
+from nn.runtime import choose_machine
 from peft import detach_adapter, load_adapted, load_adapter, save_adapter
+from peft.classifier import Scorer
 from peft.loading import plain_names
 
 
@@ -135,6 +138,17 @@ def test_a_token_without_a_row_of_the_word_table_is_one_line(tmp_path: Path):
     for flags in ([], ["--explain"]):
         with pytest.raises(ValueError, match=r"has the id \d+, the model only .* tokens; they do not fit"):
             evaluate(["--weights", str(folder), "--text", f"a good {last}", *flags])
+
+
+def test_a_padding_token_without_a_row_of_the_word_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also if a text has no padding, as a single one."""
+    tokenizer = load_tokenizer(tiny_weights(tmp_path / "weights"))
+    rows = tokenizer.vocab_size - 1
+    monkeypatch.setattr(Tokenizer, "pad_id", rows)
+    model = tiny("bert", vocab_size=rows).eval()
+    scorer = Scorer(model, tokenizer, choose_machine("cpu", "fp32"), Truncation(16, "head"))
+    with pytest.raises(ValueError, match=rf"has the id {rows}, the model only {rows} tokens; they do not fit"):
+        scorer.score_texts(["a"])
 
 
 def test_the_side_of_truncation_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -260,4 +274,49 @@ def test_quantized_weights_of_others_are_refused_by_name(tmp_path: Path):
 def test_an_adapter_that_cannot_be_merged_elsewhere_says_so(adapter: Path):
     change_json(adapter / ADAPTER_CONFIG, alora_invocation_tokens=[1, 2])
     with pytest.raises(ValueError, match=r"alora_invocation_tokens = \[1, 2\]; no program can merge it"):
+        load_adapted(adapter)
+
+
+def test_rank_and_alpha_of_an_adapter_that_names_none_are_8(tmp_path: Path):
+    """As in huggingface/peft."""
+    base = tiny_weights(tmp_path / "base")
+    model = adapt(load_pretrained(base), "lora", rank=8, alpha=8.0)
+    save_adapter(model, tmp_path / "adapter", str(base))
+    config = read_json(tmp_path / "adapter" / ADAPTER_CONFIG)
+    del config["r"], config["lora_alpha"]
+    write_json(tmp_path / "adapter" / ADAPTER_CONFIG, config)
+    batch = token_batch([7, 4])
+    assert torch.equal(load_adapted(tmp_path / "adapter")(*batch), model.eval()(*batch))
+
+
+def test_all_linear_may_be_written_in_capital_letters(tmp_path: Path):
+    base = tiny_weights(tmp_path / "base")
+    model = adapt(load_pretrained(base), "lora", targets="all-linear")
+    save_adapter(model, tmp_path / "adapter", str(base))
+    change_json(tmp_path / "adapter" / ADAPTER_CONFIG, target_modules="All-Linear")
+    batch = token_batch([7, 4])
+    assert torch.equal(load_adapted(tmp_path / "adapter")(*batch), model.eval()(*batch))
+
+
+def test_rows_of_three_classes_are_in_the_order_of_the_backbone(tmp_path: Path):
+    base = tiny_weights(tmp_path / "base")
+    change_json(base / CONFIG, id2label={"0": "c", "1": "a", "2": "b"}, label2id={"c": 0, "a": 1, "b": 2})
+    tensors = load_file(base / WEIGHTS)
+    rows = {name: torch.cat([t, t[:1]]) if name.startswith("classifier.") else t for name, t in tensors.items()}
+    save_file(rows, base / WEIGHTS)
+    model = adapt(load_pretrained(base, ("a", "b", "c")), "head").eval()
+    model.classifier.bias.data += torch.arange(3.0)
+    save_adapter(model, tmp_path / "adapter", str(base))
+    assert read_json(tmp_path / "adapter" / ADAPTER_CONFIG)["id2label"] == {"0": "c", "1": "a", "2": "b"}
+    bias = next(t for name, t in load_file(tmp_path / "adapter" / ADAPTER).items() if name.endswith("classifier.bias"))
+    assert torch.equal(bias, model.classifier.bias[[2, 0, 1]])
+    batch = token_batch([7, 4])
+    assert torch.equal(load_adapted(tmp_path / "adapter", labels=("a", "b", "c"))(*batch), model(*batch))
+
+
+@pytest.mark.parametrize(("field", "value"), [("rank_pattern", 2**20 + 1), ("alpha_pattern", 2_000_000)])
+def test_values_of_patterns_have_the_range_of_the_value_that_they_replace(adapter: Path, field: str, value: int):
+    change_json(adapter / ADAPTER_CONFIG, **{field: {"query": value}})
+    name = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}[field]
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {name} {value} is outside "):
         load_adapted(adapter)

@@ -104,8 +104,8 @@ def test_the_values_of_a_parquet_file_become_strings(tmp_path: Path, monkeypatch
     read_back, labels = load_table(tmp_path / "x.parquet", Source(), keep_empty=True)
     assert labels == ("2", "10")
     assert read_back.values.tolist() == [["7", "a", 0], ["8", "", UNKNOWN], ["9", "c", 1]]
-    values = (None, float("nan"), pd.NA, True, 3, b"x", b"\xff", [1], {})
-    assert [as_text(value) for value in values] == ["", "", "", "True", "3", "x", None, None, None]
+    values = (None, float("nan"), pd.NA, pd.NaT, True, 3, b"x", b"\xff", [1], {})
+    assert [as_text(value) for value in values] == ["", "", "", "", "True", "3", "x", None, None, None]
 
 
 def test_an_index_of_a_parquet_file_may_be_a_column_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -165,13 +165,20 @@ def test_a_text_may_begin_as_a_binary_file(tmp_path: Path):
 
 def test_class_names_of_a_parquet_file_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In the footer, `datasets` calls class 0 `pos`: read as numbers, all labels would be inverted."""
-    monkeypatch.setattr(pd, "read_parquet", lambda _, **__: pd.DataFrame({"text": [*"abc"], "label": [0, 1, -1]}))
+    frame = pd.DataFrame({"text": [*"abcd"], "label": pd.array([0, 1, -1, None], dtype="Int64")})
+    monkeypatch.setattr(pd, "read_parquet", lambda _, **__: frame)
     features = {
         "info": {"features": {"label": {"names": ["pos", "neg"], "_type": "ClassLabel"}, "text": {"_type": "Value"}}}
     }
     footer = b"\x18\x0bhuggingface\x18\xff" + json.dumps(features).encode() + b"\x00more"
     path = write(tmp_path / "x.parquet", b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
-    assert load_reviews(path)["sentiment"].tolist() == [1, 0, UNKNOWN]
+    assert load_reviews(path)["sentiment"].tolist() == [1, 0, UNKNOWN, UNKNOWN]
+    for names in ("pos", ["pos", 1]):
+        features["info"]["features"]["label"]["names"] = names
+        footer = b"\x18\x0bhuggingface\x18\xff" + json.dumps(features).encode()
+        write(path, b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+        with pytest.raises(ValueError, match=r"x\.parquet .*the class names in its footer are not lists of names"):
+            load_reviews(path)
 
 
 def test_a_real_parquet_file(tmp_path: Path):
@@ -336,3 +343,16 @@ def test_a_row_without_an_id_is_numbered_by_its_line(tmp_path: Path):
     path = tmp_path / "x.csv"
     path.write_text("id,review,label\n1,good,1\n,bad,0\n3,fine,1\n")
     assert load_reviews(path)["id"].tolist() == ["1", "row 3", "3"]
+
+
+def test_none_names_a_column_of_this_title(tmp_path: Path):
+    path = write(tmp_path / "x.csv", "text,none,label\na,1,0\nb,0,0\n")
+    assert load_reviews(path, label_column="none")["sentiment"].tolist() == [1, 0]
+    assert load_reviews(path, id_column="none")["id"].tolist() == ["1", "0"]
+
+
+def test_a_column_with_another_use_is_no_column_of_texts_or_labels(tmp_path: Path):
+    path = write(tmp_path / "x.csv", "text,comment\na,good\nb,bad\nc,good\n")
+    assert load_reviews(path, label_column="comment")["sentiment"].tolist() == [1, 0, 1]
+    path = write(tmp_path / "y.csv", "id,text\n1,a\n0,b\n")  # ids, which look like labels
+    assert load_reviews(path)["sentiment"].tolist() == [UNKNOWN] * 2

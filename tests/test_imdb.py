@@ -14,10 +14,10 @@ import pytest
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
 import data
-from data import Source, find_source, load_splits, overlap
+from data import Source, find_source, load_splits, load_table, overlap
 from data.checksums import seal_file
 from data.cleaning import BREAKS, NO_ENTITY, NO_TAG, clean
-from data.imdb import as_frame, load_reviews, rating_label
+from data.imdb import as_frame, load_reviews, rating_label, read_reviews
 from data.labels import SENTIMENT, UNKNOWN
 from data.options import Options, read_splits
 from data.splitting import hash_order, split_train, subset
@@ -106,6 +106,7 @@ def test_test_labels_are_read_from_the_rating(tmp_path: Path):
     frame = load_reviews(write(tmp_path / "testData.tsv", kaggle(rows, "id\treview")))
     assert frame["sentiment"].tolist() == [0, 0, 1, 1, UNKNOWN]
     assert rating_label("other") == UNKNOWN
+    assert load_table(tmp_path / "testData.tsv", Source(), ("bad", "good"))[0]["sentiment"].tolist() == [UNKNOWN] * 5
 
 
 BROKEN = [
@@ -332,3 +333,15 @@ def test_reviews_with_one_id_are_ordered_by_their_texts():
     assert order["a"] < order["b"] < order["c"]
     turned = frame[::-1].reset_index(drop=True)
     assert dict(zip(turned["review"], hash_order(turned, "42"), strict=True)) == order
+
+
+def test_each_way_to_read_a_file_has_a_cache_file_of_its_own(tmp_path: Path):
+    path = write(tmp_path / "a.csv", "id,other,text,label,stars\n" + "7,x,a film,1,5\n8,y,a plot,0,1\n")
+    ways: list[dict] = [{"text_column": "other"}, {"label_column": "stars"}, {"id_column": "other"}]
+    ways += [{"encoding": "latin-1"}, {"quoting": "literal"}, {"skip_bad_rows": True}, {"max_file_mib": 9}]
+    read_reviews(path, Source(), tmp_path / "cache")
+    for way in ways:
+        read_reviews(path, Source(**way), tmp_path / "cache")
+    for how in ({"keep_empty": True}, {"optional_label": True}):
+        read_reviews(path, Source(), tmp_path / "cache", **how)
+    assert len(list((tmp_path / "cache").glob("*.jsonl"))) == 1 + len(ways) + 2

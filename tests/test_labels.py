@@ -140,6 +140,7 @@ def test_columns_that_look_like_labels():
     assert looks_like_labels(["0", "1"])
     assert not looks_like_labels(["a", "b", "c"])  # nothing is repeated
     assert not looks_like_labels(["a", "a"])
+    assert looks_like_labels([str(i) for i in range(20)] * 2)
     assert not looks_like_labels([str(i) for i in range(21)] * 2)
     assert not looks_like_labels(["x" * 61, "b", "b"])
     assert holds_sentiment(["neg", "pos", "", "pos"])

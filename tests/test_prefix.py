@@ -8,7 +8,7 @@ from conftest import ENCODERS, INIT_IDS, adapt, tiny, token_batch
 
 import peft
 from nn.attention import masked_softmax
-from peft.prefix import DeepPrefix, PrefixEncoder, keys_and_values
+from peft.prefix import DeepPrefix, PrefixEncoder, initial_prefix, keys_and_values
 from peft.prompt import Table
 
 P, L, H, K = 4, 2, 3, 4
@@ -165,3 +165,18 @@ def test_the_initial_rows_leave_the_mode_of_each_module():
 def test_initial_rows_from_a_text_need_its_ids():
     with pytest.raises(ValueError, match="needs the ids of a text"):
         peft.apply(tiny("bert"), "prefix")
+
+
+def test_a_prefix_starts_from_keys_and_values_without_dropout():
+    model = tiny("bert", hidden_dropout_prob=0.5).train()
+    expected = initial_prefix(model.eval(), 3, "text", INIT_IDS)
+    model.train()
+    assert torch.equal(initial_prefix(model, 3, "text", INIT_IDS), expected)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_prefix_of_a_text_may_have_a_token_for_each_position():
+    model = tiny("bert", max_position_embeddings=9)
+    assert len(initial_prefix(model, 9, "text", INIT_IDS)) == 9
+    with pytest.raises(ValueError, match="10 virtual tokens, but the model has 9 positions"):
+        initial_prefix(model, 10, "text", INIT_IDS)

@@ -72,6 +72,12 @@ def test_utf8_is_not_read_in_utf16_of_a_run(tmp_path: Path):
         load_table(path, Source(encoding="utf-16-le", of_run=("encoding",)))
 
 
+def test_utf16_that_is_named_may_consist_of_ascii_bytes(tmp_path: Path):
+    path = write(tmp_path / "x.txt", "\u4e2d\u592e".encode("utf-16-le"))
+    assert path.read_bytes() == b"-N.Y"
+    assert load_table(path, Source(encoding="utf-16-le"))[0]["review"].tolist() == ["\u4e2d\u592e"]
+
+
 def test_wrong_encodings_are_refused(tmp_path: Path):
     path = write(tmp_path / "x.csv", "\ufeffreview,label\ncafé,1\n")
     with pytest.raises(ValueError, match="begins with the byte order mark of utf-8; --encoding utf-8 reads it"):
@@ -129,6 +135,11 @@ def test_a_single_column(tmp_path: Path):
     assert fields(path) == [["good"], [""], ["a, b"]]
     with pytest.raises(ValueError, match=r"1 broken rows \(row 2: 2 fields instead of 1\)"):
         load_reviews(write(tmp_path / "x.csv", "text\na, b\nc\n"))
+
+
+def test_a_text_may_be_the_title_of_a_single_column(tmp_path: Path):
+    path = write(tmp_path / "x.csv", "review\ngood\nReview\n")
+    assert load_reviews(path)["review"].tolist() == ["good", "Review"]
 
 
 def test_a_line_that_names_the_delimiter_for_excel(tmp_path: Path):
@@ -305,3 +316,11 @@ def test_fields_up_to_ten_megabytes(tmp_path: Path):
 )
 def test_the_note_describes_the_reading(tmp_path: Path, reading: str, content: str):
     assert read(write(tmp_path / "x.csv", content)).note == f"separated by tabs, {reading}"
+
+
+def test_escaped_quotes_are_not_looked_for_in_kaggles_files(tmp_path: Path):
+    """Their backslashes are characters, so that this row is broken."""
+    text = 'id\treview\tlabel\n1\t"a \\"b\tc\\" d"\t0\n'
+    assert load_reviews(write(tmp_path / "x.tsv", text))["review"].tolist() == ['a "b c" d']
+    with pytest.raises(ValueError, match="row 2: 4 fields instead of 3"):
+        load_reviews(write(tmp_path / "labeledTrainData.tsv", text))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -21,9 +22,9 @@ from data.checked import read_json
 from data.checksums import read_sealed_tensors
 from data.files import host_digits, new_folder, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
-from data.locks import writing
+from data.locks import FolderLock, waiting_lock, writing
 from data.meter import Meter, Progress
-from data.runs import Run, check_digests
+from data.runs import LONG, Run, check_digests
 from data.tables import epochs
 from eval import main as evaluate
 
@@ -93,6 +94,7 @@ def test_a_data_file_that_was_added_is_refused_unless_it_has_test_reviews(tmp_pa
     run = Run.create(tmp_path / "r", {})
     run.record_data(("a", "b"), {"/d/train.csv": "1"})
     run.record_data(("a", "b"), {"/d/train.csv": "1", "/d/test.csv": "2"})
+    run.record_data(("a", "b"), {"/d/train.csv": "1", "/d/My Test.csv": "2"})
     with pytest.raises(ValueError, match=r"/d/validation\.csv was added since .* was started; move it away, or start"):
         run.record_data(("a", "b"), {"/d/train.csv": "1", "/d/validation.csv": "2"})
 
@@ -164,12 +166,14 @@ def test_a_damaged_file_of_a_run_has_its_own_way_out(name: str, tmp_path: Path):
             use(run)
 
 
-def test_a_damaged_calibration_is_written_again(tmp_path: Path):
+def test_a_damaged_calibration_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = Run.create(tmp_path / "r", {})
     for text in ("", "{}", "\udcff"):
         (run.folder / "calibration.json").write_bytes(text.encode(errors="surrogateescape"))
         run.save_calibration({"temperature": 1.5})
         assert read_json(run.folder / "calibration.json") == {"temperature": 1.5}
+    monkeypatch.setattr("data.runs.write_json", lambda *_: pytest.fail("written, although it is the same"))
+    run.save_calibration({"temperature": 1.5})
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:20], lambda text: text.replace("0.5", "0.6"), lambda text: ""])
@@ -400,3 +404,43 @@ def test_a_rank_without_rows_adds_no_tokens():
     for start, stop, tokens in ((0, 0, 0), (0, 2, 6)):
         meter.add(whole._replace(share=Share(whole, start, stop, seed=None)), torch.tensor(0.0), {})
         assert (meter.sums["count"], meter.sums["tokens"]) == (stop, tokens)
+
+
+def test_a_failed_start_of_more_than_a_minute_keeps_its_tokenizer(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    run.tokenizer.mkdir()
+    run.created -= LONG + 1
+    assert not run.discard()
+    assert run.tokenizer.is_dir()
+    run.tokenizer.rmdir()
+    assert run.discard()
+
+
+def test_what_is_no_text_in_a_lock_is_not_shown(tmp_path: Path):
+    run = Run.create(tmp_path / "r", {})
+    (run.folder / LOCK).write_bytes(b"\x1b[2J")
+    with pytest.raises(ValueError, match=r"r is in use; wait until it ends"):
+        run.lock()
+
+
+def test_a_process_that_waits_for_a_folder_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    lock, waits = FolderLock(tmp_path), []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            lock.release()
+
+    monkeypatch.setattr("data.locks.time.sleep", sleep)
+    with waiting_lock(tmp_path):
+        assert len(waits) == 3
+    assert capsys.readouterr().out.count("waiting until it is finished") == 1
+
+
+def test_a_lock_names_its_owner_alone(tmp_path: Path):
+    """The file may have the longer name of an earlier one."""
+    (tmp_path / LOCK).write_text("process 1 on " + "a" * 100)
+    lock = FolderLock(tmp_path)
+    with pytest.raises(ValueError, match=rf"is in use by process {os.getpid()} on {re.escape(gethostname())}; wait"):
+        FolderLock(tmp_path)
+    lock.release()

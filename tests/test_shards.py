@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from conftest import ROOT, rows_of
 from data import Source, shard_reader
 from data.orders import shuffled_order
 from data.pretraining_texts import load_texts
-from data.shard_reader import split_of
+from data.shard_reader import Part, documents, split_of
 from data.shards import Job, Shards
 from data.tokenization import Tokenizer, train_tokenizer
 
@@ -315,3 +316,62 @@ def test_the_column_of_the_held_out_texts_alone_is_named(folder: Path, capsys: p
     found = open_shards(folder, validation=str(held_out), text_column="body")
     assert {part.column for part in found.parts} == {"", "body"}
     assert "no effect" not in capsys.readouterr().out
+
+
+def test_a_shard_that_changes_while_it_is_read_is_refused(folder: Path):
+    found = open_shards(folder)
+    with (folder / "data/a.txt").open("a") as file:
+        file.write("\na film")
+    with pytest.raises(ValueError, match=r"a\.txt changed while it was read; start again"):
+        found.corpora(tokenizer(), 8, "chunks", folder / "cache", processes=1)
+
+
+def test_a_shard_that_changed_is_indexed_again(folder: Path):
+    before = open_shards(folder)
+    (folder / "data/a.txt").write_text("\n".join(texts(20)))
+    found = open_shards(folder)
+    assert found.digest != before.digest
+    assert max(part.end for part in found.parts if part.name == "a.txt") == (folder / "data/a.txt").stat().st_size
+
+
+def test_hidden_folders_are_not_read(folder: Path):
+    found = open_shards(folder)
+    (folder / "data/.cache").mkdir()
+    (folder / "data/.cache/c.txt").write_text("\n".join(texts(9)))
+    assert open_shards(folder).digest == found.digest
+
+
+def test_each_way_to_tokenize_a_corpus_has_files_of_its_own(folder: Path):
+    t = tokenizer()
+    ways = [(8, "chunks", {}), (9, "chunks", {}), (8, "head", {}), (8, "chunks", {"encoding": "latin-1"})]
+    ways += [(8, "chunks", {"skip_bad_rows": True}), (8, "chunks", {"text_column": "text"})]
+    for max_length, truncate, options in ways:
+        open_shards(folder, **options).corpora(t, max_length, truncate, folder / "cache", processes=1)
+    assert len(list((folder / "cache/shards").glob("*/train.npy"))) == len(ways)
+
+
+def test_lines_of_text_are_plain(folder: Path):
+    """As those of small files; the texts of JSON and Parquet are HTML."""
+    (folder / "data/a.txt").write_text("R&amp;D<br />film\n")
+    (folder / "data/b.jsonl").write_text(json.dumps({"text": "R&amp;D<br />film"}) + "\n")
+    found = [document.text for part in open_shards(folder).parts for document in documents(part, Source(), [])]
+    assert found == ["R&amp;D<br />film", "R&D film"]
+
+
+def test_rows_of_parquet_are_numbered_through_all_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    groups = [["a", "b"], ["c"]]
+
+    class File:
+        metadata = SimpleNamespace(num_row_groups=2, row_group=lambda n: SimpleNamespace(num_rows=len(groups[n])))
+
+        def iter_batches(self, size: int, row_groups: list[int], columns: list[str]):
+            for n in row_groups:
+                yield SimpleNamespace(column=lambda _, n=n: SimpleNamespace(to_pylist=lambda: groups[n]))
+
+    monkeypatch.setattr(shard_reader, "open_parquet", lambda path: File())
+    path = tmp_path / "x.parquet"
+    places = shard_reader.index_parquet(path)
+    assert places == [(0, 1, 1), (1, 2, 3)]
+    parts = [Part(path, path.name, "text", start, end, first, [], 0.0) for start, end, first in places]
+    found = [(row.number, row.fields) for part in parts for row in shard_reader.records(part, "")]
+    assert found == [(1, ["a"]), (2, ["b"]), (3, ["c"])]

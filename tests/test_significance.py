@@ -12,8 +12,9 @@ from conftest import change_json, tiny_weights
 
 import train
 from data.checked import read_json
-from data.compare import Entry, ScoredPart, entries, sound
+from data.compare import Entry, ScoredPart, entries, files_of, flips, sound
 from data.hub import CONFIG
+from data.metrics import mean_and_deviation
 from data.rows import open_runs, publish
 from data.runs import Run
 from data.significance import bootstrap_interval, mcnemar
@@ -227,3 +228,28 @@ def test_runs_with_one_folder_name_are_told_apart(three_runs, capsys):
     assert printed.out.startswith("position,id,label,runs/b,a@42,other/b")
     with pytest.raises(ValueError, match="--compare names runs/b twice; leave one out"):
         evaluate(["--compare", "runs/b", "runs/b"])
+
+
+def test_the_test_of_mcnemar_is_that_of_the_first_seeds_if_either_experiment_has_several(three_runs, capsys):
+    evaluate(["--compare", "runs/b", "runs/a@42", "runs/a@43"])
+    assert "McNemar of the first seeds p = " in capsys.readouterr().out
+    evaluate(["--compare", "runs/b", "runs/a@42"])
+    assert "McNemar p = " in capsys.readouterr().out
+
+
+def test_numbered_files_are_one_part_and_a_named_file_is_its_part_alone():
+    files = {f"/d/train-0000{n}-of-00002.parquet": str(n) for n in range(2)}
+    files |= {"/d/test.csv": "2", "/e/own.csv": "3"}
+    found = files_of(entry_of(files, data="/d", test="/e/own.csv").runs[0])
+    assert found == {"train": "01", "test": "3", "test.csv": "2"}
+
+
+def test_the_deviation_of_seeds_is_that_of_a_sample():
+    assert mean_and_deviation([0.5, 0.7]) == "0.6000 ± 0.1414"  # √(2 · 0.1² / 1)
+
+
+def test_ids_of_other_reviews_than_those_that_were_scored_are_refused(three_runs):
+    runs = [Run.open("runs/a@42"), Run.open("runs/b")]
+    with pytest.raises(ValueError, match="--out: 59 test reviews were read, 60 were scored"):
+        flips(runs, ["x"] * 59, ("negative", "positive"))
+    assert flips(runs, [], ("negative", "positive"))[0].startswith("position,id,label,a@42,b\n")

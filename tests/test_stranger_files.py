@@ -396,6 +396,8 @@ def test_labels_of_one_kind_are_named(tmp_path: Path, capsys: pytest.CaptureFixt
     path = write_table(tmp_path / "stars.csv", [[f"film {n}", "1.0"] for n in range(5)], ("text", "label"))
     assert load_table(path, Source(), ("negative", "positive"))[0]["sentiment"].tolist() == [1] * 5
     assert "all labels are 1, which is read as positive; is it a number of stars?" in capsys.readouterr().out
+    load_table(write_table(tmp_path / "one.csv", [["a film", "1"]], ("text", "label")), Source())
+    assert capsys.readouterr().out == ""
 
 
 def test_a_title_of_two_lines_is_named_by_one(tmp_path: Path):

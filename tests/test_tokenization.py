@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 import train
 from data.demo import reviews
 from data.imdb import load_reviews
-from data.sentencepiece import UnigramModel, read_fields
+from data.sentencepiece import UnigramModel, read_fields, read_varint
 from data.spm_segmenter import SpmSegmenter
 from data.tokenization import Tokenizer, load_tokenizer, split_into_chunks, train_tokenizer, truncate_ids
 
@@ -138,6 +138,12 @@ def test_protobuf_fields_are_read_and_a_cut_message_is_refused():
     for size in (1, 2, 4, 6, len(message) - 1):
         with pytest.raises(ValueError, match="cut short"):
             list(read_fields(message[:size]))
+
+
+def test_a_number_of_more_than_ten_bytes_is_no_protobuf():
+    assert read_varint(b"\xff" * 9 + b"\x01", 0) == (2**64 - 1, 10)
+    with pytest.raises(IndexError):
+        read_varint(b"\xff" * 10 + b"\x01", 0)
 
 
 @pytest.mark.slow

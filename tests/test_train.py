@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from contextlib import nullcontext
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -17,12 +18,12 @@ import train
 from data import runs
 from data.batches import Batch
 from data.checked import read_json
-from data.errors import clean_exit
+from data.errors import NotFinite, clean_exit
 from data.flags import field_names
 from data.hub import LINEAR
 from data.meter import Meter, step_loss
-from data.options import Settings
-from data.resolve import find_data, repeats_batches, resolve
+from data.options import Options, Settings
+from data.resolve import absolute_paths, find_data, repeats_batches, resolve
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from eval import main as evaluate
@@ -592,3 +593,42 @@ def test_the_precision_of_the_built_in_reviews_is_that_of_the_machine(small_run,
     config = read_json(tmp_path / "runs/small/config.json")
     assert config["options"]["precision"] == "fp32"
     assert config["machine"].endswith("float32")
+
+
+def test_a_run_records_files_and_folders_by_absolute_paths(tmp_path, monkeypatch):
+    """Hub ids stay as they are, and so do the words that name no folder, also beside a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("here", "none", "builtin"):
+        (tmp_path / name).mkdir()
+    names = ("weights", "base", "word_vectors", "train", "validation", "test")
+    found = absolute_paths(dataclasses.replace(Options(), **dict.fromkeys(names, "here")))
+    assert {getattr(found, name) for name in names} == {str(tmp_path / "here")}
+    for words in ({"weights": "none"}, {"weights": "builtin"}, {"weights": "name/model"}, {"word_vectors": "none"}):
+        assert absolute_paths(options := dataclasses.replace(Options(), **words)) == options
+
+
+def test_of_several_losses_that_are_not_finite_the_first_is_named():
+    """All passes are computed before."""
+    w, computed = torch.ones((), requires_grad=True), []
+
+    def batch(row: int) -> SimpleNamespace:
+        made = SimpleNamespace(rows=torch.tensor([row]), total=1, counted=False)
+        made.to = lambda device: made
+        return made
+
+    def objective(model, batch, options):
+        computed.append(batch.rows.item())
+        return w * (float("nan") if computed[-1] % 2 else 1.0), {}
+
+    t = SimpleNamespace(
+        entry=SimpleNamespace(additive=False, objective=objective),
+        model=SimpleNamespace(),
+        settings=SimpleNamespace(objective=None),
+        machine=SimpleNamespace(device="cpu", autocast=nullcontext),
+        scaler=SimpleNamespace(scale=lambda loss: loss),
+        interrupt=SimpleNamespace(check=lambda: None),
+    )
+    with pytest.raises(NotFinite) as found:
+        train.gradient(t, [batch(row) for row in range(4)], 4)
+    assert found.value.rows == [1]
+    assert computed == [0, 1, 2, 3]

@@ -142,6 +142,9 @@ def test_the_result_counts_what_was_trained(gradual, tmp_path):
     model = load_pretrained(run / "best")
     counts = {name: p.numel() for name, p in model.named_parameters() if depth(model, name) >= L}
     assert read_json(run / "result.json")["parameters"]["trained"] == sum(counts.values())
+    (run / "result.json").unlink()  # the process ended before it was written
+    train.main(["--resume", str(run)])
+    assert read_json(run / "result.json")["parameters"]["trained"] == sum(counts.values())
 
 
 @pytest.mark.parametrize("step", [3, 11, 13])
