@@ -24,6 +24,9 @@ def test_starts_at_the_base_and_trains_the_biases_of_the_formula():
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert all(name.endswith("bias") or name.split(".")[0] in model.HEAD for name in trained)
     assert sum(trained.values()) == L * (7 * D + F) + D + HEAD
+    replaced = model.adapter["replaced"]
+    assert len(replaced) == L * 8 + 1  # those of the head are the head's
+    assert not any(name.split(".")[0] in model.HEAD for name in replaced)
 
 
 def test_the_gradient_of_a_bias_is_the_sum_of_those_of_its_outputs():

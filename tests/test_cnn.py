@@ -6,6 +6,7 @@ from conftest import tiny, token_batch
 
 from nn.cnn import CNN, CNNConfig, Conv1d, parse_widths
 from nn.cnn_lstm import CNNLSTM, CNNLSTMConfig
+from nn.regions import RegionEmbedding
 
 B, T, E, FILTERS, K = 2, 7, 5, 3, 4
 
@@ -31,6 +32,14 @@ def test_convolutions_start_as_glorot_and_bengio():
     weight = Conv1d(input_size=300, filters=100, width=K).weight
     bound = (6 / (K * (300 + 100))) ** 0.5
     assert 0.99 * bound < weight.abs().max() <= bound
+
+
+def test_regions_start_small_and_at_padding_from_zero():
+    torch.manual_seed(0)
+    regions = RegionEmbedding(vocab_size=999, width=10, radius=2, pad_id=3)
+    assert regions.word.weight.abs().max().item() == pytest.approx(0.02, rel=1e-3)
+    assert not regions.word.weight[3].any()
+    assert not regions.bias.any()
 
 
 def test_features_are_the_maximum_over_all_windows():

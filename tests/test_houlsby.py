@@ -35,6 +35,25 @@ def test_equals_the_equation_with_gradients():
         torch.testing.assert_close(parameter.grad, other.grad, **EXACT)
 
 
+def test_a_bottleneck_of_fp32_follows_a_layer_of_bf16():
+    layer = AdapterLinear(Linear(3, 7).bfloat16(), 2)
+    for parameter in (layer.down, layer.down_bias, layer.up, layer.up_bias):
+        parameter.data = torch.randn(parameter.shape)
+    assert layer(torch.randn(4, 3).bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_bottleneck_without_a_unit_is_refused():
+    with pytest.raises(ValueError, match="adapter_size 0 must be at least 1"):
+        AdapterLinear(Linear(3, 7), 0)
+
+
+def test_the_norm_of_a_head_belongs_to_the_head():
+    model = apply(tiny("modernbert"), "houlsby", adapter_size=M)
+    replaced = model.adapter["replaced"]
+    assert any(name.startswith("layers.") for name in replaced)
+    assert not any(name.split(".")[0] in model.HEAD for name in replaced)
+
+
 def test_starts_at_the_base_with_the_parameters_of_the_formula():
     model, batch = tiny("bert").eval(), token_batch([7, 4])
     before = model(*batch)
