@@ -119,6 +119,12 @@ def test_compare_is_a_table_with_learning_curves(small_run, tmp_path, monkeypatc
         evaluate(["--compare", f"{tmp_path}/runs/small", "--plot", "curves.svg"])
 
 
+def test_rows_of_an_earlier_version_are_compared(capsys):
+    """They have options that no longer exist."""
+    evaluate(["--compare", "cnn-rdrop", "cnn-average"])
+    assert "\ncnn-rdrop - cnn-average: cnn-rdrop kept no predictions of its test reviews\n" in capsys.readouterr().out
+
+
 def test_a_network_over_words_answers_and_predicts_like_an_encoder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = "--model attention_lstm --data demo --train-reviews 400 --epochs 1 --name words"
