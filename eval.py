@@ -395,9 +395,8 @@ def compare(options: Options, emit: Emit) -> None:
     for run in (run for run in runs if names.count(run.name) > 1):
         run.name = str(run.folder)
     print(comparison(runs))
-    pretraining = [name for name, entry in OBJECTIVES.items() if entry.pretraining]
-    for run in (run for run in runs if run.config["options"].get("loss") in pretraining):  # of any version
-        print(f"note: {run.name} is a pretraining: its accuracies are those of its own task, not of reviews")
+    for run in (run for run in runs if is_pretraining(run, TABLES)):
+        print(f"note: {run.name} was pretraining: its accuracies are those of its own task, not of reviews")
     for line in significance(runs):
         print(line)
     if options.plot:

@@ -222,13 +222,13 @@ def load_classifier(sources: Sequence[str], machine: Machine, tables: Tables) ->
 
 
 def is_pretraining(run: Run, tables: Tables) -> bool:
-    """Returns whether a run was pretraining, which leaves no classifier."""
-    return tables.objectives[recorded_settings(run, tables).options.loss].pretraining
+    """Returns whether a run, of any version, was pretraining, which leaves no classifier."""
+    return run.config["options"].get("loss") in [name for name, entry in tables.objectives.items() if entry.pretraining]
 
 
 def check_classifier(run: Run, tables: Tables) -> None:
     """Raises ValueError for a run that was pretraining."""
+    model = recorded_settings(run, tables).options.model
     if is_pretraining(run, tables):
-        model = recorded_settings(run, tables).options.model
         way_out = f"train.py --model {model} --weights {in_shell(run.best)} adds one"
         raise ValueError(f"{run.folder} was pretrained and has no classifier; {way_out}")

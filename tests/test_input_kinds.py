@@ -6,7 +6,6 @@ from conftest import adapt, tiny, token_batch
 
 import peft
 from losses.margin import margin_loss
-from losses.mixed import AdversarialOptions, prepare
 from nn.quant import int8_product
 
 
@@ -44,8 +43,3 @@ def test_labels_of_the_margin_loss_may_be_int32():
 def test_outliers_of_float64_are_multiplied():
     x, q, s = torch.eye(3).double() * 9, torch.ones(2, 3, dtype=torch.int8), torch.ones(2).double()
     torch.testing.assert_close(int8_product(x, q, s), torch.full((3, 2), 9.0))
-
-
-def test_perturbations_need_fp32_weights():
-    with pytest.raises(ValueError, match="adversarial and mixed need fp32 weights"):
-        prepare(tiny("bert").bfloat16(), AdversarialOptions(), None)

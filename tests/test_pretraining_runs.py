@@ -122,7 +122,7 @@ def test_loss_falls_and_a_classifier_starts_from_it(model, objective, tmp_path, 
     assert "newly initialized: classifier" in capsys.readouterr().out
     evaluate(["--compare", f"{tmp_path}/pre {tmp_path}/fine"])
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
-    assert notes == ["note: pre is a pretraining: its accuracies are those of its own task, not of reviews"]
+    assert notes == ["note: pre was pretraining: its accuracies are those of its own task, not of reviews"]
 
 
 def test_pretraining_continues_from_a_classifier_of_any_classes(tmp_path):
