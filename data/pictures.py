@@ -4,6 +4,7 @@ data/row_pictures.py draws the published rows with it.
 """
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,10 +66,18 @@ class Point(NamedTuple):
     text: str
 
 
-def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
+class Line(NamedTuple):
+    """A horizontal line: its height in data units, and its name."""
+
+    y: float
+    text: str
+
+
+def label_points(figure: Any, axes: Any, points: Sequence[Point], line: Line | None = None) -> None:
     """Writes the texts beside the points, where neither a text nor a point is hidden. Earlier points go first.
 
-    A text without room is left out. Limits and scales of the axes must be final.
+    The name of the line goes before them, above or below the line, as far right as there is room. A text without room
+    is left out. Limits and scales of the axes must be final.
     """
     from matplotlib.transforms import Bbox
 
@@ -76,21 +85,30 @@ def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
     pixels, inside = axes.transData.transform([(point.x, point.y) for point in points]), axes.get_window_extent()
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels]
     taken += [text.get_window_extent() for text in axes.texts]
+
+    def write(text: str, at: tuple[float, float], offset: tuple[float, float], **place: Any) -> bool:
+        """Writes a text at a point plus an offset in points of 1/72 inch; returns False if there is no room."""
+        note = axes.annotate(text, at, offset, textcoords="offset points", fontsize=SMALL, **place)
+        note.set_in_layout(False)
+        box = note.get_window_extent()
+        inner = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+        if inner and not any(box.overlaps(other) for other in taken):
+            taken.append(box)
+            return True
+        note.remove()
+        return False
+
+    if line:
+        across, sides = axes.get_yaxis_transform(), (("bottom", 2), ("top", -2))
+        for end, (va, dy) in itertools.product(range(100, 0, -5), sides):
+            if write(line.text, (end / 100, line.y), (-2, dy), xycoords=across, ha="right", va=va):
+                break
     for point in (point for point in points if point.text):
         for dx, dy in ((7, 0), (-7, 0), (0, 8), (0, -8), (6, 7), (6, -7), (-6, 7), (-6, -7)):
             side = "center" if dx == 0 else "left" if dx > 0 else "right"
-            place = {"ha": side, "va": "center" if dy == 0 else "bottom" if dy > 0 else "top"}
-            offset = (dx, dy * 0.5)
-            text = axes.annotate(
-                point.text, (point.x, point.y), offset, textcoords="offset points", fontsize=SMALL, **place
-            )
-            text.set_in_layout(False)
-            box = text.get_window_extent()
-            inner = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if inner and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
+            va = "center" if dy == 0 else "bottom" if dy > 0 else "top"
+            if write(point.text, (point.x, point.y), (dx, dy * 0.5), ha=side, va=va):
                 break
-            text.remove()
 
 
 def write_figure(figure: Any, path: Path) -> None:

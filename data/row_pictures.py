@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from data.calibration import fit_temperature, log_probabilities, plot_reliability
 from data.checked import read_json
-from data.pictures import COLORS, SMALL, Point, error_axis, label_points, log_ticks, new_figure, save_picture
+from data.pictures import COLORS, Line, Point, error_axis, label_points, log_ticks, new_figure, save_picture
 from data.rows import RESULTS, PublishedRun, Row, best_by_model, published_rows
 from data.runs import ROOT
 from data.sentence_picture import draw_sentence
@@ -34,12 +34,13 @@ class Series(NamedTuple):
 
 SERIES = {
     "linear": Series("D", COLORS["black"], "linear model over n-grams"),
-    "words": Series("o", COLORS["orange"], "networks over words, from random numbers, GloVe or regions"),
+    "words": Series("o", COLORS["orange"], "networks over words, one run with labels"),
     "continued": Series("P", COLORS["purple"], "networks over words that continue another run"),
     "random": Series("X", COLORS["grey"], "DeBERTa, 3 layers, from random weights"),
     "builtin": Series("s", COLORS["blue"], "DeBERTa, 4 layers, from the built-in weights"),
     "minilm": Series("^", COLORS["vermillion"], "BERT, 6 layers, from MiniLM"),
-    "published": Series("v", COLORS["green"], "other published weights"),
+    "own": Series("v", COLORS["green"], "DeBERTa and BERT that start from another run"),
+    "published": Series("p", COLORS["yellow"], "other published weights"),
 }
 ENCODERS = ("bert", "distilbert", "roberta", "deberta", "electra", "xlm_roberta", "modernbert")
 
@@ -51,6 +52,8 @@ def series_of(row: Row) -> Series:
         return SERIES["linear"]
     if model not in ENCODERS:
         return SERIES["continued" if row.continues else "words"]
+    if weights.startswith("runs/"):
+        return SERIES["own"]
     return SERIES.get("random" if weights == "none" else weights, SERIES["published"])
 
 
@@ -87,14 +90,18 @@ def text_of(row: Row) -> str:
     return "" if row.options["model"] == LINEAR else row.name
 
 
+def line_of(rows: Sequence[Row]) -> Line | None:
+    """Returns the line of the linear model with the best validation accuracy: its error and its name."""
+    linear = [row for row in rows if row.options["model"] == LINEAR]
+    best = max(linear, key=lambda row: row.mean("validation"), default=None)
+    return best and Line(error(best), f"{best.name}, {100 - error(best):.1f} %")
+
+
 def draw_line(axes: Any, rows: Sequence[Row], vertical: bool = True) -> None:
-    """Draws the error of the linear model with the best validation accuracy as a line over the axis of accuracy."""
-    if linear := [row for row in rows if row.options["model"] == LINEAR]:
-        best = max(linear, key=lambda row: row.mean("validation"))
-        y, text = error(best), f"{best.name}, {100 - error(best):.1f} %"
-        (axes.axhline if vertical else axes.axvline)(y, color=COLORS["black"], linestyle="--", linewidth=0.9, zorder=1)
-        if vertical:
-            axes.text(0.995, y * 0.99, text, transform=axes.get_yaxis_transform(), ha="right", va="bottom", size=SMALL)
+    """Draws `line_of` over the axis of accuracy, without its name."""
+    if line := line_of(rows):
+        draw = axes.axhline if vertical else axes.axvline
+        draw(line.y, color=COLORS["black"], linestyle="--", linewidth=0.9, zorder=1)
 
 
 def add_legend(figure: Any, rows: Sequence[Row], columns: int = 2) -> None:
@@ -125,7 +132,8 @@ def draw_accuracy(path: Path, rows: Sequence[Row]) -> None:
         axes.grid(alpha=0.3)
     add_legend(figure, rows)
     for axes, members in zip(figure.axes, groups.values(), strict=True):
-        label_points(figure, axes, [Point(row.trained / 1e6, error(row), text_of(row)) for row in members])
+        points = [Point(row.trained / 1e6, error(row), text_of(row)) for row in members]
+        label_points(figure, axes, points, line_of(members))
     save_picture(figure, path)
 
 
@@ -182,7 +190,7 @@ def draw_minutes(path: Path, rows: Sequence[Row]) -> None:
     for axes, name in zip(figure.axes, names, strict=True):
         first = {row.name: x for row, x, _ in reversed(runs[name])}  # one text for all seeds
         points = [Point(x, y, text_of(row) if first[row.name] == x else "") for row, x, y in runs[name]]
-        label_points(figure, axes, points)
+        label_points(figure, axes, points, line_of(members))
     save_picture(figure, path)
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from data.checked import read_json
 from data.files import write_json
-from data.pictures import Point, label_points, new_figure
-from data.row_pictures import draw_labels, panels, processor, training_data, write_pictures
+from data.pictures import Line, Point, label_points, new_figure
+from data.row_pictures import SERIES, draw_labels, panels, processor, series_of, training_data, write_pictures
 from data.rows import OTHER_RESULTS, RESULTS, open_runs, publish, published_rows
 from data.runs import ROOT, Run
 from data.tables import (
@@ -256,15 +256,33 @@ def test_rows_share_a_panel_only_with_the_same_training_data(tmp_path: Path):
     }
 
 
+@pytest.mark.parametrize(
+    ("model", "weights", "series"),
+    [
+        ("nb_linear", "none", "linear"),
+        ("gru", "none", "words"),
+        ("gru", "runs/before/best", "continued"),
+        ("deberta", "none", "random"),
+        ("deberta", "builtin", "builtin"),
+        ("bert", "minilm", "minilm"),
+        ("deberta", "runs/before/best", "own"),
+        ("bert", "google-bert/bert-base-uncased", "published"),
+    ],
+)
+def test_a_row_is_drawn_by_its_model_and_its_start(tmp_path: Path, model: str, weights: str, series: str):
+    write_result(tmp_path, "row", model=model, weights=weights)
+    assert series_of(published_rows(tmp_path)[0]) == SERIES[series]
+
+
 def test_texts_beside_points_hide_neither_texts_nor_points():
     figure = new_figure(width=3, height=3)
     axes = figure.subplots()
     axes.set(xlim=(0, 10), ylim=(0, 10))
     points = [Point(5 + 0.3 * i, 5.0, f"point {i}") for i in range(8)] + [Point(9.9, 0.1, "corner"), Point(1, 9, "")]
-    label_points(figure, axes, points)
-    assert {text.get_text() for text in axes.texts} >= {"point 0", "corner"}
+    label_points(figure, axes, points, Line(5.0, "line"))
+    assert {text.get_text() for text in axes.texts} >= {"point 0", "corner", "line"}
     boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) < 9  # without room a text is left out
+    assert len(boxes) < 10  # without room a text is left out
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
     for x, y in axes.transData.transform([point[:2] for point in points]):
         assert not any(box.contains(x, y) for box in boxes)
