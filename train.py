@@ -125,6 +125,7 @@ def prepare_training(
         average=Average(trainable, options.average),
         trainable=trainable,
         gradient_sum=GradientSum([] if is_sharded(model) else trainable),  # FSDP2 sums gradients itself
+        keeps_last=entry.pretraining or options.train_on_validation,
     )  # fmt: skip
     ranks.seed_dropout(options.seed)
     training.load()
@@ -184,7 +185,7 @@ def initialize_words(
 
 
 def train(t: Training) -> None:
-    """Trains, and keeps the best epoch by validation accuracy in best/ (for pretraining: the last)."""
+    """Trains, and keeps the best epoch by validation accuracy in best/, or the last (Training.keeps_last)."""
     options, progress = t.settings.options, t.progress
     steps = steps_of_epochs(t.corpus, options)
     total = sum(steps)
@@ -317,24 +318,25 @@ def finish_epoch(t: Training) -> None:
     with t.average.applied():
         found, logits = validate(t)
         release(t.model)
-        if not math.isfinite(found["loss"]):
+        if found and not math.isfinite(found["loss"]):
             ranks.fail(Diverged(f"the held-out loss is {found['loss']} after {name}; best/ is as before"))
         shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
-        better = t.entry.pretraining or shown["acc"] > progress.best
+        better = t.keeps_last or shown["acc"] > progress.best
         if better:
             with gathered(t.model):
                 if ranks.is_first():
                     save_best(t)
             if logits is not None and ranks.is_first():
                 t.run.save_probabilities("validation", softmax(logits), t.held_out.labels)
-            progress.best, progress.best_epoch, progress.validation = shown["acc"], progress.epoch + 1, found
+            progress.best = shown.get("acc", progress.best)
+            progress.best_epoch, progress.validation = progress.epoch + 1, found
     record = t.meter.of_all_ranks().record() | {f"val_{key}": value for key, value in shown.items()}
     record |= {"seconds": round(t.meter.total(), 1)}
     if ranks.is_first():
         t.run.log("epoch", epoch=progress.epoch + 1, **record)
     digits = {key: ",.0f" if value >= 10_000 else ",.4g" for key, value in record.items()}
     line = ", ".join(f"{key} {value:{digits[key]}}" for key, value in record.items())
-    print(f"{name}: {line}" + (", saved" if t.entry.pretraining else ", best" if better else ""))
+    print(f"{name}: {line}" + (", saved" if t.keeps_last else ", best" if better else ""))
     progress.history = [*progress.history, {"epoch": progress.epoch + 1, **record}]
     progress.epoch, progress.step = progress.epoch + 1, 0
     t.meter.reset()
@@ -344,7 +346,12 @@ def finish_epoch(t: Training) -> None:
 
 
 def validate(t: Training) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Returns the metrics of held-out data, and the logits except in pretraining. Warns of classes never predicted."""
+    """Returns the metrics of held-out data, and the logits except in pretraining. Warns of classes never predicted.
+
+    The metrics are {} with --train-on-validation, which holds out none.
+    """
+    if not len(t.held_out):
+        return {}, None
     if t.entry.pretraining:
         seed, options = derive_seed(t.settings.options.seed, "held out"), t.settings.objective
         found = held_out_loss(t.model, t.held_out, t.entry.objective, options, t.machine, seed, t.interrupt.check)
@@ -403,7 +410,8 @@ def finish(t: Training) -> None:
     }
     pretraining = t.entry.pretraining
     if not pretraining:
-        print_metrics("validation", result["validation"], t.splits.labels)
+        if progress.validation:
+            print_metrics("validation", progress.validation, t.splits.labels)
         result |= test_scores(t)
     result["peak_memory_bytes"] = peak_memory(t.machine.device)
     if ranks.is_first():

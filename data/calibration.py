@@ -174,8 +174,9 @@ def describe_threshold(name: str, probabilities: np.ndarray, labels: np.ndarray,
 def validation_of(run: Run) -> Predictions:
     """Returns the kept predictions of the validation reviews. Raises ValueError if there are none."""
     if (kept := run.predictions("validation")) is None:
-        raise ValueError(
-            f"{run.folder} kept no probabilities of its validation reviews, from which a temperature or a threshold is "
-            "computed"
+        trained = run.config.get("options", {}).get("train_on_validation", False)
+        found = (
+            "was trained on its validation reviews" if trained else "kept no probabilities of its validation reviews"
         )
+        raise ValueError(f"{run.folder} {found}, from which a temperature or a threshold is computed")
     return kept

@@ -22,11 +22,11 @@ from data.labels import SENTIMENT
 from data.metrics import mean_and_deviation, shown
 from data.options import Options
 from data.readers import SPLIT_NAMES
-from data.runs import Run
+from data.runs import Run, is_supervised
 from data.significance import bootstrap_interval, mcnemar
 
 IGNORED = ("seed", "name", "runs", "resume", "device", "save_minutes")  # options that do not make another experiment
-SPLIT = ("train_reviews", "validation_reviews", "test_reviews", "validation", "test")
+SPLIT = ("train_reviews", "validation_reviews", "test_reviews", "train_on_validation", "validation", "test")
 TRUNCATION = ("max_length", "truncate", "window_stride", "window_pooling")
 
 
@@ -227,7 +227,7 @@ def sound(runs: Sequence[Run]) -> Iterator[None]:
 def significance(runs: Sequence[Run]) -> list[str]:
     """Returns the lines after the table of `eval.py --compare`: warnings, seeds, differences, ensemble."""
     with sound(runs):
-        finished = [run for run in runs if "accuracy" in ((run.result or {}).get("validation") or ())]
+        finished = [run for run in runs if run.result is not None and is_supervised(run.result)]
         found, warnings = entries(finished)
         finished = [run for entry in found for run in entry.runs]
         pairs = list(itertools.combinations(found, 2))

@@ -19,6 +19,9 @@ def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_ow
     trained: the run's options.  source: how the folder was read.  read_own: reads the run's own reviews. Raises
     ValueError if validation reviews are split from reviews that the run trained on as a whole.
     """
+    has_own = any(is_named_after(Path(path).name, "validation") for path in splits.files)
+    if trained.train_on_validation:
+        return without_trained(run, splits, has_own, read_own)
     recorded = run.config.get("files", {})
 
     def is_part(path: str, part: str) -> bool:
@@ -28,7 +31,6 @@ def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_ow
             named and os.path.realpath(path) == os.path.realpath(named)
         )
 
-    has_own = any(is_named_after(Path(path).name, "validation") for path in splits.files)
     of_run = {part: {d for path, d in recorded.items() if is_part(path, part)} for part in ("validation", "test")}
     whole = {*recorded.values()} - of_run["validation"] - of_run["test"]
     divided = {path: d for path, d in splits.files.items() if not is_named_after(Path(path).name, "test")}

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from data import Source, Splits, load_splits
 from data.flags import check_choice, field_names, flag, option, pick_fields
 from data.labels import UNKNOWN
@@ -92,6 +94,11 @@ class Options:
     train_reviews: int = option(0, "data", "train on this many reviews of the training split; 0: all")
     validation_reviews: int = option(0, "data", "select the best epoch by this many validation reviews; 0: all")
     test_reviews: int = option(0, "data", "score this many test reviews; 0: all")
+    train_on_validation: bool = option(
+        False,
+        "data",
+        "train on the validation reviews too, and keep the last epoch: for a run with settings chosen before",
+    )
     max_length: int = option(256, "data", "maximum number of tokens of a review, including [CLS] and [SEP]")
     truncate: str = option(
         "head",
@@ -240,9 +247,13 @@ def read_splits(
     pretraining: texts without labels.  with_unlabelled: reads unlabelled reviews as well.
     """
     source = source_of(options)
-    splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled)
+    split = not options.train_on_validation
+    splits = load_texts(source, cache) if pretraining else load_splits(source, cache, with_unlabelled, split=split)
     if splits.shards is not None and (options.train_reviews or options.validation_reviews):
         raise ValueError("--train-reviews and --validation-reviews are for reviews in memory; name fewer shards")
+    if options.train_on_validation and len(splits.validation):  # of a file
+        train = pd.concat([splits.train, splits.validation], ignore_index=True)
+        splits = splits._replace(train=train, validation=splits.validation[:0])
     seeds = {"train": options.seed, "validation": 42, "test": 42}  # all seeds are scored on the same reviews
     for part, seed in seeds.items():
         if count := getattr(options, f"{part}_reviews"):

@@ -212,7 +212,7 @@ def repeats_batches(options: Options) -> bool:
     run = Run.of_weights(options.weights)
     before = run.config.get("options", {}) if run is not None else {}
     same = (
-        "seed", "data", "train", "validation", "train_reviews", "truncate", "max_length", "batch_size",
-        "tokens_per_batch",
+        "seed", "data", "train", "validation", "train_reviews", "train_on_validation", "truncate", "max_length",
+        "batch_size", "tokens_per_batch",
     )  # fmt: skip
     return bool(before) and all(before.get(name, getattr(Options, name)) == getattr(options, name) for name in same)

@@ -347,7 +347,7 @@ def draw_speed(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def write_pictures(folder: Path = RESULTS / "pictures") -> None:
     """Draws all pictures of the READMEs."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows, best = published_rows(), list(best_by_model().values())
+    rows, best = [row for row in published_rows() if row.holds_out], list(best_by_model().values())
     draw_accuracy(folder / "accuracy", rows)
     draw_ranking(folder / "rows", rows)
     draw_minutes(folder / "minutes", rows)

@@ -18,7 +18,7 @@ import torch
 from data.checked import read_json, read_object
 from data.files import write_json, write_tensors, write_text
 from data.kept_predictions import LEVELS, Predictions, read_predictions
-from data.runs import ROOT, Run
+from data.runs import ROOT, Run, is_supervised
 
 RESULTS = ROOT / "data" / "results"
 OTHER_RESULTS = ("box", "mutation", "reliability", "ranks", "sentence")  # measurements that are no runs
@@ -33,7 +33,7 @@ def publish(folder: str, row: str) -> Path:
     run = Run.open(folder)
     if run.result is None:
         raise ValueError(f"{folder} is not finished: it has no result.json")
-    if "accuracy" not in run.result.get("validation", ()):
+    if not is_supervised(run.result):
         raise ValueError(f"{folder} is a pretraining run; publish its numbers in the card of the weights")
     result = json.dumps({"row": row, **pretraining_of(run), **run.result})
     write_json(RESULTS / f"{row}.json", json.loads(without_folders(result, run)))
@@ -59,7 +59,7 @@ def pretraining_of(run: Run) -> dict[str, Any]:
     """Returns {"pretraining": {"loss", "command", …}} if a run starts from a pretraining run, else {}."""
     origin = Run.of_weights(run.config["options"].get("weights", "none"))
     before = None if origin is None else origin.result
-    if before is None or "accuracy" in before.get("validation", ()):
+    if before is None or is_supervised(before):
         return {}
     facts = {name: before[name] for name in ("command", "commit", "dirty", "machine", "seconds")}
     return {"pretraining": {"loss": before["options"]["loss"], "validation": before["validation"], **facts}}
@@ -164,6 +164,11 @@ class Row(NamedTuple):
         """Returns the accuracy of each seed on `validation` or `test`."""
         return [result[split]["accuracy"] for result in self.results if result.get(split)]
 
+    @property
+    def holds_out(self) -> bool:
+        """Returns whether it has validation reviews: rows are chosen and compared among those that have."""
+        return not self.options.get("train_on_validation", False)
+
     def mean(self, split: str) -> float:
         """Returns the mean accuracy of all seeds."""
         return statistics.mean(self.accuracies(split))
@@ -200,12 +205,12 @@ def rows_before(name: str, rows: dict[str, list[dict[str, Any]]]) -> Iterator[Ro
 def best_by_model(folder: Path = RESULTS) -> dict[str, Row]:
     """Returns the row with the highest validation accuracy of each model, the best test accuracy first.
 
-    Only rows that scored all test reviews take part, and of those that continue a run with labels only the ones whose
-    training is published from its start.
+    Only rows with validation reviews that scored all test reviews take part, and of those that continue a run with
+    labels only the ones whose training is published from its start.
     """
     best: dict[str, Row] = {}
     for row in published_rows(folder):
-        if row.full_test and not (row, *row.before)[-1].continues:
+        if row.full_test and row.holds_out and not (row, *row.before)[-1].continues:
             model = row.options["model"]
             best[model] = max(best.get(model, row), row, key=lambda row: row.mean("validation"))
     return dict(sorted(best.items(), key=lambda item: -item[1].mean("test")))

@@ -125,6 +125,12 @@ def read_progress(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return progress
 
 
+def is_supervised(result: dict[str, Any]) -> bool:
+    """Returns whether a finished run learned from labels: it has a validation accuracy, or no validation reviews."""
+    without = result.get("options", {}).get("train_on_validation", False)
+    return without or "accuracy" in (result.get("validation") or ())
+
+
 class Run:
     """Reads and writes a run folder.
 

@@ -9,6 +9,7 @@ part of a row's name before the first dash), `<!-- models -->` opens the table w
 `<!-- calibration -->` the one of the rows that keep their predictions.
 """
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -70,9 +71,9 @@ def comparison_row(run: Run) -> tuple[str, ...]:
         if not has_type(test, float | None):
             raise ValueError(f"test accuracy {test!r} is no number")
     with reading(run.log_file, "the log of a run", "restore it (--resume does so), or leave the run out"):
-        curve = [event["val_acc"] for event in history]
+        curve = [] if options.get("train_on_validation") else [event["val_acc"] for event in history]
         best = result.get("best_epoch")  # older versions did not record it
-        kept = max(curve, default=0.0) if best is None else curve[best - 1]
+        kept = max(curve, default=0.0) if best is None or not curve else curve[best - 1]
         minutes = f"{history[-1]['seconds'] / 60:.0f}" if history else "-"
     return (
         run.name,
@@ -105,7 +106,7 @@ def draw_curves(runs: Iterable[Run], path: Path) -> None:
     for run in runs:
         history = epochs(run)
         numbers = [event["epoch"] for event in history]
-        (line,) = axes.plot(numbers, [event["val_acc"] for event in history], marker="o")
+        (line,) = axes.plot(numbers, [event.get("val_acc", math.nan) for event in history], marker="o")
         axes.plot(numbers, [event["train_acc"] for event in history], linestyle="--", color=line.get_color())
         lines.append(line)
         names.append(run.name)

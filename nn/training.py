@@ -38,8 +38,8 @@ from nn.sharding import is_sharded, rows_like, whole, whole_tensors
 
 # options that determine the examples of each step, the number of steps, and the tensors of a saved state
 FIXED = (
-    "model", "peft", "loss", "train_reviews", "max_length", "truncate", "epochs", "batch_size", "tokens_per_batch",
-    "accumulation", "average", "unfreeze", "seed",
+    "model", "peft", "loss", "train_reviews", "train_on_validation", "max_length", "truncate", "epochs", "batch_size",
+    "tokens_per_batch", "accumulation", "average", "unfreeze", "seed",
 )  # fmt: skip
 Pass = tuple[Batch, Tensor, dict[str, Tensor]]  # of one forward pass: batch, loss, values of its predictions by name
 
@@ -105,6 +105,7 @@ class Training:
     average: Average
     trainable: list[Parameter]
     gradient_sum: GradientSum
+    keeps_last: bool  # whether best/ is the last epoch, not the one with the best validation accuracy
     before: dict[str, Tensor] = field(default_factory=dict)  # the random state before the step
     never: list[str] = field(default_factory=list)  # the labels that the last warning names as never predicted
     progress: Progress = field(default_factory=Progress)

@@ -53,10 +53,10 @@ def demo_splits() -> Splits:
     return load_splits(Source("demo"))
 
 
-def quick_splits(source: Source, *arguments: Any) -> Splits:
+def quick_splits(source: Source, *arguments: Any, split: bool = True) -> Splits:
     """Returns `load_splits` of a source; the built-in reviews are read and split once."""
-    if source != Source("demo"):
-        return load_splits(source, *arguments)
+    if source != Source("demo") or not split:
+        return load_splits(source, *arguments, split=split)
     splits = demo_splits()
     parts = {part: getattr(splits, part).copy() for part in ("train", "validation", "test", "files")}
     return splits._replace(**parts)
