@@ -1,5 +1,5 @@
-"""Writes word vectors into a model's embedding table. The vectors come from a file, from the embedding table of an
-encoder's checkpoint, or from GloVe training on the run's reviews (data/glove.py).
+"""Writes word vectors into a model's embedding table. The vectors come from a file, from the embedding table of a
+checkpoint, or from GloVe training on the run's reviews (data/glove.py).
 
     e_w = s · (v_w - μ) Σ^(-1/2)        cf. Mu & Viswanath 2018, arXiv 1702.01417
 
@@ -29,9 +29,10 @@ SMALLEST_VARIANCE = 1e-9  # lower bound in `whitened`, relative to the largest v
 
 
 def checkpoint_vectors(source: str | Path, words: Iterable[str]) -> WordVectors:
-    """Computes the vectors of words from an encoder's embedding table: the mean of the rows of each word's subwords.
+    """Computes the vectors of words from the embedding table of a checkpoint: the mean of a word's rows of subwords.
 
-    source: a folder, or `builtin`. Words with unknown subwords are left out.
+    source: a folder, or `builtin`. Words that the tokenizer does not know are left out. In a network over words, a word
+    has one row.
     """
     embedding, tokenizer = load_pretrained(source).embeddings.word, load_tokenizer(source)
     table = embedding(torch.arange(embedding.num_embeddings)).detach()  # not its weight, which may be in 8 bits

@@ -420,6 +420,14 @@ def test_words_that_a_checkpoint_does_not_know_have_no_vector(tmp_path: Path):
     assert read_vectors(folder, ["film", "หนัง", "good"]).words == ["film", "good"]
 
 
+def test_a_word_has_its_row_in_the_checkpoint_of_a_network_over_words(tmp_path: Path):
+    folder = tiny_weights(tmp_path / "weights", "gru")
+    tokenizer, table = load_tokenizer(folder), load_pretrained(folder).embeddings.word.weight
+    words, vectors = read_vectors(folder, ["good", "หนัง", "film"])
+    assert words == ["good", "film"]
+    assert torch.equal(vectors, table[[tokenizer.vocabulary[word] for word in words]])
+
+
 def test_vectors_are_trained_on_all_reviews_except_those_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tokenizer = train_tokenizer("wordlevel", ["one two three four"], 20)
     model, seen = tiny("lstm", vocab_size=tokenizer.vocab_size), []
