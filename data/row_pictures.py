@@ -58,8 +58,8 @@ def series_of(row: Row) -> Series:
 
 
 def training_data(row: Row) -> str:
-    """Describes the training reviews of a row; "" for files of its own, which no other row has."""
-    if row.options.get("train"):
+    """Describes the training reviews of a row; "" if no other row has them: its own files, or all labelled reviews."""
+    if row.options.get("train") or not row.holds_out:
         return ""
     short = f" of at most {SHORT} tokens" if row.options["max_length"] <= SHORT else ""
     return f"{row.options['train_reviews'] or ALL_REVIEWS:,} training reviews{short}"
@@ -207,7 +207,7 @@ def draw_labels(path: Path, rows: Sequence[Row]) -> None:
 
     The left panel has texts of at most SHORT tokens; the right panel the best row of all reviews, with longer texts.
     """
-    plain = [row for row in rows if row.options["peft"] == "none" and row.options["loss"] == "ce"]
+    plain = [row for row in rows if row.options["peft"] == "none" and row.options["loss"] == "ce" and row.holds_out]
     few = [row for row in plain if row.options["max_length"] <= SHORT and row.group != "minilm5k"]
     full = sorted(next(iter(panels(plain).values())), key=lambda row: row.mean("validation"))
     figure = new_figure(width=7, height=4.2)
@@ -347,7 +347,7 @@ def draw_speed(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def write_pictures(folder: Path = RESULTS / "pictures") -> None:
     """Draws all pictures of the READMEs."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows, best = [row for row in published_rows() if row.holds_out], list(best_by_model().values())
+    rows, best = published_rows(), list(best_by_model().values())
     draw_accuracy(folder / "accuracy", rows)
     draw_ranking(folder / "rows", rows)
     draw_minutes(folder / "minutes", rows)
