@@ -179,7 +179,9 @@ def evaluate_folder(
         if options.data == "demo":
             print(f"{name} by kind: " + accuracy_by_kind(frame["id"], logits.argmax(1) == truth))
         last = (name, frame, logits)
-    if last is not None and not isinstance(scorer, Ensemble):
+    if last is None:
+        refuse_mistakes(options)
+    elif not isinstance(scorer, Ensemble):
         list_mistakes(options, emit, scorer, *last)
 
 
@@ -237,11 +239,18 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
             print(describe_threshold(name, softmax(logits), corpus.labels, threshold))
         last = (name, frame, logits, corpus)
     if last is None:
+        refuse_mistakes(options)
         return
     if options.plot and temperature is not None:
         draw_reliability(softmax(last[2]), last[3].labels, temperature, Path(options.plot))
         print(f"{options.plot}: reliability on the {last[0]} reviews")
     list_mistakes(options, emit, scorer, *last)
+
+
+def refuse_mistakes(options: Options) -> None:
+    """Raises ValueError if mistakes are asked for and no review has a label."""
+    if options.errors:
+        raise ValueError("--errors needs labelled reviews; name some: --data FILE")
 
 
 def list_mistakes(

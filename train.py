@@ -78,7 +78,7 @@ from nn.runtime import (
     tokens_per_pass,
 )
 from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release
-from nn.training import Pass, Training, attempt, clip, epoch_name
+from nn.training import Pass, Training, attempt, clip, epoch_name, norm_of
 from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import embedding_table, start_from_vectors
 from nn.words import WordClassifier
@@ -318,8 +318,9 @@ def finish_epoch(t: Training) -> None:
     with t.average.applied():
         found, logits = validate(t)
         release(t.model)
-        if found and not math.isfinite(found["loss"]):
-            ranks.fail(Diverged(f"the held-out loss is {found['loss']} after {name}; best/ is as before"))
+        if not math.isfinite(found["loss"] if found else norm_of(t.trainable)):
+            what = f"the held-out loss is {found['loss']}" if found else "the norm of the weights is not finite"
+            ranks.fail(Diverged(f"{what} after {name}; best/ is as before"))
         shown = {"loss": found["loss"], "acc": found["accuracy"]} if "accuracy" in found else found
         better = t.keeps_last or shown["acc"] > progress.best
         if better:

@@ -5,7 +5,6 @@ The runs of one experiment, which differ in the seed only, are one entry with a 
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,15 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import is_named_after
 from data.calibration import calibration
 from data.checked import listed, show
 from data.ensemble import ensemble_metrics, shared_labels
 from data.files import csv_text
+from data.held_out import files_of
 from data.labels import SENTIMENT
 from data.metrics import mean_and_deviation, shown
 from data.options import Options
-from data.readers import SPLIT_NAMES
 from data.runs import Run, is_supervised
 from data.significance import bootstrap_interval, mcnemar
 
@@ -60,27 +58,6 @@ class Entry(NamedTuple):
 def seed_of(run: Run) -> int | None:
     """Returns the seed of a run."""
     return run.config["options"].get("seed")
-
-
-def files_of(run: Run) -> dict[str, str]:
-    """Returns the digests of the files of a run by their part: train, validation, test or unlabelled.
-
-    The part of a file follows from the options or its name; any other file is listed under its name.
-    """
-    options, files = run.config["options"], run.config.get("files", {})
-    flags = {"train": options.get("train") or options.get("data")}  # --data may name one file
-    flags |= {part: options.get(part) for part in ("validation", "test")}
-    by_path = {os.path.realpath(path): digest for path, digest in files.items()}
-    given = {part: real for part, path in flags.items() if path and (real := os.path.realpath(path)) in by_path}
-    parts = {part: by_path[real] for part, real in given.items()}
-    for path, digest in sorted(files.items()):
-        if os.path.realpath(path) in given.values():
-            continue
-        name = Path(path).name
-        named = (part for part in SPLIT_NAMES if is_named_after(name, part) and not options.get(part))
-        part = next(named, name)
-        parts[part] = parts.get(part, "") + digest  # numbered files are one part
-    return parts
 
 
 def same_data(first: Run, second: Run) -> bool:

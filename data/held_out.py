@@ -1,16 +1,71 @@
-"""Finds reviews of a data folder on which a run was trained: their score would be no measurement."""
+"""Finds reviews on which a run was trained: their score would be no measurement."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from data import Source, Splits, is_named_after
 from data.options import COLUMNS, Options
+from data.readers import SPLIT_NAMES
 from data.runs import Run
 
+HELD = ("test", "unlabelled")  # the files whose labels no run learns from
 DUPLICATES = 0.01  # share of the reviews of another folder that may be training reviews by chance
+
+
+def files_of(run: Run) -> dict[str, str]:
+    """Returns the digests of the files of a run by their part: train, validation, test or unlabelled.
+
+    The part of a file follows from the options or its name; any other file is listed under its name.
+    """
+    options, files = run.config["options"], run.config.get("files", {})
+    flags = {"train": options.get("train") or options.get("data")}  # --data may name one file
+    flags |= {part: options.get(part) for part in ("validation", "test")}
+    by_path = {os.path.realpath(path): digest for path, digest in files.items()}
+    given = {part: real for part, path in flags.items() if path and (real := os.path.realpath(path)) in by_path}
+    parts = {part: by_path[real] for part, real in given.items()}
+    for path, digest in sorted(files.items()):
+        if os.path.realpath(path) in given.values():
+            continue
+        name = Path(path).name
+        named = (part for part in SPLIT_NAMES if is_named_after(name, part) and not options.get(part))
+        part = next(named, name)
+        parts[part] = parts.get(part, "") + digest  # numbered files are one part
+    return parts
+
+
+def ancestors(weights: str) -> Iterator[Run]:
+    """Yields the run whose best model `weights` is, the run from whose best model that one started, and so on."""
+    seen: set[Path] = set()
+    while (run := Run.of_weights(weights)) is not None and run.folder not in seen:
+        seen.add(run.folder)
+        yield run
+        weights = run.config.get("options", {}).get("weights", "none")
+
+
+def learned_validation(run: Run, other: Run) -> bool:
+    """Returns whether `other` was trained on the validation reviews of `run` by --train-on-validation.
+
+    The digests of their files are compared.
+    """
+    if not other.config.get("options", {}).get("train_on_validation", False):
+        return False
+    mine, theirs = ({part: d for part, d in files_of(one).items() if part not in HELD} for one in (run, other))
+    validated = {mine["validation"]} if "validation" in mine else set(mine.values())
+    return not validated.isdisjoint(theirs.values())
+
+
+def check_start(run: Run) -> None:
+    """Raises ValueError if the weights of a run were trained on its validation reviews by --train-on-validation."""
+    options = run.config["options"]
+    if options.get("train_on_validation", False):
+        return
+    for before in ancestors(options["weights"]):
+        if learned_validation(run, before):
+            way_out = "add --train-on-validation, or name other reviews: --validation FILE"
+            raise ValueError(f"{before.folder} was trained on the validation reviews of this run; {way_out}")
 
 
 def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_own: Callable[[], Splits]) -> Splits:
@@ -19,9 +74,8 @@ def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_ow
     trained: the run's options.  source: how the folder was read.  read_own: reads the run's own reviews. Raises
     ValueError if validation reviews are split from reviews that the run trained on as a whole.
     """
-    has_own = any(is_named_after(Path(path).name, "validation") for path in splits.files)
     if trained.train_on_validation:
-        return without_trained(run, splits, has_own, read_own)
+        return without_trained(run, splits, False, read_own)
     recorded = run.config.get("files", {})
 
     def is_part(path: str, part: str) -> bool:
@@ -31,6 +85,7 @@ def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_ow
             named and os.path.realpath(path) == os.path.realpath(named)
         )
 
+    has_own = any(is_named_after(Path(path).name, "validation") for path in splits.files)
     of_run = {part: {d for path, d in recorded.items() if is_part(path, part)} for part in ("validation", "test")}
     whole = {*recorded.values()} - of_run["validation"] - of_run["test"]
     divided = {path: d for path, d in splits.files.items() if not is_named_after(Path(path).name, "test")}
@@ -53,9 +108,9 @@ def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_ow
 def without_trained(run: Run, splits: Splits, has_own: bool, read_own: Callable[[], Splits]) -> Splits:
     """Returns the splits of another folder, without validation reviews on which a run was trained.
 
-    has_own: whether the folder has a validation file, whose reviews stay, as those of a test file do. Texts are
-    compared, without quotes and white space; a share of DUPLICATES stays. Prints a warning if there are any, and if the
-    run's reviews cannot be read.
+    has_own: whether the folder has a validation file that was one when the run was trained: its reviews stay, as those
+    of a test file do. Texts are compared, without quotes and white space; a share of DUPLICATES stays. Prints a warning
+    if there are any, and if the run's reviews cannot be read.
     """
     if (trained := trained_texts(run, read_own)) is None:
         return splits

@@ -43,6 +43,8 @@ def publish(folder: str, row: str) -> Path:
             whole = {"probabilities": (kept.probabilities * LEVELS).round(), "labels": kept.labels}
             tensors = {name: torch.from_numpy(values.astype(np.uint8)) for name, values in whole.items()}
             write_tensors(RESULTS / f"{row}.{split}.safetensors", tensors)
+        else:
+            (RESULTS / f"{row}.{split}.safetensors").unlink(missing_ok=True)
     return RESULTS / f"{row}.json"
 
 
@@ -166,8 +168,11 @@ class Row(NamedTuple):
 
     @property
     def holds_out(self) -> bool:
-        """Returns whether it has validation reviews: rows are chosen and compared among those that have."""
-        return not self.options.get("train_on_validation", False)
+        """Returns whether its validation reviews were trained on neither by itself nor by a row that it continues.
+
+        Rows are chosen and compared among those of which this is true.
+        """
+        return not any(row.options.get("train_on_validation", False) for row in (self, *self.before))
 
     def mean(self, split: str) -> float:
         """Returns the mean accuracy of all seeds."""

@@ -2,13 +2,13 @@
 
 runs/<name>/config.json   options, origins, command, commit, versions, device, SHA-256 of data and frozen weights,
                           agents of torchrun (data/jobs.py)
-            log.jsonl     one event a line; `epoch` events contain train_acc and val_acc
+            log.jsonl     one event a line; `epoch` events contain train_acc and, if reviews were held out, val_acc
             tokenizer/    the tokenizer
-            best/         the model or adapter of the best epoch
+            best/         the model or adapter of the best epoch, or of the last if none were held out
             .best/EPOCH   the next best/, until the state of its epoch is saved
             state/        the state to resume from, and the one before it
             result.json   written when the run is finished: config.json, history and scores
-            validation.probabilities.safetensors, test.probabilities.safetensors    of the best epoch
+            validation.probabilities.safetensors, test.probabilities.safetensors    of best/
             calibration.json   the temperature fitted on the validation reviews, written by eval.py
             teacher.npy   logits of the teacher for the reviews of the training, with --loss distill
             .lock         locked while a process trains the run (data/locks.py)

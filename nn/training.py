@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn import Parameter
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from data import Splits, ranks
 from data.batches import Batch
@@ -156,6 +156,11 @@ class Training:
 def epoch_name(t: Training) -> str:
     """Returns the number of the epoch, as it is printed."""
     return f"epoch {t.progress.epoch + 1}/{t.settings.options.epochs}"
+
+
+def norm_of(parameters: list[Parameter]) -> float:
+    """Returns the norm of all parameters together. All ranks must call it."""
+    return whole(get_total_norm([p.detach() for p in parameters])).item()
 
 
 def clip(t: Training) -> None:

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
 from data.checked import read_json
+from data.errors import Diverged
 from data.rows import best_by_model, publish
 from data.runs import Run
 from data.tables import results_table
@@ -131,6 +133,62 @@ def test_its_training_reviews_are_not_scored_as_held_out_ones(runs: Path, capsys
     assert "warning: 10 of 10 validation reviews were training reviews of runs/final and are not scored" in out
 
 
+def test_a_validation_file_that_was_trained_on_is_not_scored(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "own.csv").rename(folder / "validation.csv")
+    run("final", "--train-on-validation", epochs=1)
+    evaluate(["--run", "runs/final", "--data", "."])
+    out = capsys.readouterr().out
+    assert "warning: 20 of 20 validation reviews were training reviews of runs/final and are not scored" in out
+    assert "validation: no labelled reviews to score" in out
+
+
+def test_mistakes_need_labelled_reviews(folder: Path):
+    pd.read_csv("test.csv")[["id", "review"]].to_csv("test.csv", index=False)
+    run("final", "--train-on-validation", epochs=1)
+    for data in ([], ["--data", "."]):
+        with pytest.raises(ValueError, match="--errors needs labelled reviews"):
+            evaluate(["--run", "runs/final", "--errors", "5", *data])
+
+
+def test_no_run_is_validated_by_reviews_that_its_weights_were_trained_on(runs: Path):
+    start = ["--model", "gru", "--data", ".", "--epochs", "1", "--seed", "43"]
+    train.main([*start, "--weights", "runs/final/best", "--validation", "own.csv", "--name", "other"])
+    problem = "runs/final was trained on the validation reviews of this run; add --train-on-validation"
+    for weights in ("final", "other"):  # also by a chain of runs
+        with pytest.raises(ValueError, match=problem):
+            train.main([*start, "--weights", f"runs/{weights}/best", "--seed", "44", "--name", "next"])
+    assert not Path("runs/next").exists()
+    train.main([*start, "--weights", "runs/final/best", "--train-on-validation", "--name", "next"])
+
+
+def test_a_teacher_that_was_trained_on_the_validation_reviews_is_named(runs: Path, capsys: pytest.CaptureFixture[str]):
+    warning = "warning: runs/final was trained on the validation reviews: their accuracy will be too high"
+    taught = ["--loss", "distill", "--teacher", str(runs / "runs/final")]
+    run("student", *taught, epochs=1)
+    assert warning.replace("runs/final", str(runs / "runs/final")) in capsys.readouterr().out
+    run("final-student", *taught, "--train-on-validation", epochs=1)
+    assert "was trained on the validation reviews" not in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_best(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    """The last step of the second epoch makes a weight infinite: no validation loss shows it."""
+    step, count = torch.optim.AdamW.step, iter(range(1, 100))
+
+    def broken(self, *arguments, **named):
+        step(self, *arguments, **named)
+        if next(count) == 14:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = torch.inf
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", broken)
+        with pytest.raises(
+            Diverged, match=r"the norm of the weights is not finite after epoch 2/2; best/ is as before"
+        ):
+            run("broken", "--train-on-validation")
+    best = load_file("runs/broken/best/model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in best.values() if tensor.is_floating_point())
+
+
 @pytest.mark.parametrize("arguments", [["--threshold", "validation"], ["--plot", "curve.svg"]])
 def test_what_needs_validation_reviews_is_refused(runs: Path, arguments: list[str]):
     with pytest.raises(ValueError, match="runs/final was trained on its validation reviews, from which a temperature"):
@@ -160,3 +218,5 @@ def test_a_published_row_is_no_candidate_for_the_best(runs: Path, monkeypatch: p
     lines = results_table(["gru"], results).splitlines()
     assert next(line for line in lines if line.startswith("| gru-final |")).split(" | ")[2] == "–"
     assert best_by_model(results)["gru"].name == "gru"
+    publish("runs/final", "gru")  # replaces it
+    assert not (results / "gru.validation.safetensors").exists()

@@ -250,6 +250,7 @@ def test_rows_share_a_panel_only_with_the_same_training_data(tmp_path: Path):
     write_result(tmp_path, "partly", test_reviews=2500, **usual)
     write_result(tmp_path, "own", train="mine.tsv", **usual)
     write_result(tmp_path, "all", train_on_validation=True, **usual)
+    write_result(tmp_path, "continued", weights="runs/all/best", **usual)
     assert {title: [row.name for row in rows] for title, rows in panels(published_rows(tmp_path)).items()} == {
         "20,000 training reviews": ["b", "a"],
         "5,000 training reviews": ["few"],
