@@ -36,6 +36,7 @@ from data.checksums import write_checksums
 from data.corpus import Corpus
 from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, is_closed_pipe, user_message
 from data.files import in_shell, write_json
+from data.held_out import check_start
 from data.hub import fetch_config, recorded_base
 from data.labels import SENTIMENT, UNKNOWN
 from data.meter import Progress, step_loss
@@ -84,7 +85,7 @@ from nn.vectors import embedding_table, start_from_vectors
 from nn.words import WordClassifier
 from peft import METHODS
 from peft.build import build_model
-from peft.classifier import Scorer, load_classifier
+from peft.classifier import Scorer, is_pretraining, load_classifier
 from peft.scoring import held_out_loss, score
 
 TABLES = Tables(MODELS, METHODS, OBJECTIVES)
@@ -481,6 +482,8 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
             with ranks.naming_lost_ranks():
                 kind = MODELS[options.model].tokenizer
                 splits = ranks.in_turn(lambda: read_data(options, run, entry.pretraining, unlabelled))
+                if not entry.pretraining:
+                    ranks.by_first(lambda: check_start(run, partial(is_pretraining, tables=TABLES)))
                 tokenizer = ranks.in_turn(lambda: prepare_tokenizer(options, run, splits, kind))
                 training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
                 train(training)

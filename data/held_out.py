@@ -11,7 +11,7 @@ from data.options import COLUMNS, Options
 from data.readers import SPLIT_NAMES
 from data.runs import Run
 
-HELD = ("test", "unlabelled")  # the files whose labels no run learns from
+UNTRAINED = ("test", "unlabelled")  # parts of whose labels no run learns
 DUPLICATES = 0.01  # share of the reviews of another folder that may be training reviews by chance
 
 
@@ -45,27 +45,34 @@ def ancestors(weights: str) -> Iterator[Run]:
         weights = run.config.get("options", {}).get("weights", "none")
 
 
-def learned_validation(run: Run, other: Run) -> bool:
-    """Returns whether `other` was trained on the validation reviews of `run` by --train-on-validation.
+def learned(run: Run, other: Run) -> set[str]:
+    """Returns which parts of the reviews of `run`, `validation` and `test`, hold reviews on which `other` was trained.
 
-    The digests of their files are compared.
+    The digests of their files are compared. Two runs that split the same file hold out the same reviews.
     """
-    if not other.config.get("options", {}).get("train_on_validation", False):
-        return False
-    mine, theirs = ({part: d for part, d in files_of(one).items() if part not in HELD} for one in (run, other))
-    validated = {mine["validation"]} if "validation" in mine else set(mine.values())
-    return not validated.isdisjoint(theirs.values())
+    mine, theirs = files_of(run), files_of(other)
+    blind = [one.config["options"].get("train_on_validation", False) for one in (run, other)]
+    held = UNTRAINED if blind[1] else (*UNTRAINED, "validation")
+    trained = {digest for part, digest in theirs.items() if part not in held}
+    found = {part for part in ("validation", "test") if mine.get(part) in trained}
+    own = {digest for part, digest in mine.items() if part not in UNTRAINED}  # of a run that splits its file
+    if "validation" not in mine and (blind[1] or "validation" in theirs) and own & trained:
+        found.add("validation")
+    return found - {"validation"} if blind[0] else found
 
 
-def check_start(run: Run) -> None:
-    """Raises ValueError if the weights of a run were trained on its validation reviews by --train-on-validation."""
-    options = run.config["options"]
-    if options.get("train_on_validation", False):
-        return
-    for before in ancestors(options["weights"]):
-        if learned_validation(run, before):
+def check_start(run: Run, without_labels: Callable[[Run], bool]) -> None:
+    """Raises ValueError if the weights of a run were trained on its validation reviews; prints a warning for its test.
+
+    without_labels: whether a run was pretraining
+    """
+    for before in ancestors(run.config["options"]["weights"]):
+        parts = set() if without_labels(before) else learned(run, before)
+        if "validation" in parts:
             way_out = "add --train-on-validation, or name other reviews: --validation FILE"
             raise ValueError(f"{before.folder} was trained on the validation reviews of this run; {way_out}")
+        if "test" in parts:
+            print(f"warning: {before.folder} was trained on the test reviews: their score will be no measurement")
 
 
 def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_own: Callable[[], Splits]) -> Splits:

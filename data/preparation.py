@@ -10,7 +10,6 @@ from data.checksums import check_checksums, write_checksums
 from data.corpus import Corpus, examples_of, warn_unknown
 from data.errors import interruptible
 from data.files import new_folder
-from data.held_out import check_start
 from data.labels import SENTIMENT, UNKNOWN
 from data.options import Options, Settings, read_splits, truncation_of
 from data.orders import Stream
@@ -50,7 +49,7 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
     """Reads the reviews, records their classes and files in the run, and prints their numbers and the duplicates.
 
     pretraining, unlabelled: whether the objective needs texts without labels, or unlabelled reviews as well. Raises
-    ValueError if these are missing, and if the weights were trained on the validation reviews.
+    ValueError if these are missing.
     """
     trains_vectors = options.word_vectors == "train" and options.weights == "none"
     try:
@@ -60,8 +59,6 @@ def read_data(options: Options, run: Run, pretraining: bool, unlabelled: bool) -
             raise
         raise FileNotFoundError(f"{error}; {run.folder} was trained on it: restore it there") from None
     run.record_data(splits.labels, splits.files)
-    if not pretraining:
-        check_start(run)
     frames = {name: frame for name, frame in splits._asdict().items() if name in FRAMES and len(frame)}
     if splits.shards is None:
         print("reviews: " + ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))

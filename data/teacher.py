@@ -12,7 +12,7 @@ from data import ranks
 from data.checksums import is_intact, seal_file
 from data.corpus import Corpus
 from data.files import replacing, user_path
-from data.held_out import learned_validation
+from data.held_out import learned
 from data.labels import SENTIMENT, comparable
 from data.runs import Run
 
@@ -51,10 +51,9 @@ def with_teacher(
     accuracy = np.mean((logits.argmax(1) == corpus.labels)[known])
     more = "" if known.all() else f"; {np.sum(~known):,} reviews have its logits alone"
     print(f"teacher: {name}, accuracy {accuracy:.4f} on the training reviews{more}")
-    runs = [Run.open(path) for path in map(user_path, sources) if (path / "log.jsonl").is_file()]
-    if not run.config["options"].get("train_on_validation", False):
-        for teacher in (other for other in runs if learned_validation(run, other)):
-            print(f"warning: {teacher.folder} was trained on the validation reviews: their accuracy will be too high")
+    for path in (path for path in map(user_path, sources) if (path / "log.jsonl").is_file()):
+        for part in sorted(learned(run, Run.open(path))):
+            print(f"warning: {path} was trained on the {part} reviews: their accuracy will be too high")
     return replace(corpus, teacher=logits)
 
 

@@ -151,14 +151,29 @@ def test_mistakes_need_labelled_reviews(folder: Path):
 
 
 def test_no_run_is_validated_by_reviews_that_its_weights_were_trained_on(runs: Path):
-    start = ["--model", "gru", "--data", ".", "--epochs", "1", "--seed", "43"]
-    train.main([*start, "--weights", "runs/final/best", "--validation", "own.csv", "--name", "other"])
+    start = ["--model", "gru", "--epochs", "1", "--seed", "43"]
+    train.main([*start, "--train", "own.csv", "--weights", "runs/final/best", "--name", "other"])
     problem = "runs/final was trained on the validation reviews of this run; add --train-on-validation"
     for weights in ("final", "other"):  # also by a chain of runs
         with pytest.raises(ValueError, match=problem):
-            train.main([*start, "--weights", f"runs/{weights}/best", "--seed", "44", "--name", "next"])
+            train.main([*start, "--data", ".", "--weights", f"runs/{weights}/best", "--name", "next"])
     assert not Path("runs/next").exists()
-    train.main([*start, "--weights", "runs/final/best", "--train-on-validation", "--name", "next"])
+    train.main([*start, "--data", ".", "--weights", "runs/final/best", "--train-on-validation", "--name", "next"])
+
+
+def test_no_run_splits_a_file_on_which_its_weights_were_trained_as_a_whole(folder: Path, capsys):
+    """The first run has a validation file, so that it was trained on all of train.csv."""
+    run("whole", "--validation", "own.csv", epochs=1)
+    start = ["--model", "gru", "--epochs", "1", "--seed", "43", "--weights", "runs/whole/best"]
+    problem = "runs/whole was trained on the validation reviews of this run"
+    with pytest.raises(ValueError, match=problem):
+        train.main([*start, "--data", "train.csv", "--name", "next"])
+    with pytest.raises(ValueError, match=problem):
+        train.main([*start, "--train", "own.csv", "--validation", "train.csv", "--name", "next"])
+    train.main([*start, "--data", ".", "--validation", "own.csv", "--name", "same"])
+    assert "was trained on" not in capsys.readouterr().out
+    train.main([*start, "--train", "own.csv", "--test", "train.csv", "--name", "other"])
+    assert "runs/whole was trained on the test reviews: their score will be no measurement" in capsys.readouterr().out
 
 
 def test_a_teacher_that_was_trained_on_the_validation_reviews_is_named(runs: Path, capsys: pytest.CaptureFixture[str]):
