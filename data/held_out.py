@@ -37,12 +37,17 @@ def files_of(run: Run) -> dict[str, str]:
 
 
 def ancestors(weights: str) -> Iterator[Run]:
-    """Yields the run whose best model `weights` is, the run from whose best model that one started, and so on."""
+    """Yields the run whose best model `weights` is, the run from whose best model that one started, and so on.
+
+    Ends at a folder whose config.json is missing or has no options.
+    """
     seen: set[Path] = set()
-    while (run := Run.of_weights(weights)) is not None and run.folder not in seen:
+    while (run := Run.of_weights(weights)) is not None and run.folder not in seen and run.config_file.is_file():
         seen.add(run.folder)
+        if not isinstance(options := run.config.get("options"), dict):
+            return
         yield run
-        weights = run.config.get("options", {}).get("weights", "none")
+        weights = str(options.get("weights", "none"))
 
 
 def learned(run: Run, other: Run) -> set[str]:

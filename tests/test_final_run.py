@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 import train
 from data.checked import read_json
 from data.errors import Diverged
+from data.files import write_json
+from data.held_out import ancestors
 from data.rows import best_by_model, publish
 from data.runs import Run
 from data.tables import results_table
@@ -174,6 +176,18 @@ def test_no_run_splits_a_file_on_which_its_weights_were_trained_as_a_whole(folde
     assert "was trained on" not in capsys.readouterr().out
     train.main([*start, "--train", "own.csv", "--test", "train.csv", "--name", "other"])
     assert "runs/whole was trained on the test reviews: their score will be no measurement" in capsys.readouterr().out
+
+
+def test_the_runs_from_which_a_run_started_may_be_incomplete(tmp_path: Path):
+    for name, weights in (("a", "none"), ("b", "a"), ("c", "b")):
+        other = Run.create(tmp_path / name, {"options": {"weights": f"{tmp_path / weights}/best"}})
+        other.log("step", step=1)
+    start = f"{tmp_path}/c/best"
+    assert [one.name for one in ancestors(start)] == ["c", "b", "a"]
+    write_json(tmp_path / "b/config.json", {})
+    assert [one.name for one in ancestors(start)] == ["c"]
+    (tmp_path / "b/config.json").unlink()
+    assert [one.name for one in ancestors(start)] == ["c"]
 
 
 def test_a_teacher_that_was_trained_on_the_validation_reviews_is_named(runs: Path, capsys: pytest.CaptureFixture[str]):
