@@ -173,7 +173,7 @@ def test_an_epsilon_of_zero_is_refused():
 
 
 def test_the_state_records_the_options_that_are_not_changed_within_a_run(stopped: Run):
-    names = "model peft loss train_reviews max_length truncate epochs batch_size tokens_per_batch accumulation"
-    expected = [*names.split(), "average", "unfreeze", "seed"]
+    names = "model peft loss train_reviews train_on_validation max_length truncate epochs batch_size tokens_per_batch"
+    expected = [*names.split(), "accumulation", "average", "unfreeze", "seed"]
     _, state = stopped.load_state()
     assert state["options"] == {name: stopped.config["options"][name] for name in expected}

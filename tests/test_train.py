@@ -18,6 +18,7 @@ import train
 from data import runs
 from data.batches import Batch
 from data.checked import read_json
+from data.corpus import Corpus
 from data.errors import NotFinite, clean_exit
 from data.flags import field_names
 from data.hub import LINEAR
@@ -127,7 +128,8 @@ def test_labels_that_are_never_predicted_are_warned_of_once(counts, ways, capsys
     options = SimpleNamespace(class_weights="none")
     t = SimpleNamespace(
         entry=SimpleNamespace(pretraining=False), model=None, machine=None, interrupt=SimpleNamespace(check=None),
-        held_out=SimpleNamespace(labels=labels), splits=splits, settings=SimpleNamespace(options=options), never=[],
+        held_out=Corpus.from_rows([[1]] * len(labels), labels=labels, pad_id=0), splits=splits,
+        settings=SimpleNamespace(options=options), never=[],
     )  # fmt: skip
     shown = []
     with pytest.MonkeyPatch.context() as patch:
