@@ -147,8 +147,14 @@ class Row(NamedTuple):
 
     @property
     def continues(self) -> bool:
-        """Returns whether it starts from another run that was trained with labels."""
-        return self.options["weights"].startswith("runs/") and not self.pretraining
+        """Returns whether it starts from another run that was trained with labels: from its weights or word vectors."""
+        return bool(self.start) and not self.pretraining
+
+    @property
+    def start(self) -> str:
+        """Returns the folder of weights, or else of word vectors, if it is of a run: runs/NAME/best; otherwise ""."""
+        paths = (self.options.get(name, "none") for name in ("weights", "word_vectors"))
+        return next((path for path in paths if path.startswith("runs/")), "")
 
     @property
     def minutes(self) -> float:
@@ -198,7 +204,7 @@ def rows_before(name: str, rows: dict[str, list[dict[str, Any]]]) -> Iterator[Ro
     row with a run of that name."""
     row = Row(name, rows[name])
     while row.continues:
-        run = Path(row.options["weights"]).parent.name
+        run = Path(row.start).parent.name
         found = [name for name, results in rows.items() if any(result["options"]["name"] == run for result in results)]
         if run not in rows and len(found) != 1:
             return

@@ -102,6 +102,13 @@ def test_a_row_that_continues_others_has_the_minutes_of_all(tmp_path: Path):
     assert "| `gru` | gru-b | none | ce | 3.14 M | 0.9200 | **0.8200** | 3 | gru-c |" in models_table(tmp_path)
 
 
+def test_a_row_with_the_word_vectors_of_another_has_the_minutes_of_both(tmp_path: Path):
+    write_result(tmp_path, "gru-a")
+    write_result(tmp_path, "transformer-b", model="transformer", word_vectors="runs/gru-a/best")
+    row = next(row for row in published_rows(tmp_path) if row.name == "transformer-b")
+    assert ([one.name for one in row.before], row.all_minutes) == (["gru-a"], 2.0)
+
+
 def test_a_row_that_continues_a_run_of_another_name(tmp_path: Path):
     """The run r-42 is row gru-a; two rows have a run r-43, which is therefore unknown."""
     write_result(tmp_path, "gru-a", validation=0.90, test=0.80, run="r-42")
