@@ -1,5 +1,6 @@
 """--train-on-validation: a run without validation reviews, which keeps its last epoch."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,13 @@ def test_it_is_compared_on_the_test_reviews(runs: Path, capsys: pytest.CaptureFi
     assert "differ in their split: train_on_validation True and False" in out
     line = next(line for line in out.splitlines() if line.startswith("final"))
     assert line.split()[5] == "-"  # the best validation accuracy
+
+
+def test_a_log_that_lost_its_epochs_is_damaged(runs: Path):
+    shutil.copytree("runs/held-out", "runs/emptied")
+    Path("runs/emptied/log.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"emptied/log\.jsonl is damaged or not the log of a run"):
+        evaluate(["--compare", "runs/emptied"])
 
 
 def test_a_published_row_is_no_candidate_for_the_best(runs: Path, monkeypatch: pytest.MonkeyPatch):
