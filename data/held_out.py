@@ -11,7 +11,7 @@ from data.options import COLUMNS, Options
 from data.readers import SPLIT_NAMES
 from data.runs import Run
 
-UNTRAINED = ("test", "unlabelled")  # parts of whose labels no run learns
+UNTRAINED = ("test", "unlabelled")  # parts whose labels no run is trained on
 DUPLICATES = 0.01  # share of the reviews of another folder that may be training reviews by chance
 
 
@@ -50,20 +50,20 @@ def ancestors(weights: str) -> Iterator[Run]:
         weights = str(options.get("weights", "none"))
 
 
-def learned(run: Run, other: Run) -> set[str]:
-    """Returns which parts of the reviews of `run`, `validation` and `test`, hold reviews on which `other` was trained.
+def trained_parts(run: Run, other: Run) -> set[str]:
+    """Returns the parts of `run`, of `validation` and `test`, that contain reviews on which `other` was trained.
 
-    The digests of their files are compared. Two runs that split the same file hold out the same reviews.
+    Compares the digests of their files. Two runs that split the same file hold out the same reviews.
     """
     mine, theirs = files_of(run), files_of(other)
-    blind = [one.config["options"].get("train_on_validation", False) for one in (run, other)]
-    held = UNTRAINED if blind[1] else (*UNTRAINED, "validation")
+    run_trains_all, other_trains_all = (one.config["options"].get("train_on_validation", False) for one in (run, other))
+    held = UNTRAINED if other_trains_all else (*UNTRAINED, "validation")
     trained = {digest for part, digest in theirs.items() if part not in held}
     found = {part for part in ("validation", "test") if mine.get(part) in trained}
     own = {digest for part, digest in mine.items() if part not in UNTRAINED}  # of a run that splits its file
-    if "validation" not in mine and (blind[1] or "validation" in theirs) and own & trained:
+    if "validation" not in mine and (other_trains_all or "validation" in theirs) and own & trained:
         found.add("validation")
-    return found - {"validation"} if blind[0] else found
+    return found - {"validation"} if run_trains_all else found
 
 
 def check_start(run: Run, without_labels: Callable[[Run], bool]) -> None:
@@ -72,7 +72,7 @@ def check_start(run: Run, without_labels: Callable[[Run], bool]) -> None:
     without_labels: whether a run was pretraining
     """
     for before in ancestors(run.config["options"]["weights"]):
-        parts = set() if without_labels(before) else learned(run, before)
+        parts = set() if without_labels(before) else trained_parts(run, before)
         if "validation" in parts:
             way_out = "add --train-on-validation, or name other reviews: --validation FILE"
             raise ValueError(f"{before.folder} was trained on the validation reviews of this run; {way_out}")
@@ -87,7 +87,7 @@ def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_ow
     ValueError if validation reviews are split from reviews that the run trained on as a whole.
     """
     if trained.train_on_validation:
-        return without_trained(run, splits, False, read_own)
+        return without_trained(run, splits, has_own=False, read_own=read_own)
     recorded = run.config.get("files", {})
 
     def is_part(path: str, part: str) -> bool:

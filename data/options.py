@@ -97,7 +97,7 @@ class Options:
     train_on_validation: bool = option(
         False,
         "data",
-        "train on the validation reviews too, and keep the last epoch: for a run with settings chosen before",
+        "train on the validation reviews too, and keep the last epoch: for a last run, after all settings are chosen",
     )
     max_length: int = option(256, "data", "maximum number of tokens of a review, including [CLS] and [SEP]")
     truncate: str = option(

@@ -174,9 +174,9 @@ class Row(NamedTuple):
 
     @property
     def holds_out(self) -> bool:
-        """Returns whether its validation reviews were trained on neither by itself nor by a row that it continues.
+        """Returns whether neither the row nor a row that it continues was trained on the validation reviews.
 
-        Rows are chosen and compared among those of which this is true.
+        Only such rows are compared by validation accuracy and share a panel.
         """
         return not any(row.options.get("train_on_validation", False) for row in (self, *self.before))
 

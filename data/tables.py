@@ -71,10 +71,10 @@ def comparison_row(run: Run) -> tuple[str, ...]:
         if not has_type(test, float | None):
             raise ValueError(f"test accuracy {test!r} is no number")
     with reading(run.log_file, "the log of a run", "restore it (--resume does so), or leave the run out"):
-        blind = options.get("train_on_validation", False)  # no validation reviews
-        curve = [] if blind else [event["val_acc"] for event in history]
+        trains_all = options.get("train_on_validation", False)  # no validation reviews
+        curve = [] if trains_all else [event["val_acc"] for event in history]
         best = result.get("best_epoch")  # older versions did not record it
-        kept = max(curve, default=0.0) if best is None or blind else curve[best - 1]
+        kept = max(curve, default=0.0) if best is None or trains_all else curve[best - 1]
         minutes = f"{history[-1]['seconds'] / 60:.0f}" if history else "-"
     return (
         run.name,

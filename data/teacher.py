@@ -12,7 +12,7 @@ from data import ranks
 from data.checksums import is_intact, seal_file
 from data.corpus import Corpus
 from data.files import replacing, user_path
-from data.held_out import learned
+from data.held_out import trained_parts
 from data.labels import SENTIMENT, comparable
 from data.runs import Run
 
@@ -52,7 +52,7 @@ def with_teacher(
     more = "" if known.all() else f"; {np.sum(~known):,} reviews have its logits alone"
     print(f"teacher: {name}, accuracy {accuracy:.4f} on the training reviews{more}")
     for path in (path for path in map(user_path, sources) if (path / "log.jsonl").is_file()):
-        for part in sorted(learned(run, Run.open(path))):
+        for part in sorted(trained_parts(run, Run.open(path))):
             print(f"warning: {path} was trained on the {part} reviews: their accuracy will be too high")
     return replace(corpus, teacher=logits)
 
