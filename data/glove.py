@@ -3,8 +3,8 @@ logarithms of co-occurrence counts.
 
     X_ij = Σ 1/d  over all occurrences of i and j at a distance of d <= window words            §3, §4.2
     J = Σ_ij f(X_ij) (w_iᵀ w̃_j + b_i + b̃_j - log X_ij)²                                        Eq. (8)
-    f(x) = min(1, (x / x_max)^α)                                                                Eq. (9)
-    G ← G + g²,   θ ← θ - η g / √G     AdaGrad (Duchi et al. 2011) for each number θ with gradient g; G starts at 1
+    f(x) = min(1, (x / x_max)^α),   α = 3/4                                                     Eq. (9)
+    G ← G + g²,   θ ← θ - η g / √G     AdaGrad (Duchi et al. 2011) for each number θ;  g = ½ ∂J/∂θ;  G starts at 1
 
 The vector of word i is w_i + w̃_i (§4.2).
 

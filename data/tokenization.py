@@ -59,7 +59,7 @@ BATCH_SECONDS, SLOWEST = 15, 20_000  # time limit of a call: 15 s, and 1 s more 
 PROBES = [*(character * 2000 for character in "a 1.\u00e9\n"), "An 'odd'  text, it's 10/10! \u96fb\x00\n" * 40]
 PROBE_SECONDS = 5
 TRUNCATE = ("head", "tail", "head+tail", "chunks")
-HEAD_TOKENS = 128  # first part of head+tail: Sun et al. 2019, arXiv 1905.05583, §5.3.1
+HEAD_TOKENS = 128  # most tokens of the first part of head+tail (Sun et al. 2019, arXiv 1905.05583, §5.3.1)
 SURROGATES = re.compile("[\ud800-\udfff]")  # UTF-8 cannot encode a lone surrogate
 REQUIRED = {"wordlevel": ("pad", "unk")}  # roles of special tokens; for all other kinds also cls and sep
 

@@ -7,21 +7,22 @@ p(·|s): the model's distribution;  θ̂: θ as a constant
     L_ML  = mean -log p(y|s)
     r_adv = -ε g/‖g‖,  g = ∇_s log p(y|s)                                        Miyato et al., Eq. (5)
     L_AT  = mean -log p(y|s + r_adv)                                             Eq. (6)
-    r_v   = ε g/‖g‖,  g = ∇_d KL[p(·|s; θ̂) ‖ p(·|s + d; θ̂)],  d ~ N(0, I), scaled to ξ √n
+    r_v   = ε g/‖g‖,  g = ∇_d KL[p(·|s; θ̂) ‖ p(·|s + d; θ̂)],  d ~ N(0, I), scaled to the length ξ √n
                                                                                  Eq. (7): one power iteration
     L_VAT = mean KL[p(·|s; θ̂) ‖ p(·|s + r_v)]  over all reviews                  Eq. (8)
     L_EM  = mean -Σ_c p_c log p_c  over unlabelled reviews                       Sachan et al., Eq. (4)
     L     = L_ML + λ_AT L_AT + λ_VAT L_VAT + λ_EM L_EM                           Eq. (5)
 
-`--loss adversarial` is L_ML + λ_AT L_AT + λ_VAT L_VAT on labelled reviews only, with λ_VAT = 0 by default. Norms are
-taken over a whole review. The clean and the perturbed pass use the same dropout masks, so that the divergence measures
-the perturbation alone.
+n: the tokens of the review;  ξ = 0.1. `--loss adversarial` is L_ML + λ_AT L_AT + λ_VAT L_VAT on labelled reviews only,
+with λ_VAT = 0 by default. Norms are taken over a whole review. The clean and the perturbed pass use the same dropout
+masks, so that the divergence measures the perturbation alone.
 
 Differs from the papers: the papers normalize each dimension of the embedding table to mean 0 and variance 1 over the
 words of the corpus, so that ε means the same for every model. Here the table is unchanged, and a perturbation r is
 measured as r / σ, with σ the standard deviation of the batch's embeddings: one number for all dimensions, or with
---normalize-embeddings one for each dimension, which perturbs as the papers do. d has length ξ √n σ for a review of n
-tokens. L_EM leaves out the labelled reviews, which Sachan et al. include.
+--normalize-embeddings one for each dimension, which perturbs as the papers do. So r_v is ε σ ∘ h/‖h‖ with h = σ ∘ g,
+r_adv is likewise, and it is d / σ that has the length ξ √n. L_EM leaves out the labelled reviews, which Sachan et al.
+include.
 """
 
 from collections.abc import Callable

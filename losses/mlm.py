@@ -16,10 +16,10 @@ only, so that there is no tensor [B, T, V]. With whole words, all subwords of a 
 exist during training only.
 
 Differs from Ma et al.: they add no parameters; A, a and d are new here. Differs from Devlin et al.: positions are drawn
-independently, so that 15 % is an expectation. The paper has a softmax over the vocabulary; the transform
-LN(act(W h + b)), the tied weights and c are those of the published code. A checkpoint that contains such a head
-continues with it (losses/published_head.py). DeBERTa's enhanced mask decoder (absolute positions before the softmax;
-He et al. 2021, §3.2) is omitted, as in v3's discriminator.
+independently, so that 15 % is an expectation; a random token is never a special one. The paper has a softmax over the
+vocabulary; the transform LN(act(W h + b)), the tied weights and c are those of the published code. A checkpoint that
+contains such a head continues with it (losses/published_head.py). DeBERTa's enhanced mask decoder (absolute positions
+before the softmax; He et al. 2021, §3.2) is omitted, as in v3's discriminator.
 """
 
 from dataclasses import dataclass

@@ -7,9 +7,10 @@ A region of words is one view of a text; the words next to it are the other. The
     L = mean over pairs of  -log σ(s(u_t, w)),  w within 2r + 1 words before or after the region of t
       + k · mean over t and over n words w' of  -log σ(-s(u_t, w'))
 
-The words w' are drawn anew for each batch, log-uniformly by their rank: p(w') ∝ log(1 + 1/w') for ranks from 1, about
-the frequency of words (Zipf's law). Regions of the same batch share them, so that their scores are one matrix product.
-The most frequent words carry little information about a text and are not predicted.
+r: a region has 2r + 1 words;  k -> --negative-weight;  n -> --negatives. The words w' are drawn anew for each batch,
+log-uniformly by their rank: p(w') ∝ log(1 + 1/w') for ranks from 1, about the frequency of words (Zipf's law). Regions
+of the same batch share them, so that their scores are one matrix product. The most frequent words carry little
+information about a text and are not predicted.
 
 O and c exist during training only. In the CNN (nn/cnn.py), u_t is frozen and is a further input of a window, in
 addition to its words.

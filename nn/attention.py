@@ -15,7 +15,8 @@
 A prefix is a pair of P extra keys and values that every query attends to (Li & Liang 2021, arXiv 2101.00190). T is less
 than S if only some of the tokens are queries.
 
-Differs from the paper: dropout is applied to the attention weights, as in the published code of BERT.
+Differs from the paper: the projections have biases, and dropout is applied to the attention weights, as in the
+published code of BERT.
 """
 
 import contextlib

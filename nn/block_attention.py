@@ -1,7 +1,7 @@
 """Attention on a CPU, computed block by block, so that the scores Z of a block stay in the cache. A block is some heads
 of some reviews.
 
-    Z = q kᵀ + c2p + p2c + bias,   A = softmax(Z),   Ã = m ∘ A / (1 - p),   o = Ã v
+    Z = q kᵀ + c2p + p2c + bias,   A = softmax(Z),   Ã = m ∘ A / (1 - p),   o = Ã v;   q and q_r are already scaled
 
     c2p[t, s] = q[t]·k_r[T - 1 - t + s],   p2c[t, s] = k[s]·q_r[S - 1 - s + t]             the terms of nn/deberta.py
 

@@ -9,7 +9,8 @@ relative positions for the distance q - k. All layers share R, which is LN(table
     bucket(r) = r                                                  for |r| <= h,  h = ⌊s/2⌋
                 sign(r)·(⌈ln(|r|/h) / ln((M-1)/h) · (h - 1)⌉ + h)    otherwise      (v2: log-spaced buckets)
 
-s -> position_buckets, M -> max_relative_positions; the K under the root is the width per head. The three terms:
+s -> position_buckets, M -> max_relative_positions; the K under the root is the width per head; the 3 is the number of
+scores that are added. The three terms:
 
                               content of the key                  relative position of the key
                               K = x W_k                           K_r = R W_k

@@ -1,7 +1,7 @@
 """Parameter groups with their learning rates, the schedule, the running mean of the weights, reinitialization.
 
 rate of a group at step t = peak · schedule(t),   peak = learning_rate · layer_decay^(layers above it)
-θ̄ ← d θ̄ + (1 - d) θ   after step t,   d = min(decay, (1 + t) / (10 + t))
+θ̄ ← d θ̄ + (1 - d) θ   after step t = 0, 1, …,   d = min(decay, (1 + t) / (10 + t)),   decay: --average
 """
 
 import math
@@ -110,7 +110,7 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
 class Average:
     """Keeps θ̄, the running mean of the trained weights, which is scored and saved in their place.
 
-    Polyak & Juditsky 1992; exponential as in Tarvainen & Valpola 2017, arXiv 1703.01780, Eq. 2. The mean covers mostly
+    Polyak & Juditsky 1992; exponential as in Tarvainen & Valpola 2017, arXiv 1703.01780, §2. The mean covers mostly
     the last 1 / (1 - decay) steps, or the last ninth of all steps if that is fewer. decay 0: θ̄ is θ itself. Raises
     ValueError for a decay outside [0, 1).
     """

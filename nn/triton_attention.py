@@ -2,6 +2,8 @@
 
     A[t,s] = q[t]·k[s] + q[t]·K_r[δ(t-s)] + k[s]·Q_r[δ(t-s)],   y = dropout(softmax(A)) v
 
+q and Q_r are already divided by √(3K).
+
 The kernels process tiles of N queries × N keys and keep the running maximum m and sum l of every softmax row (Dao et
 al. 2022, arXiv 2205.14135, Algorithm 1; backward pass: Algorithm 4, which computes the tile again from m and l).
 The pairs of a tile have 2N - 1 distances, which are consecutive. So a relative term is one product with 2N rows of the
@@ -24,9 +26,9 @@ Dropout: the mask is a function of (seed, review and head, t, s) by the counter-
 al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so it is drawn again in the backward pass and never stored.
 Four neighbouring keys share one counter.
 
-Triton is part of torch's builds for CUDA. On a CPU its interpreter runs these kernels (tests/test_triton_attention.py).
-Differs from the plain form: the scores stay in fp32 in half precision; p of dropout is exact, where a CPU
-rounds it.
+Triton is part of torch's builds for CUDA on Linux. On a CPU its interpreter runs these kernels
+(tests/test_triton_attention.py). Differs from the plain form: the scores stay in fp32 in half precision; p of dropout
+is exact, where a CPU rounds it.
 """
 
 from __future__ import annotations  # the annotations below name `tl`, which a machine without Triton does not have

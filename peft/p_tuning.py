@@ -1,4 +1,4 @@
-"""P-tuning (Liu et al. 2021, arXiv 2103.10385, §3.2): an encoder computes the rows of a prompt from trained inputs.
+"""P-tuning (Liu et al. 2021, arXiv 2103.10385v1, §3.2): an encoder computes the rows of a prompt from trained inputs.
 
     lstm:  p = e₀ + W₂ ReLU(W₁ BiLSTM(e) + b₁) + b₂                          Eq. (4)
     mlp:   p = e₀ + W₃ ReLU(W₂ ReLU(W₁ e + b₁) + b₂) + b₃                    huggingface/peft's default
