@@ -24,6 +24,7 @@ TRUNCATION = "truncation.json"  # how reviews were cut in training; only this pr
 MEMBERS = "members.json"  # classifiers whose logits are added (data/ensemble.py)
 ENCODER = "prompt_encoder.safetensors"  # of virtual tokens; only this project writes it
 BUILTIN = Path(__file__).parent / "weights" / "deberta-mini"  # `--weights builtin`
+BUILTIN_SINCE = "2026-11-25T10:15:02+00:00"  # they replaced others then
 CLASSIFIER = Path(__file__).parent / "weights" / "imdb"  # of eval.py without a run: LINEAR and an adapter of BUILTIN
 LINEAR = Path(__file__).parent / "weights" / "nb-linear-imdb"  # trained on IMDB's and the built-in reviews
 SAFE_FILES = (WEIGHTS, INDEX, "model-*.safetensors")

@@ -141,7 +141,10 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
         objective = check_choice("objective", values.get("loss", ""), tables.objectives)
         known = {field.name: field for cls in (Options, method.options, objective.options) for field in fields(cls)}
         if unknown := [name for name in values if name not in known]:
-            raise ValueError(f"unknown options {listed(unknown)}; another version of this program wrote them")
+            way_out = "check out the commit that it names, or give the best/ of this run as --weights"
+            raise ValueError(
+                f"unknown options {listed(unknown)}; another version of this program wrote them; {way_out}"
+            )
         missing = [name for name in known if name not in values]
         if missing and path.name == "config.json":  # a published row stays as it was
             warn_of_older_version(path, listed(missing))

@@ -51,6 +51,7 @@ from data.files import (
     write_tensors,
     write_text,
 )
+from data.hub import BUILTIN_SINCE
 from data.kept_predictions import WITHOUT, Predictions, read_predictions
 from data.locks import FILE as LOCK
 from data.locks import FolderLock
@@ -278,6 +279,11 @@ class Run:
         """Returns the name of a file of the backbone whose digest was not recorded in training, "" if there is none."""
         before = self.config.get("backbone", {}).values()
         return next((name for name, digest in digests.items() if before and digest not in before), "")
+
+    def predates_builtin(self) -> bool:
+        """Returns whether the run is older than the present built-in weights, whose digests it did not record."""
+        started = self.config.get("started")
+        return "backbone" not in self.config and isinstance(started, str) and started < BUILTIN_SINCE
 
     @property
     def labels(self) -> tuple[str, ...] | None:

@@ -49,16 +49,22 @@ def read_truncation(folder: Path) -> Truncation | None:
     path = folder / TRUNCATION
     if not path.is_file():
         return None
-    found, kinds = read_object(path), Truncation.__annotations__
+    found, names = read_object(path), Truncation._fields
     with about(path):
-        if found.keys() != kinds.keys():
-            raise ValueError(f"its keys are {listed(found)}, not {listed(kinds)}")
-        check_types(found, kinds)
-        check_choice("truncate", found["truncate"], dict.fromkeys(PARTS))
-        check_choice("pooling", found["pooling"], dict.fromkeys(POOLING))
-        if found["max_length"] < 1 or found["stride"] < 0:
-            raise ValueError(f"max_length {found['max_length']} or stride {found['stride']} is too small")
-    return Truncation(**found)
+        if found.keys() != set(names):
+            raise ValueError(f"its keys are {listed(found)}, not {listed(names)}")
+        return checked_truncation(found)
+
+
+def checked_truncation(values: dict[str, Any]) -> Truncation:
+    """Returns the truncation with these fields. Raises ValueError for a value of another type or out of range."""
+    check_types(values, Truncation.__annotations__)
+    truncation = Truncation(**values)
+    check_choice("truncate", truncation.truncate, dict.fromkeys(PARTS))
+    check_choice("pooling", truncation.pooling, dict.fromkeys(POOLING))
+    if truncation.max_length < 1 or truncation.stride < 0:
+        raise ValueError(f"max_length {truncation.max_length} or stride {truncation.stride} is too small")
+    return truncation
 
 
 def replaced(own: Truncation, **fields: Any) -> Truncation:

@@ -15,14 +15,14 @@ import torch
 from data import ranks
 from data.batches import no_check
 from data.calibration import calibration
-from data.checked import listed
+from data.checked import about, as_object, listed
 from data.checksums import check_checksums, tensors_digest
 from data.corpus import Corpus, examples_of, warn_unknown
 from data.ensemble import Blend, Ensemble, Member, Part, read_members
 from data.explanation import Explanation
 from data.files import in_shell, user_path
 from data.flags import check_choice, check_different
-from data.hub import ADAPTER_CONFIG, LINEAR, MEMBERS, backbone_is_missing, find_adapter
+from data.hub import ADAPTER_CONFIG, BUILTIN, LINEAR, MEMBERS, backbone_is_missing, find_adapter
 from data.imdb import as_frame
 from data.labels import UNKNOWN
 from data.options import Options, Tables, truncation_of
@@ -30,7 +30,7 @@ from data.resolve import recorded_settings
 from data.runs import Run
 from data.tokenization import Tokenizer, load_tokenizer
 from data.weight_files import backbone_digests
-from data.windows import Truncation, read_truncation, replaced
+from data.windows import Truncation, checked_truncation, read_truncation, replaced
 from nn import MODELS, Model, name_of
 from nn.checkpoint import load_pretrained
 from nn.explain import explain
@@ -89,7 +89,9 @@ class Scorer:
             command = f"train.py --model {name_of(type(model))} --weights {in_shell(weights)}"
             raise ValueError(f"{weights} has no classifier (its files lack {listed(lacks)}); {command} trains one")
         folder = adapter or model.source
-        own = (folder and read_truncation(folder)) or usual_truncation(model, tokenizer)
+        own = (folder and (read_truncation(folder) or recorded_truncation(folder))) or usual_truncation(
+            model, tokenizer
+        )
         if max_length:
             own = own._replace(max_length=max_length)
         return cls(model.to(machine.device).eval(), tokenizer, machine, replaced(own, **other))
@@ -137,6 +139,22 @@ def check_same_model(model: Model) -> None:
         ranks.fail(ValueError("the ranks load different models; give them folders that are equal on all machines"))
 
 
+def recorded_truncation(folder: Path) -> Truncation | None:
+    """Returns how a run cut its reviews if `folder` is its best/; an older version wrote no truncation.json there.
+
+    Raises ValueError for a damaged config.json.
+    """
+    run = Run.of_weights(str(folder))
+    if run is None or not run.config_file.is_file():
+        return None
+    names = {"max_length": "max_length", "truncate": "truncate", "window_stride": "stride", "window_pooling": "pooling"}
+    with about(run.config_file):
+        options = as_object(run.config.get("options"), "options")
+        if "max_length" not in options:
+            return None
+        return checked_truncation({field: options[name] for name, field in names.items() if name in options})
+
+
 def usual_truncation(model: Model, tokenizer: Tokenizer) -> Truncation:
     """Returns the default truncation, for a checkpoint that does not record the truncation of its training."""
     trained = MODELS[name_of(type(model))].training
@@ -181,10 +199,13 @@ def check_backbone(run: Run | None, model: Model, base: str) -> None:
     """
     if run is None or model.source is None or model.source == run.best / "base":  # trained: best/ has its checksums
         return
-    if changed := run.changed_backbone(backbone_digests(model.source)):
+    changed, way_out = run.changed_backbone(backbone_digests(model.source)), "restore it"
+    if model.source == BUILTIN and run.predates_builtin():
+        changed, way_out = "model.safetensors", "check out the commit in its config.json"
+    if changed:
         problem = f"{model.source / changed} is not as it was when {run.folder} was trained"
         if not base:
-            raise ValueError(f"{problem}; restore it, or score with eval.py --base {in_shell(model.source)} as it is")
+            raise ValueError(f"{problem}; {way_out}, or score with eval.py --base {in_shell(model.source)} as it is")
         print(f"warning: {problem}")
 
 

@@ -423,7 +423,10 @@ def run(tmp_path: Path) -> Path:
         ({"max_length": 0}, "--max-length 0 must be at least 1"),
         ({"max_length": -1}, "--max-length -1 is negative"),
         ({"quantize": 5}, "quantize = 5 must be text"),
-        ({"unknown\x1b[2J": 5}, r"unknown options unknown\\x1b\[2J"),
+        (
+            {"unknown\x1b[2J": 5},
+            r"unknown options unknown\\x1b\[2J; another version .*; check out the commit that it names, or",
+        ),
         ({"model": "berd"}, "unknown model 'berd'"),
         ({"loss": ["ce"]}, "loss = .* must be text"),
     ],

@@ -137,6 +137,9 @@ def test_a_run_and_its_checkpoints_cut_reviews_alike(windowed: list[str], tmp_pa
     longer = outcome(["--weights", "runs/small/best", "--max-length", "32", "--truncate", "head", *windowed], capsys)
     shutil.copytree("runs/small/best", "plain", ignore=shutil.ignore_patterns("SHA256SUMS", TRUNCATION))
     assert outcome(["--weights", "plain", "--max-length", "32", *windowed], capsys) == longer
+    shutil.rmtree("runs/small/best")
+    shutil.move("plain", "runs/small/best")  # as an older version left it: the run alone says how
+    assert outcome(["--weights", "runs/small/best", *windowed], capsys) == run
     with pytest.raises(ValueError, match="--window-stride and --window-pooling are for --truncate windows"):
         evaluate(["--run", "runs/small", "--truncate", "head", "--window-stride", "5", *windowed])
 

@@ -3,19 +3,23 @@
 import hashlib
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import GOLDEN
 
 import peft
 from data.checked import read_json
-from data.hub import BUILTIN
+from data.files import write_json
+from data.hub import BUILTIN, BUILTIN_SINCE
 from data.options import Tables
 from data.resolve import resolve
+from data.runs import Run
 from data.tokenization import load_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import load_pretrained
 from peft import METHODS
+from peft.classifier import check_backbone
 
 MIB = 2**20
 
@@ -54,6 +58,22 @@ def test_runs_and_adapters_record_the_name_builtin(tmp_path: Path):
     model = peft.apply(load_pretrained("builtin"), "lora", rank=2)
     peft.save_adapter(model, tmp_path, "builtin")
     assert read_json(tmp_path / "adapter_config.json")["base_model_name_or_path"] == "builtin"
+
+
+@pytest.mark.parametrize("started", ["2026-11-25T09:59:00+00:00", "2026-11-25T10:16:00+00:00"])
+def test_adapters_of_earlier_built_in_weights_are_refused(tmp_path: Path, started: str, capsys):
+    """Their runs recorded no digests of the weights."""
+    model, run = peft.apply(load_pretrained("builtin"), "lora", rank=2), Run(tmp_path)
+    write_json(run.config_file, {"started": started})
+    if started > BUILTIN_SINCE:
+        check_backbone(run, model, base="")
+        return
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors is not as it was when .*; check out the commit .* --base"
+    ):
+        check_backbone(run, model, base="")
+    check_backbone(run, model, base=str(BUILTIN))
+    assert "model.safetensors is not as it was" in capsys.readouterr().out
 
 
 def test_only_the_classifier_and_the_pooler_are_newly_initialized():
