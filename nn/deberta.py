@@ -51,7 +51,7 @@ from nn.block_attention import Rows, block_attention
 from nn.dropout import Dropout
 from nn.encoder import Embeddings, Encoder, EncoderBlock, Pooler, activation, in_product_dtype, init_weights
 from nn.tracing import cached, is_traced
-from nn.triton_attention import DTYPES, disentangled_attention, runs_on
+from nn.triton_attention import disentangled_attention, is_suitable
 
 # our module -> its published name; {}: the number of the layer
 KEYS = {
@@ -259,9 +259,9 @@ class DisentangledAttention(Module):
         self.num_heads, self.span = c.num_heads, c.span
         self.buckets, self.max_position = c.position_buckets, c.max_relative_positions
         self.c2p, self.p2c = "c2p" in c.pos_att_type, "p2c" in c.pos_att_type
-        head_size = c.attention_head_size or c.hidden_size // c.num_heads
-        self.scale = math.sqrt(head_size * (1 + self.c2p + self.p2c))
-        width = c.num_heads * head_size
+        self.head_size = c.attention_head_size or c.hidden_size // c.num_heads
+        self.scale = math.sqrt(self.head_size * (1 + self.c2p + self.p2c))
+        width = c.num_heads * self.head_size
         self.query = Linear(c.hidden_size, width)
         self.key = Linear(c.hidden_size, width)
         self.value = Linear(c.hidden_size, width)
@@ -341,7 +341,7 @@ class DisentangledAttention(Module):
     def forward(self, x: Tensor, mask: Tensor, prefix: Prefix | None, queries: Queries, relative: Tensor) -> Tensor:
         """x: [B, S, D];  mask: bool [B, S];  prefix: keys and values [B or 1, H, P, K];  queries: query positions;
         relative: R, [2s, D] -> [B, T, D]"""
-        fast = x.device.type == "cpu" or (self.KERNEL and x.dtype in DTYPES and runs_on(x.device))
+        fast = x.device.type == "cpu" or (self.KERNEL and is_suitable(x, self.head_size))
         attend = self.attend_fast if fast and not is_traced() and not isinstance(queries, Tensor) else self.attend
         return self.output(merge_heads(attend(*self.projections(x, queries), mask, prefix, queries, relative)))
 

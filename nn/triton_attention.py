@@ -50,7 +50,8 @@ except ImportError:
     triton = None
 
 PROGRAMS = 1024  # upper bound of the programs of the table kernel: a few for each multiprocessor of a large GPU
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Dtypes of the products, with the widest heads whose tiles fit into the shared memory of every GPU of `runs_on`
+WIDEST = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
 
 
 def has_triton() -> bool:
@@ -64,6 +65,11 @@ def runs_on(device: torch.device) -> bool:
     if triton is None or device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     return can_compile_kernels()
+
+
+def is_suitable(x: Tensor, head_size: int) -> bool:
+    """Returns whether the kernels compute the attention of tensors with the dtype and the device of x."""
+    return x.dtype in WIDEST and head_size <= WIDEST[product_dtype(x)] and runs_on(x.device)
 
 
 def jit(kernel: Callable) -> Any:
@@ -442,7 +448,7 @@ def tile_settings(head_size: int, dtype: torch.dtype) -> dict[str, Any]:
     exact = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
     return {
         "BLOCK_K": padded,
-        "BLOCK": 32 if padded <= 128 else 16,
+        "BLOCK": 32 if padded <= (128 if half else 64) else 16,
         "PRECISION": None if half else exact,
         "num_warps": 4 if half else 8,
         "num_stages": 1,
@@ -558,13 +564,13 @@ def disentangled_attention(
     q: [B, H, T, K], divided by the scale;  k, v: [B, H, P + S, K], those of a prefix first;  k_r, q_r: [1, H, N, K]
     or None, q_r divided by the scale;  index: rows of k_r and q_r for the distances T - 1 … 1 - S, int32 [T + S - 1];
     mask: bool [B, P + S];  p, seed: of dropout, int64 [1], by default drawn from torch's default generator of the
-    device -> [B, H, T, K], under autocast in its dtype. Raises ValueError for another dtype than DTYPES and for a
-    machine without Triton.
+    device -> [B, H, T, K], under autocast in its dtype. Raises ValueError for another dtype than those of
+    WIDEST and for a machine without Triton.
     """
     if triton is None:
         raise ValueError("the package triton is not installed; it is part of torch for CUDA")
-    if q.dtype not in DTYPES:
-        raise ValueError(f"dtype {q.dtype} is not supported; supported: {', '.join(map(str, DTYPES))}")
+    if q.dtype not in WIDEST:
+        raise ValueError(f"dtype {q.dtype} is not supported; supported: {', '.join(map(str, WIDEST))}")
 
     dtype = product_dtype(q)
 

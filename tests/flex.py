@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import flex_attention
 @cache
 def compiled() -> Callable[..., Tensor]:
     """Returns FlexAttention as one compiled kernel. Uncompiled, torch computes it with a [T, S] matrix."""
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def flex_disentangled(

@@ -3,7 +3,8 @@
     pip install triton
     TRITON_INTERPRET=1 python -m pytest -n 0 tests/test_triton_attention.py
 
-Without the package and the variable only the tests of what surrounds the kernels run. tests/gpu runs them on a GPU.
+Without the variable, Triton compiles them for GPUs, which needs none. Without the package only the tests of what
+surrounds the kernels run. tests/gpu runs them on a GPU.
 """
 
 import math
@@ -25,6 +26,12 @@ SPAN, LIMIT = 8, 29  # distances above 4 share rows
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # of fp32; the sums have up to 64 terms
 FP16_BOUND = 0.003  # relative error of a result as one vector, after three roundings to 11 bits
 TENSORS = ("q", "k", "v", "k_r", "q_r")
+KERNELS = ("forward_kernel", "query_kernel", "key_kernel", "table_kernel")
+SHARED_BYTES = {80: 166_912, 86: 101_376, 90: 232_448}  # of a block, by compute capability (CUDA C++ Programming Guide)
+COMPILED = pytest.mark.skipif(
+    not has_triton() or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="takes a minute: pip install triton, without TRITON_INTERPRET",
+)
 INTERPRETED = pytest.mark.skipif(
     not (has_triton() and os.environ.get("TRITON_INTERPRET") == "1"),
     reason="needs pip install triton, and TRITON_INTERPRET=1",
@@ -293,3 +300,36 @@ def test_the_layer_by_kernels_equals_the_layer_by_blocks(queries, monkeypatch):
     results = (torch.autograd.grad(y, trained, upstream) for y in (ours, expected))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, **TOLERANCE)
+
+
+def compile_for(kernel: str, dtype: torch.dtype, head_size: int, capability: int) -> Any:
+    """Compiles a kernel for GPUs of a compute capability, 86 for 8.6, with 512 tokens and dropout."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function, settings = getattr(triton_attention, kernel), tile_settings(head_size, dtype)
+    options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
+    flags = dict.fromkeys(("C2P", "P2C", "TRAIN_C2P", "TRAIN_P2C", "DROPOUT"), True)
+    constants = settings | flags | {"H": 12, "K": head_size}
+    kind = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
+    kinds = dict.fromkeys(("q", "k", "v", "k_r", "q_r", "y", "dy", "dq", "dk", "dv"), kind)
+    kinds |= dict.fromkeys(("row_max", "row_sum", "delta", "dk_d", "dq_d"), "*fp32")
+    kinds |= {"index": "*i32", "visible": "*i8", "seed": "*i64", "p": "fp32"}
+    names = function.arg_names
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in names}
+    values = {(names.index(name),): value for name, value in constants.items() if name in names}
+    aligned = [["tt.divisibility", 16]]
+    attributes = {(i,): aligned for i, name in enumerate(names) if signature[name].startswith("*")}
+    source = ASTSource(function, signature, values, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@COMPILED
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("dtype", "head_size"), [*triton_attention.WIDEST.items(), (torch.float32, 64), (torch.bfloat16, 64)]
+)
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_kernels_fit_into_shared_memory(kernel: str, dtype: torch.dtype, head_size: int, capability: int):
+    assert compile_for(kernel, dtype, head_size, capability).metadata.shared <= SHARED_BYTES[capability]
