@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import platform
 import sys
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,22 @@ def native_bf16(device: torch.device) -> bool:
     return False
 
 
+def is_emulated(name: str, device: torch.device) -> bool:
+    """Returns whether an x86 CPU lacks products in this precision, so that torch converts each number."""
+    x86 = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    if device.type != "cpu" or not x86:
+        return False
+    if name == "bf16":
+        return not native_bf16(device)
+    return name == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+@functools.cache
+def note_emulated(name: str) -> None:
+    """Prints once that a precision is slow."""
+    print(f"note: this processor has no products in {name} and computes them slowly; --precision fp32 is faster")
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Returns the dtype of fp32, bf16 or fp16; `auto` is bf16 if the hardware has it, else fp32.
 
@@ -137,6 +154,8 @@ def choose_machine(device: str, precision: str) -> Machine:
         torch.backends.cudnn.allow_tf32 = False  # True rounds the factors of fp32 convolutions to TF32
         if found.index is not None:
             torch.cuda.set_device(found)  # Triton and pinned memory use the current GPU
+    if is_emulated(precision, found):
+        note_emulated(precision)
     return Machine(found, choose_precision(precision, found))
 
 

@@ -33,6 +33,19 @@ def test_random_state_is_restored():
     assert torch.equal(torch.rand(5), first)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_precision_that_the_processor_emulates_is_noted_once(monkeypatch, capsys, precision: str, native: bool):
+    runtime.note_emulated.cache_clear()
+    monkeypatch.setattr(runtime.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(runtime, "native_bf16", lambda _: native)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: native, raising=False)
+    for name in (precision, precision, "fp32", "auto"):
+        choose_machine("cpu", name)
+    note = f"note: this processor has no products in {precision} and computes them slowly; --precision fp32 is faster\n"
+    assert capsys.readouterr().out == ("" if native else note)
+
+
 def test_choose_machine():
     assert choose_machine("cpu:0", "fp32").device.type == "cpu"
     assert choose_machine("cpu", "fp32").dtype == torch.float32
