@@ -529,6 +529,8 @@ def main(argv: list[str] | None = None) -> None:
         options = Options(**given)
         options = replace(options, run=tuple(split_folders(options.run)))
         check_flags(options, given)
+        if "text" in given:
+            review_of(options)  # refused before a model is loaded
         if ranks.launched() and environment_number("WORLD_SIZE", 1) > 1:
             check_ranks(options, given)
         if options.predict and not options.out:

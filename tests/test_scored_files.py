@@ -283,8 +283,8 @@ def test_a_text_that_is_not_utf8_is_refused(flags: list[str]):
 def test_a_text_without_a_visible_character_is_empty(text: str, three, tmp_path):
     assert clean(text) == ""
     scored = ["--weights", str(three / "best")]
-    with pytest.raises(ValueError, match="--text is empty"):
-        evaluate([*scored, "--text", text])
+    with pytest.raises(ValueError, match="--text is empty"):  # before anything is loaded
+        evaluate(["--weights", "missing", "--text", text])
     (tmp_path / "x.csv").write_text(f"id,review,label\n1,{text},pos\n2,fine,pos\n", encoding="utf-8")
     with pytest.raises(ValueError, match="row 2: empty review"):
         evaluate([*scored, "--data", str(tmp_path / "x.csv")])
