@@ -34,6 +34,7 @@ from data import Source, Splits, find_source, load_splits, load_table, ranks
 from data.calibration import (
     best_threshold,
     calibration,
+    check_two_classes,
     describe_threshold,
     draw_reliability,
     fit_temperature,
@@ -210,6 +211,8 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
 
     Raises ValueError if the run's stored probabilities are of other reviews.
     """
+    if options.threshold:
+        check_two_classes(len(scorer.labels))
     trained = settings_of(run).options
     splits = ranks.in_turn(lambda: own_splits(run))
     kept, truth = run.predictions("validation"), splits.validation["sentiment"]

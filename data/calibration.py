@@ -87,14 +87,19 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(1).mean())
 
 
+def check_two_classes(count: int) -> None:
+    """Raises ValueError for another number of classes, which have no threshold."""
+    if count != 2:
+        raise ValueError(f"--threshold validation needs two classes; this run has {count}")
+
+
 def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Returns the t with the highest accuracy of the rule "class 1 if p₁ > t". probabilities: [N, 2];  labels: [N]
 
     t is halfway between two neighbouring p₁, or below or above all. Of equally accurate ones it is the closest to 0.5.
     Raises ValueError for more than two classes.
     """
-    if probabilities.shape[1] != 2:
-        raise ValueError(f"--threshold validation needs two classes; this run has {probabilities.shape[1]}")
+    check_two_classes(probabilities.shape[1])
     labels = checked_labels(probabilities, labels)
     p, order = probabilities[:, 1].astype(np.float64), np.argsort(probabilities[:, 1], kind="stable")
     p, positive = p[order], labels[order] == 1

@@ -148,7 +148,9 @@ def check_same(labels: Mapping[str, tuple[str, ...]]) -> None:
     (first, names), *others = labels.items()
     for name, other in others:
         if comparable(other) != comparable(names):
-            raise ValueError(f"{first} has the labels {', '.join(names)}, {name} {', '.join(other)}; they must agree")
+            raise ValueError(
+                f"{first} has the labels {', '.join(names)}, {name} {', '.join(other)}; they must agree, also in order"
+            )
 
 
 def shared_labels(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ SUM_ERROR = 1e-3  # largest error of the sum of a row's probabilities
 class Predictions(NamedTuple):
     """The predictions of one split, in its order: probabilities, float [N, C], and labels, int64 [N].
 
-    Those of published rows are whole numbers of 1/LEVELS, uint8 [N, C].
+    Those of published rows with two classes are whole numbers of 1/LEVELS, uint8 [N, 2].
     """
 
     probabilities: np.ndarray

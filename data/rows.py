@@ -21,14 +21,16 @@ from data.kept_predictions import LEVELS, Predictions, read_predictions
 from data.runs import ROOT, Run, is_supervised
 
 RESULTS = ROOT / "data" / "results"
+TEST_REVIEWS = 25_000  # of IMDB
 OTHER_RESULTS = ("box", "mutation", "reliability", "ranks", "sentence")  # measurements that are no runs
 
 
 def publish(folder: str, row: str) -> Path:
     """Copies result.json and log.jsonl of a run to data/results/ROW.json and ROW.log.jsonl.
 
-    ROW.validation.safetensors and ROW.test.safetensors have the probabilities, rounded to 1/255, uint8 [N, C], and the
-    labels, uint8 [N]. Raises ValueError if the run is not finished, or if it is a pretraining run and has no accuracy.
+    ROW.validation.safetensors and ROW.test.safetensors have the labels, uint8 [N], and the probabilities. Those of two
+    classes are rounded to 1/255, uint8 [N, 2]; those of more would often be equal then, and are fp32 [N, C]. Raises
+    ValueError if the run is not finished, or if it is a pretraining run and has no accuracy.
     """
     run = Run.open(folder)
     if run.result is None:
@@ -40,8 +42,9 @@ def publish(folder: str, row: str) -> Path:
     write_text(RESULTS / f"{row}.log.jsonl", without_folders(run.log_file.read_text(encoding="utf-8"), run))
     for split in ("validation", "test"):
         if (kept := run.predictions(split)) is not None:
-            whole = {"probabilities": (kept.probabilities * LEVELS).round(), "labels": kept.labels}
-            tensors = {name: torch.from_numpy(values.astype(np.uint8)) for name, values in whole.items()}
+            p, labels = kept.probabilities, kept.labels.astype(np.uint8)
+            p = (p * LEVELS).round().astype(np.uint8) if p.shape[1] == 2 else p.astype(np.float32)
+            tensors = {"probabilities": torch.from_numpy(p), "labels": torch.from_numpy(labels)}
             write_tensors(RESULTS / f"{row}.{split}.safetensors", tensors)
         else:
             (RESULTS / f"{row}.{split}.safetensors").unlink(missing_ok=True)
@@ -88,13 +91,15 @@ class PublishedRun(Run):
     def predictions(self, split: str) -> Predictions | None:
         """Returns the published predictions of a split; None if there are none.
 
-        A probability below half of the rounding step counts as a quarter of the step.
+        A rounded probability below half of the rounding step counts as a quarter of the step.
         """
         path = self.folder.with_name(f"{self.folder.name}.{split}.safetensors")
         if not path.exists():
             return None
-        rounded, labels = read_predictions(path)
-        p = np.maximum(rounded.astype(np.float64), 0.25)
+        found = read_predictions(path)
+        if found.probabilities.dtype != np.uint8:
+            return found
+        p, labels = np.maximum(found.probabilities.astype(np.float64), 0.25), found.labels
         return Predictions(p / p.sum(1, keepdims=True), labels)
 
     def save_calibration(self, facts: dict[str, Any]) -> None:
@@ -186,8 +191,9 @@ class Row(NamedTuple):
 
     @property
     def full_test(self) -> bool:
-        """Returns whether all 25,000 test reviews were scored."""
-        return not self.options.get("test_reviews") and bool(self.accuracies("test"))
+        """Returns whether all 25,000 test reviews of IMDB were scored."""
+        scored = [result["test"]["count"] for result in self.results if result.get("test")]
+        return set(scored) == {TEST_REVIEWS}
 
 
 def published_rows(folder: Path = RESULTS) -> list[Row]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.checked import listed, show
-from data.labels import LONGEST_CLASS, SENTIMENT, canonical, is_class_name, normalize, one_line
+from data.labels import LONGEST_CLASS, SENTIMENT, canonical, fold, is_class_name, normalize, one_line
 
 NEW_LAYER = "train.py --head new trains a new last layer for the classes of the data"
 CORRECT_IT = "correct it in config.json"
@@ -129,6 +129,13 @@ def placeholder_names(count: int) -> tuple[str, ...]:
     return SENTIMENT if count == 2 else tuple(map(str, range(count)))
 
 
+def numbered_rows(labels: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Returns the rows of a head without names if those of the data are 0 … count - 1, or LABEL_0 and so on, in any
+    order: as text, LABEL_10 comes before LABEL_2. Returns None for other names."""
+    numbers = [fold(normalize(label)) for label in labels]
+    return tuple(map(int, numbers)) if sorted(numbers) == sorted(map(str, range(len(labels)))) else None
+
+
 def match_head(
     published: dict[str, Any],
     count: int | None,
@@ -153,9 +160,11 @@ def match_head(
         shown = listed(names, 20) if names else f"{count} classes without names"
         raise ValueError(f"{where} distinguishes {shown}; the data has {listed(labels, 20)}; {way_out}")
     if names is None:
-        if list((published.get("id2label") or {}).values()) != list(labels):  # numbers can be the names of classes
-            print(f"labels: {where} does not name its classes; by position they are {', '.join(labels)}")
-        return Head(labels, tuple(range(count)))
+        head = Head(labels, numbered_rows(labels) or tuple(range(count)))
+        by_row = [labels[head.order.index(row)] for row in range(count)]
+        if list((published.get("id2label") or {}).values()) != by_row:  # numbers can be the names of classes
+            print(f"labels: {where} does not name its classes; by position they are {', '.join(by_row)}")
+        return head
     rows = {canonical(name): row for row, name in enumerate(names)}
     if unknown := [label for label in labels if canonical(label) not in rows]:
         raise ValueError(f"{where} distinguishes {listed(names, 20)}, but not {listed(unknown, 20)}; {way_out}")

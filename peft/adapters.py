@@ -97,7 +97,7 @@ def plain_values(model: Encoder) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in pairs if name is not None}
 
 
-def set_labels(model: Encoder, labels: tuple[str, ...]) -> None:
+def set_labels(model: Model, labels: tuple[str, ...]) -> None:
     """Names the classes of the model, in place."""
     model.config = dataclasses.replace(model.config, labels=labels)
 

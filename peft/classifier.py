@@ -37,7 +37,7 @@ from nn.explain import explain
 from nn.quant import FORMS
 from nn.runtime import Machine
 from nn.sharding import is_sharded
-from peft.adapters import positions
+from peft.adapters import positions, set_labels
 from peft.loading import load_adapted
 from peft.scoring import score
 
@@ -63,6 +63,7 @@ class Scorer:
         """
         check_choice("quantize", quantize, dict.fromkeys(("run", *FORMS)))
         model, tokenizer = load_run(run, machine.device, trained.quantize if quantize == "run" else quantize, base)
+        set_labels(model, run.labels or model.config.labels)  # a checkpoint may spell those of the data differently
         return cls(model, tokenizer, machine, replaced(truncation_of(trained), **other))
 
     @classmethod

@@ -204,10 +204,10 @@ def tiny_tokenizer(kind: str) -> Tokenizer:
     return train_tokenizer(kind, [text for _, text, _ in reviews("train")[:300]], 300)
 
 
-def tiny_weights(folder: Path, name: str = "bert") -> Path:
-    """Writes a tiny checkpoint with a tokenizer, both made for the built-in reviews."""
+def tiny_weights(folder: Path, name: str = "bert", **config: Any) -> Path:
+    """Writes a tiny checkpoint with a tokenizer, both made for the built-in reviews. config: fields of the model's"""
     tokenizer = tiny_tokenizer(MODELS[name].tokenizer)
-    model = tiny(name, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+    model = tiny(name, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **config)
     save_pretrained(model, folder)
     tokenizer.save(folder)
     return folder

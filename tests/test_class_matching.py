@@ -72,6 +72,18 @@ def test_other_classes_by_name_and_by_position(tmp_path, capsys):
     assert "by position they are 1, 2, 3" in capsys.readouterr().out
 
 
+def test_numbered_classes_have_the_row_of_their_number(tmp_path, capsys):
+    """As text, LABEL_10 comes before LABEL_2."""
+    count = 12
+    expected = named(tmp_path, {str(i): f"LABEL_{i}" for i in range(count)}, count)
+    capsys.readouterr()
+    labels = tuple(sorted(f"LABEL_{i}" for i in range(count)))
+    model = load_pretrained(tmp_path, labels).eval()
+    assert model.config.labels == labels
+    assert torch.equal(model(*token_batch([5, 3])), expected[:, [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]])
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("table", "count", "labels", "message"),
     [

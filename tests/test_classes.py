@@ -88,6 +88,23 @@ def test_three_classes_train_score_predict_and_answer(tmp_path, monkeypatch, cap
         evaluate(["--run", str(folder), "--data", "other.csv"])
 
 
+def test_a_run_has_the_class_names_of_its_data(tmp_path, monkeypatch, capsys):
+    """The checkpoint from which it starts spells them in another way, which files do not."""
+    monkeypatch.chdir(tmp_path)
+    data = write_csv(tmp_path / "films.csv")
+    config = tiny_weights(tmp_path / "weights", labels=("BAD", "Good", "SO-SO")) / "config.json"
+    assert read_json(config)["id2label"]["0"] == "BAD"
+    train.main([
+        "--model", "bert", "--weights", "weights", "--max-length", "16", "--data", str(data), "--epochs", "1",
+        "--runs", "runs", "--name", "r",
+    ])  # fmt: skip
+    capsys.readouterr()
+    evaluate(["--run", "runs/r", "--data", str(data)])
+    evaluate(["--run", "runs/r", "--predict", str(data), "--out", "out.csv"])
+    assert (tmp_path / "out.csv").read_text(encoding="utf-8").startswith("id,label,p_bad,p_good,p_so-so\n")
+    assert capsys.readouterr().out.count("films.csv: accuracy") == 2
+
+
 def test_a_checkpoint_is_scored_without_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = tiny_run(tmp_path, "--data", str(write_csv(tmp_path / "films.csv")))

@@ -164,7 +164,9 @@ def test_runs_with_other_classes_are_not_compared(three_runs, capsys):
     shown = capsys.readouterr().out
     assert "a - b: their classes are negative, positive and bad, good" in shown
     assert "no ensemble of all 2: runs/a@42 has the labels negative, positive, runs/b bad, good" in shown
-    with pytest.raises(ValueError, match="has the labels negative, positive, runs/b bad, good; they must agree"):
+    with pytest.raises(
+        ValueError, match="has the labels negative, positive, runs/b bad, good; they must agree, also in order"
+    ):
         evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])
 
 

@@ -12,7 +12,7 @@ from data.checked import read_json
 from data.files import write_json
 from data.pictures import Line, Point, label_points, new_figure
 from data.row_pictures import SERIES, draw_labels, panels, processor, series_of, training_data, write_pictures
-from data.rows import OTHER_RESULTS, RESULTS, open_runs, publish, published_rows
+from data.rows import OTHER_RESULTS, RESULTS, TEST_REVIEWS, open_runs, publish, published_rows
 from data.runs import ROOT, Run
 from data.tables import (
     best_by_model,
@@ -33,6 +33,7 @@ def write_result(
     validation: float = 0.5,
     test: float = 0.5,
     run: str = "",
+    test_count: int = TEST_REVIEWS,
     **options: object,
 ) -> None:
     """Writes ROW.json of a run with these accuracies. run: its --name, if it is not that of the row"""
@@ -46,7 +47,7 @@ def write_result(
         "parameters": {"trained": 3_140_000, "total": 14_000_000},
         "seconds": 60.0,
         "validation": {"accuracy": validation},
-        "test": {"accuracy": test},
+        "test": {"accuracy": test, "count": options.get("test_reviews") or test_count},
     }
     write_json(folder / f"{name}.json", result)
 
@@ -186,7 +187,7 @@ def test_a_row_after_pretraining_names_both_commands_and_adds_their_minutes(tmp_
     write_json(before.folder / "result.json", facts | result)
     options = {"model": "cnn", "peft": "none", "loss": "ce", "weights": str(before.best), "word_vectors": "none"}
     after = Run.create(tmp_path / "runs/after", {"options": options})
-    scores = {"validation": {"accuracy": 0.9}, "test": {"accuracy": 0.8}}
+    scores = {"validation": {"accuracy": 0.9}, "test": {"accuracy": 0.8, "count": TEST_REVIEWS}}
     result = {"command": "train", "seconds": 60.0, "options": options | {"seed": 42}} | scores
     write_json(after.folder / "result.json", facts | result)
     publish(str(after.folder), "cnn-tv")
@@ -195,6 +196,25 @@ def test_a_row_after_pretraining_names_both_commands_and_adds_their_minutes(tmp_
     assert row.minutes == 3
     assert "| 3 | 0123456 | `pretrain`, then `train` |" in results_table(["cnn"], tmp_path / "results")
     assert "| `cnn` | `--loss tv` | none | ce |" in models_table(tmp_path / "results")
+
+
+@pytest.mark.parametrize("count", [2, 60])
+def test_published_predictions_have_the_classes_of_the_run(count: int, tmp_path: Path, monkeypatch):
+    """Rounded to 1/255, most of 60 nearly equal probabilities would be the largest."""
+    monkeypatch.setattr("data.rows.RESULTS", tmp_path / "results")
+    run = Run.create(tmp_path / "run", {"options": {"weights": "none"}})
+    write_json(run.folder / "result.json", {"options": {"loss": "ce"}, "validation": {"accuracy": 0.5}})
+    p = torch.softmax(torch.randn(300, count, generator=torch.Generator().manual_seed(0)) / 100, 1)
+    run.save_probabilities("test", p.numpy(), p.argmax(1).numpy())
+    publish(str(run.folder), "row")
+    (published,) = open_runs("row")
+    assert (published.predictions("test").probabilities.argmax(1) == p.argmax(1).numpy()).all()
+
+
+def test_only_rows_with_the_test_reviews_of_imdb_compete(tmp_path: Path):
+    write_result(tmp_path, "lstm", test=0.8)
+    write_result(tmp_path, "gru", test=1.0, test_count=75)
+    assert [row.full_test for row in published_rows(tmp_path)] == [False, True]
 
 
 def test_a_temperature_that_is_fitted_on_validation_reviews_scales_the_test_reviews(tmp_path: Path):
