@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
-from nn.recurrence import fast_gru, join_directions, project_inputs, stack_directions
+from nn.recurrence import check_width, fast_gru, join_directions, project_inputs, stack_directions
 from nn.words import Pooling, WordClassifier, WordConfig
 
 
@@ -43,6 +43,7 @@ class GRULayer(Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, in];  mask: bool [B, T], padding on the right -> h [B, T, N·D], 0 at padding."""
+        check_width(x, self.weight)
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
         a = project_inputs(x, weight=self.weight, bias=self.bias)  # [N, T·B, 3D]
         stacked = stack_directions(padding, len(a))  # [N, T, B]

@@ -20,7 +20,7 @@ from torch.nn import Linear, Module, ModuleList, Parameter
 
 from nn.dropout import Dropout
 from nn.onednn_lstm import is_suitable, limit_primitives, onednn_lstm
-from nn.recurrence import fast_lstm, join_directions, project_inputs, stack_directions
+from nn.recurrence import check_width, fast_lstm, join_directions, project_inputs, stack_directions
 from nn.words import Pooling, WordClassifier, WordConfig
 
 
@@ -49,6 +49,7 @@ class LSTMLayer(Module):
 
         Under autocast to bf16, h is bf16 if oneDNN computes it.
         """
+        check_width(x, self.weight)
         x, padding = x.transpose(0, 1), ~mask.T  # [T, B, in], [T, B]
         if is_suitable(x, self.weight):
             return onednn_lstm(x, weight=self.weight, recurrent=self.recurrent, bias=self.bias, padding=padding)

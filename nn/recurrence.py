@@ -62,6 +62,15 @@ Buffers = TypeVar("Buffers", bound=tuple)
 # --------------------------------------------------------------------------------------- before and after the loop
 
 
+def check_width(x: Tensor, weight: Tensor) -> None:
+    """Raises ValueError for inputs of another width than the weights, which oneDNN and `project_inputs` do not notice.
+
+    x: [..., in];  weight: W, [N, G, in]
+    """
+    if x.size(-1) != weight.size(-1):
+        raise ValueError(f"the inputs have {x.size(-1)} numbers at each step, the weights are for {weight.size(-1)}")
+
+
 def stack_directions(x: Tensor, directions: int) -> Tensor:
     """Stacks x for each direction in its reading order. [T, ...] -> [N, T, ...]; the second one is reversed in time."""
     return torch.stack([x, x.flip(0)][:directions])

@@ -300,3 +300,27 @@ def test_a_batch_without_a_counted_token_has_a_part_of_zero():
     own = whole._replace(share=Share(whole, start=1, stop=2, seed=None))
     for counted, part in ((torch.zeros(3, 9), 0.0), (torch.tensor([[1, 1], [1, 0], [0, 0]]), 2.0 / 3)):
         assert own.part_of(torch.tensor(2.0), counted.bool()).item() == pytest.approx(part)
+
+
+def test_a_rank_has_its_rows_of_the_batch_of_all_ranks():
+    whole = corpus().batch(np.array([2, 0, 4]))
+    own = corpus().batch(np.array([0]))._replace(share=Share(whole, start=1, stop=2, seed=0))
+    assert (own.start, own.counted, own.total) == (1, 1, 3)
+    assert torch.equal(own.own(whole.input_ids), own.input_ids)  # without the columns of longer texts
+    assert own.generator().initial_seed() == 0
+
+
+def test_a_rank_without_rows_selects_no_token():
+    whole = corpus().batch(np.array([2, 0, 4]))
+    none = whole._replace(share=Share(whole, start=2, stop=2, seed=None))
+    assert torch.equal(none.share.own(whole.input_ids), whole.input_ids[:1])  # for a pass that adds nothing
+    assert not none.own(whole.mask).any()
+    assert none.part_of(torch.tensor(2.0), whole.mask) == 0
+
+
+def test_a_copy_has_all_tensors_on_the_device():
+    batch = corpus().batch(np.array([0, 1]))
+    batch = batch._replace(class_weights=torch.ones(2), teacher=torch.ones(2, 2), unlabelled=batch)
+    copied = batch._replace(share=Share(batch, start=0, stop=2, seed=None)).to(torch.device("meta"))
+    for part in (copied, copied.unlabelled, copied.whole, copied.whole.unlabelled):
+        assert all(x.is_meta for x in part if isinstance(x, torch.Tensor))

@@ -12,6 +12,7 @@ from data.calibration import (
     log_probabilities,
     reliability_bins,
     scaled,
+    summary,
 )
 
 EXACT = 1e-9
@@ -23,6 +24,11 @@ def test_the_temperature_of_equal_margins_makes_the_confidence_the_accuracy():
     labels = np.array([1, 1, 0, 1])
     assert fit_temperature(logits, labels) == pytest.approx(2 / np.log(3), rel=EXACT)
     assert fit_temperature(log_probabilities(np.exp(scaled(logits, 1.0))), labels) == pytest.approx(2 / np.log(3))
+
+
+def test_a_review_of_equal_scores_does_not_change_the_temperature_of_others():
+    logits = np.array([[0.0, 2.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
+    assert fit_temperature(logits, np.array([1, 1, 0, 1, 0])) == pytest.approx(2 / np.log(3), rel=EXACT)
 
 
 def test_equal_scores_have_the_temperature_1():
@@ -72,6 +78,8 @@ def test_the_calibration_error_and_its_bins_against_hand_numbers():
     assert wide == [(3, pytest.approx(2 / 3), pytest.approx(0.8))]
     assert expected_calibration_error(p, labels, bins=1) == pytest.approx(0.8 - 2 / 3)
     assert expected_calibration_error(p, labels, bins=4) == pytest.approx((0.4 * 1 + abs(0.5 - 0.9) * 2) / 3)
+    upper = np.array([[0.5, 0.5], [0.4, 0.6]])
+    assert [b.reviews for b in reliability_bins(upper, labels[:2], bins=4)] == [1, 1]  # (.25, .5] and (.5, .75]
     edge = np.array([[0.5, 0.5]])
     assert expected_calibration_error(edge, np.array([0]), bins=2) == pytest.approx(0.5)  # (0, .5]
 
@@ -79,6 +87,13 @@ def test_the_calibration_error_and_its_bins_against_hand_numbers():
 def test_the_brier_score_against_hand_numbers():
     p = np.array([[0.4, 0.6], [0.8, 0.2]])
     assert brier_score(p, np.array([1, 1])) == pytest.approx((2 * 0.4**2 + 2 * 0.8**2) / 2)
+
+
+def test_the_summary_is_of_the_scaled_probabilities():
+    p, labels = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1])
+    root = np.sqrt(p)  # of T = 2
+    after = brier_score(root / root.sum(1, keepdims=True), labels)
+    assert f"Brier score {brier_score(p, labels):.4f} → {after:.4f}" in summary("test", p, labels, 2.0)
 
 
 def test_the_threshold_has_the_best_accuracy_of_all():

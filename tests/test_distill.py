@@ -131,6 +131,30 @@ def test_unsupported_settings_raise(values: dict[str, float], message: str):
         DistillOptions(**values)
 
 
+def test_the_largest_temperature_is_allowed_and_none_above_it():
+    assert DistillOptions(distill_temperature=100.0).distill_temperature == 100
+    with pytest.raises(ValueError, match=r"distill_temperature 100\.5 must be above 0 and at most 100"):
+        DistillOptions(distill_temperature=100.5)
+
+
+def test_labels_may_be_smoothed_unless_alpha_leaves_them_out():
+    assert DistillOptions(distill_alpha=0.9, label_smoothing=0.1).label_smoothing == 0.1
+    with pytest.raises(ValueError, match="--label-smoothing has no effect with --distill-alpha 1"):
+        DistillOptions(distill_alpha=1.0, label_smoothing=0.1)
+
+
+def test_another_number_of_labels_is_refused_where_they_are_not_read():
+    student, teacher, labels = random_pair()
+    with pytest.raises(ValueError, match=r"labels \[1\] are not \[B, C\] and \[B\]"):
+        distill_loss(student, teacher, labels[:1], 2.0, alpha=1.0)
+
+
+def test_the_logits_of_the_teacher_are_constants():
+    student, teacher, _ = random_pair()
+    loss = soft_losses(student, teacher.requires_grad_(), 2.0).sum()
+    assert torch.autograd.grad(loss, teacher, allow_unused=True) == (None,)
+
+
 def test_a_batch_without_a_teacher_raises():
     batch = Batch(*token_batch([4, 3]), torch.tensor([0, 1]), torch.arange(2))
     with pytest.raises(ValueError, match="needs the teacher's logits"):

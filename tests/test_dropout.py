@@ -67,3 +67,26 @@ def test_a_rate_above_0_is_neither_rounded_to_0_nor_to_1(p: float, dropped: int)
     layer = Dropout(p)
     assert layer.threshold == dropped
     assert layer(torch.ones(100_000)).unique().tolist() == pytest.approx([0, 256 / (256 - dropped)])
+
+
+def test_an_empty_tensor_stays_empty():
+    assert Dropout(0.5).train()(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_the_rate_is_printed():
+    assert str(Dropout(0.3)) == "Dropout(p=0.3)"
+
+
+def test_a_traced_mask_has_the_same_rate(monkeypatch):
+    monkeypatch.setattr("nn.dropout.is_traced", lambda: True)
+    torch.manual_seed(0)
+    kept = keep_mask(torch.Size([100_000]), LEVELS // 4)
+    assert kept.dtype == torch.uint8
+    assert abs(kept.float().mean() - 0.75) < 0.01
+
+
+def test_the_modules_within_a_skipped_one_keep_their_rate():
+    inner, model = torch.nn.Sequential(Dropout(0.25)), torch.nn.Sequential(Dropout(0.25))
+    model.append(inner)
+    set_dropout(model, 0.5, skip=[inner])
+    assert (model[0].p, inner[0].p) == (0.5, 0.25)

@@ -70,7 +70,48 @@ def test_metrics_of_three_classes(capsys):
     assert lines[3] == "  mixed: F1 –, recall –, predicted as {}"
 
 
+def test_a_class_that_is_predicted_but_does_not_occur_has_f1_0():
+    found = metrics(np.eye(3)[[0, 2]], np.array([0, 0]))
+    assert found["f1_by_class"] == [pytest.approx(2 / 3), None, 0.0]
+    assert found["recall_by_class"] == [0.5, None, None]
+    assert found["macro_f1"] == pytest.approx(1 / 3)
+
+
+def test_the_line_of_two_classes_is_the_same_in_any_order(capsys):
+    logits = np.random.default_rng(0).normal(size=(40, 2))
+    truth = (np.arange(40) % 3 == 0).astype(int)
+    print_metrics("x", metrics(logits, truth))
+    print_metrics("x", metrics(logits[:, ::-1], 1 - truth), ("positive", "negative"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_labels_of_one_class_have_no_auc():
+    assert metrics(np.eye(2), np.array([1, 1]))["auc"] is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (np.zeros((0, 2)), [], r"scores \[0, 2\] and labels \[0\] are not \[N, C\] and \[N\]"),
+        (np.eye(2), [0, 2], "labels 0 … 2 are outside 0 … 1"),
+        (np.eye(2), [-1, 0], "labels -1 … 0 are outside 0 … 1"),
+        (np.eye(2), [0, 0.5], "labels are not whole numbers"),
+        (np.array([[0, np.inf]]), [0], "scores are not finite"),
+    ],
+)
+def test_scores_and_labels_that_cannot_be_measured_are_refused(scores: np.ndarray, labels: list, message: str):
+    with pytest.raises(ValueError, match=message):
+        metrics(scores, np.array(labels))
+
+
+def test_the_auc_of_scores_that_are_not_finite_is_refused():
+    with pytest.raises(ValueError, match="scores are not finite"):
+        auc(np.array([0.0, np.nan]), np.array([0, 1]))
+
+
 def test_softmax_is_stable():
+    assert softmax(np.zeros((1, 2))).dtype == np.float32
     np.testing.assert_allclose(softmax(np.array([[1000.0, 1000.0]], np.float32)), [[0.5, 0.5]])
     logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     np.testing.assert_allclose(softmax(logits), np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-6)

@@ -57,6 +57,7 @@ def test_convolutions_are_initialized_with_the_given_deviation():
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_stacked_lstm_has_the_width_of_its_directions(bidirectional):
     lstm = LSTM(input_size=5, hidden_size=3, num_layers=2, bidirectional=bidirectional)
+    assert [layer.weight.size(-1) for layer in lstm.layers] == [5, 3 * (1 + bidirectional)]
     assert lstm(torch.randn(2, 7, 5), torch.ones(2, 7, dtype=torch.bool)).shape == (2, 7, 3 * (1 + bidirectional))
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from nn.gru import GRU, GRULayer
+from nn.lstm import LSTM
 from nn.recurrence import fast_gru, join_directions, plain_gru, stack_directions
 from nn.words import last_states
 
@@ -105,7 +106,10 @@ def test_equals_torch_with_copied_weights():
 
 
 def test_initialisation():
+    torch.manual_seed(0)
     layer = GRULayer(input_size=IN, hidden_size=D)
+    bound = (6 / (IN + D)) ** 0.5  # Glorot & Bengio, for the matrix of each gate
+    assert 0.9 * bound < layer.weight.abs().max() <= bound
     for u in layer.recurrent.unflatten(1, (3, D)).flatten(0, 1):
         torch.testing.assert_close(u @ u.T, torch.eye(D), rtol=0, atol=1e-5)
     assert (layer.bias == 0).all()
@@ -118,3 +122,32 @@ def test_padding_changes_nothing():
     noise = torch.where(MASK[..., None], x, torch.randn_like(x))
     assert torch.equal(gru(x, MASK), gru(noise, MASK))
     assert (gru(x, MASK)[~MASK] == 0).all()
+
+
+def test_the_gradient_of_u_is_rounded_under_autocast():
+    a, u, d = (x.detach().float().requires_grad_() for x in scan_inputs())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h = fast_gru(a.clone(), u=u, d=d, padding=stack_directions(~MASK.T, 2))
+    (du,) = torch.autograd.grad(h.sum(), u)
+    assert torch.equal(du, du.bfloat16().float())
+
+
+def test_a_traced_call_has_the_dtype_of_autocast(monkeypatch: pytest.MonkeyPatch):
+    a, u, d = (x.detach().float() for x in scan_inputs())
+    padding = stack_directions(~MASK.T, 2)
+    monkeypatch.setattr("nn.recurrence.is_traced", lambda: True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        traced = fast_gru(a.clone(), u=u, d=d, padding=padding)
+    assert torch.equal(traced, plain_gru(a, u=u, d=d, padding=padding, dtype=torch.bfloat16))
+
+
+def test_fewer_than_one_layer_is_refused():
+    with pytest.raises(ValueError, match="num_layers 0 must be at least 1"):
+        GRU(input_size=IN, hidden_size=D, num_layers=0)
+
+
+@pytest.mark.parametrize("kind", [GRU, LSTM])
+def test_inputs_of_another_width_are_refused(kind: type[Module]):
+    """Both 5 and 7 columns are padded to 8, and oneDNN would read beyond the weights."""
+    with pytest.raises(ValueError, match="the inputs have 7 numbers at each step, the weights are for 5"):
+        kind(input_size=5, hidden_size=D)(torch.randn(B, T, 7), MASK)

@@ -113,6 +113,7 @@ def test_the_loss_equals_the_loop_over_words_with_gradients(name, bidirectional)
         torch.testing.assert_close(ours, plain, **FLOAT64)
     assert len(found["nats"]) == sum(LENGTHS) - 4  # every word but the first of each text
     assert ("back_nats" in found) == bidirectional
+    assert not any(tensor.requires_grad for tensor in found.values())
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -133,6 +134,17 @@ def test_no_state_has_read_the_word_that_it_predicts(name):
             assert unread.any()
             assert torch.equal(states[unread], changed[unread])
             assert not torch.equal(states[~unread], changed[~unread]) or not (~unread).any()
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_state_has_read_the_word_next_to_the_one_that_it_predicts(name):
+    model, batch = prepared(name)
+    ids, mask = batch.input_ids[:1], batch.mask[:1]
+    x = model.embeddings.word(ids).detach().requires_grad_()
+    pairs = lm.predicted_words(model.encode(x, mask), torch.arange(ids.size(1))[None], mask, model.receptive_field)
+    for sign, (states, targets) in zip((1, -1), pairs, strict=True):
+        gradients = [torch.autograd.grad(h.sum(), x, retain_graph=True)[0][0] for h in states]
+        assert any(dx[t - sign].abs().sum() > 0 for dx, t in zip(gradients, targets, strict=True))
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -158,6 +170,15 @@ def test_training_drops_columns_and_states_but_no_words():
         dropout.p = 0.5
         assert not torch.isclose(lm.objective(model, batch, LMOptions())[0], expected)
         dropout.p = 0.0
+
+
+def test_the_softmaxes_read_dropped_states(monkeypatch):
+    model, batch = prepared("lstm", embedding_dropout=0.0, dropout=0.5)
+    monkeypatch.setattr(model, "encode", lambda x, mask: torch.ones(*mask.shape, 24, dtype=x.dtype))
+    seen = []
+    model.pretraining.directions[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    lm.objective(model.train(), batch, LMOptions())
+    assert seen[0].unique().tolist() == [0, 2]
 
 
 def test_a_text_of_one_word_predicts_nothing():

@@ -180,6 +180,17 @@ def test_a_class_that_p_excludes_adds_nothing_to_the_divergence(excluding: str):
     assert entropy(p) == 0
 
 
+def test_the_symmetric_divergence_from_a_class_that_p_excludes_is_infinite():
+    p, q = torch.tensor([[0.0, -torch.inf]]), torch.zeros(1, 2)
+    assert symmetric_kl(p, q) == symmetric_kl(q, p) == torch.inf
+    assert symmetric_kl(p, p) == 0
+
+
+def test_a_divergence_of_other_numbers_of_rows_is_refused():
+    with pytest.raises(ValueError, match=r"logits \[1, 2\] and \[3, 2\] differ"):
+        kl_divergence(torch.zeros(1, 2), torch.zeros(3, 2))
+
+
 def test_negative_labels_are_no_class_of_a_contrast():
     with pytest.raises(ValueError, match="label -1 is not a class"):
         supcon_loss(torch.eye(3), torch.tensor([0, -1, 1]), 0.5)

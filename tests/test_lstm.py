@@ -151,8 +151,12 @@ def test_when_onednn_computes_a_layer(monkeypatch: pytest.MonkeyPatch):
     assert is_suitable(x, weight)
     assert not is_suitable(x.double(), weight.double())
     assert not is_suitable(x[:0], weight)
+    assert not is_suitable(x[:, :0], weight)
     assert not is_suitable(x.to("meta"), weight.to("meta"))
     with torch.autocast("cpu", dtype=torch.float16):
+        assert not is_suitable(x, weight)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
         assert not is_suitable(x, weight)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not is_suitable(x, weight)
@@ -216,9 +220,12 @@ def test_projection_equals_the_formula_for_any_width(width: int):
 
 
 def test_initialisation():
+    torch.manual_seed(0)
     layer = LSTMLayer(input_size=IN, hidden_size=D)
     assert torch.equal(layer.bias[:, D : 2 * D], torch.ones(2, D))
     assert layer.bias.sum() == 2 * D
+    bound = (6 / (IN + D)) ** 0.5  # Glorot & Bengio, for the matrix of each gate
+    assert 0.9 * bound < layer.weight.abs().max() <= bound
     u = layer.recurrent[1, 2 * D : 3 * D]
     torch.testing.assert_close(u @ u.T, torch.eye(D), rtol=0, atol=1e-5)
 
@@ -228,3 +235,60 @@ def test_last_states_of_one_direction_are_those_of_the_last_real_step():
     h = lstm(x, MASK)
     expected = torch.stack([h[0, 6], h[1, 3], h[2, 0]])
     assert torch.equal(last_states(h, MASK, bidirectional=False), expected)
+
+
+def test_the_gradient_of_u_is_rounded_under_autocast():
+    a, u = (x.detach().float().requires_grad_() for x in scan_inputs())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h = fast_lstm(a.clone(), u=u, padding=stack_directions(~MASK.T, 2))
+    (du,) = torch.autograd.grad(h.sum(), u)
+    assert torch.equal(du, du.bfloat16().float())
+
+
+def test_a_traced_call_has_the_dtype_of_autocast(monkeypatch: pytest.MonkeyPatch):
+    a, u = (x.detach().float() for x in scan_inputs())
+    padding = stack_directions(~MASK.T, 2)
+    monkeypatch.setattr("nn.recurrence.is_traced", lambda: True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        traced = fast_lstm(a.clone(), u=u, padding=padding)
+    assert torch.equal(traced, plain_lstm(a, u=u, padding=padding, dtype=torch.bfloat16))
+
+
+def test_projected_inputs_are_fp32_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert project_inputs(torch.randn(T, B, IN), torch.randn(2, 3, IN), torch.zeros(2, 3)).dtype == torch.float32
+
+
+def test_without_a_gradient_of_the_states_there_is_none_of_the_inputs():
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dx: Tensor) -> None:
+            return None
+
+    a, u = scan_inputs()
+    h = Stop.apply(fast_lstm(a.clone(), u=u, padding=stack_directions(~MASK.T, 2)))
+    assert torch.autograd.grad(h.sum(), (a, u), allow_unused=True) == (None, None)
+
+
+@needs_onednn
+def test_onednn_keeps_a_buffer_for_gradients_only(monkeypatch: pytest.MonkeyPatch):
+    layer, x, compute, buffers = LSTMLayer(IN, D), torch.randn(B, T, IN), torch.mkldnn_rnn_layer, []
+
+    def recorded(*arguments):
+        *states, buffer = compute(*arguments)
+        buffers.append(buffer is not None and buffer.numel() > 0)
+        return *states, buffer
+
+    monkeypatch.setattr(torch, "mkldnn_rnn_layer", recorded)
+    onednn_lstm_without_gradients(layer, x, MASK)
+    layer(x, MASK)
+    assert buffers == [False, False, True, True]
+
+
+def test_fewer_than_one_layer_is_refused():
+    with pytest.raises(ValueError, match="num_layers 0 must be at least 1"):
+        LSTM(input_size=IN, hidden_size=D, num_layers=0)

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import adapt, tiny, tiny_weights
 
+from data.ensemble import Blend, Part
 from data.tokenization import train_tokenizer
 from eval import main as evaluate
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -72,6 +74,12 @@ def test_a_member_may_be_an_adapter_of_weights_without_a_classifier(checkpoint: 
     np.testing.assert_allclose(alone.score_texts(TEXTS), model(ids, mask).detach(), rtol=1e-4, atol=1e-5)
     (checkpoint / "members.json").write_text('[{"weights": "adapter", "factor": 0.5}]')
     np.testing.assert_allclose(load(checkpoint).score_texts(TEXTS), 0.5 * alone.score_texts(TEXTS), rtol=1e-6)
+
+
+def test_members_of_three_classes_are_refused():
+    scorer = SimpleNamespace(labels=("bad", "good", "mixed"), kind="x", tokenizer=None, corpus=None)
+    with pytest.raises(ValueError, match="the same two classes; a has bad, good, mixed, a bad, good, mixed"):
+        Blend([Part("a", 1.0, scorer)])
 
 
 def test_an_explanation_is_of_the_sum(checkpoint: Path):

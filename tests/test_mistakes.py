@@ -12,7 +12,7 @@ from data.checked import read_json
 from data.corpus import Corpus
 from data.imdb import as_frame
 from data.metrics import softmax
-from data.mistakes import accuracy_table, groups, mistakes, mistakes_csv
+from data.mistakes import RATING, accuracy_table, groups, mistakes, mistakes_csv, most_confident_mistakes
 from data.options import read_splits
 from data.runs import Run
 from eval import main as evaluate
@@ -54,6 +54,26 @@ def test_groups_by_length_rating_and_unknown_words():
     assert not [name for name, _ in groups(unrated, corpus, None) if "rating" in name or "unknown" in name]
     lines = accuracy_table(np.array([1, 0, 1, 1, 1], bool), groups(frame, corpus, 0)).splitlines()
     assert lines[1].split() == ["1", "to", "2", "tokens", "0.5000", "2"]
+
+
+def test_equally_confident_mistakes_are_in_the_order_of_the_reviews():
+    p1 = np.where(np.arange(99) % 3 == 0, 0.9, 0.75)
+    wrong = most_confident_mistakes(np.zeros(99, int), np.stack([1 - p1, p1], 1), 40)
+    assert wrong == [*range(0, 99, 3), 1, 2, 4, 5, 7, 8, 10]
+
+
+def test_a_quarter_ends_at_the_length_of_a_review():
+    """A quarter of six reviews is one and a half: the edges are those of the second, third and fifth."""
+    frame = as_frame([(str(n), "x", 0) for n in range(1, 7)])
+    corpus = Corpus.from_rows([[5] * n for n in range(1, 7)], frame["sentiment"], 1)
+    names = [name for name, _ in groups(frame, corpus, None)]
+    assert names == ["1 to 2 tokens", "3 to 3 tokens", "4 to 5 tokens", "6 to 6 tokens"]
+
+
+@pytest.mark.parametrize("key", ["1_0", "x1_7", "1_11", "1_7x"])
+def test_an_id_that_does_not_end_in_a_rating_of_imdb_has_none(key: str):
+    assert RATING.search("1_7")[1] == RATING.search("pos/1_7")[1] == "7"
+    assert RATING.search(key) is None
 
 
 def test_a_run_shows_mistakes_calibration_and_threshold(small_run, tmp_path, capsys):

@@ -87,6 +87,20 @@ def test_keys_are_those_of_all_ngrams_and_distinct():
         ngram_keys(batch.input_ids, batch.mask, 2_100_000)
 
 
+def test_ids_outside_the_vocabulary_are_refused_except_at_padding():
+    mask = torch.tensor([[True, False]])
+    for word in (-1, V):
+        with pytest.raises(IndexError, match=f"word ids {min(word, 0)} … {max(word, 0)} are outside 0 … {V - 1}"):
+            ngram_keys(torch.tensor([[word, 0]]), mask, V)
+        assert ngram_keys(torch.tensor([[V - 1, word]]), mask, V).tolist() == [[[V - 1, -1]] * 3]
+    assert ngram_keys(torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.bool), V).shape == (0, 3, 4)
+
+
+def test_another_padding_id_is_refused():
+    with pytest.raises(ValueError, match="pad_token_id = 3 is not supported; supported: 0"):
+        NBLinear(NBLinearConfig(vocab_size=V, pad_token_id=3))
+
+
 def test_first_occurrences():
     keys = torch.tensor([[5, 3, 5, 5, 3], [1, 1, 2, 1, 0]])
     expected = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 1, 0, 1]]).bool()
@@ -96,6 +110,7 @@ def test_first_occurrences():
 def test_a_table_without_ngrams_is_refused():
     with pytest.raises(ValueError, match="no n-gram is in 99 training reviews; lower --shape min_reviews"):
         fitted(min_reviews=99)
+    assert fitted(min_reviews=5).embeddings.keys.tolist() == [2]
 
 
 @pytest.mark.parametrize("min_reviews", [1, 2])

@@ -58,6 +58,12 @@ def test_attention_pooling_is_part_of_the_head(name: str):
     assert all(group["part"] == "head" and group["peak"] == RATE for group in pooling)
 
 
+def test_class_capsules_are_part_of_the_head():
+    found = groups_by_name(tiny("capsule_lstm", head="capsules"), Options(head_learning_rate=HEAD_RATE))
+    parts = {key: group["part"] for key, group in found.items() if key.split(".")[0] in ("capsules", "classes")}
+    assert parts == {"capsules.weight": "head", "classes.weight": "head"}
+
+
 def test_virtual_tokens_have_the_rate_of_the_last_layer():
     found = groups_by_name(adapt(tiny("bert"), "prefix"), Options(learning_rate=RATE, layer_decay=0.5))
     rates = {key.split(".")[0]: group["peak"] for key, group in found.items()}
@@ -152,6 +158,15 @@ def test_schedule_rises_and_falls_linearly(warmup, kind, factors):
     assert [schedule(step, total=10, warmup=warmup, kind=kind) for step in range(10)] == pytest.approx(factors)
 
 
+def test_a_product_that_is_rounded_up_adds_no_step_of_warmup():
+    """.07 · 100 is 7.000000000000001 in floating point."""
+    assert schedule(6, total=100, warmup=0.07) == 1
+
+
+def test_the_factor_after_the_last_step_is_not_negative():
+    assert schedule(12, total=10, warmup=0) == 0
+
+
 # --------------------------------------------------------------------------------------------------- running mean
 
 
@@ -225,6 +240,12 @@ def test_the_top_layers_are_reinitialized_and_no_others(name):
         if key in top and value.dim() == 2:
             assert value.std().item() == pytest.approx(model.config.initializer_range, rel=0.3), key
     assert model.newly_initialized == top | {"pooler.dense.weight"}
+
+
+def test_all_layers_may_be_reinitialized():
+    model = tiny("bert", num_layers=2)
+    reinitialize(model, 2)
+    assert {name.split(".")[1] for name in model.newly_initialized} == {"0", "1"}
 
 
 def test_the_transformer_is_reinitialized_as_its_constructor_does():

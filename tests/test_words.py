@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import tiny, token_batch
 
 from nn.words import Pooling, WordEmbedding, last_states, masked_max, masked_mean
 
@@ -8,12 +9,14 @@ LENGTHS = [7, 4, 1]
 MASK = torch.arange(T) < torch.tensor(LENGTHS)[:, None]
 
 
-def embedding(embedding_size: int = 3, word_dropout: float = 0.0, dropout: float = 0.0) -> WordEmbedding:
+def embedding(
+    embedding_size: int = 3, word_dropout: float = 0.0, dropout: float = 0.0, pad_id: int = 0
+) -> WordEmbedding:
     return WordEmbedding(
         vocab_size=50,
         embedding_size=embedding_size,
         embedding_range=0.5,
-        pad_id=0,
+        pad_id=pad_id,
         unk_id=1,
         word_dropout=word_dropout,
         dropout=dropout,
@@ -74,3 +77,24 @@ def test_embedding_dropout_drops_columns_of_a_review():
 def test_word_dropout_must_be_a_probability():
     with pytest.raises(ValueError, match=r"word_dropout 1\.0 is outside"):
         embedding(word_dropout=1.0)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "cnn_lstm"])
+def test_a_network_of_one_direction_pools_its_last_state(name: str):
+    model, (ids, mask) = tiny(name, bidirectional=False, pooling="last", window=1).eval(), token_batch([7, 4])
+    h = model.encode(model.embed(ids, mask), mask)
+    assert torch.equal(model.pool(h, mask), torch.stack([h[0, 6], h[1, 3]]))
+
+
+def test_the_row_of_another_padding_id_is_zero_and_has_no_gradient():
+    layer = embedding(pad_id=2)
+    layer(torch.tensor([[0, 2]]), torch.ones(1, 2, dtype=torch.bool)).sum().backward()
+    for table in (layer.word.weight, layer.word.weight.grad):
+        assert (table[2] == 0).all()
+        assert (table[0] != 0).all()
+
+
+def test_the_mean_of_bf16_states_is_rounded_once():
+    torch.manual_seed(0)
+    h, mask = torch.randn(2, 301, 8).bfloat16(), torch.ones(2, 301, dtype=torch.bool)
+    assert torch.equal(masked_mean(h, mask), masked_mean(h.float(), mask).bfloat16())
