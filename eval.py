@@ -70,7 +70,7 @@ from data.eval_options import (
 from data.explanation import Explanation, as_page, as_text, has_colours
 from data.files import filling, is_stdout, write_output
 from data.flags import check_choice, check_different, flag, parse_flags, split_folders
-from data.held_out import held_out, warn_trained
+from data.held_out import held_out, warn_trained, without_trained
 from data.hub import CLASSIFIER, CONFIG, backbone_is_missing
 from data.imdb import as_frame
 from data.jobs import environment_number
@@ -172,7 +172,13 @@ def evaluate_folder(
     source = replace(source, data=folder)
     splits = load_splits(source, labels=scorer.labels)
     for run in runs:
-        splits = held_out(run, settings_of(run).options, source, splits, partial(own_splits, run))
+        read_own = partial(own_splits, run)
+        try:
+            trained = settings_of(run).options
+        except ValueError:  # another version wrote them; --weights uses its best/
+            splits = without_trained(run, splits, has_own=False, read_own=read_own)
+        else:
+            splits = held_out(run, trained, source, splits, read_own)
     last: tuple[str, pd.DataFrame, np.ndarray] | None = None
     for name, frame in labelled_parts(splits):
         logits, truth = score_part(scorer, frame, name), frame["sentiment"].to_numpy()

@@ -9,7 +9,7 @@ from data.checked import reading
 from data.files import open_tensors
 from data.metrics import checked_labels
 
-LEVELS = 255  # published probabilities are rounded to 1/LEVELS
+LEVELS = 255  # published probabilities of two classes are rounded to 1/LEVELS
 WITHOUT = {  # ways out of a damaged file
     "validation": "delete it: the run can be scored without it, but cannot be a member of an ensemble",
     "test": "delete it: the run can be scored without it, but --run with several runs and without --data needs it",
@@ -28,7 +28,7 @@ class Predictions(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Reads the predictions of a run, or of a published row, whose probabilities are whole numbers of 1/LEVELS.
+    """Reads the predictions of a run or of a published row.
 
     Raises ValueError for a damaged file, and for rows that are not probabilities.
     """

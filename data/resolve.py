@@ -141,7 +141,7 @@ def recorded_settings(run: Run, tables: Tables) -> Settings:
         objective = check_choice("objective", values.get("loss", ""), tables.objectives)
         known = {field.name: field for cls in (Options, method.options, objective.options) for field in fields(cls)}
         if unknown := [name for name in values if name not in known]:
-            way_out = "check out the commit that it names, or give the best/ of this run as --weights"
+            way_out = "check out the commit in this file, or give the best/ of the run as --weights"
             raise ValueError(
                 f"unknown options {listed(unknown)}; another version of this program wrote them; {way_out}"
             )

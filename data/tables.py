@@ -143,12 +143,13 @@ def results_row(row: Row) -> tuple[str, ...]:
     """Returns the cells of one published row in `results_table`."""
     first = row.results[0]
     trained, total = millions(row.trained), millions(first["parameters"]["total"])
-    count = row.options.get("test_reviews")
+    is_part = row.accuracies("test") and not row.full_test and row.options.get("data") != "demo"
+    count = f" of {first['test']['count']:,}" if is_part else ""
     return (
         row.name,
         trained if trained == total else f"{trained} of {total}",
         mean_and_deviation(row.accuracies("validation")),
-        f"**{mean_and_deviation(row.accuracies('test'))}{f' of {count:,}' if count else ''}**",
+        f"**{mean_and_deviation(row.accuracies('test'))}{count}**",
         " ".join(str(result["options"]["seed"]) for result in row.results),
         f"{row.minutes:.0f}",
         first["commit"][:7],

@@ -15,9 +15,9 @@ starts as a copy of the model's lower half. sg stops the gradient: the discrimin
 losses do not compete for one table. A sampled token that equals the original counts as original. Generator, E_Δ and
 heads exist during training only; E_D is saved.
 
-Differs from the papers: both losses are means over their tokens, as in the published code, where Clark et al. sums
-them, so that λ weighs means; the detector has a hidden layer, and the generator uses the head of losses/mlm.py, as in
-the published code; DeBERTa's enhanced mask decoder is omitted from the generator.
+Differs from the papers: both losses are means over their tokens, as in the published code; Clark et al. sum them. So λ
+weighs means here. The detector has a hidden layer, and the generator uses the head of losses/mlm.py, as in the
+published code; DeBERTa's enhanced mask decoder is omitted from the generator.
 """
 
 from dataclasses import dataclass, replace

@@ -51,7 +51,7 @@ except ImportError:
 
 PROGRAMS = 1024  # upper bound of the programs of the table kernel: a few for each multiprocessor of a large GPU
 # Dtypes of the products, with the widest heads whose tiles fit into the shared memory of every GPU of `runs_on`
-WIDEST = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
+MAX_HEAD_SIZE = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
 
 
 def has_triton() -> bool:
@@ -68,8 +68,8 @@ def runs_on(device: torch.device) -> bool:
 
 
 def is_suitable(x: Tensor, head_size: int) -> bool:
-    """Returns whether the kernels compute the attention of tensors with the dtype and the device of x."""
-    return x.dtype in WIDEST and head_size <= WIDEST[product_dtype(x)] and runs_on(x.device)
+    """Returns whether the kernels compute the attention of heads of this size, with the dtype and the device of x."""
+    return x.dtype in MAX_HEAD_SIZE and head_size <= MAX_HEAD_SIZE[product_dtype(x)] and runs_on(x.device)
 
 
 def jit(kernel: Callable) -> Any:
@@ -439,7 +439,7 @@ def table_kernel(
 
 
 def tile_settings(head_size: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns the padded head size, the tile size N, the rounding of products, and threads / 32 and pipeline stages.
+    """Returns the padded head size, the tile size N, the rounding of products, and how Triton compiles.
 
     Tiles of 64 halve the loads, but double the cost of a skew per pair and need more registers than there are.
     """
@@ -452,6 +452,7 @@ def tile_settings(head_size: int, dtype: torch.dtype) -> dict[str, Any]:
         "PRECISION": None if half else exact,
         "num_warps": 4 if half else 8,
         "num_stages": 1,
+        "enable_fp_fusion": True,  # a·b + c in one operation; Triton 3.9 warns if it is not given
     }
 
 
@@ -565,12 +566,12 @@ def disentangled_attention(
     or None, q_r divided by the scale;  index: rows of k_r and q_r for the distances T - 1 … 1 - S, int32 [T + S - 1];
     mask: bool [B, P + S];  p, seed: of dropout, int64 [1], by default drawn from torch's default generator of the
     device -> [B, H, T, K], under autocast in its dtype. Raises ValueError for another dtype than those of
-    WIDEST and for a machine without Triton.
+    MAX_HEAD_SIZE and for a machine without Triton.
     """
     if triton is None:
-        raise ValueError("the package triton is not installed; it is part of torch for CUDA")
-    if q.dtype not in WIDEST:
-        raise ValueError(f"dtype {q.dtype} is not supported; supported: {', '.join(map(str, WIDEST))}")
+        raise ValueError("the package triton is not installed; it is part of torch for CUDA on Linux")
+    if q.dtype not in MAX_HEAD_SIZE:
+        raise ValueError(f"dtype {q.dtype} is not supported; supported: {', '.join(map(str, MAX_HEAD_SIZE))}")
 
     dtype = product_dtype(q)
 

@@ -201,8 +201,8 @@ def check_backbone(run: Run | None, model: Model, base: str) -> None:
     if run is None or model.source is None or model.source == run.best / "base":  # trained: best/ has its checksums
         return
     changed, way_out = run.changed_backbone(backbone_digests(model.source)), "restore it"
-    if model.source == BUILTIN and run.predates_builtin():
-        changed, way_out = "model.safetensors", "check out the commit in its config.json"
+    if model.source.resolve() == BUILTIN.resolve() and run.predates_builtin():
+        changed, way_out = "model.safetensors", f"check out the commit in {run.config_file}"
     if changed:
         problem = f"{model.source / changed} is not as it was when {run.folder} was trained"
         if not base:

@@ -205,7 +205,7 @@ def tiny_tokenizer(kind: str) -> Tokenizer:
 
 
 def tiny_weights(folder: Path, name: str = "bert", **config: Any) -> Path:
-    """Writes a tiny checkpoint with a tokenizer, both made for the built-in reviews. config: fields of the model's"""
+    """Writes a tiny checkpoint with a tokenizer, both made for the built-in reviews. config: fields of its config"""
     tokenizer = tiny_tokenizer(MODELS[name].tokenizer)
     model = tiny(name, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **config)
     save_pretrained(model, folder)

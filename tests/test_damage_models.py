@@ -425,7 +425,7 @@ def run(tmp_path: Path) -> Path:
         ({"quantize": 5}, "quantize = 5 must be text"),
         (
             {"unknown\x1b[2J": 5},
-            r"unknown options unknown\\x1b\[2J; another version .*; check out the commit that it names, or",
+            r"unknown options unknown\\x1b\[2J; another version .*; check out the commit in this file, or",
         ),
         ({"model": "berd"}, "unknown model 'berd'"),
         ({"loss": ["ce"]}, "loss = .* must be text"),

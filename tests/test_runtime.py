@@ -38,6 +38,7 @@ def test_random_state_is_restored():
 def test_a_precision_that_the_processor_emulates_is_noted_once(monkeypatch, capsys, precision: str, native: bool):
     runtime.note_emulated.cache_clear()
     monkeypatch.setattr(runtime.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(runtime, "native_bf16", lambda _: native)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: native, raising=False)
     for name in (precision, precision, "fp32", "auto"):
