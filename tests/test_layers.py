@@ -20,7 +20,12 @@ import peft
 LAYERS = {"data": 0, "nn": 1, "peft": 2, "losses": 2, "train": 3, "eval": 3}
 PROGRAMS = {"data.check": 3}  # modules above their package, which nothing imports
 RUNTIME_PACKAGES = {"torch", "numpy", "pandas", "bs4", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
-SLOW_OR_OPTIONAL = {"huggingface_hub", "matplotlib", "pyarrow"}  # the only packages that a function may import
+SLOW_OR_OPTIONAL = {
+    "huggingface_hub",
+    "matplotlib",
+    "pyarrow",
+    "triton",
+}  # packages that a function may import
 SLOW_MODULES = {"torch.distributed.fsdp", "torch.distributed.tensor"}  # of runtime packages, likewise
 OPTIONAL = {"nn.triton_attention": {"triton"}}  # packages that a module uses if they are installed
 PEERS = {
