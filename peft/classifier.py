@@ -90,9 +90,8 @@ class Scorer:
             command = f"train.py --model {name_of(type(model))} --weights {in_shell(weights)}"
             raise ValueError(f"{weights} has no classifier (its files lack {listed(lacks)}); {command} trains one")
         folder = adapter or model.source
-        own = (folder and (read_truncation(folder) or recorded_truncation(folder))) or usual_truncation(
-            model, tokenizer
-        )
+        recorded = folder and (read_truncation(folder) or recorded_truncation(folder))
+        own = recorded or usual_truncation(model, tokenizer)
         if max_length:
             own = own._replace(max_length=max_length)
         return cls(model.to(machine.device).eval(), tokenizer, machine, replaced(own, **other))
