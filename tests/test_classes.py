@@ -83,6 +83,9 @@ def test_three_classes_train_score_predict_and_answer(tmp_path, monkeypatch, cap
     assert {line.split(",")[1] for line in (tmp_path / "sub.csv").read_text().splitlines()[1:]} <= set(CLASSES)
     evaluate(["--run", str(folder), "--data", str(data)])
     assert "films.csv: accuracy" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--threshold validation needs two classes; this run has 3"):
+        evaluate(["--run", str(folder), "--threshold", "validation"])
+    assert "accuracy" not in capsys.readouterr().out  # refused before the reviews are scored
     (tmp_path / "other.csv").write_text("review,label\nx,bad\ny,superb\n")
     with pytest.raises(ValueError, match="superb"):
         evaluate(["--run", str(folder), "--data", "other.csv"])
