@@ -73,8 +73,8 @@ def test_readme_is_one_page():
 
 def test_two_commands_install_and_run():
     assert blocks(README) == [
-        "pip install -r requirements.txt && python train.py --model deberta --peft lora",
-        "pip install -r requirements-dev.txt && python -m pytest",
+        "pip install --no-compile -r requirements.txt && python train.py --model deberta --peft lora",
+        "pip install --no-compile -r requirements-dev.txt && python -m pytest",
     ]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     names = [line.split("==")[0].split(">")[0] for line in lines]
