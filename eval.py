@@ -58,8 +58,8 @@ from data.eval_options import (
     DEFAULT_OUT,
     DESCRIPTION,
     EXAMPLES,
-    KEPT,
     Options,
+    changes_of_kept,
     check_flags,
     check_ranks,
     check_replaces,
@@ -212,7 +212,7 @@ def labelled_parts(splits: Splits) -> Iterator[tuple[str, pd.DataFrame]]:
             print(f"{name}: no labelled reviews to score")
 
 
-def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
+def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer, given: dict[str, Any]) -> None:
     """Prints the metrics of the run's own validation and test reviews.
 
     Raises ValueError if the run's stored probabilities are of other reviews.
@@ -226,7 +226,7 @@ def evaluate(options: Options, emit: Emit, run: Run, scorer: Scorer) -> None:
         path = run.folder / "validation.probabilities.safetensors"
         raise ValueError(f"{path} has the labels of other reviews; {WITHOUT['validation']}")
     scores_validation = bool((truth != UNKNOWN).any())
-    is_changed = any(getattr(options, name) != getattr(Options, name) for name in KEPT)  # such as another --truncate
+    is_changed = bool(changes_of_kept(options, given))  # such as another --truncate
     refits = scores_validation and (is_changed or kept is None)  # the temperature, to validation as it is scored here
     needs_temperature = bool(options.plot) or kept is not None
     temperature = ranks.in_turn(lambda: calibration(run)) if needs_temperature and not refits else None
@@ -491,7 +491,7 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     elif options.data:
         evaluate_data(options, emit, source_for(given, trained), scorer, [run])
     else:
-        evaluate(options, emit, run, scorer)
+        evaluate(options, emit, run, scorer, given)
 
 
 def use_runs(options: Options, emit: Emit, given: dict[str, Any]) -> None:

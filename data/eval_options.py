@@ -136,6 +136,17 @@ def given_truncation(given: dict[str, Any]) -> dict[str, Any]:
     return {names[name]: value for name, value in given.items() if name in names}
 
 
+def changes_of_kept(options: Options, given: dict[str, Any]) -> list[str]:
+    """Returns the flags that score reviews otherwise than the kept predictions.
+
+    A run may have windows of its own, so those of the command line count even if they are the default ones.
+    """
+    windows = ("window_stride", "window_pooling")
+    return [
+        name for name in KEPT if name in given and (name in windows or getattr(options, name) != getattr(Options, name))
+    ]
+
+
 def is_own_score(options: Options, given: dict[str, Any]) -> bool:
     """Returns whether a run is scored on its own validation and test reviews."""
     return bool(options.run) and not (options.data or options.predict or options.merge or "text" in given)
@@ -264,7 +275,7 @@ def check_flags(options: Options, given: dict[str, Any]) -> None:
     alone = [name for name in ("errors", "threshold", "plot", "merge", "explain") if getattr(options, name)]
     if len(options.run) > 1 and alone:
         raise ValueError(f"{flag(alone[0])} takes one run; --run names several")
-    changed = [name for name in KEPT if getattr(options, name) != getattr(Options, name)]
+    changed = changes_of_kept(options, given)
     if len(options.run) > 1 and is_own_score(options, given) and changed:
         raise ValueError(
             f"{flag(changed[0])} does not change the predictions that the runs kept; score a file: --data FILE"

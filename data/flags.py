@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
+from data.checked import show
 from data.files import user_path
 
 Value = TypeVar("Value")
@@ -135,11 +136,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(text: str) -> int:
-    """Parses an int. Raises ArgumentTypeError."""
+    """Parses an int of 64 bits, which torch's sizes and seeds are. Raises ArgumentTypeError."""
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{show(text, 40)} is beyond 64 bits")
+    return value
 
 
 def finite_number(text: str) -> float:

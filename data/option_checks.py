@@ -91,6 +91,7 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
         (model.tokenizer != "wordlevel", f"{options.model} reads subwords", ("min_count",)),
         (frozen, frozen_words, ("train_vectors",)),
         (summed, "nb_linear multiplies no matrices", ("precision",)),
+        (options.model == "nb_linear", "nb_linear is one table without layers", ("unfreeze",)),
         (options.loss == "tv", "only the regions are trained", ("train_vectors", "dropout", "layer_decay")),
         (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),

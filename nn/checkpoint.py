@@ -397,15 +397,23 @@ def published_state(model: Model, heads: bool = True) -> dict[str, Tensor]:
     return state
 
 
+def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Converts a tensor to `dtype`. Raises ValueError if that makes a number infinite. name: in the message"""
+    converted = tensor.to(dtype)
+    if not torch.equal(converted.isinf(), tensor.isinf()):
+        raise ValueError(f"{name} has numbers beyond {dtype}; float32 and bfloat16 hold them")
+    return converted
+
+
 def save_pretrained(
     model: Model, directory: str | Path, dtype: torch.dtype = torch.float32, heads: bool = True
 ) -> None:
     """Writes config.json and model.safetensors with the published names, in `dtype`.
 
     transformers loads the directory of an encoder that is not quantized. heads False omits the classifier's layers.
-    Scales of 8-bit weights stay as they are. Raises ValueError for NF4 weights, which are quantized again at every
-    load, and for an adapter with modules of its own, which a checkpoint cannot contain. Raises TypeError for a dtype
-    that is not floating point.
+    Scales of 8-bit weights stay as they are. Raises ValueError for weights beyond the range of `dtype`, for NF4
+    weights, which are quantized again at every load, and for an adapter with modules of its own, which a checkpoint
+    cannot contain. Raises TypeError for a dtype that is not floating point.
     """
     check_dtype(dtype)
     if model.adapter is not None and model.adapter["method"] not in ("head", "bitfit"):
@@ -417,6 +425,6 @@ def save_pretrained(
     state = published_state(model, heads)
     if any(p.is_floating_point() and p.dtype != dtype for p in state.values()):
         is_weight = {name: p.is_floating_point() and not name.endswith(SCALE) for name, p in state.items()}
-        state = {name: p.to(dtype) if is_weight[name] else p for name, p in state.items()}
+        state = {name: cast(name, p, dtype) if is_weight[name] else p for name, p in state.items()}
     write_tensors(directory / WEIGHTS, state)  # first: a folder with a config.json is complete
     write_json(directory / CONFIG, write_config(model) | quantized | {"dtype": str(dtype).removeprefix("torch.")})

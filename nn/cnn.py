@@ -123,7 +123,8 @@ class CNN(WordClassifier):
     def __init__(self, config: CNNConfig) -> None:
         c, widths = config, parse_widths(config.widths)
         if c.one_hot:
-            super().__init__(config, embedding_size=c.filters * sum(widths), embedding_dropout=0.0)
+            super().__init__(config, embedding_size=c.filters * sum(widths))
+            self.embeddings.dropout = None
             pairs = zip(widths, accumulate(widths, initial=0), strict=False)
             layers: list[Module] = [OneHotConv1d(filters=c.filters, width=width, first=first) for width, first in pairs]
         else:

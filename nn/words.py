@@ -52,7 +52,7 @@ class WordEmbedding(Module):
         self.word = Embedding(vocab_size, embedding_size, padding_idx=pad_id)
         self.word.weight.data.uniform_(-embedding_range, embedding_range)[pad_id] = 0
         self.unk_id, self.word_dropout = unk_id, word_dropout
-        self.dropout = Dropout(dropout)
+        self.dropout: Dropout | None = Dropout(dropout)  # None for one-hot words
 
     def drop_words(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Applies word dropout in training mode. [B, T] -> [B, T]"""
@@ -63,7 +63,9 @@ class WordEmbedding(Module):
 
     def drop_columns(self, x: Tensor) -> Tensor:
         """Applies variational dropout in training mode. x: [B, T, E] -> [B, T, E]"""
-        return x * self.dropout(x.new_ones(len(x), 1, x.size(-1))) if self.dropout.active else x
+        if self.dropout is None or not self.dropout.active:
+            return x
+        return x * self.dropout(x.new_ones(len(x), 1, x.size(-1)))
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Returns x: [B, T, E]."""
@@ -156,7 +158,7 @@ class WordClassifier(Module):
 
     The constructor of a subclass calls this one, then creates the layers. The order of creation determines which random
     numbers initialize each layer. A subclass defines `encode`, and `pool` unless it has a `pooling`.
-    embedding_size, embedding_dropout: replace the config's values.
+    embedding_size: replaces the config's value.
     """
 
     model_type: str  # of config.json
@@ -176,9 +178,7 @@ class WordClassifier(Module):
     dropout: Dropout
     classifier: Any  # Linear, or a module with in_features
 
-    def __init__(
-        self, config: WordConfig, embedding_size: int | None = None, embedding_dropout: float | None = None
-    ) -> None:
+    def __init__(self, config: WordConfig, embedding_size: int | None = None) -> None:
         super().__init__()
         self.config: Any = config  # of the subclass's Config
         self.checkpointing: bool = False  # whether training recomputes activations instead of storing them
@@ -198,7 +198,7 @@ class WordClassifier(Module):
             pad_id=config.pad_token_id,
             unk_id=config.unk_token_id,
             word_dropout=config.word_dropout,
-            dropout=config.embedding_dropout if embedding_dropout is None else embedding_dropout,
+            dropout=config.embedding_dropout,
         )
 
     @property

@@ -41,6 +41,8 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
         raise ValueError(f"{sizes}: they do not belong together; fetch the checkpoint again, or use other --weights")
     if options.dropout >= 0:
         set_dropout(model, options.dropout, skip=added_modules(model))  # an adapter has a rate of its own
+    if min(options.dropout, options.classifier_dropout) >= 0 and not has_other_dropout(model):
+        print(f"note: --dropout has no effect: --classifier-dropout sets the only dropout of this {options.model}")
     if options.classifier_dropout >= 0:
         model.dropout = Dropout(options.classifier_dropout)
     if options.checkpointing and not len(model.layers):
@@ -53,6 +55,11 @@ def build_model(settings: Settings, tokenizer: Tokenizer, labels: tuple[str, ...
         print(f"warning: random weights are all trained, including those that --peft {options.peft} would freeze")
     check_positions(model, options.max_length)
     return model
+
+
+def has_other_dropout(model: Model) -> bool:
+    """Returns whether a model has dropout besides that of its head."""
+    return any(isinstance(module, Dropout) and module is not model.dropout for module in model.modules())
 
 
 def continued_model(options: Options, labels: tuple[str, ...] | None) -> Model:

@@ -29,6 +29,7 @@ from nn.encoder import Encoder
 
 INITS = ("vocabulary", "text", "random")
 POOLS = ("cls", "virtual")
+MOST_TOKENS = 65_536  # virtual ones; no published model has as many positions
 PROMPT_TEXT = "Is this review of a movie positive or negative? great wonderful excellent, or bad boring awful:"
 
 
@@ -42,6 +43,8 @@ class VirtualTokenOptions:
     def __post_init__(self) -> None:
         if self.virtual_tokens < 1:
             raise ValueError(f"{self.virtual_tokens} virtual tokens; at least 1 is needed")
+        if self.virtual_tokens > MOST_TOKENS:
+            raise ValueError(f"{self.virtual_tokens:,} virtual tokens; at most {MOST_TOKENS:,} are possible")
 
     def check_text(self, init: str) -> None:
         """Raises ValueError for a --prompt-text that has no effect. init: what the tokens are initialized from"""

@@ -88,6 +88,16 @@ def test_fp16_files_become_fp32(checkpoint):
     assert {p.dtype for p in load_pretrained(checkpoint, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
+def test_numbers_beyond_the_format_are_not_written(tmp_path):
+    model = tiny("bert")
+    model.classifier.bias.data[0] = 1e6
+    with pytest.raises(ValueError, match=r"classifier.bias has numbers beyond torch.float16; float32 and bfloat16"):
+        save_pretrained(model, tmp_path, dtype=torch.float16)
+    assert not any(tmp_path.iterdir())
+    save_pretrained(model, tmp_path, dtype=torch.bfloat16)
+    assert load_pretrained(tmp_path).classifier.bias[0] == torch.tensor(1e6).bfloat16()
+
+
 def test_a_missing_head_is_initialized_and_named(checkpoint):
     head_names = ("classifier", "bert.pooler")
     rewrite(checkpoint, lambda tensors: {k: t for k, t in tensors.items() if not k.startswith(head_names)})

@@ -102,6 +102,8 @@ def test_an_ensemble_scores_predicts_and_answers(tmp_path, monkeypatch, capsys):
         ("--errors 3", "--errors takes one run"),
         ("--truncate windows", "--truncate does not change the predictions that the runs kept"),
         ("--quantize int8", "--quantize does not change"),
+        ("--window-pooling mean", "--window-pooling does not change"),  # the default, but runs may have another
+        ("--window-stride 0", "--window-stride does not change"),
         ("--out x.csv", "--out needs something to write"),
     ):
         for folders in (["runs/a", "runs/b"], ["runs/a runs/b"]):

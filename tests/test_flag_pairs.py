@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import tiny_tokenizer
 from test_scored_files import outcome
 from test_train import resolved
 
@@ -55,6 +56,8 @@ def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run:
     ("--peft lora --alpha 0", "--alpha 0 multiplies the update by 0"),
     ("--peft lora --lora-plus 0", "--lora-plus 0 keeps B at 0, where it starts"),
     ("--model nb_linear --precision bf16", "--precision has no effect here: nb_linear multiplies no matrices"),
+    ("--model nb_linear --weights nowhere --unfreeze gradual", "--unfreeze has no effect here: nb_linear is one table"),
+    ("--peft prompt --virtual-tokens 65537", "65,537 virtual tokens; at most 65,536 are possible"),
     ("--warmup 1.5", r"--warmup 1\.5 is neither a fraction below 1 nor a whole number of steps"),
     ("--peft lora --lora-dropout 1", r"lora_dropout 1.0 is outside \[0, 1\)"),
     ("--peft prefix --prefix-dropout 1", r"prefix_dropout 1.0 is outside \[0, 1\)"),
@@ -62,6 +65,19 @@ def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run:
 def test_flags_of_train_that_do_not_go_together(flags: str, message: str):
     with pytest.raises(ValueError, match=message):
         resolved(flags.split())
+
+
+@pytest.mark.parametrize(("arguments", "noted"), [
+    ("--model nb_linear", True), ("--model cnn", True), ("--model cnn --shape one_hot=false", False),
+    ("--model gru", False),
+])  # fmt: skip
+def test_a_rate_of_dropout_without_effect_is_noted(arguments: str, noted: bool, capsys):
+    tokenizer = tiny_tokenizer("wordlevel")
+    settings = resolved([*arguments.split(), "--data", "demo", "--dropout", "0.9", "--classifier-dropout", "0.4"])
+    rates = {m.p for m in build_model(settings, tokenizer).modules() if isinstance(m, Dropout)}
+    assert rates == ({0.4} if noted else {0.4, 0.9})
+    note = "note: --dropout has no effect: --classifier-dropout sets the only dropout of this"
+    assert (note in capsys.readouterr().out) == noted
 
 
 def test_a_continued_adapter_keeps_its_own_dropout(small_run: list[str], tmp_path: Path):

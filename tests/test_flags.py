@@ -159,6 +159,8 @@ def test_a_flag_takes_several_values(tmp_path: Path):
         (["--zzz"], "unknown flag --zzz"),
         (["-x"], "unknown flag -x"),
         (["--size", "1.5"], "--size: '1.5' is not a whole number"),
+        (["--size", str(2**63)], "--size: 9223372036854775808 is beyond 64 bits"),
+        (["--size", str(-(2**63) - 1)], "--size: -9223372036854775809 is beyond 64 bits"),
         (["--rate", "fast"], "--rate: 'fast' is not a number"),
         (["--rate", "inf"], "--rate: 'inf' is not a finite number"),
         (["--size"], "--size needs a value"),

@@ -178,6 +178,17 @@ def test_an_explanation_covers_all_windows(name: str):
     assert explain(model, tokenizer, "a b", truncation._replace(pooling="max"), scorer.score_texts).read.all()
 
 
+def test_the_temperature_is_fitted_to_windows_that_the_command_line_changes(small_run, monkeypatch, capsys):
+    """Also to the default pooling and stride, which are not those of the run."""
+    flags = ["--max-length", "7", "--truncate", "windows", "--window-stride", "2", "--window-pooling", "max"]
+    train.main([*small_run, *flags, "--epochs", "1", "--test-reviews", "50"])
+    monkeypatch.setattr("eval.fit_temperature", lambda *_: 7.0)
+    capsys.readouterr()
+    for changes in ("", "--window-pooling mean", "--window-stride 0", "--window-pooling mean --window-stride 0"):
+        evaluate(["--run", "runs/small", *changes.split()])
+        assert ("test: temperature 7.000" in capsys.readouterr().out) == bool(changes), changes
+
+
 def test_a_run_remembers_its_windows_and_counts_each_review_once(small_run, capsys):
     flags = ["--max-length", "8", "--truncate", "windows", "--window-stride", "3", "--window-pooling", "max"]
     train.main([*small_run, *flags, "--epochs", "1", "--validation-reviews", "40", "--test-reviews", "30"])
