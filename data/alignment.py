@@ -12,6 +12,7 @@ import numpy as np
 from data.tokenization import Tokenizer, truncate_ids
 
 NO_WORD = -1  # word of a token that is not in the text: [CLS], [SEP]
+NEAR = 100  # tokens among which an equal one is searched where the segmentations differ
 
 
 def words_of_tokens(ids: list[int], rows: list[list[int]]) -> np.ndarray:
@@ -25,8 +26,15 @@ def words_of_tokens(ids: list[int], rows: list[list[int]]) -> np.ndarray:
     if joined == ids:
         return words
     found, last = np.full(len(ids), NO_WORD), 0
-    for block in SequenceMatcher(None, joined, ids, autojunk=False).get_matching_blocks():
-        found[block.b : block.b + block.size] = words[block.a : block.a + block.size]
+    i = j = 0  # in joined and ids
+    while i < len(joined) and j < len(ids):
+        if joined[i] == ids[j]:
+            found[j] = words[i]
+            i, j = i + 1, j + 1
+            continue
+        near = SequenceMatcher(None, joined[i : i + NEAR], ids[j : j + NEAR], autojunk=False)
+        first = near.get_matching_blocks()[0]  # after all of them if none is equal
+        i, j = i + first.a, j + first.b
     for position, word in enumerate(found):
         last = found[position] = last if word == NO_WORD else word
     return found

@@ -14,11 +14,13 @@ BLOCKS = (
 BREAKS = re.compile(rf"</?(?:{BLOCKS})\b[^<>]*>", re.IGNORECASE)
 NO_TAG = re.compile(r"<(?!/?[a-zA-Z][^<>]*>)")  # a "<" that does not open a tag: `a < b`, `<3`, `<!--`
 NO_ENTITY = re.compile(r"&(?!#?\w{1,40};)")  # an "&" that does not open an entity: `AT&T`
-# tags whose text is not shown; one that is not closed is a word: `I loved the <style> of this film`
-RAW = [
-    (re.compile(f"<(?={name}\\b)", re.IGNORECASE), re.compile(f"</{name}\\b", re.IGNORECASE))
-    for name in ("script", "style", "template", "rt", "rp")
+# tags of elements whose text is not shown, and whether such an element may contain another one
+HIDDEN = [
+    (re.compile(rf"<(/?){name}\b[^<>]*>", re.IGNORECASE), nests)
+    for name, nests in (("script", False), ("style", False), ("template", True), ("rt", True), ("rp", True))
 ]
+# in an element of these, versions of Python differ in whether they decode entities
+LITERAL = re.compile(r"</?(?:textarea|iframe|xmp|noembed|noframes|noscript|plaintext)\b[^<>]*>", re.IGNORECASE)
 MOST_TAGS = 20_000  # of a review; each takes a kilobyte while it is parsed
 SPACES = re.compile("  +")  # begins with two literal spaces: found five times as fast as " {2,}"
 # neither white space nor a character without a width: joiners, marks of direction, byte order mark, soft hyphen
@@ -53,14 +55,36 @@ def clean_line(text: str, number: int, where: Path | str) -> str:
 def without_tags(text: str) -> str:
     """Removes HTML tags and decodes entities. Raises ValueError for a text with very many tags."""
     text = NO_TAG.sub("&lt;", NO_ENTITY.sub("&amp;", text))
-    for opening, closing in RAW:
-        end = max((match.end() for match in closing.finditer(text)), default=0)
-        text = text[:end] + opening.sub("&lt;", text[end:])
+    for tags_of_one, nests in HIDDEN:
+        text = without_hidden(text, tags_of_one, nests)
+    text = LITERAL.sub("", text)
     if (tags := text.count("<")) > MOST_TAGS:
         raise ValueError(f"a review with {tags:,} HTML tags; {MOST_TAGS:,} are allowed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a review may look like a file name
         return BeautifulSoup(text, "html.parser").get_text()
+
+
+def without_hidden(text: str, tags: re.Pattern[str], nests: bool) -> str:
+    """Removes elements with their text. An opening tag that is not closed is a word: `the <style> of this film`.
+
+    tags: the opening and closing tags of one element;  nests: whether it may contain another one
+    """
+    opened: list[int] = []  # starts of opening tags
+    spans: list[tuple[int, int]] = []  # of the outermost elements
+    for tag in tags.finditer(text):
+        if tag[1] and opened:
+            start = opened.pop()
+            while spans and spans[-1][0] > start:
+                spans.pop()
+            spans.append((start, tag.end()))
+        elif not tag[1] and (nests or not opened):
+            opened.append(tag.start())
+    parts, done = [], 0
+    for start, end, new in sorted([(*span, "") for span in spans] + [(at, at + 1, "&lt;") for at in opened]):
+        parts += [text[done:start], new]
+        done = end
+    return "".join([*parts, text[done:]])
 
 
 def has_surrogate(text: str) -> bool:

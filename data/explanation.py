@@ -11,6 +11,7 @@ import html
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -154,16 +155,24 @@ def has_colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def columns_of(text: str) -> int:
+    """Returns the columns of a text on a terminal: two for a wide character, none for a mark on another one."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)
+
+
 def marked(word: str, strength: float, colours: bool) -> tuple[str, int]:
-    """Returns a word with its colour or marks, and the number of its characters. strength: in -1 … 1"""
+    """Returns a word with its colour or marks, and the number of its columns. strength: in -1 … 1"""
     word, level = visible(word), int(np.searchsorted(STEPS, abs(strength), side="right"))
     if not level:
-        return word, len(word)
+        return word, columns_of(word)
     if colours:
         colour = (ANSI_FOR if strength > 0 else ANSI_AGAINST)[level - 1]
-        return f"\x1b[48;5;{colour};38;5;16m{word}\x1b[0m", len(word)
+        return f"\x1b[48;5;{colour};38;5;16m{word}\x1b[0m", columns_of(word)
     text = f"{word}({('+' if strength > 0 else '-') * level})"
-    return text, len(text)
+    return text, columns_of(text)
 
 
 def wrapped(parts: Sequence[tuple[str, int]], first: str, width: int) -> Iterator[str]:

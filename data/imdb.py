@@ -28,7 +28,7 @@ from data.labels import SENTIMENT, UNKNOWN, all_hidden, canonical, class_numbers
 from data.readers import KAGGLE, NUMBERED, Source, decode, read_table
 from data.unpacking import base_name, read_content
 
-CACHE_VERSION = 13  # part of the cache key: increase it when cleaning or reading changes
+CACHE_VERSION = 14  # part of the cache key: increase it when cleaning or reading changes
 
 
 class Reviews(NamedTuple):
@@ -199,7 +199,8 @@ def parse_reviews(
     with reading(path, "a table that can be read", "correct it, or fetch it again"):
         rows, broken = clean_rows(table.records, columns, len(table.header), keep_empty)
     notes = [table.note] if table.note else []
-    way_out = "quote its texts, or name it .txt: then each line is a text" if len(table.header) == 1 else ""
+    cut = len(table.header) == 1 and any(" fields instead of " in row for row in broken)
+    way_out = "quote its texts, or name it .txt: then each line is a text" if cut else ""
     notes += broken_note(broken, len(table.records), path, source.skip_bad_rows, describe(table), way_out)
     if not rows:
         raise ValueError(f"{path} contains no review; {describe(table)}")

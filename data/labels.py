@@ -58,15 +58,20 @@ def normalize(value: str) -> str:
     return "" if value.lower() in ("nan", "<na>") else value
 
 
+def lower(name: str) -> str:
+    """Returns a name in lower case, also Turkish İ without the dot above that casefold leaves."""
+    return name.casefold().replace("i\u0307", "i")
+
+
 def fold(name: str) -> str:
     """Returns a normalized label in lower case, and a number for a placeholder: Good -> "good", LABEL_2 -> "2"."""
-    folded = name.casefold()
+    folded = lower(name)
     return found[1] if (found := PLACEHOLDER.fullmatch(folded)) else folded
 
 
 def canonical(name: str) -> str:
     """Returns the form in which class names are compared: NEG, 0, False and Negative -> "negative"; Good -> "good"."""
-    folded = normalize(name).casefold().translate(SELECTORS)
+    folded = lower(normalize(name)).translate(SELECTORS)
     return MEANING.get(folded, folded)
 
 

@@ -5,6 +5,7 @@ data/row_pictures.py draws the published rows with it.
 
 import io
 import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +118,11 @@ def write_figure(figure: Any, path: Path) -> None:
     Raises ValueError for a file type that matplotlib does not write.
     """
     path, buffer = path if path.suffix else path.with_suffix(".png"), io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message="Glyph .* missing from")
+        figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
+    if any("Glyph" in str(warning.message) for warning in caught):
+        print(f"note: {path}: the font lacks some characters of the names, which are drawn as boxes")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_output(path, buffer.getvalue())
 

@@ -22,6 +22,22 @@ from nn.attribution import (
 )
 from nn.nb_linear import NBLinear
 
+PART = 4_000_000  # characters of texts that are scored at once
+
+
+def score_without(
+    text: str, words: list[str], left_out: np.ndarray, score: Callable[[list[str]], np.ndarray]
+) -> np.ndarray:
+    """Computes the logits of a text, then of the text without one word each: [1 + N, C].
+
+    left_out: the numbers of these words, [N]. A long text is copied for a part of them at a time.
+    """
+    size, rows = max(1, PART // (len(text) + 1)), []
+    for start in range(0, max(1, len(left_out)), size):
+        without = [" ".join(words[:i] + words[i + 1 :]) for i in left_out[start : start + size]]
+        rows.append(score(without if start else [text, *without]))
+    return np.concatenate(rows)
+
 
 def sum_by_word(values: np.ndarray, word_of: np.ndarray, count: int) -> np.ndarray:
     """Sums the values of the tokens of each word: fp64 [N]. values, word_of: [T];  count: N"""
@@ -84,8 +100,7 @@ def explain(
     if parts > 1 and (truncation.pooling != "mean" or len(names) != 2):
         raise ValueError("--explain of several windows needs two classes and --window-pooling mean, or --truncate head")
     read = np.unique(np.concatenate([word_of[word_of != NO_WORD] for _, word_of in examples]))  # others have no effect
-    without = [" ".join(words[:i] + words[i + 1 :]) for i in read]
-    logits = torch.from_numpy(score([text, *without]))  # [1 + the words read, C]
+    logits = torch.from_numpy(score_without(text, words, read, score))  # [1 + the words read, C]
     label = int(logits[0].argmax()) if label is None else label
     gradients, difference, phrases, weights = np.zeros(count), 0.0, [], []
     for encoded, word_of in examples:

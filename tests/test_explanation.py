@@ -17,6 +17,7 @@ from data.explanation import (
     agreement_text,
     as_page,
     as_text,
+    columns_of,
     marked,
     sentences,
     strengths,
@@ -27,7 +28,7 @@ from data.tokenization import Tokenizer, train_tokenizer
 from data.windows import Truncation
 from eval import main as evaluate
 from nn import MODELS
-from nn.explain import explain, sum_by_word
+from nn.explain import explain, score_without, sum_by_word
 
 KINDS = ("wordlevel", "wordpiece", "bpe", "unigram")
 NASTY = '<script>alert("1")</script>&amp;\' http://example.org/x.png <img src=x onerror=alert(1)> \x1b[31mred'
@@ -143,6 +144,12 @@ def test_tokens_belong_to_the_word_that_they_are_a_part_of(kind, truncate):
 
 def test_tokens_across_a_space_belong_to_a_word_near_them():
     assert words_of_tokens([1, 2, 9, 4], [[1], [2, 3], [4]]).tolist() == [0, 1, 1, 2]
+    assert words_of_tokens([9, 9, 1, 4, 9], [[1], [2, 3], [4], [5]]).tolist() == [0, 0, 0, 2, 2]
+    rows = [[number] for number in range(1_000)]
+    ids = [5_000, *range(400), 5_000, *range(400, 900), 5_000, 5_000, *range(903, 1_000)]
+    found = words_of_tokens(ids, rows).tolist()
+    assert found == [0, *range(400), 399, *range(400, 900), 899, 899, *range(903, 1_000)]
+    assert words_of_tokens([5_000] * 500, rows).tolist() == [0] * 500
     assert sum_by_word(np.array([5.0, 1, 2, 3]), np.array([NO_WORD, 0, 0, 2]), 3).tolist() == [3, 0, 3]
 
 
@@ -162,6 +169,30 @@ def test_every_model_is_explained_word_by_word(name):
     assert not found.without[~found.read].any()
     assert len(found.weights) == {"attention_lstm": 1, "capsule_lstm": 3}.get(name, 0)
     assert as_text(found, colours=True)
+
+
+def test_a_long_text_is_scored_in_parts(monkeypatch: pytest.MonkeyPatch):
+    """So that not all copies of it are in memory at once."""
+    texts, calls = [f"film {'bad ' * 20}good"], []
+
+    def score(texts: list[str]) -> np.ndarray:
+        calls.append(sum(map(len, texts)))
+        return np.array([[len(text), text.count("good")] for text in texts], dtype=np.float32)
+
+    words, read = texts[0].split(), np.array([0, 2, 5, 21])
+    whole = score_without(texts[0], words, read, score)
+    assert whole.tolist() == [[89, 1], [84, 1], [85, 1], [85, 1], [84, 0]]
+    monkeypatch.setattr("nn.explain.PART", 200)
+    assert (score_without(texts[0], words, read, score) == whole).all()
+    assert calls == [427, 258, 169]
+    assert score_without(texts[0], words, read[:0], score).tolist() == [[89, 1]]
+
+
+def test_wide_characters_and_marks_are_counted_by_their_columns():
+    assert [columns_of(text) for text in ("film", "영화", "e\u0301", "\uff21", "\u200bה")] == [4, 4, 1, 2, 1]
+    shown = as_text(made(" ".join(["아주좋은", "영화"] * 40)), colours=False, width=60).splitlines()
+    assert max(map(columns_of, shown[:8])) <= 60
+    assert max(map(len, shown[:8])) < 50
 
 
 def test_words_after_other_blanks_have_effects():

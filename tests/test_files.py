@@ -109,6 +109,17 @@ def test_a_full_disk_leaves_the_previous_picture_unchanged(tmp_path: Path):
         write_figure(figure, tmp_path / "x.abc")
 
 
+def test_a_picture_with_letters_that_the_font_lacks_has_one_note(tmp_path: Path, capsys):
+    pytest.importorskip("matplotlib")
+    figure = new_figure(width=2, height=2)
+    figure.subplots().set_title("\U000f0000 and \U000f0001")  # of private use
+    write_figure(figure, tmp_path / "x.svg")
+    assert capsys.readouterr().out.count("\n") == 1
+    figure.axes[0].set_title("plain")
+    write_figure(figure, tmp_path / "x.svg")
+    assert capsys.readouterr().out == ""
+
+
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path):
     with pytest.raises(OSError, match=r"cannot write .*a\.txt: .*No space left"), replacing(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -96,6 +96,7 @@ def test_columns_that_are_no_labels_are_refused_with_their_name():
     [
         ("Good good bad", "spells one class in two ways, 'Good' and 'good'"),
         ("pos positive neutral", "spells one class in two ways, 'pos' and 'positive'"),
+        ("İyi iyi kötü", "spells one class in two ways, 'İyi' and 'iyi'"),
         ("0 1 pos", "spells one class in two ways, '1' and 'pos'"),
         ("0 positive", "mixes the spellings '0', 'positive' of two classes"),
     ],
@@ -124,6 +125,7 @@ def test_canonical_names_are_equal_across_spellings():
     assert [canonical(name) for name in ("NEG", "0", "0.0", "False", "Negative ")] == ["negative"] * 5
     assert [canonical(name) for name in ("Pos", "1", "true", "POSITIVE")] == ["positive"] * 4
     assert canonical("Very Good") == "very good"
+    assert canonical("İYİ") == canonical("iyi") != canonical("ıyı")
     assert canonical("2.0") == "2"
     assert normalize(" 1.50 ") == "1.5"
 

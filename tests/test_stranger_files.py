@@ -446,5 +446,8 @@ def test_texts_of_a_single_column_have_a_way_out_that_loses_none(tmp_path: Path)
         ValueError, match=r"4 broken rows .*; quote its texts, or name it .txt: then each line is a text"
     ):
         load_reviews(tmp_path / "x.csv")
+    (tmp_path / "y.csv").write_text('review\n"&nbsp;"\ngood\n')
+    with pytest.raises(ValueError, match=r"1 broken rows \(row 2: empty review\); --skip-bad-rows"):  # .txt has it too
+        load_reviews(tmp_path / "y.csv")
     (tmp_path / "x.csv").rename(tmp_path / "x.txt")
     assert len(load_table(tmp_path / "x.txt", Source())[0]) == 8
