@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from reference import riemann_gradients
 
 from nn import MODELS, attribution
 from nn.attribution import (
+    Attribution,
+    baseline_id,
     erasure,
     integrated_gradients,
     log_odds,
@@ -178,6 +181,56 @@ def test_erasure_of_a_linear_model_equals_its_weights():
     without = torch.stack([torch.zeros(4), weights.sum() - weights], 1)
     torch.testing.assert_close(erasure(whole, without, 1), weights)
     torch.testing.assert_close(erasure(whole.flip(1), without.flip(1), 0), weights)  # also for the other label
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_no_model_has_is_refused(label: int):
+    with pytest.raises(ValueError, match=f"label {label} is outside 0 … 2"):
+        log_odds(torch.zeros(5, 3), label)
+
+
+def test_the_error_is_an_absolute_difference():
+    assert Attribution(torch.tensor([1.0, 1.5]), 4.0).error == Attribution(torch.tensor([1.0, 4.5]), 4.0).error == 1.5
+
+
+@pytest.mark.parametrize(("difference", "allowed"), [(0.0, 1e-4), (1.0, 0.005), (-1.0, 0.005)])
+def test_a_kink_is_resolved_to_the_tolerance(difference: float, allowed: float):
+    """Half a percent of the difference, and 1e-4 of a difference of 0."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten()
+        return difference * x + 50 * ((x - 0.3).abs() - 0.4 * x)  # the kink alone has equal ends
+
+    found = integrated_gradients(function, torch.ones(1, 1).double(), torch.zeros(1, 1).double())
+    assert found.difference == pytest.approx(difference)
+    assert found.error <= allowed
+
+
+def test_a_pass_has_at_most_its_number_of_tokens(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attribution, "PASS_TOKENS", 7)
+    points = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        points.append(len(x))
+        return x.sum((1, 2))
+
+    integrated_gradients(function, torch.ones(3, 5), torch.zeros(3, 5))
+    assert max(points) == 2
+    none = torch.zeros(0, 5)  # a text without a token
+    assert integrated_gradients(function, none, none).effects.shape == (0,)
+
+
+def test_the_baseline_is_the_mask_token_or_else_the_unknown_one():
+    for mask, blank in ((4, 4), (0, 0), (None, 1)):
+        assert baseline_id(SimpleNamespace(role_id={"mask": mask}.get, unk_id=1)) == blank
+
+
+def test_effects_are_computed_where_gradients_are_off():
+    model, (ids, _) = tiny("gru").eval(), token_batch([5])
+    in_text = torch.ones(5, dtype=torch.bool)
+    expected = token_effects(model, ids[0], in_text, 1, BLANK).effects
+    with torch.no_grad():
+        torch.testing.assert_close(token_effects(model, ids[0], in_text, 1, BLANK).effects, expected)
 
 
 def test_log_odds_of_three_labels_are_those_of_their_probabilities():

@@ -88,6 +88,10 @@ def test_sorted_order_is_longest_first_within_a_token_budget():
     assert lengths[order[0]].max() == 11
 
 
+def test_an_example_that_is_longer_than_the_budget_is_scored_alone():
+    assert [rows.tolist() for rows in sorted_order(np.array([5, 30, 4, 21]), max_tokens=20)] == [[1], [3], [0, 2]]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_and_bucketing_do_not_change_logits(name: str):
     c, model = corpus(), tiny(name).eval()
@@ -264,6 +268,20 @@ def test_each_micro_batch_has_the_next_unlabelled_batch_in_an_order_of_its_own()
     assert found == [stream.batch(number).rows.tolist() for number in (0, 0, 1, 1, 2, 2, 3, 3)]
     labelled = shuffled_order(corpus.lengths, batch_size=3, seed=5, epoch=0)
     assert found[::2] != [rows.tolist() for rows in labelled[:4]]
+
+
+def test_an_epoch_of_a_stream_has_every_example_and_a_batch_depends_on_its_number_alone():
+    corpus = one_token_rows(range(1, 21))
+    stream = Stream(corpus, batch_size=3, seed=5)
+    rows = [stream.batch(number).rows for number in range(14)]
+    for epoch in (rows[:7], rows[7:]):
+        assert sorted(np.concatenate(epoch)) == list(range(20))
+    assert not np.array_equal(np.concatenate(rows[:7]), np.concatenate(rows[7:]))
+    assert np.array_equal(stream.batch(2).rows, rows[2])  # of the epoch before
+
+
+def test_the_batches_of_an_order_are_on_the_device():
+    assert all(batch.input_ids.is_meta for batch in batches(corpus(), [np.array([0, 1])], torch.device("meta")))
 
 
 @pytest.mark.parametrize("loss", [name for name, entry in OBJECTIVES.items() if entry.additive])

@@ -13,7 +13,7 @@ from data.files import write_json
 from data.hub import CONFIG, WEIGHTS
 from data.labels import SENTIMENT
 from nn.checkpoint import load_pretrained, save_pretrained
-from nn.class_matching import published_names
+from nn.class_matching import match_head, names_of_backbone, published_names
 
 
 def named(folder, table, count: int = 2, name: str = "bert"):
@@ -171,6 +171,7 @@ def test_label2id_names_the_classes_where_id2label_does_not(table):
         {"good": 0, "fine": 0},
         {"good": "a", "fine": "b"},
         {"good": True, "fine": False},
+        {"good": 0.5, "fine": 1.5},
         ["good"],
         "good",
     ):
@@ -180,3 +181,28 @@ def test_label2id_names_the_classes_where_id2label_does_not(table):
             published_names(config | {"label2id": unclear}, 2, Path("x"))
     given = {"0": "bad", "1": "good"}
     assert published_names(config | {"id2label": given}, 2, Path("x")) == ("bad", "good")
+    rotated = {"1": 0, "2": 1, "0": 2}  # names that are numbers too
+    assert published_names({"label2id": rotated}, 3, Path("x")) == ("1", "2", "0")
+
+
+def test_numbers_and_empty_names_are_no_names():
+    for table in ({"0": "0", "1": "1", "2": "2"}, {"0": "", "1": " ", "2": ""}):
+        assert published_names({"id2label": table}, 3, Path("x")) is None
+
+
+def test_two_spellings_of_a_class_are_one_name():
+    with pytest.raises(ValueError, match=r"x: id2label uses a name twice: neg, Negative; .*--head new"):
+        published_names({"id2label": {"0": "neg", "1": "Negative"}}, 2, Path("x"))
+
+
+def test_a_backbone_of_another_number_of_classes_does_not_name_those_of_an_adapter():
+    names = {"0": "a", "1": "b", "2": "c"}
+    assert names_of_backbone({"id2label": names}, 3, Path("x")) == ("a", "b", "c")
+    assert names_of_backbone({"id2label": names}, 2, Path("x")) is None
+    with pytest.raises(ValueError, match=r"names the classes \[0, 1, 5\], but the head has 2"):
+        names_of_backbone({"id2label": {"0": "a", "1": "b", "5": "c"}}, 2, Path("x"))
+
+
+def test_classes_that_are_one_number_in_two_spellings_are_matched_by_position():
+    assert match_head({}, 2, ("1", "LABEL_1"), Path("x")).order == (0, 1)
+    assert match_head({}, 2, ("LABEL_1", "0"), Path("x")).order == (1, 0)

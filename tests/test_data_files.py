@@ -53,6 +53,15 @@ def test_a_line_with_very_many_tags_is_named(tmp_path: Path):
     assert load_table(write(tmp_path / "a.txt", f"good film\n{most}\n"), Source())[0]["review"][1] == "x" * 10_000
 
 
+def test_a_line_of_standard_input_has_a_limit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("data.predictions.FIELD_LIMIT", 9)
+    for end in ("", "\n", "\r\n"):
+        frame = read_lines(io.BytesIO(f"good film\nbad films{end}".encode()))
+        assert frame["review"].tolist() == ["good film", "bad films"]
+        with pytest.raises(ValueError, match=r"^a line of standard input has more than 9 characters; split it$"):
+            read_lines(io.BytesIO(f"good film\nbad  films{end}".encode()))
+
+
 def make_files(folder: Path, endings: dict[str, str]) -> None:
     """Writes a file for each part: {name: ending}."""
     for number, (name, ending) in enumerate(endings.items()):

@@ -13,9 +13,18 @@ import train
 from data import Splits
 from data.calibration import scaled
 from data.checked import read_json
-from data.ensemble import Ensemble, Member, check_splits, mean_log_probabilities, print_ensemble
+from data.ensemble import (
+    Ensemble,
+    Member,
+    check_same,
+    check_splits,
+    kept_predictions,
+    mean_log_probabilities,
+    print_ensemble,
+    shared_labels,
+)
 from data.kept_predictions import Predictions
-from data.labels import UNKNOWN
+from data.labels import SENTIMENT, UNKNOWN
 from data.runs import Run
 from eval import main as evaluate
 from eval import score_part
@@ -149,6 +158,26 @@ def test_the_members_have_no_metrics_if_a_review_has_no_label(capsys):
     logits = score_part(fake_ensemble(1.0, 2.0), pd.DataFrame({"sentiment": [0, UNKNOWN, 1]}), "x.csv")
     np.testing.assert_allclose(logits, mean_log_probabilities([LOGITS, LOGITS], [1.0, 2.0]))
     assert capsys.readouterr().out == ""
+
+
+def test_members_have_the_same_classes_in_the_same_order():
+    spelled = {"a": ("negative", "positive"), "b": ("NEG", "1")}
+    check_same(spelled)
+    scorers = [SimpleNamespace(labels=labels) for labels in (("negative", "positive"), ("positive", "negative"))]
+    with pytest.raises(
+        ValueError, match=r"^a has the labels negative, positive, b positive, negative; they must agree"
+    ):
+        Ensemble([Member(name, 1.0, scorer) for name, scorer in zip("ab", scorers, strict=True)])
+    runs = [SimpleNamespace(folder=name, labels=labels) for name, labels in (("a", None), ("b", spelled["b"]))]
+    assert shared_labels(runs) == SENTIMENT  # an older version recorded no names
+    assert shared_labels(runs[::-1]) == spelled["b"]
+
+
+def test_runs_with_other_labels_of_as_many_reviews_are_no_ensemble():
+    kept = [Predictions(np.exp(scaled(LOGITS, 1.0)), np.array(labels)) for labels in ([0, 1, 1], [0, 0, 1])]
+    runs = [SimpleNamespace(folder=n, predictions=lambda split, n=n: kept[n]) for n in range(2)]
+    with pytest.raises(ValueError, match=r"^0 and 1 have different test reviews$"):
+        kept_predictions(runs, "test")
 
 
 def test_a_member_without_test_probabilities_among_others_is_named(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The terminal, the HTML page, and the words of tokens."""
 
+import re
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -18,11 +19,14 @@ from data.explanation import (
     as_page,
     as_text,
     columns_of,
+    has_colours,
     marked,
     sentences,
     strengths,
+    table_html,
     weighted_sum,
     word_html,
+    wrapped,
 )
 from data.tokenization import Tokenizer, train_tokenizer
 from data.windows import Truncation
@@ -265,6 +269,48 @@ def test_a_weighted_sum_adds_effects_and_joins_what_was_read():
     assert other.baseline == "the text with each token as <unk> and no n-gram"
 
 
+def test_a_weighted_sum_has_the_weights_of_every_model():
+    second = made("a b", weights=[("routing", np.ones(2))])
+    assert [title for title, _ in weighted_sum([made("a b"), second], [1, 1], {}).weights] == ["attention", "routing"]
+
+
+def test_words_that_were_not_read_do_not_count_in_the_rank_correlation():
+    effects = {"gradients": np.array([1.0, 2.0, 3.0, 9.0]), "without": np.array([1.0, 2.0, 3.0, -9.0])}
+    assert made("a b c d", **effects).agreement == pytest.approx(1)
+
+
+@pytest.mark.parametrize("constant", ["gradients", "without"])
+def test_equal_effects_have_no_rank_correlation(constant: str):
+    assert np.isnan(made("a b c d", **{constant: np.ones(4)}).agreement)
+
+
+def test_a_rank_correlation_of_a_seventh_is_no_agreement():
+    """Six words: 1 - 6 (3 · 2² + 2 · 3²) / (6 (6² - 1)) = 1/7."""
+    effects = {"gradients": np.arange(6.0), "without": np.array([0.0, 3.0, 4.0, 5.0, 1.0, 2.0])}
+    shown = made("a b c d e f", read=np.ones(6, bool), **effects)
+    assert "do not agree" in agreement_text(shown)
+
+
+def test_colours_need_a_terminal_that_has_them(monkeypatch: pytest.MonkeyPatch):
+    for terminal, no_color, term, found in (
+        (True, "", "xterm", True),
+        (False, "", "xterm", False),
+        (True, "1", "xterm", False),
+        (True, "", "dumb", False),
+    ):
+        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setenv("TERM", term)
+        assert has_colours() == found
+
+
+def test_a_line_has_at_most_the_width():
+    parts = [("aaa", 3), ("bbb", 3), ("cc", 2)]
+    assert list(wrapped(parts, "+1", 10)) == ["+1 aaa bbb", "   cc"]
+    assert list(wrapped(parts, "+1", 9)) == ["+1 aaa", "   bbb cc"]
+    assert list(wrapped(parts, "+1", 4)) == ["+1 aaa", "   bbb", "   cc"]  # a longer word is a line of its own
+
+
 def test_two_words_have_no_rank_correlation():
     assert "no rank correlation of fewer than three words" in agreement_text(made("a b"))
 
@@ -279,7 +325,51 @@ def test_a_rank_correlation_of_two_fifths_is_agreement_in_part():
 
 def test_small_effects_are_relative_to_the_strongest_and_zeros_stay_zero():
     np.testing.assert_allclose(strengths(np.array([1e-3, -5e-4])), [1, -0.5])
+    np.testing.assert_allclose(strengths(np.array([0.5, -2.0])), [0.25, -1])
     np.testing.assert_array_equal(strengths(np.zeros(2)), [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("strength", "signed", "opening"),
+    [
+        (0.4, True, '<span class="for" style="background: rgb(0 114 178 / 0.26)" title="+2.500">'),
+        (-0.4, True, '<span class="against" style="background: rgb(213 94 0 / 0.26)" title="-2.500">'),
+        (0.04, True, '<span style="background: rgb(0 114 178 / 0.03)" title="+2.500">'),
+        (0.4, False, '<span style="background: rgb(0 158 115 / 0.26)" title="+2.500">'),
+    ],
+)
+def test_the_background_of_a_word_shows_sign_and_strength(strength: float, signed: bool, opening: str):
+    found = word_html("film", np.copysign(2.5, strength), strength, truncated=False, signed=signed)
+    assert found == f"{opening}film</span>"
+
+
+def test_the_table_has_the_words_that_are_strong_by_either_method():
+    """Each method is relative to its own strongest word."""
+    effects = {"gradients": np.array([0.1, -2.0, 0.4, 1.4]), "without": np.array([-10.0, 1.0, 3.0, 0.0])}
+    table = table_html(made("a b c d", **effects))
+    cells = re.findall(r"<tr><td>(\w)</td><td>([-+.\d]+)</td><td>([-+.\d]+)</td></tr>", table)
+    assert cells == [
+        ("a", "+0.10", "-10.00"), ("b", "-2.00", "+1.00"), ("d", "+1.40", "+0.00"), ("c", "+0.40", "+3.00"),
+    ]  # fmt: skip
+
+
+def test_the_page_has_the_words_for_and_against_the_label_and_its_weights_in_green():
+    page = as_page([made("a b c d e f", key="7_1", truth="negative")], "run")
+    assert "<p>because of: c 2.00, f 0.90, a 0.10</p><p>in spite of: e 1.90, b 1.00</p>" in page
+    assert "<h2>7_1: positive (0.9000), labelled negative</h2>" in page
+    weights = page.partition("Highest attention")[2]
+    assert "rgb(0 158 115" in weights
+    assert "rgb(0 158 115" not in page.partition("Highest attention")[0]
+    assert 'class="for"' not in weights
+
+
+def test_the_terminal_has_a_title_for_the_review_of_a_file_and_counts_truncated_words():
+    assert as_text(made("a b c d", key="7_1"), colours=False).startswith("7_1: positive (0.9000)\n")
+    shown = as_text(made("a b c d"), colours=False)
+    assert "positive (0.9000)" not in shown
+    assert "\n1 of 4 words were not read: the review is truncated\n" in shown
+    without_token = made("a b c d", truncated=np.zeros(4, bool))  # word 3 has no token
+    assert "not read" not in as_text(without_token, colours=False)
 
 
 def test_a_tenth_of_the_strongest_effect_is_marked_in_the_terminal_and_on_the_page():

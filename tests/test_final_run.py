@@ -1,5 +1,6 @@
 """--train-on-validation: a run without validation reviews, which keeps its last epoch."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -185,6 +186,8 @@ def test_the_runs_from_which_a_run_started_may_be_incomplete(tmp_path: Path):
         other.log("step", step=1)
     start = f"{tmp_path}/c/best"
     assert [one.name for one in ancestors(start)] == ["c", "b", "a"]
+    write_json(tmp_path / "a/config.json", {"options": {"weights": start}})  # a ring has an end
+    assert [one.name for one in itertools.islice(ancestors(start), 9)] == ["c", "b", "a"]
     write_json(tmp_path / "b/config.json", {})
     assert [one.name for one in ancestors(start)] == ["c"]
     (tmp_path / "b/config.json").unlink()

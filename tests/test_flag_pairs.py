@@ -164,6 +164,7 @@ def test_a_run_and_its_checkpoints_cut_reviews_alike(windowed: list[str], tmp_pa
     ('{"max_length": 0, "truncate": "head", "stride": 0, "pooling": "mean"}', "max_length 0 or stride 0 is too small"),
     ('{"max_length": 9, "truncate": "head", "stride": -1, "pooling": "mean"}', "max_length 9 or stride -1 is too"),
     ('{"max_length": 9, "truncate": "heed", "stride": 0, "pooling": "mean"}', "unknown truncate 'heed'"),
+    ('{"max_length": 9, "truncate": "windows", "stride": 0, "pooling": "men"}', "unknown pooling 'men'"),
     ('{"max_length": "9", "truncate": "head", "stride": 0, "pooling": "mean"}', "max_length = '9' must be"),
     ('{"max_length": 9}', "its keys are max_length, not max_length, truncate, stride, pooling"),
     ("[]", "must be an object"),

@@ -198,6 +198,14 @@ def test_split_is_stratified_and_independent_of_the_order_of_rows():
     with pytest.raises(ValueError, match=r"a label needs three to give one to validation; add .* with --validation$"):
         split_train(frame[:4])
     assert [len(part) for part in split_train(frame.iloc[[0, 1, 3, 5]])] == [3, 1]
+    with pytest.raises(ValueError, match=r"into training and validation: a label needs three to give one"):
+        split_train(frame.iloc[[0, 1, 2, 4, 6, 8, 10]], fraction=0.6)  # the only review of one label is held out
+
+
+def test_the_parts_of_a_split_are_numbered_from_0():
+    frame = as_frame([(str(i), f"text {i}", i % 2) for i in range(20)])
+    for part in split_train(frame[::-1]):
+        assert part.index.tolist() == list(range(len(part)))
 
 
 def test_subsets_are_balanced_and_nested():
@@ -208,6 +216,20 @@ def test_subsets_are_balanced_and_nested():
     assert set(subset(frame, count=30, seed=43)["id"]) != set(small["id"])
     with pytest.raises(ValueError, match=r"--train-reviews 501 is outside 2 … 500"):
         subset(frame, count=501, seed=42)
+    with pytest.raises(ValueError, match=r"--test-reviews 1 is outside 2 … 500"):
+        subset(frame, count=1, seed=42, flag="--test-reviews")
+    with pytest.raises(ValueError, match=r"--train-reviews 3: there are no such reviews"):
+        subset(frame[:0], count=3, seed=42)
+    assert sorted(subset(frame, count=2, seed=42)["sentiment"]) == [0, 1]
+    assert subset(frame, count=500, seed=42).equals(frame)
+
+
+def test_a_subset_is_in_the_order_of_the_file_and_the_first_label_has_one_more():
+    frame = as_frame([(str(i), f"text {i}", i % 2) for i in range(500)])
+    for count in (31, 101):
+        found = subset(frame, count=count, seed=42)
+        assert found["id"].astype(int).is_monotonic_increasing
+        assert found["sentiment"].value_counts().to_dict() == {0: count // 2 + 1, 1: count // 2}
 
 
 def test_reviews_without_a_label_are_no_part_of_a_subset_that_is_scored(tmp_path: Path):

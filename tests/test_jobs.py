@@ -90,6 +90,7 @@ def test_one_common_agent_makes_the_job_and_machines_that_join_are_recorded(
         (["--nnodes", "2"], "1:2", ""),
         (["--nproc_per_node", "2"], "1:2", "--nnodes 1:2"),
         (["--standalone"], "", ""),
+        (["--nproc", "1:2"], "", ""),  # --nproc-per-node, abbreviated
     ],
 )
 def test_a_number_of_machines_that_varies_repeats_the_command(
@@ -105,6 +106,13 @@ def test_a_number_of_machines_that_varies_repeats_the_command(
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         assert jobs.repeated_by() == flag
         agent.communicate(b"\n")
+
+
+def test_without_the_command_line_of_its_parent_a_rank_reads_the_variable_of_torchrun(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs.os, "getppid", lambda: -1)  # has no folder in /proc
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("PET_NNODES", "1:2")
+    assert jobs.repeated_by() == "--nnodes 1:2"
 
 
 def test_a_command_that_is_repeated_needs_a_name_and_a_log_folder(monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,7 @@ from data.labels import (
     is_class_name,
     looks_like_labels,
     normalize,
+    quoted,
 )
 from nn.class_matching import checked_names, published_names
 
@@ -56,6 +57,8 @@ def test_the_spellings_of_two_sentiments_are_negative_and_positive(values: str, 
         ("no yes", ("no", "yes")),
         ("été zèle Été2", ("zèle", "Été2", "été")),
         ("12345678901234567890 1", ("1", "12345678901234567890")),
+        ("9007199254740993 9007199254740992", ("9007199254740992", "9007199254740993")),  # equal as floats
+        ("① 1", ("1", "①")),  # NFKC would make one class of them
     ],
 )
 def test_other_values_are_classes_numbers_in_numeric_order(values: str, names: tuple[str, ...]):
@@ -77,6 +80,9 @@ def test_a_mark_of_a_missing_label_is_no_third_class():
         with pytest.raises(
             ValueError, match=r"^f has .(NA|\?|unknown|\\\\N). beside '.*: leave the cell of a missing label empty"
         ):
+            find_classes(values, "f")
+    for values in (["Negative", "neutral", "Positive", "unlabelled"], ["pos", "neg", "neutral", "unlabeled"]):
+        with pytest.raises(ValueError, match=rf"^f has '{values[-1]}' beside '.*: leave the cell of a missing label"):
             find_classes(values, "f")
     assert find_classes(["none", "unknown"], "f") == ("none", "unknown")
 
@@ -119,6 +125,10 @@ def test_values_map_to_given_classes_by_name():
         class_numbers(["1"], ("negative", "neutral", "positive"), "f")
     with pytest.raises(ValueError, match=r"are not classes: 'a' \(2 rows\), .* and 3 more; the"):
         class_numbers([*"aabbccddeefgh"], ("z",), "f")
+    with pytest.raises(ValueError, match=r"are not classes: 'f' \(3 rows\), 'a' \(1 row\), .* and 1 more; the"):
+        class_numbers([*"abcdefff"], ("z",), "f")  # the most frequent first
+    with pytest.raises(ValueError, match="are not classes: 'label2' "):  # LABEL_2 alone is a placeholder
+        class_numbers(["LABEL_2", "label2"], ("1", "2"), "f")
 
 
 def test_canonical_names_are_equal_across_spellings():
@@ -128,6 +138,12 @@ def test_canonical_names_are_equal_across_spellings():
     assert canonical("İYİ") == canonical("iyi") != canonical("ıyı")
     assert canonical("2.0") == "2"
     assert normalize(" 1.50 ") == "1.5"
+
+
+def test_a_message_lists_eight_values():
+    assert quoted("abcdefgh") == "'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'"
+    assert quoted("abcdefghi") == quoted("abcdefgh") + ", …"
+    assert quoted(["x" * 60, "y" * 61]) == f"'{'x' * 60}', '{'y' * 60}…'"
 
 
 def test_withheld_labels():
@@ -144,6 +160,7 @@ def test_columns_that_look_like_labels():
     assert not looks_like_labels(["a", "a"])
     assert looks_like_labels([str(i) for i in range(20)] * 2)
     assert not looks_like_labels([str(i) for i in range(21)] * 2)
+    assert looks_like_labels(["x" * 60, "b", "b"])
     assert not looks_like_labels(["x" * 61, "b", "b"])
     assert holds_sentiment(["neg", "pos", "", "pos"])
     assert not holds_sentiment(["1", "1"])

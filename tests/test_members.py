@@ -1,15 +1,18 @@
 """A checkpoint of several members: the sum of their logits, its explanation, and its file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import adapt, tiny, tiny_weights
 
 from data.ensemble import Blend, Part
+from data.explanation import Explanation
 from data.tokenization import train_tokenizer
 from eval import main as evaluate
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -76,6 +79,36 @@ def test_a_member_may_be_an_adapter_of_weights_without_a_classifier(checkpoint: 
     np.testing.assert_allclose(load(checkpoint).score_texts(TEXTS), 0.5 * alone.score_texts(TEXTS), rtol=1e-6)
 
 
+def test_the_members_take_the_arguments_of_their_sum():
+    """`key` and `truth` are the first member's."""
+    taken, effects = [], Explanation(
+        ["a"], np.ones(1, bool), np.zeros(1, bool), "bad", {}, np.ones(1), np.ones(1), 1.0, [], [], "nothing"
+    )  # fmt: skip
+
+    def record(*arguments):
+        taken.append(arguments)
+        return np.zeros((1, 2), np.float32)
+
+    def explain(text: str, key: str, truth: str, label: int) -> Explanation:
+        return replace(effects, key=key, truth=truth)
+
+    members = [
+        SimpleNamespace(
+            labels=("bad", "good"), kind="x", tokenizer=n, corpus=n, score_frame=record, score_texts=record,
+            explain=explain,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    both = Blend([Part(str(n), 1.0, member) for n, member in enumerate(members)])
+    both.score_frame(frame := pd.DataFrame(), print)
+    both.score_texts(TEXTS, False)
+    assert [arguments[1] for arguments in taken] == [print, print, False, False]
+    assert all(arguments[0] is frame for arguments in taken[:2])
+    assert (both.tokenizer, both.corpus) == (0, 0)
+    found = both.explain("a", key="7_1", truth="good")
+    assert (found.key, found.truth) == ("7_1", "good")
+
+
 def test_members_of_three_classes_are_refused():
     scorer = SimpleNamespace(labels=("bad", "good", "mixed"), kind="x", tokenizer=None, corpus=None)
     with pytest.raises(ValueError, match="the same two classes; a has bad, good, mixed, a bad, good, mixed"):
@@ -123,6 +156,8 @@ def test_it_labels_files_and_explains_mistakes(checkpoint: Path, capsys: pytest.
         ('[{"weights": "encoder", "factor": NaN}]', "factor = nan must be a finite number"),
         ('[{"weights": "../encoder", "factor": 1}]', "must be the name of a folder next to"),
         ('[{"weights": "/etc", "factor": 1}]', "must be the name of a folder next to"),
+        ('[{"weights": "", "factor": 1}]', "must be the name of a folder next to"),
+        ('[{"weights": "..", "factor": 1}]', "must be the name of a folder next to"),
         ('[{"weights": "nothing", "factor": 1}]', "the member nothing is not a folder in "),
         ('[{"weights": "encoder", "factor": 1}, {"weights": "turned", "factor": 1}]', "have the same two classes"),
         ('[{"weights": "both", "factor": 1}]', "the member both is a sum of classifiers itself"),

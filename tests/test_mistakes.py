@@ -1,6 +1,7 @@
 """The most confident mistakes, the groups of reviews, and the flags of eval.py that show them."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,11 @@ import torch
 import train
 from data.checked import read_json
 from data.corpus import Corpus
+from data.eval_options import DESCRIPTION, EXAMPLES, Options, check_flags, check_replaces, names_folder
+from data.flags import parse_flags
 from data.imdb import as_frame
 from data.metrics import softmax
-from data.mistakes import RATING, accuracy_table, groups, mistakes, mistakes_csv, most_confident_mistakes
+from data.mistakes import RATING, accuracy_table, groups, mistake_lines, mistakes, mistakes_csv, most_confident_mistakes
 from data.options import read_splits
 from data.runs import Run
 from eval import main as evaluate
@@ -40,6 +43,23 @@ def test_mistakes_are_sorted_by_confidence():
     ]
     assert mistakes_csv(rows).splitlines()[1] == "3_2,bad,good,0.900000,text 3"
     assert mistakes(frame, np.eye(2)[frame["sentiment"]], ("bad", "good"), 2) == []
+
+
+def test_the_first_words_of_a_mistake_are_shown_without_control_characters():
+    frame = as_frame([("\x1b" + "7" * 60, "\x1b[2J " + " ".join(map(str, range(20))), 1)])
+    rows = mistakes(frame, np.array([[0.9, 0.1]]), ("bad", "good"), 2)
+    title, line = mistake_lines("x.csv", rows)
+    assert title == "x.csv: the 1 most confident mistakes"
+    assert line.endswith(": good, predicted bad (0.9000): \\x1b[2J 0 1 2 3 4 5 6 7 8 9 10")
+    assert "\x1b" not in line
+    assert "7" * 30 in line
+    assert "7" * 50 not in line
+
+
+def test_a_review_without_a_token_has_no_unknown_ones():
+    frame, corpus = as_frame([("a", "", 0), ("b", "x", 1)]), Corpus.from_rows([[], [5]], [0, 1], 1)
+    found = {name: inside.tolist() for name, inside in groups(frame, corpus, unk_id=0)}
+    assert found["0 % unknown tokens"] == [True, True]
 
 
 def test_groups_by_length_rating_and_unknown_words():
@@ -161,8 +181,49 @@ def test_the_threshold_is_chosen_for_the_reviews_as_they_are_scored(small_run, t
         ("--text good --dtype fp16", "--dtype has no effect here; it is for --merge"),
         ("--run a --plot curves", "--plot curves is not a picture: its name ends in .png, .svg, .pdf"),
         ("--compare a b --plot curves.txt", "--plot curves.txt is not a picture"),
+        ("--compare a b --weights c", "--compare takes the runs as its own values; leave out --run and --weights"),
+        ("--merge out", "--merge needs a run: --run runs/NAME --merge DIR"),
+        ("--run a --errors -1", "--errors needs a number above 0 and scored reviews"),
     ],
 )
 def test_a_flag_without_effect_is_refused(flags, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         evaluate(flags.split())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--weights w --text good --max-length 9",
+        "--run a --merge m --base b --device cpu",
+        "--run a --plot R.PNG",
+        "--data x.csv --explain",
+        "--data x.csv --explain WHY.HTML",
+        "--text good --explain why.htm",
+        "--predict -",  # writes no submission.csv
+        "--run a b --data x.csv --truncate tail",
+        "--run a --data x.csv --errors 3 --out mistakes.csv",
+        "--weights w --predict x.csv --out p.csv",
+    ],
+)
+def test_flags_with_an_effect_are_taken(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "submission.csv").touch()
+    given = parse_flags({"eval.py": Options}, flags.split(), DESCRIPTION, examples=EXAMPLES, once=True)
+    check_flags(Options(**given), given)
+
+
+def test_a_file_with_the_name_of_the_data_set_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert names_folder("imdb")
+    (tmp_path / "imdb").touch()
+    assert not names_folder("imdb")
+
+
+def test_an_output_may_be_new_beside_the_reviews_and_no_part_of_a_backbone(tmp_path: Path):
+    (tmp_path / "old.csv").touch()
+    check_replaces(Options(out=str(tmp_path / "new.csv")), [tmp_path])
+    with pytest.raises(ValueError, match=r"--out .*old\.csv would replace what is read from "):
+        check_replaces(Options(out=str(tmp_path / "old.csv")), [tmp_path])
+    with pytest.raises(ValueError, match=r"--out .*config\.json would replace what is read from "):
+        check_replaces(Options(base=str(tmp_path), out=str(tmp_path / "config.json")), [])

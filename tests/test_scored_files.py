@@ -19,7 +19,7 @@ from data import Source, Splits
 from data.checked import read_json
 from data.cleaning import clean
 from data.files import write_tensors
-from data.held_out import held_out, warn_trained
+from data.held_out import check_start, files_of, held_out, trained_parts, warn_trained, without_trained
 from data.hub import CONFIG, LINEAR
 from data.kept_predictions import read_predictions
 from data.metrics import auc, metrics, print_metrics
@@ -249,6 +249,9 @@ def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
         (lambda p, y: (p[:, :1], np.zeros_like(y)), "its rows are not probabilities"),
         (lambda p, y: (p / p.sum(1, keepdims=True) * 5, y), "its rows are not probabilities"),
         (lambda p, y: (-p, y), "its rows are not probabilities"),
+        (lambda p, y: (p + np.array([2, -2, 0], p.dtype), y), "its rows are not probabilities"),
+        (lambda p, y: (p * 1.01, y), "its rows are not probabilities"),
+        (lambda p, y: (np.ones_like(p[:, :1]), np.zeros_like(y)), "its rows are not probabilities"),
         (lambda p, y: (p[:, :2] / p[:, :2].sum(1, keepdims=True), np.minimum(y, 1)), "of 2 classes, but the run has 3"),
         (lambda p, y: (p, y + 7), r"labels 7 … 9 are outside 0 … 2"),
         (lambda p, y: (p[:0], y[:0]), r"are not \[N, C\] and \[N\]"),
@@ -267,6 +270,19 @@ def test_kept_probabilities_are_checked(change, problem: str, three, tmp_path):
     with pytest.raises(ValueError, match=rf"{problem}.*; delete it: the run can be scored without it"):
         evaluate(["--run", str(run.folder)])
     assert not (run.folder / "calibration.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("test.probabilities", "--run with several runs and without --data needs it"),
+        ("latest.validation", "but cannot be a member of an ensemble"),
+    ],
+)
+def test_the_way_out_of_damaged_probabilities_is_that_of_their_split(name: str, way_out: str, tmp_path: Path):
+    (tmp_path / f"{name}.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=f"; delete it: the run can be scored without it, .*{way_out}"):
+        read_predictions(tmp_path / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize("flags", [[], ["--explain"], ["--weights", str(LINEAR)]])
@@ -472,6 +488,106 @@ def test_training_reviews_are_found_in_another_spelling_and_few_are_no_warning(c
         warn_trained(run, pd.DataFrame({"review": [*reviews, *others]}), lambda: own)
         message = "warning: 2 of 100 reviews were training reviews of r; their score is no measurement\n"
         assert capsys.readouterr().out == (message if warned else "")
+
+
+def run_on(files: dict[str, str], **options) -> SimpleNamespace:
+    """Returns a run that recorded these files and options."""
+    return SimpleNamespace(folder="r", config={"options": options, "files": files})
+
+
+def splits_of(files: dict[str, str], validation: list[str], test: list[str] = ()) -> Splits:
+    """Returns the splits of a folder with these files and reviews."""
+    return Splits(*(pd.DataFrame({"review": x}, dtype=str) for x in (["x"], validation, test, [])), files=files)
+
+
+def test_the_parts_of_a_run_are_those_of_its_options_and_numbered_files_are_in_their_order():
+    assert files_of(run_on({"/d/r.csv": "1", "/d/test.csv": "2"}, data="/d/r.csv")) == {"train": "1", "test": "2"}
+    numbered = {f"/d/train-0000{n}-of-00002.parquet": str(n) for n in (1, 0)}
+    assert files_of(run_on(numbered, data="/d")) == {"train": "01"}
+
+
+def test_runs_that_split_one_file_hold_out_the_same_reviews():
+    splits = run_on({"/d/x.csv": "1"}, data="/d/x.csv")
+    final = run_on({"/d/x.csv": "1"}, data="/d/x.csv", train_on_validation=True)
+    whole = run_on({"/d/x.csv": "1", "/v.csv": "2"}, data="/d/x.csv", validation="/v.csv")
+    assert trained_parts(splits, splits) == trained_parts(whole, whole) == set()
+    assert trained_parts(splits, final) == trained_parts(splits, whole) == {"validation"}
+    assert trained_parts(final, whole) == set()  # has no validation reviews
+    assert trained_parts(run_on({"/d/x.csv": "1"}, test="/d/x.csv"), splits) == {"test"}
+
+
+def test_a_run_may_start_from_pretraining_on_its_validation_reviews(tmp_path: Path):
+    options = {"weights": "none", "data": "/d/x.csv", "train_on_validation": True}
+    Run.create(tmp_path / "a", {"options": options, "files": {"/d/x.csv": "1"}}).log("step", step=1)
+    run = run_on({"/d/x.csv": "1"}, data="/d/x.csv", weights=f"{tmp_path}/a/best")
+    check_start(run, lambda before: True)
+    with pytest.raises(ValueError, match="a was trained on the validation reviews of this run"):
+        check_start(run, lambda before: False)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"/b/train.csv": "1", "/b/validation.csv": "2", "/b/test.csv": "7"},  # the test reviews are others
+        {"/b/train.csv": "1", "/b/validation.csv": "2"},
+    ],
+)
+def test_a_folder_with_the_files_of_the_run_has_its_validation_reviews(files: dict[str, str]):
+    run, options = run_on({"/a/train.csv": "1", "/v.csv": "2"}), Options(data="/a", validation="/v.csv")
+    splits = splits_of(files, ["seen", "new"])
+    source = Source(data="/b", of_run=COLUMNS)
+    assert held_out(run, options, source, splits, lambda: pytest.fail("compares texts")) is splits
+    del files["/b/validation.csv"]
+    with pytest.raises(ValueError, match=r"all training reviews of /b/train\.csv were training reviews of r"):
+        held_out(run, options, source, splits_of(files, ["new"]), lambda: splits)
+
+
+def test_files_that_the_run_held_out_were_no_training_reviews(capsys):
+    run = run_on({"/a/train.csv": "1", "/v.csv": "2", "/t.csv": "3"})
+    options = Options(train="/a/train.csv", validation="/v.csv", test="/t.csv")
+    own = splits_of({}, [])
+    for digest in "23":
+        splits = splits_of({"/b/x.csv": digest}, ["new"])
+        found = held_out(run, options, Source(data="/b", of_run=COLUMNS), splits, lambda: own)
+        assert found.validation["review"].tolist() == ["new"]
+    demo = Options(data="demo", train="/a/train.csv", validation="/v.csv")  # was not trained on the built-in reviews
+    held_out(run, demo, Source(data="demo", of_run=COLUMNS), splits_of({}, ["new"]), lambda: own)
+    assert capsys.readouterr().out == ""
+    older, splits = run_on({}), splits_of({"demo": "5"}, ["new"])  # recorded no digest of the built-in reviews
+    with pytest.raises(ValueError, match="all training reviews of demo were training reviews of r"):
+        held_out(older, Options(data="demo", validation="/v.csv"), Source(data="demo"), splits, lambda: own)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_folder_with_a_column_of_its_own_has_other_validation_reviews(column: str):
+    run, splits = run_on({"/a/train.csv": "1"}), splits_of({"/b/train.csv": "1"}, ["a", "x", "b"])
+    source = Source(data="/b", of_run=tuple(name for name in COLUMNS if name != column))
+    found = held_out(run, Options(data="/a"), source, splits, lambda: splits).validation
+    assert found["review"].to_dict() == {0: "a", 1: "b"}
+
+
+def test_training_reviews_of_a_validation_file_and_of_test_are_scored_and_named(capsys):
+    run, splits = run_on({}), splits_of({}, ["x", "new"], ["x", "a", "b"])
+    found = without_trained(run, splits, has_own=True, read_own=lambda: splits)
+    assert found.validation["review"].tolist() == ["x", "new"]
+    assert found.test["review"].tolist() == ["x", "a", "b"]
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: 1 of 2 validation reviews were training reviews of r",
+        "warning: 1 of 3 test reviews were training reviews of r",
+    ]
+    few = splits_of({}, ["x", *(f"film {n}" for n in range(99))])  # a hundredth
+    assert len(without_trained(run, few, has_own=False, read_own=lambda: splits).validation) == 100
+    assert capsys.readouterr().out == "warning: 1 of 100 validation reviews were training reviews of r\n"
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, ValueError])
+def test_training_reviews_that_cannot_be_read_are_no_error(kind: type, capsys):
+    def fail() -> Splits:
+        raise kind("gone; restore it")
+
+    splits = splits_of({}, ["x"])
+    assert without_trained(run_on({}), splits, has_own=False, read_own=fail) is splits
+    assert capsys.readouterr().out == "warning: it is not known on which of these reviews r was trained: gone\n"
 
 
 @pytest.mark.parametrize("skips", [False, True])

@@ -12,7 +12,7 @@ from conftest import change_json, tiny_weights
 
 import train
 from data.checked import read_json
-from data.compare import Entry, ScoredPart, entries, files_of, flips, sound
+from data.compare import Entry, ScoredPart, describe_seeds, differences, entries, files_of, flips, sound
 from data.hub import CONFIG
 from data.metrics import mean_and_deviation
 from data.rows import open_runs, publish
@@ -44,6 +44,11 @@ def test_the_bootstrap_has_the_percentiles_of_all_samples():
     exact = np.quantile(means, [0.1, 0.9])
     np.testing.assert_allclose(bootstrap_interval(difference, level=0.8), exact)
     assert bootstrap_interval(np.full(5, 0.25)) == (0.25, 0.25)
+
+
+def test_the_bootstrap_of_the_same_reviews_is_the_same():
+    difference = np.random.default_rng(1).normal(size=50)
+    assert bootstrap_interval(difference) == bootstrap_interval(difference)
 
 
 def test_the_bootstrap_of_many_reviews_is_normal():
@@ -220,6 +225,97 @@ def test_runs_with_a_test_file_that_was_added_later_are_seeds_of_one_experiment(
     found, warnings = entries(runs)
     assert [(entry.name, entry.runs) for entry in found] == [("x", runs[:2]), ("x@44", runs[2:])]
     assert warnings == []
+
+
+def run_of(folder: str, files: dict[str, str], **options) -> SimpleNamespace:
+    """Returns a run of /a that recorded these files and options."""
+    config = {"options": {"data": "/a"} | options, "files": files}
+    return SimpleNamespace(folder=Path(folder), name=folder, config=config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "y"}, {"runs": "other"}, {"resume": "x"}, {"device": "cuda"}, {"save_minutes": 1}]
+)
+def test_where_a_run_is_and_how_it_is_saved_make_no_other_experiment(changes: dict):
+    runs = [run_of("x@42", {}, seed=42), run_of("x@43", {}, seed=43, **changes)]
+    assert [entry.runs for entry in entries(runs)[0]] == [runs]
+
+
+def test_a_run_without_digests_has_the_data_of_the_others_and_those_differ():
+    one, two = {"/a/train.csv": "1", "/a/test.csv": "2"}, {"/a/train.csv": "1", "/a/test.csv": "3"}
+    runs = [run_of("x@42", {}, seed=42), run_of("x@43", one, seed=43), run_of("x@44", two, seed=44)]
+    assert [entry.runs for entry in entries(runs)[0]] == [runs[:2], runs[2:]]
+
+
+def test_test_labels_that_differ_are_those_of_no_experiment():
+    kept = [SimpleNamespace(labels=np.array(labels)) for labels in ([0, 1], [1, 0])]
+    runs = [SimpleNamespace(predictions=lambda split, one=one: one) for one in kept]
+    assert Entry("x", runs).labels() is None
+    assert Entry("x", runs[:1] * 2).labels().tolist() == [0, 1]
+
+
+def test_seeds_without_validation_reviews_have_a_mean_of_the_test_reviews():
+    runs = [SimpleNamespace(result={"validation": {}, "test": {"accuracy": a}}) for a in (0.5, 0.7)]
+    assert describe_seeds(Entry("x", runs)).endswith(f" validation {mean_and_deviation([])} test 0.6000 ± 0.1414")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "warning"),
+    [
+        (entry_of({}, data="demo"), entry_of({}, data="/a"), "x and x have different data"),
+        (entry_of({}, data="demo", train="/a/t.csv"), entry_of({}, data="/a", train="/a/t.csv"), ""),
+        (entry_of({"/a/one.csv": "1"}), entry_of({"/b/two.csv": "2"}), "x and x have different data"),
+        (entry_of({"/a/one.csv": "1"}), entry_of({}), "x and x may have different data: x recorded no files"),
+        (
+            entry_of({}, validation="/a/v.csv", validation_reviews=5),
+            entry_of({}, validation="/b/v.csv", validation_reviews=6),
+            "x and x differ in their split: validation_reviews 5 and 6",
+        ),
+        (
+            entry_of({"/a/v.csv": "5"}, validation="/a/v.csv"),
+            entry_of({"/a/w.csv": "5"}, validation="/a/w.csv"),
+            "",  # one file with two names
+        ),
+        (
+            entry_of({}, train_on_validation=True),
+            entry_of({}),
+            "x and x differ in their split: train_on_validation True and False",
+        ),
+        (entry_of({}, max_length=9), entry_of({}), "x and x differ in their truncation: max_length 9 and 256"),
+        (entry_of({}, truncate="tail"), entry_of({}), "x and x differ in their truncation: truncate tail and head"),
+        (entry_of({}, window_stride=7), entry_of({}), "x and x differ in their truncation: window_stride 7 and 0"),
+        (entry_of({}, window_pooling="max"), entry_of({}), "x and x differ in their truncation: window_pooling max"),
+    ],
+)
+def test_the_warning_says_what_differs(first: Entry, second: Entry, warning: str):
+    found = list(differences(first, second))
+    assert len(found) == bool(warning)
+    assert all(one.startswith(f"warning: {warning}") for one in found)
+
+
+def test_validation_reviews_are_compared_by_the_file_that_they_are_split_from():
+    def part(files: dict[str, str], name: str = "validation", **options) -> ScoredPart:
+        return ScoredPart.of(entry_of(files, **options), name)
+
+    first, second = ({"/a/train.csv": digest, "/a/test.csv": "2"} for digest in "13")
+    assert part(first).equals(part(first))
+    assert not part(first).equals(part(second))
+    assert part(first, "test").equals(part(second, "test"))
+    assert not part(first, validation_reviews=5).equals(part(first))
+    stanford = [part({"/a/aclImdb": digest}, "test") for digest in "112"]
+    assert stanford[0].equals(stanford[1])
+    assert not stanford[0].equals(stanford[2])
+
+
+def test_an_error_without_the_folder_of_a_run_names_all_runs():
+    runs = [SimpleNamespace(folder=Path(name)) for name in ("runs/a", "runs/b")]
+    with (
+        pytest.raises(ValueError, match=r"^one of runs/a, runs/b is damaged \(odd\); restore it"),
+        sound(runs),
+    ):
+        raise ValueError("odd")
+    with pytest.raises(ValueError, match=r"^runs/b is odd$"), sound(runs):
+        raise ValueError("runs/b is odd")
 
 
 def test_runs_with_one_folder_name_are_told_apart(three_runs, capsys):

@@ -68,6 +68,7 @@ def test_parameters_outside_the_list_stay_frozen():
         (1, 5, "head (182 parameters)"),
         (2, 5, "layer 3, head (PARAMETERS)"),
         (5, 5, "embeddings, layers 1 … 3, head (PARAMETERS)"),
+        (6, 9, "embeddings, layers 1 … 3, head (PARAMETERS)"),
         (3, 3, "layers 2 … 3, head (PARAMETERS); frozen in all epochs: embeddings, layer 1 (--epochs 5 trains them)"),
         (1, 4, "head (182 parameters); frozen in all epochs: embeddings (--epochs 5 trains them)"),
     ],

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from data.errors import NotFinite
 from data.imdb import as_frame
 from data.runs import Run
 from data.tokenization import Tokenizer, train_tokenizer
-from data.windows import Truncation, pool, window_positions, window_starts
+from data.windows import Truncation, pool, replaced, window_positions, window_starts
 from eval import main as evaluate
 from eval import settings_of
 from nn.attribution import baseline_id, log_odds
@@ -90,6 +91,22 @@ def test_the_default_stride_is_half_of_max_length():
         examples_of(tokenizer, frame(), Truncation(2, "windows"), None)
 
 
+def test_the_default_stride_is_at_most_a_window_beside_many_special_tokens():
+    """Half of max_length, two tokens, would skip one."""
+    three = SimpleNamespace(template=([1, 2], [3]), text_limit=lambda max_length: max_length - 3)
+    found = window_positions(three, 6, 4)  # three tokens of text
+    assert [positions.tolist() for positions in found] == [[0, 1, 2, 5], [0, 1, 3, 5], [0, 1, 4, 5]]
+
+
+def test_stride_and_pooling_without_windows_are_refused():
+    own = Truncation(9)
+    for fields in ({"stride": 2}, {"pooling": "max"}):
+        with pytest.raises(ValueError, match=r"^--window-stride and --window-pooling are for --truncate windows$"):
+            replaced(own, **fields)
+        assert replaced(own, truncate="windows", **fields) == own._replace(truncate="windows", **fields)
+    assert replaced(own, truncate="tail") == Truncation(9, "tail")
+
+
 def test_a_cache_gives_the_same_windows(tmp_path: Path):
     tokenizer, truncation = letters(), Truncation(7, "windows", 2, "max")
     made, cached, again = (examples_of(tokenizer, frame(), truncation, path) for path in (None, tmp_path, tmp_path))
@@ -109,6 +126,8 @@ def test_logits_are_pooled_by_review():
     np.testing.assert_array_equal(pool(logits, review, "max"), np.array([[3, 4], [5, 6], [3, 3]], np.float32))
     assert pool(logits, review).dtype == np.float32
     assert pool(logits[:0], review[:0]).shape == (0, 2)
+    with pytest.raises(ValueError, match="unknown pooling 'median'"):
+        pool(logits, review, "median")
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
@@ -167,6 +186,10 @@ def test_an_explanation_covers_all_windows(name: str):
     label = int(logits.argmax())
     assert found.label == model.config.labels[label]
     assert not found.weights
+    if name == "nb_linear":
+        gains = [effect for _, effect in found.phrases]
+        assert min(gains) < 0 < max(gains)
+        assert sum(gains) == pytest.approx(found.difference, rel=1e-4)
     if name != "nb_linear":  # its baseline is a text without n-grams
         corpus = scorer.corpus(as_frame([("x", TEXTS[0], -1)]))
         special = np.isin(corpus.ids, [tokenizer.vocabulary[token] for part in tokenizer.template for token in part])
@@ -187,6 +210,25 @@ def test_the_temperature_is_fitted_to_windows_that_the_command_line_changes(smal
     for changes in ("", "--window-pooling mean", "--window-stride 0", "--window-pooling mean --window-stride 0"):
         evaluate(["--run", "runs/small", *changes.split()])
         assert ("test: temperature 7.000" in capsys.readouterr().out) == bool(changes), changes
+
+
+def test_several_windows_of_three_classes_have_no_explanation():
+    tokenizer = letters()
+    model = tiny("bert", vocab_size=tokenizer.vocab_size, labels=("a", "b", "c")).eval()
+    scorer = Scorer(model, tokenizer, CPU, Truncation(8, "windows"))
+    with pytest.raises(ValueError, match="--explain of several windows needs two classes"):
+        scorer.explain(TEXTS[0])
+    assert scorer.explain("a b").read.all()
+
+
+def test_the_last_words_are_those_with_an_effect_if_the_tail_is_read():
+    tokenizer = letters()
+    model = tiny("bert", vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).eval()
+    found = Scorer(model, tokenizer, CPU, Truncation(8, "tail")).explain(TEXTS[0], key="7_1", truth="positive")
+    assert (found.key, found.truth, found.baseline) == ("7_1", "positive", "the text with each token as [MASK]")
+    for values in (found.read, found.gradients, found.without):
+        assert np.flatnonzero(values).tolist() == [7, 8, 9, 10, 11, 12]
+    assert found.truncated.tolist() == [True] * 7 + [False] * 6
 
 
 def test_a_run_remembers_its_windows_and_counts_each_review_once(small_run, capsys):
