@@ -425,6 +425,7 @@ REFUSED = "ranks share one --run, --data or --predict, without --explain or --pl
         (["--run", "a", "--merge", "b"], REFUSED),
         (["--run", "a", "b"], REFUSED),
         (["--data", "f.csv", "--explain"], REFUSED),
+        (["--run", "a", "--plot", "r.png"], REFUSED),
         (["--predict", "-"], "--predict - can be read once, not by each rank; store it in a file"),
         (["--predict", "/dev/zero", "--out", "o.csv"], "--predict /dev/zero can be read once, .*"),
     ],

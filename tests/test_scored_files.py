@@ -24,7 +24,7 @@ from data.hub import CONFIG, LINEAR
 from data.kept_predictions import read_predictions
 from data.metrics import auc, metrics, print_metrics
 from data.options import COLUMNS, Options
-from data.predictions import predictions_csv
+from data.predictions import predictions_csv, print_answer, read_lines
 from data.rows import RESULTS
 from data.runs import Run, check_digests
 from data.text_lines import header_titles
@@ -160,6 +160,14 @@ def test_a_submission_has_kaggles_numbers_for_the_names_of_a_checkpoint(labels: 
     assert [line.split(",")[1] for line in text.splitlines()[1:]] == found
 
 
+def test_predictions_have_a_column_for_the_probability_of_each_class(capsys):
+    labels, logits = ("schlecht", "großartig"), np.array([[0.0, 1.0]])
+    rows = list(csv.reader(io.StringIO(predictions_csv(["x"], logits, labels))))
+    assert rows == [["id", "label", "p_schlecht", "p_großartig"], ["x", "großartig", "0.268941", "0.731059"]]
+    print_answer(labels, logits)
+    assert capsys.readouterr().out == 'großartig ({"schlecht": 0.2689, "großartig": 0.7311})\n'
+
+
 def test_f1_is_that_of_the_positive_class_in_any_order(capsys):
     logits, labels = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0]]), np.array([0, 0, 1, 0, 0])
     lines = []
@@ -221,6 +229,11 @@ def test_a_table_on_standard_input_is_refused(delimiter, three, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(table)))
     with pytest.raises(ValueError, match=r"standard input is a table \(id, text, label\), not one review a line"):
         evaluate(["--weights", str(three / "best"), "--predict", "-"])
+
+
+def test_a_table_of_two_columns_on_standard_input_is_refused():
+    with pytest.raises(ValueError, match=r"standard input is a table \(text, label\), not one review a line"):
+        read_lines(io.BytesIO(b"text,label\ngood,1\n"))
 
 
 def test_training_reviews_in_a_file_are_counted(three, tmp_path, capsys):
