@@ -233,6 +233,25 @@ def test_effects_are_computed_where_gradients_are_off():
         torch.testing.assert_close(token_effects(model, ids[0], in_text, 1, BLANK).effects, expected)
 
 
+def test_8_bit_layers_have_the_effects_of_their_path_fp32():
+    model, (ids, _) = quantize_int8(tiny("bert")).eval(), token_batch([11])
+    found = []
+    for path in ("fp32", "int8"):
+        for layer in (module for module in model.modules() if isinstance(module, Int8Linear)):
+            layer.path = path
+        found.append(token_effects(model, ids[0], torch.ones(11, dtype=torch.bool), 1, BLANK).effects)
+    torch.testing.assert_close(*found)
+
+
+def test_log_odds_of_a_model_in_16_bits_are_computed_in_32():
+    model, (ids, mask) = tiny("gru", labels=("a", "b", "c")).bfloat16().eval(), token_batch([5])
+    blank = torch.full_like(ids, BLANK)
+    with torch.no_grad():
+        odds = [log_odds(model(batch, mask).float(), 1).item() for batch in (ids, blank)]
+    found = token_effects(model, ids[0], torch.ones(5, dtype=torch.bool), 1, BLANK)
+    assert found.difference == pytest.approx(odds[0] - odds[1], rel=1e-5)
+
+
 def test_log_odds_of_three_labels_are_those_of_their_probabilities():
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 3)))
     p = logits.softmax(1)
@@ -256,6 +275,10 @@ def counted_points(function: Callable) -> int:
 
     integrated_gradients(counted, torch.ones(1, 1), torch.zeros(1, 1))
     return len(points)
+
+
+def test_a_function_that_falls_needs_the_intervals_of_one_that_rises():
+    assert counted_points(lambda x: 9 * (x - 0.3).abs()) == counted_points(lambda x: -9 * (x - 0.3).abs()) > 40
 
 
 def test_equal_log_odds_at_both_ends_need_no_finer_intervals():

@@ -184,6 +184,9 @@ def test_the_threshold_is_chosen_for_the_reviews_as_they_are_scored(small_run, t
         ("--compare a b --weights c", "--compare takes the runs as its own values; leave out --run and --weights"),
         ("--merge out", "--merge needs a run: --run runs/NAME --merge DIR"),
         ("--run a --errors -1", "--errors needs a number above 0 and scored reviews"),
+        ("--run a --weights b --text good", "--run and --weights both name a model; leave one out"),
+        ("--run a b --threshold validation", "--threshold takes one run; --run names several"),
+        ("--run a b --text good --explain", "--explain takes one run; --run names several"),
     ],
 )
 def test_a_flag_without_effect_is_refused(flags, message):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,18 @@ from conftest import change_json, tiny_weights
 
 import train
 from data.checked import read_json
-from data.compare import Entry, ScoredPart, describe_seeds, differences, entries, files_of, flips, sound
+from data.compare import (
+    Entry,
+    ScoredPart,
+    compare_pair,
+    describe_seeds,
+    differences,
+    entries,
+    files_of,
+    flips,
+    significance,
+    sound,
+)
 from data.hub import CONFIG
 from data.metrics import mean_and_deviation
 from data.rows import open_runs, publish
@@ -88,7 +100,8 @@ def test_compare_measures_the_difference_and_lists_the_flips(three_runs, capsys)
     assert lines[2].startswith(f"a - b: test accuracy {np.mean(tests[:2]) - tests[2]:+.4f}, 95 % interval ")
     b, c, p = mcnemar(right[0], right[2])
     assert f"McNemar of the first seeds p = {p:.2g} (only a right {b:,}, only b right {c:,})" in lines[2]
-    assert lines[3].startswith("ensemble of all 3, mean of calibrated probabilities: validation ")
+    parts = "validation 0 (AUC 0), test 0 (AUC 0)"
+    assert re.sub(r"\d\.\d{4}", "0", lines[3]) == f"ensemble of all 3, mean of calibrated probabilities: {parts}"
     rows = [line.split(",") for line in (three_runs.parent / "flips.csv").read_text().splitlines()]
     assert rows[0] == ["position", "id", "label", "a@42", "a@43", "b"]
     disagree = np.flatnonzero([len(set(row)) > 1 for row in zip(*right, strict=True)])
@@ -254,6 +267,33 @@ def test_test_labels_that_differ_are_those_of_no_experiment():
     assert Entry("x", runs[:1] * 2).labels().tolist() == [0, 1]
 
 
+def test_the_difference_is_that_of_the_first_experiment_to_the_second_over_all_seeds():
+    """Four reviews. a: right on 3 and on 4; b: on 2, one of which is the mistake of the first seed of a."""
+    labels = np.array([0, 0, 1, 1])
+
+    def entry(name: str, *right: list[bool]) -> Entry:
+        kept = [SimpleNamespace(labels=labels, probabilities=np.eye(2)[np.where(r, labels, 1 - labels)]) for r in right]
+        config = {"options": {}, "files": {}}
+        return Entry(
+            name, [SimpleNamespace(config=config, labels=None, predictions=lambda split, k=k: k) for k in kept]
+        )
+
+    a, b = entry("a", [True, True, True, False], [True] * 4), entry("b", [True, False, False, True])
+    found = compare_pair(a, b)
+    assert found.startswith("a - b: test accuracy +0.3750, 95 % interval ")
+    assert found.endswith("McNemar of the first seeds p = 1 (only a right 2, only b right 1)")
+    assert compare_pair(b, a).startswith("b - a: test accuracy -0.3750, 95 % interval ")
+
+
+def test_pretraining_and_unfinished_runs_are_not_compared():
+    runs = [run_of(name, {}, max_length=number) for number, name in enumerate("abc")]
+    for run, result in zip(runs, ({"validation": {"accuracy": 0.5}}, {"validation": {"loss": 1.0}}, None), strict=True):
+        run.result, run.labels, run.predictions = result, None, lambda split: None
+    assert significance(runs) == []
+    runs[1].result = runs[0].result
+    assert "a - b: a kept no predictions of its test reviews" in significance(runs)
+
+
 def test_seeds_without_validation_reviews_have_a_mean_of_the_test_reviews():
     runs = [SimpleNamespace(result={"validation": {}, "test": {"accuracy": a}}) for a in (0.5, 0.7)]
     assert describe_seeds(Entry("x", runs)).endswith(f" validation {mean_and_deviation([])} test 0.6000 ± 0.1414")
@@ -284,13 +324,15 @@ def test_seeds_without_validation_reviews_have_a_mean_of_the_test_reviews():
         (entry_of({}, max_length=9), entry_of({}), "x and x differ in their truncation: max_length 9 and 256"),
         (entry_of({}, truncate="tail"), entry_of({}), "x and x differ in their truncation: truncate tail and head"),
         (entry_of({}, window_stride=7), entry_of({}), "x and x differ in their truncation: window_stride 7 and 0"),
-        (entry_of({}, window_pooling="max"), entry_of({}), "x and x differ in their truncation: window_pooling max"),
+        (
+            entry_of({}, window_pooling="max"),
+            entry_of({}),
+            "x and x differ in their truncation: window_pooling max and mean",
+        ),
     ],
 )
 def test_the_warning_says_what_differs(first: Entry, second: Entry, warning: str):
-    found = list(differences(first, second))
-    assert len(found) == bool(warning)
-    assert all(one.startswith(f"warning: {warning}") for one in found)
+    assert list(differences(first, second)) == ([f"warning: {warning}"] if warning else [])
 
 
 def test_validation_reviews_are_compared_by_the_file_that_they_are_split_from():
