@@ -103,7 +103,7 @@ def held_out(run: Run, trained: Options, source: Source, splits: Splits, read_ow
     divided = {path: d for path, d in splits.files.items() if not is_named_after(Path(path).name, "test")}
     if trained.validation or of_run["validation"]:  # the run did not split its training reviews
         found = [path for path, d in divided.items() if d in whole]
-        if source.data == trained.data and not trained.train:  # the built-in reviews have no file; a folder has one
+        if not whole and source.data == trained.data and not trained.train:  # an older run recorded no digest of them
             found = [source.data]
         if found and not has_own:
             raise ValueError(

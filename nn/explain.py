@@ -102,13 +102,15 @@ def explain(
     read = np.unique(np.concatenate([word_of[word_of != NO_WORD] for _, word_of in examples]))  # others have no effect
     logits = torch.from_numpy(score_without(text, words, read, score))  # [1 + the words read, C]
     label = int(logits[0].argmax()) if label is None else label
-    gradients, difference, phrases, weights = np.zeros(count), 0.0, [], []
+    gradients, difference, weights = np.zeros(count), 0.0, []
+    phrases: dict[str, float] = {}  # an n-gram that lies in two windows is one phrase
     for encoded, word_of in examples:
         ids = torch.tensor(encoded, device=next(model.parameters()).device)
         tokens, found, named = gradients_and_phrases(model, tokenizer, ids, word_of, label)
         gradients += sum_by_word(tokens, word_of, count) / parts
         difference += found.difference / parts
-        phrases += [(name, effect / parts) for name, effect in named]
+        for name, effect in named:
+            phrases[name] = phrases.get(name, 0.0) + effect / parts
         weights = [
             (title, sum_by_word(x.double().numpy(), word_of, count)) for title, x in pooling_weights(model, ids, label)
         ]
@@ -125,7 +127,7 @@ def explain(
         gradients=gradients,
         without=removed,
         difference=difference,
-        phrases=phrases or list(zip(words, removed.tolist(), strict=True)),
+        phrases=list(phrases.items()) or list(zip(words, removed.tolist(), strict=True)),
         weights=weights if parts == 1 else [],
         baseline=f"the text with {blank}",
         key=key,

@@ -225,14 +225,6 @@ def test_the_baseline_is_the_mask_token_or_else_the_unknown_one():
         assert baseline_id(SimpleNamespace(role_id={"mask": mask}.get, unk_id=1)) == blank
 
 
-def test_effects_are_computed_where_gradients_are_off():
-    model, (ids, _) = tiny("gru").eval(), token_batch([5])
-    in_text = torch.ones(5, dtype=torch.bool)
-    expected = token_effects(model, ids[0], in_text, 1, BLANK).effects
-    with torch.no_grad():
-        torch.testing.assert_close(token_effects(model, ids[0], in_text, 1, BLANK).effects, expected)
-
-
 def test_8_bit_layers_have_the_effects_of_their_path_fp32():
     model, (ids, _) = quantize_int8(tiny("bert")).eval(), token_batch([11])
     found = []
