@@ -53,7 +53,7 @@ def normalize(value: str) -> str:
     value = unicodedata.normalize("NFC", one_line(value))
     if NUMBER.fullmatch(value):
         number = format(Decimal(value), "f")
-        number = (number.rstrip("0").rstrip(".") if "." in number else number).removeprefix("+")
+        number = number.rstrip("0").rstrip(".") if "." in number else number
         return "0" if number == "-0" else number
     return "" if value.lower() in ("nan", "<na>") else value
 

@@ -43,7 +43,7 @@ def split_train(
     for _, group in order.groupby(frame["sentiment"]):
         validation[group.sort_values().index[: round(len(group) * fraction)]] = True
     train, held_out = frame[~validation], frame[validation]
-    if not len(train) or not len(held_out) or train["sentiment"].nunique() < 2:
+    if not len(held_out) or train["sentiment"].nunique() < 2:
         counts = {labels[number]: count for number, count in frame["sentiment"].value_counts().items()}
         rule = "a label needs three to give one to validation; add reviews, or name a file of them with --validation"
         if len(counts) < 2:

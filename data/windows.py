@@ -89,7 +89,7 @@ def window_positions(tokenizer: Tokenizer, length: int, max_length: int, stride:
     """
     before, after = map(len, tokenizer.template)
     limit = tokenizer.text_limit(max_length)
-    stride = stride or min(max(1, max_length // 2), limit)
+    stride = stride or min(max_length // 2, limit)
     if not 0 < stride <= limit:
         raise ValueError(f"--window-stride {stride} must be 1 to {limit}, the tokens of a window; more skips tokens")
     starts = window_starts(length - before - after, limit, stride)
