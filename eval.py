@@ -333,11 +333,11 @@ def predict(
     emit(predictions_csv(frame["id"], logits, scorer.labels, options.submission))
     if not is_stdout(options.out):
         print(f"{options.out}: {len(frame):,} predictions")
+        if empty := int((frame["review"] == "").sum()):
+            print(f"note: {empty:,} of these reviews have no text")
         if len(frame) and (frame["sentiment"] != UNKNOWN).all():
             for run in runs:
                 warn_trained(run, frame, partial(own_splits, run))
-            if empty := int((frame["review"] == "").sum()):
-                print(f"note: {empty:,} of these reviews have no text")
             print_metrics(Path(options.predict).name, metrics(logits, frame["sentiment"].to_numpy()), scorer.labels)
 
 

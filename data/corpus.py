@@ -212,21 +212,27 @@ def cut_into_windows(corpus: Corpus, tokenizer: Tokenizer, truncation: Truncatio
     return replace(examples, review=np.asarray(review, dtype=np.int64), pooling=truncation.pooling)
 
 
-def unknown_share(tokenizer: Tokenizer, corpus: Corpus) -> float:
+def unknown_share(tokenizer: Tokenizer, corpus: Corpus, has_text: np.ndarray | None = None) -> float:
     """Returns the fraction of unknown tokens among the first million tokens, special tokens excluded.
 
-    It is 0 if the tokenizer has no unk.
+    has_text: bool [R], False for reviews that do not count: an empty one is read as unk. It is 0 if the tokenizer has
+    no unk.
     """
     ids = corpus.ids[:SAMPLE]
+    if has_text is not None:
+        ids = ids[np.repeat(has_text[corpus.reviews_of(np.arange(len(corpus)))], corpus.lengths)[:SAMPLE]]
     own = [tokenizer.id_of(token) for token in (*tokenizer.template[0], *tokenizer.template[1])]
     texts = ids[~np.isin(ids, [number for number in own if number is not None])]
     unknown = tokenizer.role_id("unk")
     return 0.0 if unknown is None or not len(texts) else float((texts == unknown).mean())
 
 
-def warn_unknown(tokenizer: Tokenizer, corpus: Corpus, way_out: str = "") -> None:
-    """Prints a warning if more than a third of the tokens are unknown, since the model reads them as the same token."""
-    if (share := unknown_share(tokenizer, corpus)) > MANY_UNKNOWN:
+def warn_unknown(tokenizer: Tokenizer, corpus: Corpus, way_out: str = "", has_text: np.ndarray | None = None) -> None:
+    """Prints a warning if more than a third of the tokens are unknown, since the model reads them as the same token.
+
+    has_text: as in `unknown_share`
+    """
+    if (share := unknown_share(tokenizer, corpus, has_text)) > MANY_UNKNOWN:
         print(f"warning: {share:.0%} of the tokens of these texts are unknown to {tokenizer.source}{way_out}")
 
 

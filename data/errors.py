@@ -105,7 +105,7 @@ def user_message(error: BaseException) -> str | None:
     if out_of_memory(error):
         return (
             "out of memory; close other programs; training needs less with a lower --batch-size (and a higher "
-            "--accumulation), a lower --max-length, or --checkpointing"
+            "--accumulation), a lower --max-length, or --checkpointing, and scoring with shorter reviews"
         )
     if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
         return f"{error.object[:40]!a} is not valid text: some of its bytes are not {error.encoding}"

@@ -177,9 +177,13 @@ def all_hidden(values: Sequence[str], names: tuple[str, ...]) -> bool:
 
 def few_names(values: Sequence[str]) -> Counter[str]:
     """Counts the distinct values of a column if they are at most twenty short ones; otherwise the result is empty."""
-    counts = Counter(name for value in values if (name := normalize(value)))
-    few = len(counts) <= FEW_CLASSES and all(len(name) <= LONGEST_NAME for name in counts)
-    return counts if few else Counter()
+    counts: Counter[str] = Counter()
+    for value, count in Counter(values).items():  # each spelling is normalized once
+        if name := normalize(value):
+            counts[name] += count
+            if len(counts) > FEW_CLASSES:
+                return Counter()
+    return counts if all(len(name) <= LONGEST_NAME for name in counts) else Counter()
 
 
 def looks_like_labels(values: Sequence[str]) -> bool:

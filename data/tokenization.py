@@ -366,7 +366,8 @@ def train_wordlevel(texts: list[str], vocab_size: int, min_count: int) -> Tokeni
     )
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() == len(special):
-        ways = [f"lower --min-count {min_count}"] if min_count > 1 else []
+        has_words = any(backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(t)) for t in texts)
+        ways = [f"lower --min-count {min_count}"] if min_count > 1 and has_words else []
         if vocab_size <= len(special):
             ways.append(f"raise --vocab-size {vocab_size}, which counts {' and '.join(special)}")
         nothing = "they have no letter, digit, ! ? . or smiley, which words are made of; --model deberta reads all text"

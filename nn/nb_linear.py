@@ -23,17 +23,18 @@ L2 term; no interpolation with naive Bayes; trigrams; n-grams in only one traini
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Embedding, Module, Parameter
 
 from data.corpus import Corpus
+from data.orders import sorted_order
 from nn.dropout import Dropout
 from nn.tracing import is_traced
 from nn.words import WordClassifier, WordConfig
 
 ORDERS = 3  # words of the longest n-grams
+PASS_TOKENS = 2**18  # of the reviews whose n-grams are counted at once, with padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +76,18 @@ def count_ngrams(corpus: Corpus, vocab_size: int, num_classes: int, min_reviews:
 
     Returns the sorted keys [G] and the counts [G, C].
     """
-    found: list[Tensor] = []
-    reviews = corpus.reviews_of(np.arange(len(corpus)))
-    for row, review in enumerate(reviews):
-        ids = torch.from_numpy(corpus.ids[corpus.offsets[row] : corpus.offsets[row + 1]].astype(np.int64))[None]
-        keys = ngram_keys(ids, torch.ones_like(ids, dtype=torch.bool), vocab_size).flatten()
-        if row and review == reviews[row - 1]:  # a further window
-            keys = torch.cat([found.pop(), keys])
-        found.append(keys.unique())
-    labels = corpus.labels[np.unique(reviews)]
-    classes = [torch.full_like(keys, int(label)) for keys, label in zip(found, labels, strict=True)]
+    found, owners = [], []
+    for rows in sorted_order(corpus.lengths, PASS_TOKENS):
+        batch = corpus.batch(rows)
+        keys = ngram_keys(batch.input_ids, batch.mask, vocab_size).flatten(1)  # [B, 3T]
+        counted = first_occurrences(keys) & (keys >= 0)
+        found.append(keys[counted])
+        owners.append(torch.from_numpy(corpus.reviews_of(rows))[:, None].expand_as(keys)[counted])
     keys, index = torch.cat(found).unique(return_inverse=True)
-    cells = index * num_classes + torch.cat(classes)
+    pairs = torch.cat(owners) * len(keys) + index  # one number for (review, n-gram)
+    if corpus.review is not None:
+        pairs = pairs.unique()  # of several windows
+    cells = pairs % len(keys) * num_classes + torch.from_numpy(corpus.labels)[pairs // len(keys)]
     counts = torch.bincount(cells, minlength=len(keys) * num_classes).view(-1, num_classes)  # [G, C]
     kept = counts.sum(1) >= min_reviews
     return keys[kept], counts[kept]

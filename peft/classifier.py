@@ -115,7 +115,7 @@ class Scorer:
     def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
         """Computes the logits of the reviews of a frame: float32 [N, C]. check: called between batches"""
         corpus = self.corpus(frame)
-        warn_unknown(self.tokenizer, corpus)
+        warn_unknown(self.tokenizer, corpus, has_text=(frame["review"] != "").to_numpy())
         return self.logits(corpus, check)
 
     def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:

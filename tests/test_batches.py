@@ -14,16 +14,18 @@ from conftest import required_shape, rows_of, tiny
 
 import train
 from data.batches import Share
-from data.corpus import MANY_UNKNOWN, Corpus, build_corpus, unknown_share, warn_unknown, write_rows
+from data.corpus import MANY_UNKNOWN, Corpus, build_corpus, examples_of, unknown_share, warn_unknown, write_rows
 from data.errors import Interrupt
 from data.imdb import as_frame
 from data.options import Options, Settings
 from data.orders import Stream, batches, shuffled_order, sorted_order, step_batches
 from data.tokenization import train_tokenizer
+from data.windows import Truncation
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.distributed import GradientSum
-from nn.runtime import Machine
+from nn.runtime import Machine, choose_machine
+from peft.classifier import Scorer
 
 LENGTHS = [5, 2, 9, 3, 7, 4, 11, 2, 6, 8, 3]
 
@@ -165,6 +167,18 @@ def test_texts_in_another_script_are_warned_of(capsys: pytest.CaptureFixture[str
         warned = f"warning: {share:.0%} of the tokens of these texts are unknown to the tokenizer; x\n"
         assert capsys.readouterr().out == (warned if share > MANY_UNKNOWN else "")
     assert unknown_share(tokenizer, Corpus.from_rows([], [], pad_id=0)) == 0
+
+
+def test_an_empty_review_is_not_an_unknown_word(capsys: pytest.CaptureFixture[str]):
+    tokenizer = train_tokenizer("wordlevel", ["good bad film"], 100)
+    frame = as_frame([("x", text, 0) for text in ("", "good film", "", "", "ดี film")])
+    for truncation in (Truncation(8), Truncation(8, "windows")):
+        corpus = examples_of(tokenizer, frame, truncation, None)
+        assert unknown_share(tokenizer, corpus) == 4 / 7
+        assert unknown_share(tokenizer, corpus, (frame["review"] != "").to_numpy()) == 1 / 4
+    model = tiny("gru", vocab_size=tokenizer.backend.get_vocab_size())
+    Scorer(model, tokenizer, choose_machine("cpu", "fp32"), Truncation(8)).score_frame(frame[frame["review"] == ""])
+    assert "unknown" not in capsys.readouterr().out
 
 
 def test_no_examples_are_no_batches():

@@ -221,6 +221,15 @@ def test_the_built_in_classifier_labels_a_file(tmp_path, capsys):
     ]
 
 
+def test_empty_reviews_of_a_file_without_labels_are_counted(tmp_path, capsys):
+    (tmp_path / "reviews.csv").write_text('id,review\n1,A wonderful film.\n2,""\n3,A waste of time.\n')
+    evaluate(["--predict", str(tmp_path / "reviews.csv"), "--out", str(tmp_path / "out.csv")])
+    assert "note: 1 of these reviews have no text\n" in capsys.readouterr().out
+    (tmp_path / "reviews.csv").write_text('id,review\n1,""\n2,""\n')
+    evaluate(["--predict", str(tmp_path / "reviews.csv"), "--out", str(tmp_path / "out.csv")])
+    assert "unknown" not in capsys.readouterr().out
+
+
 def test_predictions_need_no_labels_of_the_file(tmp_path, capsys):
     (tmp_path / "reviews.csv").write_text("review,label\nA wonderful film.,1 star\nA waste of time.,3 stars\n")
     command = ["--predict", str(tmp_path / "reviews.csv"), "--out", str(tmp_path / "out.csv")]

@@ -14,7 +14,7 @@ import pytest
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
 import data
-from data import Source, find_source, load_splits, load_table, overlap
+from data import Source, Splits, find_source, load_splits, load_table, overlap
 from data.checksums import seal_file
 from data.cleaning import BREAKS, NO_ENTITY, NO_TAG, clean
 from data.imdb import as_frame, load_reviews, rating_label, read_reviews
@@ -297,7 +297,16 @@ def test_kaggle_folder_and_overlap(tmp_path: Path):
     assert load_splits(source).train.equals(splits.train)
     found = overlap(splits)
     assert found["duplicates among the labelled reviews"] == 1
-    assert found["in labelled and test reviews"] == 1
+    assert found["test reviews that are also labelled"] == 1
+
+
+def test_every_review_that_is_also_in_training_counts():
+    train, validation, test = (as_frame([("1", text, 0) for text in texts]) for texts in ("xz", "xxy", "xxyw"))
+    assert overlap(Splits(train, validation, test, as_frame([]))) == {
+        "duplicates among the labelled reviews": 2,
+        "validation reviews that are also in training": 2,
+        "test reviews that are also labelled": 3,
+    }
 
 
 def test_find_source_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

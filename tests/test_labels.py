@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data import Source, load_splits, load_table
+from data import Source, labels, load_splits, load_table
 from data.imdb import load_reviews
 from data.labels import (
     SENTIMENT,
@@ -12,6 +12,7 @@ from data.labels import (
     all_hidden,
     canonical,
     class_numbers,
+    few_names,
     find_classes,
     holds_sentiment,
     is_class_name,
@@ -165,6 +166,17 @@ def test_columns_that_look_like_labels():
     assert holds_sentiment(["neg", "pos", "", "pos"])
     assert not holds_sentiment(["1", "1"])
     assert not holds_sentiment(["1", "2"])
+    assert looks_like_labels(["1", "2", "1.0"])  # one class in two spellings
+    assert few_names(["1", " 1 ", "1.0", "", "2", "nan"]) == {"1": 3, "2": 1}
+
+
+def test_each_spelling_of_a_label_is_read_once(monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+    monkeypatch.setattr(labels, "normalize", lambda value: calls.append(value) or value)
+    assert few_names(["a"] * 9 + ["b"]) == {"a": 9, "b": 1}
+    assert calls == ["a", "b"]
+    assert not few_names([str(i) for i in range(999)])
+    assert len(calls) == 2 + 21  # no more than are needed to see that they are too many
 
 
 # ------------------------------------------------------------------------------------------------------- in files

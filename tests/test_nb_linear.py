@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.corpus import Corpus
+from nn import nb_linear
 from nn.checkpoint import load_pretrained, save_pretrained
 from nn.nb_linear import NBLinear, NBLinearConfig, count_ngrams, first_occurrences, log_count_ratios, ngram_keys
 
@@ -131,6 +132,14 @@ def test_counts_and_ratios_equal_the_loop(min_reviews):
         torch.testing.assert_close(
             ratios[:, c].double().numpy(), np.log(p / p.sum()) - np.log(q / q.sum()), rtol=1e-6, atol=1e-6
         )
+
+
+def test_counts_do_not_depend_on_the_reviews_that_are_read_at_once(monkeypatch):
+    expected = count_ngrams(corpus(), V, C, 1)
+    for tokens in (1, 4, 9):
+        monkeypatch.setattr(nb_linear, "PASS_TOKENS", tokens)
+        for found, one in zip(count_ngrams(corpus(), V, C, 1), expected, strict=True):
+            assert torch.equal(found, one)
 
 
 def test_the_windows_of_a_review_count_once():

@@ -306,6 +306,17 @@ def test_fields_up_to_ten_megabytes(tmp_path: Path):
     assert csv.field_size_limit() == limit
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_field_that_is_too_long_is_one_broken_row(tmp_path: Path, quote: str):
+    """Its length is the fault, not a quote that is not closed: that one would go on in the next line."""
+    long = f'1,"a\nb"\n1,{quote}{"w" * FIELD_LIMIT}w{quote}\n0,c\n'
+    path = write(tmp_path / "x.csv", f"label,text\n{long}")
+    assert load_reviews(path, skip_bad_rows=True)["review"].tolist() == ["a b", "c"]
+    with pytest.raises(ValueError, match="row 4: a field that begins on line 4 has over") as caught:
+        load_reviews(path)
+    assert "quot" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("reading", "content"),
     [

@@ -84,7 +84,11 @@ def test_autocast_lowers_only_matrix_products():
     [
         (ValueError("bad\nvalue"), "error: bad value\n"),
         (FileNotFoundError("x does not exist"), "error: x does not exist\n"),
-        (MemoryError(), "error: out of memory; close other programs; training needs less with a lower --batch-size"),
+        (
+            MemoryError(),
+            "error: out of memory; close other programs; training needs less with a lower --batch-size (and a higher "
+            "--accumulation), a lower --max-length, or --checkpointing, and scoring with shorter reviews\n",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory; close other programs"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "error: out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory"),

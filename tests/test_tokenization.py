@@ -395,6 +395,8 @@ def test_the_vocabulary_of_words_is_sorted_by_count(tmp_path: Path):
             train_tokenizer("wordlevel", texts, vocab_size=size, min_count=count)
     with pytest.raises(ValueError, match=r"they have no letter, digit, .*; --model deberta reads all text"):
         train_tokenizer("wordlevel", ["😍 😍", "👍"], vocab_size=9, min_count=1)
+    with pytest.raises(ValueError, match=r"in the vocabulary; they have no letter, digit, "):
+        train_tokenizer("wordlevel", ["😍 😍", "👍"], vocab_size=9, min_count=2)
     assert (tokenizer.pad_id, tokenizer.unk_id) == (0, 1)
     assert list(tokenizer.encode(["a d b", "", "# %"], 400)) == [[2, 1, 3], [1], [1]]
     assert list(tokenizer.encode(["a b c a b c"], max_length=4, truncate="head+tail")) == [[2, 2, 3, 4]]
