@@ -62,7 +62,7 @@ def check(path: Path) -> str:
         return check_checkpoint(path)
     if (path / MEMBERS).is_file():
         load_checkpoint(str(path), choose_machine("cpu", "fp32"))
-        return "; ".join(f"{factor} × {weights.name}: {check(weights)}" for weights, factor in read_members(path))
+        return "; ".join(f"{member}: {check(member.folder)}" for member in read_members(path))
     if has_any(path, TOKENIZERS):
         return check_tokenizer(path)
     return check_reviews(path)

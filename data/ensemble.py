@@ -1,16 +1,19 @@
 """Combines several classifiers, the members: runs by their mean probability, a checkpoint by its sum of logits.
 
     p(c | x) = 1/M Σₘ softmax(zₘ(x) / Tₘ)_c          Lakshminarayanan et al. 2017 (arXiv 1612.01474), §2.4
-    z(x) = Σₘ fₘ zₘ(x)                               stacked logits, Wolpert 1992 (doi 10.1016/S0893-6080(05)80023-1)
+    z(x) = Σₘ fₘ n^γₘ zₘ(x)                          stacked logits, Wolpert 1992 (doi 10.1016/S0893-6080(05)80023-1)
 
 Tₘ is the temperature of member m, fitted on its validation reviews (data/calibration.py). Differs from the paper: the
 members may be different models, and they are calibrated, so that one overconfident member does not dominate.
 
-A checkpoint with several members is a folder with members.json: [{"weights": FOLDER, "factor": f}, …]. Its log-odds of
-two classes are linear in those of the members, so the effects of words (nn/attribution.py) are sums too.
+A checkpoint with several members is a folder with members.json: [{"weights": FOLDER, "factor": f, "power": γ}, …]; γ is
+0 if it is not there. n is the number of words of the text, at least 1. The logits of a linear model are sums over
+n-grams, those of an encoder are as large for a sentence as for a page; γ < 0 of the former calibrates both for texts of
+any length. The log-odds of two classes are linear in those of the members, so the effects of words (nn/attribution.py)
+are sums too. Leaving out a word does not change n.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,15 +47,16 @@ class Member(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One member of a checkpoint: its name, its factor f, and the `Scorer` that scores and explains."""
+    """One member of a checkpoint: its name, f, the `Scorer` that scores and explains, and γ."""
 
     name: str
     factor: float
     scorer: Any
+    power: float = 0.0
 
 
 class Blend:
-    """Scores and explains with the sum of the members' logits, each times its factor.
+    """Scores and explains with the sum of the members' logits, each times its factor for a text of this length.
 
     Raises ValueError unless all have the same two classes. `tokenizer` and `corpus` are the first member's;
     --errors groups the reviews by their length in its tokens.
@@ -69,15 +73,19 @@ class Blend:
 
     def score_frame(self, frame: pd.DataFrame, check: Callable[[], None] = no_check) -> np.ndarray:
         """Computes the logits of the reviews of a frame: float32 [N, C]. check: called between batches"""
-        return self.total([part.scorer.score_frame(frame, check) for part in self.parts])
+        return self.total([part.scorer.score_frame(frame, check) for part in self.parts], count_words(frame["review"]))
 
     def score_texts(self, texts: list[str], bar: bool = True) -> np.ndarray:
         """Computes the logits of cleaned texts: float32 [N, C]"""
-        return self.total([part.scorer.score_texts(texts, bar) for part in self.parts])
+        return self.total([part.scorer.score_texts(texts, bar) for part in self.parts], count_words(texts))
 
-    def total(self, logits: Sequence[np.ndarray]) -> np.ndarray:
-        """Computes Σₘ fₘ zₘ: M × [N, C] -> float32 [N, C]"""
-        return np.sum([part.factor * z for part, z in zip(self.parts, logits, strict=True)], axis=0)
+    def factors(self, words: np.ndarray) -> np.ndarray:
+        """Computes fₘ n^γₘ: [N] -> float32 [M, N]"""
+        return np.stack([part.factor * words**part.power for part in self.parts]).astype(np.float32)
+
+    def total(self, logits: Sequence[np.ndarray], words: np.ndarray) -> np.ndarray:
+        """Computes z: M × [N, C] -> float32 [N, C]. words: n, [N]"""
+        return np.sum([f[:, None] * z for f, z in zip(self.factors(words), logits, strict=True)], axis=0)
 
     def explain(self, text: str, key: str = "", truth: str = "") -> Explanation:
         """Explains the label of a cleaned text. key, truth: its id and label in a file"""
@@ -85,11 +93,27 @@ class Blend:
         number = int(logits[0].argmax())
         explained = [part.scorer.explain(text, key, truth, number) for part in self.parts]
         probabilities = dict(zip(self.labels, softmax(logits)[0].tolist(), strict=True))
-        return weighted_sum(explained, [part.factor for part in self.parts], probabilities)
+        return weighted_sum(explained, self.factors(count_words([text]))[:, 0].tolist(), probabilities)
 
 
-def read_members(folder: Path) -> list[tuple[Path, float]]:
-    """Reads members.json. Returns the folder of each member, which is next to `folder`, and its factor.
+def count_words(texts: Iterable[str]) -> np.ndarray:
+    """Counts the words of cleaned texts: float64 [N], at least 1"""
+    return np.array([max(1, len(text.split())) for text in texts], dtype=np.float64)
+
+
+class Weighting(NamedTuple):
+    """A member of members.json: its folder, its factor f, and its power γ."""
+
+    folder: Path
+    factor: float
+    power: float
+
+    def __str__(self) -> str:
+        return f"{self.factor}" + (f" n^{self.power}" if self.power else "") + f" × {self.folder.name}"
+
+
+def read_members(folder: Path) -> list[Weighting]:
+    """Reads members.json. The folder of each member is next to `folder`.
 
     Raises ValueError for an invalid file, and FileNotFoundError if a member is not a folder.
     """
@@ -99,15 +123,17 @@ def read_members(folder: Path) -> list[tuple[Path, float]]:
         raise ValueError(f"{path} must be a list of members, each with weights and factor")
     for member in members:
         with about(path):
-            check_types(member, {"weights": str, "factor": float})
-        if difference := listed({"weights", "factor"} ^ member.keys()):
+            check_types(member, {"weights": str, "factor": float, "power": float})
+        if difference := listed({"weights", "factor"} ^ (member.keys() - {"power"})):
             raise ValueError(
-                f"{path}: a member has weights and factor, and nothing else; here it differs in {difference}"
+                f"{path}: a member has weights, factor and perhaps power, nothing else; here it differs in {difference}"
             )
         if member["weights"] in ("", "..") or Path(member["weights"]).name != member["weights"]:
             raise ValueError(f"{path}: weights {show(member['weights'])} must be the name of a folder next to {folder}")
         if member["factor"] <= 0:
             raise ValueError(f"{path}: factor {member['factor']} must be above 0")
+        if not -1 <= member.get("power", 0) <= 1:
+            raise ValueError(f"{path}: power {member['power']} must be from -1 to 1")
     beside = folder.resolve().parent
     for name in (member["weights"] for member in members):
         if not (beside / name).is_dir():
@@ -116,7 +142,7 @@ def read_members(folder: Path) -> list[tuple[Path, float]]:
             raise ValueError(
                 f"{path}: the member {show(name)} is a sum of classifiers itself; name its members instead"
             )
-    return [(beside / member["weights"], float(member["factor"])) for member in members]
+    return [Weighting(beside / m["weights"], float(m["factor"]), float(m.get("power", 0))) for m in members]
 
 
 class Ensemble:

@@ -214,8 +214,12 @@ def load_checkpoint(weights: str, machine: Machine, **how: Any) -> Scorer | Blen
     folder = user_path(weights)
     if not (folder / MEMBERS).is_file():
         return Scorer.of_checkpoint(weights, machine, **how)
-    members = read_members(folder)
-    return Blend([Part(path.name, factor, Scorer.of_checkpoint(str(path), machine, **how)) for path, factor in members])
+    return Blend(
+        [
+            Part(m.folder.name, m.factor, Scorer.of_checkpoint(str(m.folder), machine, **how), m.power)
+            for m in read_members(folder)
+        ]
+    )
 
 
 def load_classifier(sources: Sequence[str], machine: Machine, tables: Tables) -> Scorer | Blend | Ensemble:

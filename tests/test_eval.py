@@ -200,14 +200,22 @@ def test_without_a_run_the_built_in_classifier_answers(text, label, capsys):
     assert in_spite.startswith("in spite of: ")
 
 
-@pytest.mark.parametrize("name", ["plain_sentences.tsv", "plain_sentences_2.tsv"])
-def test_the_built_in_classifier_labels_plain_sentences(name):
-    """Accuracy is at least 95 %; its card has 96.9 and 95.8 %."""
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("plain_sentences.tsv", 0.95),
+        ("plain_sentences_2.tsv", 0.95),
+        ("plain_sentences_3.tsv", 0.95),
+        ("plain_sentences_4.tsv", 0.89),  # rarer constructions
+    ],
+)
+def test_the_built_in_classifier_labels_plain_sentences(name, least):
+    """Its card has the accuracies."""
     _, *lines = (GOLDEN / name).read_text(encoding="utf-8").splitlines()
     labels, texts = zip(*(line.split("\t") for line in lines), strict=True)
     box = load_checkpoint(str(CLASSIFIER), CPU)
     found = [box.labels[number] for number in box.score_texts(list(texts), bar=False).argmax(1)]
-    assert np.mean([a == b for a, b in zip(found, labels, strict=True)]) >= 0.95
+    assert np.mean([a == b for a, b in zip(found, labels, strict=True)]) >= least
 
 
 def test_the_built_in_classifier_labels_a_file(tmp_path, capsys):

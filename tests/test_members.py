@@ -51,6 +51,24 @@ def test_the_logits_are_the_sum_of_the_members_logits(checkpoint: Path):
     np.testing.assert_allclose(load(checkpoint).score_texts(TEXTS), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_a_power_of_the_number_of_words(checkpoint: Path):
+    texts, words = [*TEXTS, ""], np.array([[5], [1], [8], [1]])  # an empty text counts as one word
+    members = [{"weights": name, "factor": factor, "power": -0.3} for name, factor in FACTORS.items()]
+    members[0]["power"] = 1
+    (checkpoint / "members.json").write_text(json.dumps(members))
+    encoder, linear = (load(checkpoint.parent / name).score_texts(texts) for name in FACTORS)
+    both, wanted = load(checkpoint), 0.75 * words * encoder + 1.5 * words**-0.3 * linear
+    np.testing.assert_allclose(both.score_texts(texts), wanted, rtol=1e-5, atol=1e-6)
+    frame = pd.DataFrame({"id": "1", "review": texts, "sentiment": 0})
+    np.testing.assert_allclose(both.score_frame(frame), wanted, rtol=1e-5, atol=1e-6)
+    assert both.score_texts(texts).dtype == np.float32
+    found, (first, second) = both.explain(texts[0]), (part.scorer.explain(texts[0], label=0) for part in both.parts)
+    sign = 1 if found.label == "negative" else -1
+    for name in ("gradients", "without", "difference"):  # leaving out a word does not change the factors
+        wanted = sign * (3.75 * getattr(first, name) + 1.5 * 5**-0.3 * getattr(second, name))
+        np.testing.assert_allclose(getattr(found, name), wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_the_members_of_a_link_and_of_the_working_directory(checkpoint: Path, tmp_path: Path, monkeypatch):
     wanted = load(checkpoint).score_texts(TEXTS)
     (tmp_path / "elsewhere").mkdir()
@@ -100,7 +118,7 @@ def test_the_members_take_the_arguments_of_their_sum():
         for n in range(2)
     ]  # fmt: skip
     both = Blend([Part(str(n), 1.0, member) for n, member in enumerate(members)])
-    both.score_frame(frame := pd.DataFrame(), print)
+    both.score_frame(frame := pd.DataFrame({"review": ["a"]}), print)
     both.score_texts(TEXTS, False)
     assert [arguments[1] for arguments in taken] == [print, print, False, False]
     assert all(arguments[0] is frame for arguments in taken[:2])
@@ -150,6 +168,9 @@ def test_it_labels_files_and_explains_mistakes(checkpoint: Path, capsys: pytest.
         ('["encoder"]', "must be a list of members"),
         ('[{"weights": "encoder"}]', "it differs in factor"),
         ('[{"weights": "encoder", "factor": 1, "bias": 2}]', "it differs in bias"),
+        ('[{"weights": "encoder", "factor": 1, "power": 1.1}]', "power 1.1 must be from -1 to 1"),
+        ('[{"weights": "encoder", "factor": 1, "power": -2}]', "power -2 must be from -1 to 1"),
+        ('[{"weights": "encoder", "factor": 1, "power": null}]', "power = None must be a finite number"),
         ('[{"weights": 3, "factor": 1}]', r"members\.json: weights = 3 must be text"),
         ('[{"weights": "encoder", "factor": "1"}]', "factor = '1' must be a finite number"),
         ('[{"weights": "encoder", "factor": 0}]', "factor 0 must be above 0"),

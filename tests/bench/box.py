@@ -1,20 +1,23 @@
 """Makes the built-in classifier: its reviews, and the checkpoint of its two members.
 
     python tests/bench/box.py reviews IMDB_FOLDER OUT_FOLDER
-    python tests/bench/box.py members RUN OUT_FOLDER
-    python tests/bench/box.py score RUN REVIEWS_FOLDER
+    python tests/bench/box.py adapter RUN OUT_FOLDER
+    python tests/bench/box.py members REVIEWS_FOLDER OUT_FOLDER
+    python tests/bench/box.py score REVIEWS_FOLDER [RUN]
 
 `reviews` writes train.tsv: the 20,000 training reviews of the usual split and the 20,000 built-in reviews for training
 and validation; sentences.tsv, for the teacher: these built-in reviews, the last sentence of 3 to 40 words of each
 training review with the review's label, and 2,000 whole ones; unlabelled.tsv, for the student: the 50,000 unlabelled
 reviews, and the last sentence of each training and unlabelled review; validation.tsv and test.tsv: IMDB's alone.
 
-`members` writes OUT_FOLDER/deberta-mini-imdb, the adapter of a run in fp16, and OUT_FOLDER/imdb/members.json with the
-factors of nb-linear-imdb and of the adapter: those of the largest likelihood of the run's validation reviews (logistic
-regression on the two log-odds, without intercept).
+`adapter` writes OUT_FOLDER/deberta-mini-imdb, the adapter of a run in fp16. `members` writes
+OUT_FOLDER/imdb/members.json, the factors of nb-linear-imdb and of the adapter, and the power of the former, of the
+largest likelihood of the validation reviews and of the last one, two and four sentences of each (logistic regression on
+the two log-odds, without intercept, for each power).
 
 `score` writes data/results/box.json: the metrics of the classifier and of each member on validation.tsv and test.tsv,
 the members, and the results of the runs of the adapter and of its teacher; the log of the last is box.log.jsonl.
+Without RUN the results of the runs are kept.
 data/weights/imdb/README.md has the commands in their order.
 """
 
@@ -28,21 +31,30 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from data import Source, load_splits, load_table
-from data.calibration import log_probabilities, validation_of
 from data.checked import read_json
 from data.demo import reviews
+from data.ensemble import count_words
 from data.explanation import sentences
 from data.files import write_json, write_tensors, write_text
 from data.hub import ADAPTER, ADAPTER_CONFIG, CLASSIFIER, LINEAR, MEMBERS
 from data.labels import UNKNOWN
 from data.metrics import metrics
-from data.options import read_splits, truncation_of
+from data.options import truncation_of
 from data.rows import RESULTS
 from data.runs import Run
 from data.windows import write_truncation
-from eval import TABLES, settings_of
+from eval import settings_of
 from nn.runtime import choose_machine
-from peft.classifier import load_checkpoint, load_classifier
+from peft.classifier import load_checkpoint
+
+ENDINGS = (1, 2, 4)  # sentences
+POWERS = tuple(round(-0.05 * i, 2) for i in range(17))
+
+
+def ending(text: str, count: int) -> str:
+    """Returns the last sentences of a review."""
+    words = text.split()
+    return " ".join(words[sentences(words)[-count:][0].start :])
 
 
 def last_sentences(frame: pd.DataFrame) -> pd.DataFrame:
@@ -81,24 +93,39 @@ def fit_factors(odds: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return factors
 
 
-def write_members(run: Run, out: Path) -> None:
-    """Writes the adapter and members.json."""
-    probabilities, labels = validation_of(run)
-    frame = read_splits(settings_of(run).options, run.cache).validation
-    linear = load_classifier([], choose_machine("cpu", "fp32"), TABLES).score_frame(frame)
-    assert np.array_equal(frame["sentiment"].to_numpy(), labels)
-    logits = [linear, log_probabilities(probabilities)]
-    odds = np.stack([z[:, 1] - z[:, 0] for z in logits], axis=1)
-    factors = fit_factors(odds, labels)
-    print(f"factors {factors}, validation accuracy {np.mean((odds @ factors > 0) == labels):.4f}")
+def log_likelihood(odds: np.ndarray, labels: np.ndarray, factors: np.ndarray) -> float:
+    """Computes the mean of log σ(±odds · f)."""
+    return float(-np.logaddexp(0, np.where(labels, -1, 1) * (odds @ factors)).mean())
+
+
+def write_members(folder: Path, out: Path) -> None:
+    """Writes members.json."""
+    machine, names = choose_machine("cpu", "fp32"), (LINEAR.name, "deberta-mini-imdb")
+    scorers = [load_checkpoint(str(out / name), machine) for name in names]
+    whole, _ = load_table(folder / "validation.tsv", Source(), scorers[0].labels)
+    parts = [whole, *(whole.assign(review=[ending(text, n) for text in whole["review"]]) for n in ENDINGS)]
+    frame = pd.concat(parts, ignore_index=True)
+    labels, words = frame["sentiment"].to_numpy(), count_words(frame["review"])
+    odds = np.stack([z[:, 1] - z[:, 0] for z in (scorer.score_frame(frame) for scorer in scorers)], axis=1)
+    found = []
+    for power in POWERS:
+        scaled = odds * np.stack([words**power, np.ones_like(words)], axis=1)
+        factors = fit_factors(scaled, labels)
+        right = ((scaled @ factors > 0) == labels).reshape(len(parts), -1).mean(1)
+        found.append((log_likelihood(scaled, labels, factors), power, factors))
+        print(f"power {power:.2f}, factors {factors}, likelihood {found[-1][0]:.5f}, accuracy {right}")
+    _, power, factors = max(found, key=lambda one: one[0])
+    members = [{"weights": name, "factor": round(float(f), 3)} for name, f in zip(names, factors, strict=True)]
+    write_json(out / "imdb" / MEMBERS, [members[0] | {"power": power}, members[1]])
+
+
+def write_adapter(run: Run, out: Path) -> None:
+    """Writes the adapter in fp16."""
     adapter = out / "deberta-mini-imdb"
     adapter.mkdir(parents=True, exist_ok=True)
     write_tensors(adapter / ADAPTER, {name: t.half() for name, t in load_file(run.best / ADAPTER).items()})
     write_text(adapter / ADAPTER_CONFIG, (run.best / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     write_truncation(adapter, truncation_of(settings_of(run).options))
-    names = (LINEAR.name, adapter.name)
-    members = [{"weights": name, "factor": round(float(f), 3)} for name, f in zip(names, factors, strict=True)]
-    write_json(out / "imdb" / MEMBERS, members)
 
 
 def lineage(run: Run) -> list[Run]:
@@ -107,22 +134,26 @@ def lineage(run: Run) -> list[Run]:
     return [*lineage(Run.open(weights.parent)), run] if weights.name == "best" else [run]
 
 
-def write_scores(run: Run, folder: Path) -> None:
-    """Scores validation and test reviews with the built-in classifier, and writes the results."""
+def write_scores(folder: Path, run: Run | None) -> None:
+    """Scores validation and test reviews with the built-in classifier, and writes the results. run: of the adapter"""
     machine = choose_machine("cpu", "fp32")
     blend, scores = load_checkpoint(str(CLASSIFIER), machine), {}
     for split in ("validation", "test"):
         frame, _ = load_table(folder / f"{split}.tsv", Source(), blend.labels)
         labels = frame["sentiment"].to_numpy()
         logits = {part.name: part.scorer.score_frame(frame) for part in blend.parts}
-        logits["both"] = blend.total(list(logits.values()))
+        logits["both"] = blend.total(list(logits.values()), count_words(frame["review"]))
         scores[split] = {name: metrics(z, labels) for name, z in logits.items()}
         print(split, {name: found["accuracy"] for name, found in scores[split].items()})
     about = {
-        "command": f"python tests/bench/box.py score runs/{run.folder.name} box",
+        "command": "python tests/bench/box.py score box" + (f" runs/{run.folder.name}" if run else ""),
         "machine": str(machine),
         "members": read_json(CLASSIFIER / MEMBERS),
     }
+    if run is None:
+        before = read_json(RESULTS / "box.json")
+        write_json(RESULTS / "box.json", {**about, **scores, **{name: before[name] for name in ("adapter", "teacher")}})
+        return
     teachers = [Run.open(name).result for name in settings_of(run).values()["teacher"]]
     adapter = [one.result for one in lineage(run)]
     write_json(RESULTS / "box.json", {**about, **scores, "adapter": adapter, "teacher": teachers})
@@ -130,10 +161,12 @@ def write_scores(run: Run, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    task, source, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    task, *names = sys.argv[1:]
     if task == "reviews":
-        write_reviews(source, out)
+        write_reviews(names[0], Path(names[1]))
+    elif task == "adapter":
+        write_adapter(Run.open(names[0]), Path(names[1]))
     elif task == "members":
-        write_members(Run.open(source), out)
+        write_members(Path(names[0]), Path(names[1]))
     else:
-        write_scores(Run.open(source), out)
+        write_scores(Path(names[0]), Run.open(names[1]) if names[1:] else None)

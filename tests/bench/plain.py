@@ -1,4 +1,4 @@
-"""Measures a run on two sets of plain English sentences about films.
+"""Measures a run on four sets of plain English sentences about films.
 
     python tests/bench/plain.py runs/NAME
     python tests/bench/plain.py data/weights/imdb
@@ -6,6 +6,9 @@
 plain_sentences.tsv: 226, written by hand before the grammar of the built-in reviews (data/demo_words.py); the scores of
 its versions were known to those who made it.  plain_sentences_2.tsv: 240, written by someone who saw neither; they were
 scored after the grammar was finished. 60 of the 466 are, but for case and punctuation, labelled built-in reviews.
+plain_sentences_3.tsv: 200, written by someone who saw nothing of the project.  plain_sentences_4.tsv: 200, written by
+someone who knew the grammar, with constructions that it lacks ("No film has ever made me laugh so hard."). 34 of these
+400 are built-in reviews.
 
 Prints the accuracy on each set, and the sentences with a wrong answer.
 """
@@ -20,7 +23,8 @@ from eval import TABLES  # noqa: E402
 from nn.runtime import choose_machine  # noqa: E402
 from peft.classifier import load_classifier  # noqa: E402
 
-FILES = [ROOT / "tests" / "golden" / name for name in ("plain_sentences.tsv", "plain_sentences_2.tsv")]
+NAMES = ("plain_sentences.tsv", "plain_sentences_2.tsv", "plain_sentences_3.tsv", "plain_sentences_4.tsv")
+FILES = [ROOT / "tests" / "golden" / name for name in NAMES]
 
 
 def main(folder: str) -> None:
