@@ -48,7 +48,7 @@ from nn.runtime import choose_machine
 from peft.classifier import load_checkpoint
 
 ENDINGS = (1, 2, 4)  # sentences
-POWERS = tuple(round(-0.05 * i, 2) for i in range(17))
+POWERS = tuple(-i / 20 for i in range(17))
 
 
 def ending(text: str, count: int) -> str:
