@@ -220,7 +220,8 @@ def unknown_share(tokenizer: Tokenizer, corpus: Corpus, has_text: np.ndarray | N
     """
     ids = corpus.ids[:SAMPLE]
     if has_text is not None:
-        ids = ids[np.repeat(has_text[corpus.reviews_of(np.arange(len(corpus)))], corpus.lengths)[:SAMPLE]]
+        rows = np.arange(np.searchsorted(corpus.offsets, len(ids)))  # the examples of these tokens
+        ids = ids[np.repeat(has_text[corpus.reviews_of(rows)], corpus.lengths[rows])[: len(ids)]]
     own = [tokenizer.id_of(token) for token in (*tokenizer.template[0], *tokenizer.template[1])]
     texts = ids[~np.isin(ids, [number for number in own if number is not None])]
     unknown = tokenizer.role_id("unk")

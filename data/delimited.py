@@ -124,8 +124,9 @@ def split_quoted(text: str, delimiter: str, skip_spaces: bool = False) -> Iterat
 def quote_defect(error: str, start: int, end: int) -> str:
     """Describes an error of csv.reader in the lines from start to end."""
     if "field larger" in error:
-        too_long = f"a field that begins on line {start} has over {FIELD_LIMIT:,} characters"
-        return too_long + (", or its quote is not closed" if end > start else "")
+        if end > start:
+            return f"a field of lines {start} to {end} has over {FIELD_LIMIT:,} characters, or its quote is not closed"
+        return f"a field of line {start} has over {FIELD_LIMIT:,} characters"
     if "unexpected end" in error:
         return f"the quote that begins a field on line {start} is not closed within {FIELD_LIMIT:,} characters"
     if "expected after" in error:

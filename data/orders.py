@@ -70,7 +70,7 @@ def sorted_order(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
     """
     order, batches, start = np.argsort(-lengths, kind="stable"), [], 0
     while start < len(order):
-        size = max(1, max_tokens // int(lengths[order[start]]))
+        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
         batches.append(order[start : start + size])
         start += size
     return batches

@@ -169,13 +169,17 @@ def test_texts_in_another_script_are_warned_of(capsys: pytest.CaptureFixture[str
     assert unknown_share(tokenizer, Corpus.from_rows([], [], pad_id=0)) == 0
 
 
-def test_an_empty_review_is_not_an_unknown_word(capsys: pytest.CaptureFixture[str]):
+def test_an_empty_review_is_not_an_unknown_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     tokenizer = train_tokenizer("wordlevel", ["good bad film"], 100)
     frame = as_frame([("x", text, 0) for text in ("", "good film", "", "", "ดี film")])
     for truncation in (Truncation(8), Truncation(8, "windows")):
         corpus = examples_of(tokenizer, frame, truncation, None)
         assert unknown_share(tokenizer, corpus) == 4 / 7
         assert unknown_share(tokenizer, corpus, (frame["review"] != "").to_numpy()) == 1 / 4
+        for sample, share in ((0, 0), (1, 0), (3, 0), (6, 1 / 3), (7, 1 / 4)):
+            with monkeypatch.context() as patch:
+                patch.setattr("data.corpus.SAMPLE", sample)
+                assert unknown_share(tokenizer, corpus, (frame["review"] != "").to_numpy()) == share
     model = tiny("gru", vocab_size=tokenizer.backend.get_vocab_size())
     Scorer(model, tokenizer, choose_machine("cpu", "fp32"), Truncation(8)).score_frame(frame[frame["review"] == ""])
     assert "unknown" not in capsys.readouterr().out

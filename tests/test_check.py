@@ -12,6 +12,7 @@ import train
 from data.check import check, check_file, main
 from data.checksums import write_checksums
 from data.errors import clean_exit
+from data.hub import CLASSIFIER
 from data.runs import Run
 from data.tokenization import train_tokenizer
 from data.word_vectors import WordVectors, save_vectors
@@ -178,3 +179,9 @@ def test_a_tokenizer_is_read_without_standard_error(
         os.close(kept)
     assert stop.value.code == 0
     assert capsys.readouterr().out.strip().endswith(": sound")
+
+
+def test_the_members_of_the_built_in_classifier_are_named_with_factor_and_power():
+    found = check(CLASSIFIER)
+    assert found.startswith("3.696 n^-0.25 × nb-linear-imdb: ")
+    assert "; 0.365 × deberta-mini-imdb: " in found

@@ -274,6 +274,12 @@ def test_a_weighted_sum_has_the_weights_of_every_model():
     assert [title for title, _ in weighted_sum([made("a b"), second], [1, 1], {}).weights] == ["attention", "routing"]
 
 
+def test_words_that_were_not_read_do_not_count_in_the_rank_correlation():
+    effects = {"gradients": np.array([1.0, 2.0, 3.0, 9.0]), "without": np.array([1.0, 2.0, 3.0, -9.0])}
+    explanation = made("a b c d", **effects, read=np.array([True, True, True, False]))
+    assert explanation.agreement == pytest.approx(1)
+
+
 @pytest.mark.parametrize("constant", ["gradients", "without"])
 def test_equal_effects_have_no_rank_correlation(constant: str):
     assert np.isnan(made("a b c d", **{constant: np.ones(4)}).agreement)

@@ -312,9 +312,12 @@ def test_a_field_that_is_too_long_is_one_broken_row(tmp_path: Path, quote: str):
     long = f'1,"a\nb"\n1,{quote}{"w" * FIELD_LIMIT}w{quote}\n0,c\n'
     path = write(tmp_path / "x.csv", f"label,text\n{long}")
     assert load_reviews(path, skip_bad_rows=True)["review"].tolist() == ["a b", "c"]
-    with pytest.raises(ValueError, match="row 4: a field that begins on line 4 has over") as caught:
+    with pytest.raises(ValueError, match="row 4: a field of line 4 has over") as caught:
         load_reviews(path)
     assert "quot" not in str(caught.value)
+    path = write(tmp_path / "x.csv", f'label,text\n1,"a\nb",{"w" * FIELD_LIMIT}w\n0,c\n')  # is the quote closed?
+    with pytest.raises(ValueError, match=r"row 3: a field of lines 2 to 3 has over .*, or its quote is not closed"):
+        load_reviews(path)
 
 
 @pytest.mark.parametrize(

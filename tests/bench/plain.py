@@ -8,7 +8,7 @@ its versions were known to those who made it.  plain_sentences_2.tsv: 240, writt
 scored after the grammar was finished. 60 of the 466 are, but for case and punctuation, labelled built-in reviews.
 plain_sentences_3.tsv: 200, written by someone who saw nothing of the project.  plain_sentences_4.tsv: 200, written by
 someone who knew the grammar, with constructions that it lacks ("No film has ever made me laugh so hard."). 34 of these
-400 are built-in reviews.
+400 are, but for case and punctuation, labelled built-in reviews.
 
 Prints the accuracy on each set, and the sentences with a wrong answer.
 """
