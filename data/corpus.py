@@ -215,8 +215,8 @@ def cut_into_windows(corpus: Corpus, tokenizer: Tokenizer, truncation: Truncatio
 def unknown_share(tokenizer: Tokenizer, corpus: Corpus, has_text: np.ndarray | None = None) -> float:
     """Returns the fraction of unknown tokens among the first million tokens, special tokens excluded.
 
-    has_text: bool [R], False for reviews that do not count: an empty one is read as unk. It is 0 if the tokenizer has
-    no unk.
+    It is 0 if the tokenizer has no unk. has_text: bool [R], False for empty reviews, whose token may be unk. They do
+    not count.
     """
     ids = corpus.ids[:SAMPLE]
     if has_text is not None:

@@ -6,11 +6,11 @@
 Tₘ is the temperature of member m, fitted on its validation reviews (data/calibration.py). Differs from the paper: the
 members may be different models, and they are calibrated, so that one overconfident member does not dominate.
 
-A checkpoint with several members is a folder with members.json: [{"weights": FOLDER, "factor": f, "power": γ}, …]; γ is
-0 if it is not there. n is the number of words of the text, at least 1. The logits of a linear model are sums over
-n-grams, those of an encoder are as large for a sentence as for a page; γ < 0 of the former calibrates both for texts of
-any length. The log-odds of two classes are linear in those of the members, so the effects of words (nn/attribution.py)
-are sums too. Leaving out a word does not change n.
+A checkpoint with several members is a folder with members.json: [{"weights": FOLDER, "factor": f, "power": γ}, …]. n is
+the number of words of the text, at least 1; the default of γ is 0. A linear model sums its logits over n-grams, so they
+grow with the text, and an encoder's do not. A negative γ of the linear model calibrates the sum for texts of any
+length. The log-odds of two classes are linear in those of the members, so the effects of words (nn/attribution.py) are
+sums too. Leaving out a word does not change n.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ class Member(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One member of a checkpoint: its name, f, the `Scorer` that scores and explains, and γ."""
+    """One member of a checkpoint: its name, its factor f, the `Scorer` that scores and explains, and its power γ."""
 
     name: str
     factor: float

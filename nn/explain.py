@@ -103,7 +103,7 @@ def explain(
     logits = torch.from_numpy(score_without(text, words, read, score))  # [1 + the words read, C]
     label = int(logits[0].argmax()) if label is None else label
     gradients, difference, weights = np.zeros(count), 0.0, []
-    phrases: dict[str, float] = {}  # an n-gram that lies in two windows is one phrase
+    phrases: dict[str, float] = {}  # an n-gram in two windows is one phrase
     for encoded, word_of in examples:
         ids = torch.tensor(encoded, device=next(model.parameters()).device)
         tokens, found, named = gradients_and_phrases(model, tokenizer, ids, word_of, label)

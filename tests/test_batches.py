@@ -90,6 +90,10 @@ def test_sorted_order_is_longest_first_within_a_token_budget():
     assert lengths[order[0]].max() == 11
 
 
+def test_examples_without_tokens_are_a_batch_too():
+    assert [rows.tolist() for rows in sorted_order(np.array([0, 2, 0]), max_tokens=4)] == [[1, 0], [2]]
+
+
 def test_an_example_that_is_longer_than_the_budget_is_scored_alone():
     assert [rows.tolist() for rows in sorted_order(np.array([5, 30, 4, 21]), max_tokens=20)] == [[1], [3], [0, 2]]
 

@@ -188,7 +188,7 @@ def test_an_explanation_covers_all_windows(name: str):
     assert not found.weights
     if name == "nb_linear":
         names, gains = zip(*found.phrases, strict=True)
-        assert len({*names}) == len(names)  # an n-gram that lies in two windows is one phrase
+        assert len({*names}) == len(names)  # an n-gram in two windows is one phrase
         assert min(gains) < 0 < max(gains)
         assert sum(gains) == pytest.approx(found.difference, rel=1e-4)
     if name != "nb_linear":  # its baseline is a text without n-grams

@@ -11,9 +11,9 @@ training review with the review's label, and 2,000 whole ones; unlabelled.tsv, f
 reviews, and the last sentence of each training and unlabelled review; validation.tsv and test.tsv: IMDB's alone.
 
 `adapter` writes OUT_FOLDER/deberta-mini-imdb, the adapter of a run in fp16. `members` writes
-OUT_FOLDER/imdb/members.json, the factors of nb-linear-imdb and of the adapter, and the power of the former, of the
-largest likelihood of the validation reviews and of the last one, two and four sentences of each (logistic regression on
-the two log-odds, without intercept, for each power).
+OUT_FOLDER/imdb/members.json: the factors of nb-linear-imdb and of the adapter, and the power of nb-linear-imdb. They
+maximize the likelihood of the validation reviews and of the last one, two and four sentences of each (logistic
+regression on the two log-odds, without intercept, for each power).
 
 `score` writes data/results/box.json: the metrics of the classifier and of each member on validation.tsv and test.tsv,
 the members, and the results of the runs of the adapter and of its teacher; the log of the last is box.log.jsonl.
