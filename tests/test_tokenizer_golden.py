@@ -1,5 +1,5 @@
 """Tokenizer files with all their settings: equal ids to transformers and sentencepiece, on 1,000 made texts and on
-1,000 reviews for each configuration."""
+reviews with every character of the test reviews, for each configuration."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import GOLDEN
-from tokenizer_cases import CASES, FRAGILE, PUBLISHED, made_texts, texts_for, write
+from tokenizer_cases import CASES, FRAGILE, PUBLISHED, choose_reviews, made_texts, texts_for, write
 
 from data.checked import read_json
 from data.imdb import load_reviews
@@ -45,7 +45,9 @@ def test_ids_of_made_texts(name: str, tmp_path: Path):
 
 @cache
 def reviews_of(path: Path) -> list[str]:
-    return load_reviews(path)["review"][: EXPECTED["reviews"]].tolist()
+    reviews = choose_reviews(load_reviews(path)["review"].tolist())
+    assert len(reviews) == EXPECTED["reviews"]
+    return reviews
 
 
 @pytest.mark.slow

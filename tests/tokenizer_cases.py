@@ -366,6 +366,15 @@ CASES = WORDPIECE | JSON | BPE | SPM
 SPELLED = {"json, XLM-RoBERTa", "json, DeBERTa with added tokens"}
 
 
+def choose_reviews(reviews: list[str]) -> list[str]:
+    """Returns the first 200 reviews, and the first one that contains each character."""
+    found: dict[str, int] = {}
+    for position, review in enumerate(reviews):
+        for character in set(review).difference(found):
+            found[character] = position
+    return [reviews[i] for i in sorted({*range(min(200, len(reviews))), *found.values()})]
+
+
 def texts_for(name: str, texts: list[str]) -> list[str]:
     """Returns the texts on which a configuration is compared."""
     names = [token for style in MAPS.values() for token in style.values()]

@@ -5,9 +5,9 @@
 
 It needs a separate environment with transformers 5.24.0, sentencepiece 0.2.3 and the requirements of this project.
 
-tokenizers.json: configuration -> hash of the ids of `made_texts`, hash of the ids of the first REVIEWS test reviews,
-and the ids of FRAGILE. WordPiece, BPE and tokenizer.json: transformers. Models of SentencePiece: sentencepiece, with
-the text around it as in DebertaV2Tokenizer and XLMRobertaTokenizer of transformers 4.
+tokenizers.json: configuration -> hash of the ids of `made_texts`, hash of the ids of `choose_reviews` of the test
+reviews, and the ids of FRAGILE. WordPiece, BPE and tokenizer.json: transformers. Models of SentencePiece:
+sentencepiece, with the text around it as in DebertaV2Tokenizer and XLMRobertaTokenizer of transformers 4.
 """
 
 import hashlib
@@ -24,7 +24,6 @@ HERE = Path(__file__).parent
 sys.path += [str(HERE.parent), str(HERE.parent.parent)]  # last, so that transformers imports huggingface's `peft`
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-REVIEWS = 1000
 
 
 # --------------------------------------------------------------------------------------------------------- base files
@@ -175,11 +174,11 @@ def write_ids(reviews_file: str, spm_folder: str) -> None:
     """Writes tokenizers.json. Prints each configuration, the largest id in the reviews, and the number of texts."""
     import sentencepiece
     import transformers
-    from tokenizer_cases import CASES, FRAGILE, PUBLISHED, SPM, made_texts, texts_for, write
+    from tokenizer_cases import CASES, FRAGILE, PUBLISHED, SPM, choose_reviews, made_texts, texts_for, write
 
     from data.imdb import load_reviews
 
-    made, reviews = made_texts(), load_reviews(reviews_file)["review"][:REVIEWS].tolist()
+    made, reviews = made_texts(), choose_reviews(load_reviews(reviews_file)["review"].tolist())
     golden: dict[str, Any] = {}
     for name in CASES | PUBLISHED:
         with tempfile.TemporaryDirectory() as temporary:
