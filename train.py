@@ -563,6 +563,11 @@ def run_experiment(settings: Settings, run: Run | None) -> None:
         return str(run.folder)
 
     folder = ranks.by_first(start)
+    if problem := ranks.problem_of_shared(Path(folder) / "config.json"):
+        if run is not None:
+            run.discard()
+            run.release()
+        ranks.fail(ValueError(problem))
     if not ranks.is_first():
         run = Run.open(folder)
         settings = recorded_settings(run, TABLES)

@@ -15,9 +15,11 @@ in it, in the same order.
 
 import contextlib
 import datetime
+import hashlib
 import io
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -44,6 +46,7 @@ FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
 JOINING, NOTICE = 600, 10  # seconds that ranks have to start; after which a waiting rank says so
 STOPPING, ANSWERING = 60, 5  # seconds that torchrun has to stop a rank; that its store has to answer
+VISIBLE, POLL = 60, 0.1  # seconds until a network file system shows a new file to all machines; between two looks
 AGREEING = 10  # seconds that rank 0 has to raise an error that another rank has raised
 FINE, HALVE, NOT_FINITE, END = range(4)  # how a step went on a rank; the maximum decides what all ranks do
 
@@ -338,6 +341,27 @@ def in_turn(work: Callable[[], Value]) -> Value:
     own: list[Value] = []
     by_first(lambda: own.append(work()))
     return own[0] if own else work()
+
+
+def problem_of_shared(path: Path) -> str | None:
+    """Returns what is wrong if a rank does not read the file that rank 0 wrote, otherwise None, the same on all ranks.
+
+    A network file system may show the file to another machine a minute late.
+    """
+    written, end = by_first(lambda: digest_of(path)), time.monotonic() + VISIBLE
+    while (found := digest_of(path)) != written and time.monotonic() < end:
+        time.sleep(POLL)
+    where = f"rank {rank()} on {socket.gethostname()} has {'no' if found is None else 'another'} file {path.absolute()}"
+    wrong = None if found == written else f"{where}; all ranks need the same folders: --runs on a shared file system"
+    return next(filter(None, gather(wrong)), None)
+
+
+def digest_of(path: Path) -> str | None:
+    """Returns the SHA-256 of a file, None if there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------------- shares

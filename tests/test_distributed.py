@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -555,3 +556,30 @@ def test_one_rank_reports_a_lost_rank(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(ranks.Ended), ranks.naming_lost_ranks():
             raise torch.distributed.DistBackendError
     del store
+
+
+def test_a_machine_without_the_files_of_rank_0_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    assert ranks.problem_of_shared(path) is None
+    written = ranks.digest_of(path)
+    monkeypatch.setattr(ranks, "by_first", lambda _: written)
+    path.unlink()
+    late = threading.Timer(0.3, path.write_text, ["{}"])
+    late.start()
+    assert ranks.problem_of_shared(path) is None
+    late.join()
+    monkeypatch.setattr(ranks, "VISIBLE", 0)
+    for content, found in (("[]", "another"), (None, "no")):
+        path.unlink() if content is None else path.write_text(content)
+        where = f"rank 0 on {socket.gethostname()} has {found} file {path}"
+        assert (
+            ranks.problem_of_shared(path) == f"{where}; all ranks need the same folders: --runs on a shared file system"
+        )
+
+
+def test_a_run_that_not_all_machines_see_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranks, "problem_of_shared", lambda path: f"no {path}")
+    with pytest.raises(ValueError, match=f"^no {tmp_path / 'x/config.json'}$"):
+        train.main(["--data", "demo", "--device", "cpu", "--runs", str(tmp_path), "--name", "x"])
+    assert not list(tmp_path.iterdir())
