@@ -472,7 +472,10 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
     unlabelled = entry.unlabelled or (entry.teacher and settings.objective.distill_unlabelled)
     given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
-    print(f"run: {run.folder} on {machine}" + ("" if ranks.alone() else f", {ranks.size()} ranks"))
+    print(
+        f"run: {run.folder} on {machine}"
+        + ("" if ranks.alone() else f", {ranks.size()} rank{'s' * (ranks.size() > 1)}")
+    )
     values = {name: " ".join(value) if isinstance(value, tuple | list) else value for name, value in given.items()}
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in values.items()))
     training: Training | None = None
@@ -486,7 +489,8 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
                     ranks.by_first(lambda: check_start(run, partial(is_pretraining, tables=TABLES)))
                 tokenizer = ranks.in_turn(lambda: prepare_tokenizer(options, run, splits, kind))
                 training = prepare_training(settings, run, splits, tokenizer, machine, interrupt)
-                train(training)
+                with ranks.training():
+                    train(training)
                 finish(training)
         except Stopped as stopped:
             print(f"\nstopped and saved; continue with: python train.py --resume {in_shell(run.folder)}")

@@ -20,6 +20,8 @@ from typing import TypeVar
 
 import torch
 
+from data.jobs import by_torchrun
+
 Value = TypeVar("Value")
 CLOSED_PIPE, INTERRUPTED = 141, 130  # exit codes of a shell for SIGPIPE and SIGINT
 POLL = 0.1  # seconds between two looks at a thread
@@ -144,8 +146,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 class Interrupt:
     """Raises Stopped at the first Ctrl-C, SIGTERM or SIGHUP; in a block `deferred`, at its next `check`.
 
-    The second signal raises KeyboardInterrupt. Leaving the context restores the handlers. A SIGHUP that is
-    ignored at the start, as under nohup, stays ignored.
+    The second signal raises KeyboardInterrupt, except under torchrun: a cluster manager such as SLURM sends a signal to
+    all processes of a job, and torchrun sends it to the ranks again. Leaving the context restores the handlers. A
+    SIGHUP that is ignored at the start, as under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -162,8 +165,10 @@ class Interrupt:
             signal.signal(number, handler)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Records the first signal and raises Stopped unless deferred; the second raises KeyboardInterrupt."""
+        """Records the first signal and raises Stopped unless deferred; the second may raise KeyboardInterrupt."""
         if self.received:
+            if by_torchrun():  # which kills a rank 30 seconds after a signal
+                return
             raise KeyboardInterrupt
         self.received = number
         if not self.deferring:

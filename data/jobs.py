@@ -29,6 +29,11 @@ def environment_number(name: str, default: int = 0) -> int:
         raise ValueError(f"the environment variable {name} is {value!r}, not a whole number; unset it") from None
 
 
+def by_torchrun() -> bool:
+    """Returns whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def agent() -> str:
     """Returns the digest that identifies the agent of this rank; "" without torchrun, or without its log folder."""
     file = os.environ.get(ERROR_FILE, "")
@@ -48,7 +53,7 @@ def repeated_by() -> str:
 
 def number_of_machines() -> str:
     """Returns --nnodes of torchrun, N or MIN:MAX; "" without torchrun, and if it is not known."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not by_torchrun():
         return ""
     with contextlib.suppress(OSError):
         if found := NODES.search(Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace")):

@@ -44,6 +44,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # variables tha
 NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")  # that torch reads as whole numbers
 FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it restarted ranks find the addresses of the killed ones
 TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize while the others wait
+STEP_TIMEOUT = datetime.timedelta(minutes=30)  # torch's default
 JOINING, NOTICE = 600, 10  # seconds that ranks have to start; after which a waiting rank says so
 STOPPING, ANSWERING = 60, 5  # seconds that torchrun has to stop a rank; that its store has to answer
 VISIBLE, POLL = 60, 0.1  # seconds until a network file system shows a new file to all machines; between two looks
@@ -163,7 +164,24 @@ def naming_lost_ranks() -> Iterator[None]:
             raise
         if not reports_lost_rank():
             raise Ended from error
-        raise ConnectionError(f"rank {rank()} ends because another rank ended") from error
+        why = "does not answer" if "Timed out" in str(error) else "ended"
+        raise ConnectionError(f"rank {rank()} ends because another rank {why}") from error
+
+
+@contextlib.contextmanager
+def training() -> Iterator[None]:
+    """Waits STEP_TIMEOUT instead of TIMEOUT for another rank in the block: its machine may have lost its network."""
+    set_timeout(STEP_TIMEOUT)
+    try:
+        yield
+    finally:
+        set_timeout(TIMEOUT)
+
+
+def set_timeout(limit: datetime.timedelta) -> None:
+    """Sets how long an exchange waits for another rank."""
+    if not alone():
+        dist.distributed_c10d._set_pg_timeout(limit)
 
 
 def reports_lost_rank() -> bool:

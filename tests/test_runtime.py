@@ -143,6 +143,17 @@ def test_a_signal_stops_at_once_and_the_second_one_without_a_state(number: int):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.usefixtures("no_nohup")
+def test_a_rank_stops_once_for_the_signals_of_slurm_and_of_torchrun(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with Interrupt() as interrupt:
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interrupt.received == signal.SIGTERM
+
+
 def test_a_hangup_is_ignored_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
