@@ -99,7 +99,7 @@ from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import save_pretrained
 from nn.encoder import Encoder
-from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory
+from nn.runtime import DTYPES, Machine, choose_machine, keep_freed_memory, note_emulated
 from peft.classifier import Scorer, check_classifier, is_adapter, is_pretraining, load_checkpoint, load_run
 
 TABLES = Tables(MODELS, peft.METHODS, OBJECTIVES)
@@ -439,20 +439,22 @@ def ids_of_test(run: Run) -> list[str]:
     return test["id"][test["sentiment"] != UNKNOWN].tolist()
 
 
-def check_products(scorer: Scorer | Blend, given: dict[str, Any]) -> None:
+def check_products(model: str, given: dict[str, Any]) -> None:
     """Raises ValueError for flags of matrix products if the model has none."""
     for name in ("precision", "quantize"):
-        if isinstance(scorer, Scorer) and scorer.kind == "nb_linear" and name in given:
+        if model == "nb_linear" and name in given:
             raise ValueError(f"{flag(name)} has no effect here: nb_linear multiplies no matrices")
 
 
 def use_checkpoint(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     """Scores or labels reviews with the checkpoint --weights."""
-    machine = choose_machine(options.device, options.precision or "auto")
+    precision = options.precision or "auto"
+    machine = choose_machine(options.device, precision, notes=False)
     quantize = "none" if options.quantize == "run" else options.quantize
     how = {"quantize": quantize, "base": options.base, "max_length": options.max_length}
     scorer = ranks.in_turn(lambda: load_checkpoint(options.weights, machine, **how, **given_truncation(given)))
-    check_products(scorer, given)
+    check_products(scorer.kind, given)
+    note_emulated(precision, machine.device)
     source = source_for(given, TrainOptions())
     run = Run.of_weights(options.weights)
     runs = [] if run is None else [run]
@@ -475,6 +477,7 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     run = Run.open(options.run[0])
     note_unfinished(run)
     trained = settings_of(run).options
+    check_products(trained.model, given)
     machine = choose_machine(options.device, options.precision or trained.precision)
     if options.merge:
         export(options, run, machine)
@@ -483,7 +486,6 @@ def use_run(options: Options, emit: Emit, given: dict[str, Any]) -> None:
     scorer = ranks.in_turn(
         lambda: Scorer.of_run(run, trained, machine, options.quantize, options.base, **given_truncation(given))
     )
-    check_products(scorer, given)
     if "text" in given:
         answer(options, scorer)
     elif options.predict:

@@ -80,6 +80,8 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     frozen = weights != "none" and options.peft != "none"
     summed = options.model == "nb_linear" and options.precision != "fp32"
     frozen_words = f"--peft {options.peft} freezes word embeddings"
+    one_rate = frozen and options.peft == "head" and options.head_learning_rate > 0 and not options.reinit_layers
+    own_batch = objective.unlabelled and not values["unlabelled_batch"]  # of the unlabelled reviews
     if options.adam_epsilon == 0:
         raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
@@ -93,7 +95,8 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
         (summed, "nb_linear multiplies no matrices", ("precision",)),
         (options.model == "nb_linear", "nb_linear is one table without layers", ("unfreeze",)),
         (options.loss == "tv", "only the regions are trained", ("train_vectors", "dropout", "layer_decay")),
-        (options.tokens_per_batch > 0 and not objective.unlabelled, "--tokens-per-batch replaces it", ("batch_size",)),
+        (one_rate, "--peft head trains the head alone, at --head-learning-rate", ("learning_rate",)),
+        (options.tokens_per_batch > 0 and not own_batch, "--tokens-per-batch replaces it", ("batch_size",)),
         (objective.pretraining, "pretraining keeps the last epoch", ("patience",)),
         (objective.pretraining, "pretraining holds out texts of its own", ("train_on_validation",)),
         (options.train_on_validation, "--train-on-validation leaves none", ("validation_reviews",)),

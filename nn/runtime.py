@@ -87,9 +87,10 @@ def is_emulated(name: str, device: torch.device) -> bool:
 
 
 @functools.cache
-def note_emulated(name: str) -> None:
-    """Prints once that a precision is slow."""
-    print(f"note: this processor has no products in {name} and computes them slowly; --precision fp32 is faster")
+def note_emulated(name: str, device: torch.device) -> None:
+    """Prints once that a precision is slow, if it is emulated."""
+    if is_emulated(name, device):
+        print(f"note: this processor has no products in {name} and computes them slowly; --precision fp32 is faster")
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -147,15 +148,18 @@ def cast_once(model: Module, machine: Machine) -> Iterator[None]:
             parameter.data = data
 
 
-def choose_machine(device: str, precision: str) -> Machine:
-    """Returns the machine. Raises ValueError for an unknown or unavailable device or precision."""
+def choose_machine(device: str, precision: str, notes: bool = True) -> Machine:
+    """Returns the machine. Raises ValueError for an unknown or unavailable device or precision.
+
+    notes: print that a precision is slow here.
+    """
     found = choose_device(device)
     if found.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # True rounds the factors of fp32 convolutions to TF32
         if found.index is not None:
             torch.cuda.set_device(found)  # Triton and pinned memory use the current GPU
-    if is_emulated(precision, found):
-        note_emulated(precision)
+    if notes:
+        note_emulated(precision, found)
     return Machine(found, choose_precision(precision, found))
 
 

@@ -32,7 +32,7 @@ drops elements of x before A only; the published code and huggingface/peft also 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -308,8 +308,8 @@ def by_pattern(name: str, patterns: dict[str, Any], default: float) -> Any:
 def apply(model: Encoder, options: LoRAOptions, init_ids: list[int] | None = None) -> dict[str, Any]:
     """Wraps the layers that the options select, in place. Returns the settings that the adapter's file records.
 
-    init_ids has no effect on LoRA. Raises ValueError for a target, bias or pattern that does not exist, for an alpha of
-    0 or less, and for a rank above the width of a layer.
+    init_ids has no effect on LoRA. Raises ValueError for a target, bias or pattern that does not exist, for biases that
+    the model does not have, for an alpha of 0 or less, and for a rank above the width of a layer.
     """
     o = options
     names = choose_targets(model, o.targets or ",".join(model.LORA_TARGETS))
@@ -327,6 +327,9 @@ def apply(model: Encoder, options: LoRAOptions, init_ids: list[int] | None = Non
         base: Any = model.get_submodule(name)
         if rank > (width := min(base.in_features, base.out_features)):
             raise ValueError(f"LoRA rank {rank} is outside 1 … {width}, the width of {name}")
+    in_backbone = [name for name in biases(model, layers, o.lora_bias) if name.split(".")[0] not in model.HEAD]
+    if o.lora_bias != "none" and not in_backbone:
+        raise ValueError(f"lora_bias {o.lora_bias}: this {model.model_type} has no such biases; leave it out")
     return wrap(model, layers, o)
 
 
@@ -335,24 +338,29 @@ def wrap(model: Encoder, layers: dict[str, tuple[int, float]], options: LoRAOpti
 
     Raises ValueError for an unknown kind of trained biases.
     """
-    if options.lora_bias not in BIASES:
-        raise ValueError(f"unknown lora_bias {options.lora_bias!r}; known: {', '.join(BIASES)}")
     kind = DoRALinear if options.dora else LoRALinear
     adapted: dict[str, Any] = {}  # all are built before the first is attached, since building may raise ValueError
     for name, (rank, alpha) in layers.items():
         base: Any = model.get_submodule(name)
         adapted[name] = kind(base, rank, alpha, dropout=options.lora_dropout, rslora=options.rslora)
+    trained = biases(model, layers, options.lora_bias)
     for name, module in adapted.items():
         model.set_submodule(name, module)
-    train_biases(model, options.lora_bias)
+    for bias in trained.values():
+        bias.requires_grad_(True)
     return asdict(options) | {"names": list(layers)}
 
 
-def train_biases(model: Module, which: str) -> None:
-    """Makes biases trainable: all, those of the wrapped layers (lora_only), or none."""
-    for name, parameter in model.named_parameters():
-        if (which == "all" and name.endswith("bias")) or (which != "none" and name.endswith(".base.bias")):
-            parameter.requires_grad_(True)
+def biases(model: Module, layers: Iterable[str], which: str) -> dict[str, Parameter]:
+    """Returns biases by name: all, those of some layers (lora_only), or none. Raises ValueError for another kind."""
+    if which not in BIASES:
+        raise ValueError(f"unknown lora_bias {which!r}; known: {', '.join(BIASES)}")
+    inside = {f"{name}.bias" for name in layers}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if (which == "all" and name.endswith("bias")) or (which == "lora_only" and name in inside)
+    }
 
 
 @contextmanager

@@ -14,10 +14,11 @@ import train
 from data.checked import read_json
 from data.corpus import Corpus
 from data.files import write_json
-from data.hub import CLASSIFIER, WEIGHTS
+from data.hub import CLASSIFIER, LINEAR, WEIGHTS
 from data.metrics import auc, metrics, print_metrics, softmax
 from data.tokenization import train_tokenizer
 from eval import main as evaluate
+from nn import runtime
 from nn.checkpoint import save_pretrained
 from nn.runtime import CACHED_TOKENS, Machine, choose_machine, tokens_per_pass
 from peft.classifier import Scorer, load_checkpoint
@@ -300,6 +301,19 @@ def test_a_flag_without_effect_is_refused(flags: str, message: str, monkeypatch:
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         evaluate(flags.split())
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_slow_precision_is_noted_unless_it_is_refused(
+    emulated: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    runtime.note_emulated.cache_clear()
+    monkeypatch.setattr(runtime, "is_emulated", lambda *_: emulated)
+    with pytest.raises(ValueError, match="--precision has no effect here"):
+        evaluate(["--weights", str(LINEAR), "--text", "good", "--precision", "bf16"])
+    assert capsys.readouterr().out == ""
+    evaluate(["--weights", str(CLASSIFIER), "--text", "good", "--precision", "bf16"])
+    assert ("note: this processor has no products in bf16" in capsys.readouterr().out) == emulated
 
 
 def test_without_anything_to_score_the_ways_are_named():

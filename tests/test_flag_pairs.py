@@ -49,6 +49,8 @@ def test_reinitialized_layers_under_an_adapter_are_scored_and_resumed(small_run:
     ("--model nb_linear --word-vectors train", "--word-vectors are for networks; nb_linear has one weight per n-gram"),
     ("--peft lora --no-train-vectors", "--train-vectors has no effect here: --peft lora freezes word embeddings"),
     ("--peft lora --train-vectors", "--train-vectors has no effect here: --peft lora freezes word embeddings"),
+    ("--weights builtin --peft head --head-learning-rate .01 --learning-rate .1", "--learning-rate has no effect here"),
+    ("--loss mixed --tokens-per-batch 90 --unlabelled-batch 4 --batch-size 2", "--batch-size has no effect here: "),
     ("--peft prompt --layer-decay 0.5", "--layer-decay has no effect here: --peft prompt trains no layers"),
     ("--model cnn --loss tv --dropout 0.4", "--dropout has no effect here: only the regions are trained"),
     ("--model bert --loss tv --weights nowhere", "--loss tv is for --model cnn, not bert"),

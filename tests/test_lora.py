@@ -68,6 +68,15 @@ def test_a_rank_outside_the_width_raises():
         apply(tiny("bert"), "lora", rank=2, rank_pattern="layers.1.attention.value=13")
 
 
+@pytest.mark.parametrize("which", ["all", "lora_only"])
+def test_biases_that_a_model_does_not_have_are_refused(which: str):
+    model = tiny("modernbert")
+    with pytest.raises(ValueError, match=f"^lora_bias {which}: this modernbert has no such biases; leave it out$"):
+        apply(model, "lora", rank=2, lora_bias=which)
+    assert not [name for name, _ in model.named_parameters() if name.endswith((".A", ".B"))]
+    apply(tiny("deberta"), "lora", rank=2, lora_bias=which)
+
+
 @pytest.mark.parametrize("which", ["none", "all", "lora_only"])
 def test_the_update_is_trained_with_every_choice_of_biases(which):
     """`--lora-bias all` once froze A and B."""

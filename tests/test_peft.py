@@ -236,7 +236,7 @@ def test_a_longest_review_above_the_position_table_is_refused_before_training(na
 
 @both
 def test_a_detached_adapter_leaves_the_backbone_as_it_was(name: str, method: str):
-    model, options = tiny(name), {"lora_bias": "all"} if method == "lora" else {}
+    model, options = tiny(name), {"lora_bias": "all"} if method == "lora" and name != "modernbert" else {}
     before = weights(model)
     train_steps(adapt(model, method, **options))
     after = weights(model)

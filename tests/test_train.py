@@ -338,6 +338,10 @@ def test_flags_of_a_loss_that_has_a_weight_are_accepted():
         resolved(f"--loss {flags}".split())
     for flags in ("supcon --supcon-weight 0 --projection 0", "supcon --supcon-weight 1 --label-smoothing 0"):
         resolved(f"--loss {flags}".split())
+    for flags in ("--loss mixed --tokens-per-batch 90 --batch-size 2", "--peft head --learning-rate .1"):
+        resolved(flags.split())
+    for flags in ("--head-learning-rate .01 --reinit-layers 1", "--head-learning-rate .01 --weights none"):
+        resolved(f"--peft head --learning-rate .1 {flags}".split())
 
 
 @pytest.mark.parametrize(
