@@ -123,16 +123,23 @@ def first_reports(error: Exception) -> bool:
     if user_message(error) is None or isinstance(error, ConnectionError):
         return False
     store = dist.distributed_c10d._get_default_store()
+
+    def failed() -> bool:
+        """Looks for the key. torch's own `wait` prints warnings when it ends without it."""
+        end = time.monotonic() + AGREEING
+        while not (found := store.check(["failed"])) and time.monotonic() < end:
+            time.sleep(POLL)
+        return found
+
     try:
         if is_first():
             store.set("failed", "1")
             return False
-        interruptible(lambda: store.wait(["failed"], datetime.timedelta(seconds=AGREEING)), AGREEING + 1)
+        return interruptible(failed, AGREEING + 1)
     except (dist.DistStoreError, TimeoutError):
         return False
     except RuntimeError:  # rank 0 has ended, and the store with it
         return not is_first()
-    return True
 
 
 def connect(backend: str) -> None:

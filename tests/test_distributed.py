@@ -26,6 +26,7 @@ from data import ranks
 from data.corpus import Corpus
 from data.errors import clean_exit
 from data.ranks import FRESH_STORE, share_bounds
+from data.resolve import resolve
 from data.runs import Run
 from data.tokenization import load_tokenizer
 from data.windows import Truncation
@@ -203,6 +204,11 @@ def test_every_row_has_one_rank_and_ranks_are_even_in_tokens(count: int):
 @pytest.mark.parametrize("case", FAST)
 def test_twenty_steps_equal_one_process(found, folder, alone, case: str):
     assert_equal_runs(alone / case, folder / "two" / case)
+
+
+def test_the_cases_that_take_minutes_are_possible_commands(folder):
+    for command in runs(folder / "slow", SLOW):
+        resolve(command, train.TABLES)
 
 
 @minutes

@@ -25,7 +25,8 @@ from test_distributed import (
     start,
 )
 
-from train import main
+from data.resolve import resolve
+from train import TABLES, main
 
 __all__ = ["folder"]
 FULL = f"{TUNE} --adam-epsilon 1e-4"  # without it Adam scales up rounding errors (tests/test_distributed.py)
@@ -41,7 +42,7 @@ SLOW = {
     "adversarial": f"{LORA} --loss adversarial",
     "prefix": f"{TUNE} --peft prefix",
     "houlsby": f"{TUNE} --peft houlsby --adapter-size 4",
-    **DRAWN,
+    **{name: DRAWN[name] for name in ("mlm", "rtd")},
 }
 
 
@@ -105,6 +106,11 @@ def test_one_process_is_refused(tmp_path):
 def test_word_networks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--shard cuts the layers of an encoder; lstm is small"):
         main(["--shard", "--model", "lstm", "--data", "demo", "--runs", str(tmp_path)])
+
+
+def test_the_cases_that_take_minutes_are_possible_commands(folder):
+    for command in runs(folder / "more", SLOW):
+        resolve([*command, "--shard"], TABLES)
 
 
 @minutes
