@@ -472,10 +472,8 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     options, entry = settings.options, OBJECTIVES[settings.options.loss]
     unlabelled = entry.unlabelled or (entry.teacher and settings.objective.distill_unlabelled)
     given = {name: value for name, value in settings.values().items() if settings.origins[name] != "default"}
-    print(
-        f"run: {run.folder} on {machine}"
-        + ("" if ranks.alone() else f", {ranks.size()} rank{'s' * (ranks.size() > 1)}")
-    )
+    together = "" if ranks.alone() else f", {ranks.size()} rank{'s' * (ranks.size() > 1)}"
+    print(f"run: {run.folder} on {machine}{together}")
     values = {name: " ".join(value) if isinstance(value, tuple | list) else value for name, value in given.items()}
     print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in values.items()))
     training: Training | None = None

@@ -81,7 +81,7 @@ def check_effect(given: Mapping[str, Any], settings: Settings, model: Any, objec
     summed = options.model == "nb_linear" and options.precision != "fp32"
     frozen_words = f"--peft {options.peft} freezes word embeddings"
     one_rate = frozen and options.peft == "head" and options.head_learning_rate > 0 and not options.reinit_layers
-    own_batch = objective.unlabelled and not values["unlabelled_batch"]  # of the unlabelled reviews
+    own_batch = objective.unlabelled and not values.get("unlabelled_batch")  # of the unlabelled reviews
     if options.adam_epsilon == 0:
         raise ValueError("--adam-epsilon 0 divides 0 by 0 where a weight has no gradient; 1e-12 is small enough")
     idle: list[tuple[bool, str, tuple[str, ...]]] = [
