@@ -153,6 +153,8 @@ def test_an_adapter_of_another_architecture_is_one_line(tmp_path, adapted, backb
 )
 @pytest.mark.parametrize("name", ["bert", "deberta", "modernbert"])
 def test_every_kind_of_lora_is_saved_completely(name, options, tmp_path):
+    if name == "modernbert" and "lora_bias" in options:
+        pytest.skip("modernbert has no biases")
     model, batch = adapt(tiny(name), "lora", **options), token_batch([7, 4])
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     train_steps(model)
