@@ -24,7 +24,7 @@ from data.jobs import by_torchrun
 
 Value = TypeVar("Value")
 CLOSED_PIPE, INTERRUPTED = 141, 130  # exit codes of a shell for SIGPIPE and SIGINT
-POLL = 0.1  # seconds between two looks at a thread
+POLL = 0.1  # seconds between two looks at a thread, a file or another rank
 NO_MEMORY = (  # of RuntimeErrors: torch's CPU allocator, by platform; MPS, CUDA's own calls; cuBLAS
     "not enough memory",
     "can't allocate memory",

@@ -15,7 +15,6 @@ in it, in the same order.
 
 import contextlib
 import datetime
-import hashlib
 import io
 import json
 import os
@@ -33,8 +32,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batches import Batch, Share
+from data.checksums import file_digest
 from data.corpus import Corpus
-from data.errors import interruptible, user_message
+from data.errors import POLL, interruptible, user_message
 from data.jobs import environment_number, repeated_by
 from data.orders import Stream, step_batches
 from data.seeds import derive_seed, random_state, set_random_state
@@ -47,7 +47,7 @@ TIMEOUT = datetime.timedelta(hours=2)  # rank 0 may fetch weights and tokenize w
 STEP_TIMEOUT = datetime.timedelta(minutes=30)  # torch's default
 JOINING, NOTICE = 600, 10  # seconds that ranks have to start; after which a waiting rank says so
 STOPPING, ANSWERING = 60, 5  # seconds that torchrun has to stop a rank; that its store has to answer
-VISIBLE, POLL = 60, 0.1  # seconds until a network file system shows a new file to all machines; between two looks
+VISIBLE = 60  # seconds until a network file system shows a new file to all machines
 AGREEING = 10  # seconds that rank 0 has to raise an error that another rank has raised
 FINE, HALVE, NOT_FINITE, END = range(4)  # how a step went on a rank; the maximum decides what all ranks do
 
@@ -373,20 +373,16 @@ def problem_of_shared(path: Path) -> str | None:
 
     A network file system may show the file to another machine a minute late.
     """
-    written, end = by_first(lambda: digest_of(path)), time.monotonic() + VISIBLE
-    while (found := digest_of(path)) != written and time.monotonic() < end:
+
+    def digest() -> str | None:
+        return file_digest(path) if path.is_file() else None
+
+    written, end = by_first(digest), time.monotonic() + VISIBLE
+    while (found := digest()) != written and time.monotonic() < end:
         time.sleep(POLL)
     where = f"rank {rank()} on {socket.gethostname()} has {'no' if found is None else 'another'} file {path.absolute()}"
     wrong = None if found == written else f"{where}; all ranks need the same folders: --runs on a shared file system"
     return next(filter(None, gather(wrong)), None)
-
-
-def digest_of(path: Path) -> str | None:
-    """Returns the SHA-256 of a file, None if there is none."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return None
 
 
 # ---------------------------------------------------------------------------------------------------------- shares

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 import train
 from data import ranks
+from data.checksums import file_digest
 from data.corpus import Corpus
 from data.errors import clean_exit
 from data.ranks import FRESH_STORE, share_bounds
@@ -564,11 +565,23 @@ def test_one_rank_reports_a_lost_rank(monkeypatch: pytest.MonkeyPatch):
     del store
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [("gloo: Timed out waiting 3ms for recv", "does not answer"), ("gloo: Connection closed", "ended")],
+)
+def test_a_rank_says_why_it_lost_another(error: str, why: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranks, "alone", lambda: False)
+    monkeypatch.setattr(ranks, "rank", lambda: 0)
+    monkeypatch.setattr(ranks, "reports_lost_rank", lambda: True)
+    with pytest.raises(ConnectionError, match=f"^rank 0 ends because another rank {why}$"), ranks.naming_lost_ranks():
+        raise RuntimeError(error)
+
+
 def test_a_machine_without_the_files_of_rank_0_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "config.json"
     path.write_text("{}")
     assert ranks.problem_of_shared(path) is None
-    written = ranks.digest_of(path)
+    written = file_digest(path)
     monkeypatch.setattr(ranks, "by_first", lambda _: written)
     path.unlink()
     late = threading.Timer(0.3, path.write_text, ["{}"])
@@ -582,6 +595,21 @@ def test_a_machine_without_the_files_of_rank_0_is_named(tmp_path: Path, monkeypa
         assert (
             ranks.problem_of_shared(path) == f"{where}; all ranks need the same folders: --runs on a shared file system"
         )
+
+
+def test_ranks_wait_half_an_hour_in_training_and_longer_before_and_after(
+    small_run: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    found: list[float] = []
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_set_pg_timeout", lambda t: found.append(t.seconds / 3600))
+    ranks.set_timeout(ranks.TIMEOUT)  # without a group
+    assert found == []
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks, "set_timeout", lambda t: found.append(t.seconds / 3600))
+        train.main([*small_run, "--epochs", "1"])
+    monkeypatch.setattr(ranks, "alone", lambda: False)
+    ranks.set_timeout(ranks.STEP_TIMEOUT)
+    assert found == [0.5, 2, 0.5]
 
 
 def test_a_run_that_not_all_machines_see_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -63,6 +64,7 @@ def network() -> Iterator[None]:
 
 
 def ip(command: str) -> None:
+    """Runs a command of iproute2."""
     subprocess.run(["ip", *command.split()], check=True)
 
 
@@ -87,6 +89,7 @@ def log_of(folder: Path, name: str) -> list[dict]:
 
 
 def same(folder: Path) -> str:
+    """Trains in one process and on two machines. Returns the largest difference of the weights."""
     command = [sys.executable, __file__, *FLAGS, "--runs", str(folder), "--name", "one", "--epochs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -97,13 +100,14 @@ def same(folder: Path) -> str:
 
 
 def apart(folder: Path) -> str:
+    """Hides the folder of runs from the second machine. Returns the errors."""
     started = [start(name, folder, "apart", "2", apart=name == SECOND, epochs=2) for name in MACHINES]
     lines = [line for process in started for line in process.communicate()[0].splitlines()]
     return "; ".join(line for line in lines if line.startswith("error:"))
 
 
 def lost(folder: Path, name: str) -> str:
-    """Loses the second machine in the third epoch."""
+    """Loses the second machine in the third epoch. Returns what the first prints."""
     first, second = (start(machine, folder, name, "1:2", epochs=20) for machine in MACHINES)
     while len([event for event in log_of(folder, name) if event["event"] == "epoch"]) < 2 and first.poll() is None:
         time.sleep(0.1)
@@ -117,12 +121,20 @@ def lost(folder: Path, name: str) -> str:
     return "; ".join(line.removeprefix(f"run: {folder / name} on ") for line in shown)
 
 
+TRIALS: dict[str, Callable[[Path], str]] = {
+    "same": same,
+    "apart": apart,
+    "killed": partial(lost, name="killed"),
+    "cut": partial(lost, name="cut"),
+}
+
+
 def report() -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for name, trial in (("same", same), ("apart", apart), ("killed", None), ("cut", None)):
+    """Prints how each trial ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, trial in TRIALS.items():
             with network():
-                print(f"{name}: {trial(folder) if trial else lost(folder, name)}", flush=True)
+                print(f"{name}: {trial(Path(folder))}", flush=True)
 
 
 if __name__ == "__main__":
