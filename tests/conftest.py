@@ -5,8 +5,6 @@ import functools
 import os
 import random
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -233,17 +231,9 @@ def free_port() -> int:
             return port
 
 
-def program(*arguments: str, script: str = "train.py", **settings) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **settings
-    )
-
-
 @pytest.fixture
 def one_thread():
-    """Uses one thread, as `program` does: with another number, sums differ in the last bit. A forked child cannot use
+    """Uses one thread, as a `Program` does: with another number, sums differ in the last bit. A forked child cannot use
     the threads of its parent."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,22 +1,16 @@
-"""A client of the hub in a process of its own, since huggingface_hub reads its settings at import (tests/test_hub.py).
+"""A client of the hub, in a process of its own since huggingface_hub reads its settings at import."""
 
-The processes are forked from one that has imported this module, which starts them ten times as fast.
-"""
-
-import multiprocessing
 import os
 import sys
 from multiprocessing.connection import Connection
-from unittest.mock import patch
+
+from processes import CONTEXT, start
 
 from data import hub
 from data.tokenization import load_tokenizer
 from nn.checkpoint import load_pretrained
 
 SECONDS = 120  # until a client is given up
-METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-PROCESSES = multiprocessing.get_context(METHOD)
-PROCESSES.set_forkserver_preload([__name__])
 
 
 def load(name: str) -> str:
@@ -43,10 +37,9 @@ def client(connection: Connection, settings: dict[str, str], questions: tuple[tu
 
 def answers(*questions: tuple[str, str], settings: dict[str, str]) -> list[str]:
     """Returns what a new process answers to each question. Raises EOFError if it dies."""
-    receiver, sender = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=client, args=(sender, settings, questions))
-    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # where the first process finds this module
-        process.start()
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=client, args=(sender, settings, questions))
+    start(process)
     sender.close()
     assert receiver.poll(SECONDS), "the client does not answer"
     lines = receiver.recv()

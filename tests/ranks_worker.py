@@ -1,10 +1,8 @@
 """Computes the loss and gradients of each objective, and trains, with the ranks of torch.distributed or in one process.
 
-python tests/ranks_worker.py FOLDER RANK SIZE PORT FAULT writes RANK.safetensors, and trains the runs of
+`main`, in a process of each rank (tests/processes.py), writes RANK.safetensors, and trains the runs of
 FOLDER/runs.json, a list of arguments of train.py.
 """
-
-# ruff: noqa: E402  (imports after the path is set)
 
 import contextlib
 import itertools
@@ -12,7 +10,6 @@ import json
 import math
 import os
 import signal
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,12 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
-
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-
 from conftest import adapt, tiny, token_batch
+from safetensors.torch import save_file
 from test_pretraining import FakeTokenizer
 
 import train
+from data import ranks
 from data.batches import Batch
 from data.corpus import Corpus
 from data.errors import clean_exit
@@ -199,5 +194,8 @@ def main(folder: Path, number: int, count: int, port: int, fault: str) -> None:
         dist.barrier()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5])
+def join(seconds: float) -> None:
+    """Waits for the other ranks for `seconds`."""
+    ranks.JOINING, ranks.NOTICE = seconds, 0.1
+    with leaving(), clean_exit(), ranks.joined("cpu"):
+        pass

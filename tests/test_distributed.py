@@ -11,13 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks_worker
 import torch
 from conftest import ROOT, free_port, tiny, tiny_weights
+from processes import Program, run_script
 from ranks_worker import CASES, LENGTHS, all_cases, train_all
 from safetensors.torch import load_file
 
@@ -72,16 +74,15 @@ def runs(folder: Path, cases: dict[str, str]) -> list[list[str]]:
     return [words + (SHAPE if "--vocab-size" in words else []) for words in lists.values()]
 
 
-def start(folder: Path, count: int, commands: list[list[str]], fault: str = "") -> list[subprocess.Popen]:
+def start(folder: Path, count: int, commands: list[list[str]], fault: str = "") -> list[Program]:
     """Starts the worker as `count` ranks."""
     folder.mkdir(exist_ok=True)
     (folder / "runs.json").write_text(json.dumps(commands))
-    command = [sys.executable, str(ROOT / "tests/ranks_worker.py"), str(folder)]
-    common, port = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}, str(free_port())
-    return [subprocess.Popen([*command, str(n), str(count), port, fault], **common) for n in range(count)]
+    port = free_port()
+    return [Program(ranks_worker.main, folder, n, count, port, fault) for n in range(count)]
 
 
-def outcome(started: list[subprocess.Popen]) -> tuple[list[int], str, str]:
+def outcome(started: Sequence[Program | subprocess.Popen]) -> tuple[list[int], str, str]:
     """Returns the exit codes, the output of rank 0, and the errors of all ranks."""
     texts = [process.communicate(timeout=200) for process in started]
     return [process.returncode for process in started], texts[0][0], "".join(errors for _, errors in texts)
@@ -345,15 +346,11 @@ def set_ranks(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-def start_lonely_rank(monkeypatch: pytest.MonkeyPatch, joining: float) -> tuple[subprocess.Popen, str]:
+def start_lonely_rank(monkeypatch: pytest.MonkeyPatch, joining: float) -> tuple[Program, str]:
     """Starts one of two ranks, which waits for the other for `joining` seconds. Returns it, and the line it prints."""
     port = str(free_port())
     set_ranks(monkeypatch, "1", "2", port)
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    program += f"from data import ranks, errors; ranks.JOINING, ranks.NOTICE = {joining}, 0.1\n"
-    program += 'with ranks.leaving(), errors.clean_exit(), ranks.joined("cpu"): pass'
-    started = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    return started, f"waiting for 2 ranks at localhost:{port}\n"
+    return Program(ranks_worker.join, joining), f"waiting for 2 ranks at localhost:{port}\n"
 
 
 def test_a_missing_rank_ends_the_wait_for_it_by_one_line(monkeypatch: pytest.MonkeyPatch):
@@ -453,10 +450,8 @@ def eval_with_ranks(count: int, *arguments: str) -> tuple[list[int], str, str]:
     port, started = str(free_port()), []
     for number in range(count):
         group = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "MASTER_PORT": port}
-        environment = os.environ | group | {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "eval.py"), *arguments, "--device", "cpu", "--precision", "fp32"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=environment, **pipes))
+        command = [str(ROOT / "eval.py"), *arguments, "--device", "cpu", "--precision", "fp32"]
+        started.append(Program(run_script, *command, MASTER_ADDR="localhost", **group))
     return outcome(started)
 
 

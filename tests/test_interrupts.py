@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fail_at, final_weights, program, same
+from conftest import ROOT, fail_at, final_weights, same
+from processes import Program, run_script
 from torch import Tensor
 
 import train
@@ -39,7 +40,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
 def test_ctrl_c_saves_and_prints_the_command_to_resume(small_run: list[str], tmp_path: Path, one_thread: None):
     small_run += ["--epochs", "2", "--batch-size", "1", "--train-reviews", "40"]
     train.main([*small_run, "--name", "whole"])
-    process = program(*small_run, cwd=tmp_path)
+    process = Program(run_script, str(ROOT / "train.py"), *small_run, folder=tmp_path)
     log = tmp_path / "runs/small/log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text()):
         time.sleep(0.01)
@@ -56,7 +57,8 @@ def test_a_run_that_is_killed_at_any_moment_can_be_resumed(small_run: list[str],
     """Kills one run eight times (tests/crash.py), at moments of every kind, saving included."""
     small_run += ["--save-minutes", "0"]
     train.main([*small_run, "--name", "whole"])
-    process = program("1,2,5,8,4,11,7,12", "runs/small", *small_run, script="tests/crash.py", cwd=tmp_path)
+    arguments = ["1,2,5,8,4,11,7,12", "runs/small", *small_run]
+    process = Program(run_script, str(ROOT / "tests/crash.py"), *arguments, folder=tmp_path)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err
     train.main(["--resume", "runs/small"])
@@ -94,7 +96,8 @@ def test_a_changed_byte_of_a_run_is_noticed(small_run: list[str], tmp_path: Path
 
 
 def test_two_starts_at_once_make_one_run(small_run: list[str], tmp_path: Path):
-    processes = [program(*small_run, "--epochs", "1", cwd=tmp_path) for _ in range(2)]
+    arguments = [str(ROOT / "train.py"), *small_run, "--epochs", "1"]
+    processes = [Program(run_script, *arguments, folder=tmp_path) for _ in range(2)]
     ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     assert sorted(code for *_, code in ends) == [0, 2]
     refused = next(err for _, err, code in ends if code == 2)
