@@ -1,11 +1,9 @@
 """Properties of every method of the table on every encoder."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ENCODERS, PAIRS, ROOT, VIRTUAL, adapt, assert_same, both, tiny, token_batch, train_steps, weights
+from conftest import ENCODERS, PAIRS, VIRTUAL, adapt, assert_same, both, tiny, token_batch, train_steps, weights
+from processes import Program, run_script
 
 import peft
 from nn.checkpoint import load_pretrained, save_pretrained
@@ -84,7 +82,10 @@ for name in {[*expected]}:
     out[name] = peft.load_adapter(load_pretrained(folder.rpartition("/")[0]), folder).eval()(ids, mask)
 torch.save(out, {str(tmp_path / "out.pt")!r})
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    (tmp_path / "program.py").write_text(program)
+    process = Program(run_script, str(tmp_path / "program.py"))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     assert found.keys() == expected.keys()
     for name in expected:
