@@ -12,7 +12,7 @@ from tokenizer_cases import CASES, FRAGILE, PUBLISHED, choose_reviews, made_text
 
 from data.checked import read_json
 from data.imdb import load_reviews
-from data.tokenization import load_tokenizer
+from data.tokenization import Tokenizer, load_tokenizer
 
 EXPECTED = read_json(GOLDEN / "tokenizers.json")
 LENGTH = 10**9
@@ -28,9 +28,15 @@ def test_every_configuration_has_golden_ids():
     assert len(CASES) >= 40
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_ids_of_made_texts(name: str, tmp_path: Path):
-    tokenizer, expected = load_tokenizer(write(name, tmp_path / "files")), EXPECTED["cases"][name]
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tokenizer]:
+    """Returns the name and the tokenizer of a configuration, which its tests share."""
+    return request.param, load_tokenizer(write(request.param, tmp_path_factory.mktemp("files")))
+
+
+def test_ids_of_made_texts(case: tuple[str, Tokenizer], tmp_path: Path):
+    name, tokenizer = case
+    expected = EXPECTED["cases"][name]
     texts, fragile = texts_for(name, made_texts(EXPECTED["texts"])), texts_for(name, FRAGILE)
     rows = list(tokenizer.encode(texts, LENGTH))
     assert dict(zip(fragile, rows, strict=False)) == dict(zip(fragile, expected["fragile"], strict=True))
@@ -51,10 +57,9 @@ def reviews_of(path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_ids_of_reviews(name: str, tmp_path: Path, imdb: Path):
-    reviews = reviews_of(imdb / "testData.tsv.gz")
-    rows = list(load_tokenizer(write(name, tmp_path)).encode(texts_for(name, reviews), LENGTH))
+def test_ids_of_reviews(case: tuple[str, Tokenizer], imdb: Path):
+    name, tokenizer = case
+    rows = list(tokenizer.encode(texts_for(name, reviews_of(imdb / "testData.tsv.gz")), LENGTH))
     assert digest(rows) == EXPECTED["cases"][name]["reviews"]
 
 

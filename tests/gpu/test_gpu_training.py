@@ -1,10 +1,12 @@
 """Training runs on a GPU: precisions, loss scaling after an overflow, checkpointing, resuming."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import fail_at, final_weights, free_port, program, tiny, token_batch
+from conftest import ROOT, fail_at, final_weights, free_port, tiny, token_batch
 from torch.amp import GradScaler
 
 import train
@@ -70,9 +72,9 @@ def test_one_rank_ends_with_the_weights_of_a_run_without_ranks(
     for name, value in (variables | {"MASTER_PORT": str(free_port())}).items():
         monkeypatch.setenv(name, value)
     given = arguments(small_run, device, "fp32")
-    started = program(*given, "--name", "rank", cwd=tmp_path)
-    _, errors = started.communicate()
-    assert started.returncode == 0, errors
+    command = [sys.executable, str(ROOT / "train.py"), *given, "--name", "rank"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     for name in variables:
         monkeypatch.delenv(name)
     train.main([*given, "--name", "alone"])
