@@ -44,7 +44,7 @@ def enter(
     """Calls a function in this process with other streams, another folder and environment, and one thread."""
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream.fileno(), number)
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(settings)
@@ -78,12 +78,15 @@ class Program:
     def send_signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
+    def kill(self) -> None:
+        self.process.kill()
+
     def communicate(self, timeout: float) -> tuple[str, str]:
         """Returns what the process writes until it ends. Kills it after `timeout` seconds, and raises TimeoutError."""
         with self.stdout, self.stderr, ThreadPoolExecutor(2) as pool:
             texts = [pool.submit(stream.read) for stream in (self.stdout, self.stderr)]
             self.process.join(timeout)
             if self.returncode is None:
-                self.process.kill()
+                self.kill()
                 raise TimeoutError(f"the process runs for more than {timeout} seconds")
             return texts[0].result(), texts[1].result()

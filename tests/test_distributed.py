@@ -84,7 +84,12 @@ def start(folder: Path, count: int, commands: list[list[str]], fault: str = "") 
 
 def outcome(started: Sequence[Program | subprocess.Popen]) -> tuple[list[int], str, str]:
     """Returns the exit codes, the output of rank 0, and the errors of all ranks."""
-    texts = [process.communicate(timeout=200) for process in started]
+    try:
+        texts = [process.communicate(timeout=200) for process in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
     return [process.returncode for process in started], texts[0][0], "".join(errors for _, errors in texts)
 
 
