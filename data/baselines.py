@@ -26,9 +26,9 @@ XXLARGE = "the built-in DeBERTa, 7.5 M, for deberta-v2-xxlarge, 1,570 M"
 BASELINES = (
     Baseline("attention_lstm", ".87", ".8766", "attention_lstm"),
     Baseline("capsule_lstm", ".89", ".8833", "capsule_lstm"),
-    Baseline("cnn", ".81", ".7726", "cnn-rdrop"),
+    Baseline("cnn", ".81", ".7726", "cnn"),
     Baseline("cnnlstm", ".86", ".8501", "cnn_lstm"),
-    Baseline("gru", ".88", ".8572", "gru-average"),
+    Baseline("gru", ".88", ".8572", "gru"),
     Baseline("lstm", ".82", ".8782", "lstm"),
     Baseline("transformer", ".88", ".8423", "transformer"),
     Baseline("bert_native", ".92", ".9130", "minilm-full", MINILM),

@@ -69,26 +69,40 @@ def same_data(first: Run, second: Run) -> bool:
 
 
 def entries(runs: Iterable[Run]) -> tuple[list[Entry], list[str]]:
-    """Groups runs on the same data that differ in IGNORED options only, in the order of their first run.
+    """Groups runs on the same data that differ in IGNORED options only, and the seeds of a published row, in the order
+    of their first run.
 
     Returns (entries, warnings). A run that recorded no digests has the data of the others. A run with the seed of an
     earlier one of its entry is left out with a warning: equal commands give equal runs, whose deviation would be 0.
     """
-    found: list[tuple[dict[str, Any], Entry]] = []
+    found: list[tuple[dict[str, Any], list[Run]]] = []
     warnings = []
     for run in runs:
         recorded = {field.name: field.default for field in fields(Options)} | run.config["options"]  # by any version
         options = {name: value for name, value in recorded.items() if name not in IGNORED}
-        entry = next((e for own, e in found if own == options and all(same_data(one, run) for one in e.runs)), None)
-        if entry is None:
-            name = run.name.partition("@")[0]
-            taken = any(one.name == name for _, one in found)
-            found.append((options, Entry(run.name if taken else name, [run])))
-        elif (same := next((one for one in entry.runs if seed_of(one) == seed_of(run)), None)) is not None:
+        seeds = next((others for own, others in found if belongs(run, others, options == own)), None)
+        if seeds is None:
+            found.append((options, [run]))
+        elif (same := next((one for one in seeds if seed_of(one) == seed_of(run)), None)) is not None:
             warnings.append(f"warning: {run.name} repeats {same.name}, seed included; it is left out")
         else:
-            entry.runs.append(run)
-    return [entry for _, entry in found], warnings
+            seeds.append(run)
+    return list(named(seeds for _, seeds in found)), warnings
+
+
+def belongs(run: Run, seeds: list[Run], same_options: bool) -> bool:
+    """Returns whether a run is a further seed of an experiment."""
+    return (run.row != "" and run.row == seeds[0].row) or (same_options and all(same_data(one, run) for one in seeds))
+
+
+def named(experiments: Iterable[list[Run]]) -> Iterator[Entry]:
+    """Yields experiments with their names: that of the run, or of several seeds what is before the "@", once."""
+    taken = set()
+    for seeds in experiments:
+        name = seeds[0].name.partition("@")[0]
+        name = seeds[0].name if len(seeds) == 1 or name in taken else name
+        taken.add(name)
+        yield Entry(name, seeds)
 
 
 def differences(first: Entry, second: Entry) -> Iterator[str]:
@@ -158,9 +172,9 @@ def compare_pair(first: Entry, second: Entry) -> str:
     b, c, p = mcnemar(right[0][0], right[1][0])
     of_seeds = " of the first seeds" if len(first.runs) + len(second.runs) > 2 else ""
     return (
-        f"{pair}: test accuracy {difference.mean():+.4f}, 95 % interval {low:+.4f} to {high:+.4f} (paired bootstrap, "
-        f"{len(difference):,} reviews); McNemar{of_seeds} p = {p:.2g} (only {first.name} right {b:,}, only "
-        f"{second.name} right {c:,})"
+        f"{pair}: test accuracy {difference.mean():+.4f}, 95 % interval {low:+.4f} to {high:+.4f} (paired bootstrap "
+        f"over the {len(difference):,} reviews, not over seeds); McNemar{of_seeds} p = {p:.2g} (only {first.name} "
+        f"right {b:,}, only {second.name} right {c:,})"
     )
 
 

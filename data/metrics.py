@@ -65,7 +65,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     recall = [float(h / n) if n else None for h, n in zip(hits, true, strict=True)]
     values: dict[str, Any] = {
         "accuracy": float((predicted == labels).mean()),
-        "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
+        "loss": 0.0 - float(log_p[np.arange(len(labels)), labels].mean()),  # a loss of 0 has no sign
         "count": len(labels),
     }
     if classes == 2:

@@ -172,7 +172,8 @@ def draw_minutes(path: Path, rows: Sequence[Row]) -> None:
     for row in members:
         for result in row.results:
             name, threads = processor(result)
-            point = row, result["seconds"] / 60 * threads, 100 - 100 * result["test"]["accuracy"]
+            seconds = result["seconds"] + row.pretraining.get("seconds", 0)
+            point = row, seconds / 60 * threads, 100 - 100 * result["test"]["accuracy"]
             runs.setdefault(name, []).append(point)
     names = sorted(runs, key=lambda name: (-len(runs[name]), name))
     figure = new_figure(width=3.9 * len(names), height=4.6)

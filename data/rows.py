@@ -76,6 +76,7 @@ class PublishedRun(Run):
     def __init__(self, file: Path) -> None:
         super().__init__(file.with_name(file.name.removesuffix(".json")))
         self.file = self.config_file = file
+        self.row = self.name.partition("@")[0]
         self.log_file = file.with_name(f"{self.folder.name}.log.jsonl")
 
     @property
@@ -162,6 +163,11 @@ class Row(NamedTuple):
         return next((path for path in paths if path.startswith("runs/")), "")
 
     @property
+    def started(self) -> str:
+        """Returns when the first seed was started, in ISO 8601, UTC."""
+        return self.results[0]["started"]
+
+    @property
     def minutes(self) -> float:
         """Returns the mean time of all seeds, with that of pretraining, without that of the rows before."""
         return (
@@ -220,7 +226,8 @@ def rows_before(name: str, rows: dict[str, list[dict[str, Any]]]) -> Iterator[Ro
 
 
 def best_by_model(folder: Path = RESULTS) -> dict[str, Row]:
-    """Returns the row with the highest validation accuracy of each model, the best test accuracy first.
+    """Returns the row with the highest validation accuracy of each model, of equal ones the oldest; the best test
+    accuracy first.
 
     Only rows with validation reviews that scored all test reviews take part, and of those that continue a run with
     labels only the ones whose training is published from its start.
@@ -229,5 +236,5 @@ def best_by_model(folder: Path = RESULTS) -> dict[str, Row]:
     for row in published_rows(folder):
         if row.full_test and row.holds_out and not (row, *row.before)[-1].continues:
             model = row.options["model"]
-            best[model] = max(best.get(model, row), row, key=lambda row: row.mean("validation"))
+            best[model] = min(best.get(model, row), row, key=lambda row: (-row.mean("validation"), row.started))
     return dict(sorted(best.items(), key=lambda item: -item[1].mean("test")))

@@ -142,6 +142,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.name = self.folder.name  # in tables, warnings and pictures
+        self.row = ""  # of data/results, which it is a seed of
         self.config_file = self.folder / "config.json"
         self.best, self.tokenizer = self.folder / "best", self.folder / "tokenizer"
         self.next_best = self.folder / ".best"  # becomes best/ when the state of its epoch is saved

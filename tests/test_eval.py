@@ -89,6 +89,7 @@ def test_the_line_of_two_classes_is_the_same_in_any_order(capsys):
 
 def test_labels_of_one_class_have_no_auc():
     assert metrics(np.eye(2), np.array([1, 1]))["auc"] is None
+    assert str(metrics(2000 * np.eye(2), np.array([0, 1]))["loss"]) == "0.0"  # not -0.0
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from data.compare import (
 )
 from data.hub import CONFIG
 from data.metrics import mean_and_deviation
-from data.rows import open_runs, publish
+from data.rows import RESULTS, PublishedRun, open_runs, publish
 from data.runs import Run
 from data.significance import bootstrap_interval, mcnemar
 from eval import main as evaluate
@@ -172,6 +172,7 @@ def test_a_run_that_repeats_another_is_no_second_seed(three_runs, capsys):
     evaluate(["--compare", "runs/a@42", "runs/again", "runs/b"])
     shown = capsys.readouterr().out
     assert "warning: again repeats a@42, seed included; it is left out" in shown
+    assert "a@42 - b: test accuracy " in shown  # one seed is not called by the name of all
     assert "seeds, mean" not in shown
     assert "ensemble of all 2, mean" in shown
 
@@ -180,7 +181,7 @@ def test_runs_with_other_classes_are_not_compared(three_runs, capsys):
     change_json(three_runs / "b" / CONFIG, labels=["bad", "good"])
     evaluate(["--compare", "runs/a@42", "runs/b"])
     shown = capsys.readouterr().out
-    assert "a - b: their classes are negative, positive and bad, good" in shown
+    assert "a@42 - b: their classes are negative, positive and bad, good" in shown
     assert "no ensemble of all 2: runs/a@42 has the labels negative, positive, runs/b bad, good" in shown
     with pytest.raises(
         ValueError, match="has the labels negative, positive, runs/b bad, good; they must agree, also in order"
@@ -208,6 +209,14 @@ def test_a_run_of_an_older_version_is_resumed(three_runs, capsys):
     assert capsys.readouterr().out.count("lacks unfreeze, warmup, as an older version wrote it") == 1
 
 
+def test_seeds_of_a_published_row_are_one_experiment_whatever_their_versions_recorded():
+    runs = [PublishedRun(RESULTS / f"{name}.json") for name in ("cnn-rdrop", "cnn-rdrop@43", "cnn", "cnn-rdrop@44")]
+    assert runs[0].config["options"].keys() - runs[1].config["options"].keys()
+    found, warnings = entries(runs)
+    assert [(entry.name, len(entry.runs)) for entry in found] == [("cnn-rdrop", 3), ("cnn", 1)]
+    assert warnings == []
+
+
 def entry_of(files: dict[str, str], **options) -> Entry:
     """Returns an experiment that recorded these files and options."""
     run = SimpleNamespace(config={"files": files, "options": options})
@@ -232,7 +241,7 @@ def test_test_reviews_are_compared_by_the_digest_of_their_file():
 def test_runs_with_a_test_file_that_was_added_later_are_seeds_of_one_experiment():
     def run(name: str, seed: int, **files: str) -> SimpleNamespace:
         config = {"options": {"seed": seed, "data": "/a"}, "files": {f"/a/{k}.csv": v for k, v in files.items()}}
-        return SimpleNamespace(folder=Path(name), name=name, config=config)
+        return SimpleNamespace(folder=Path(name), name=name, row="", config=config)
 
     runs = [run("x@42", 42, train="1"), run("x@43", 43, train="1", test="2"), run("x@44", 44, train="3")]
     found, warnings = entries(runs)
@@ -243,7 +252,7 @@ def test_runs_with_a_test_file_that_was_added_later_are_seeds_of_one_experiment(
 def run_of(folder: str, files: dict[str, str], **options) -> SimpleNamespace:
     """Returns a run of /a that recorded these files and options."""
     config = {"options": {"data": "/a"} | options, "files": files}
-    return SimpleNamespace(folder=Path(folder), name=folder, config=config)
+    return SimpleNamespace(folder=Path(folder), name=folder, row="", config=config)
 
 
 @pytest.mark.parametrize(

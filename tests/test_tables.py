@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import change_json
 from safetensors.torch import save_file
 
 from data.checked import read_json
@@ -41,6 +42,7 @@ def write_result(
         "row": name,
         "command": "python train.py",
         "commit": "0123456789",
+        "started": "2026-11-22T09:00:00+00:00",
         "options": {"model": "gru", "peft": "none", "loss": "ce", "weights": "none", "word_vectors": "train"}
         | {"seed": seed, "name": run or name}
         | options,
@@ -93,6 +95,10 @@ def test_best_row_of_a_model_is_chosen_by_validation_accuracy(tmp_path: Path):
     write_result(tmp_path, "cnn", validation=0.85, test=0.85, model="cnn")
     assert {model: row.name for model, row in best_by_model(tmp_path).items()} == {"cnn": "cnn", "gru": "gru-a"}
     assert list(best_by_model(tmp_path)) == ["cnn", "gru"]  # the best test accuracy first
+    write_result(tmp_path, "gru-0", validation=0.90, test=0.99)
+    change_json(tmp_path / "gru-0.json", started="2026-11-22T09:00:01+00:00")
+    assert best_by_model(tmp_path)["gru"].name == "gru-a"  # of equal ones the oldest
+    (tmp_path / "gru-0.json").unlink()
     assert "| `gru` | GloVe | none | ce | 3.14 M | 0.9000 | **0.8000** | 1 |" in models_table(tmp_path)
 
 
@@ -241,11 +247,11 @@ def test_pictures_are_complete_and_show_every_row(tmp_path: Path, monkeypatch: p
     assert drawn >= {row.name for row in published_rows() if row.full_test and training_data(row)}
 
 
-def test_the_rows_above_the_linear_model_are_named():
+def test_the_networks_above_the_linear_model_are_named():
     accuracy = {row.name: row.mean("test") for row in published_rows() if row.full_test and row.holds_out}
     above = sorted((name for name in accuracy if accuracy[name] > accuracy["nb_linear"]), key=lambda x: -accuracy[x])
     text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
-    assert f"Rows above `nb_linear` on the test reviews: {', '.join(above)}." in text
+    assert f"Networks above `nb_linear` on the test reviews: {', '.join(above)}." in text
 
 
 def test_the_commands_of_rows_name_runs_that_are_explained():
