@@ -34,7 +34,7 @@ from data.batches import Batch
 from data.checked import read_object, reading
 from data.checksums import write_checksums
 from data.corpus import Corpus
-from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, is_closed_pipe, user_message
+from data.errors import Diverged, Interrupt, NotFinite, Stopped, clean_exit, is_closed_pipe, printable, user_message
 from data.files import in_shell, write_json
 from data.held_out import check_start
 from data.hub import fetch_config, recorded_base
@@ -136,7 +136,7 @@ def prepare_training(
         if progress.epoch >= options.epochs:
             way_out = "no epoch is left that could replace it: start again with another --name"
             ranks.fail(ValueError(f"{problem}; {way_out}"))
-        print(f"warning: {problem.partition(';')[0]}; the best of the next epochs replaces it")
+        print(f"warning: {printable(problem.partition(';')[0])}; the best of the next epochs replaces it")
         progress.best, progress.best_epoch = -1.0, progress.epoch
     return training
 
@@ -475,7 +475,8 @@ def train_and_score(settings: Settings, run: Run, machine: Machine) -> None:
     together = "" if ranks.alone() else f", {ranks.size()} rank{'s' * (ranks.size() > 1)}"
     print(f"run: {run.folder} on {machine}{together}")
     values = {name: " ".join(value) if isinstance(value, tuple | list) else value for name, value in given.items()}
-    print("options: " + ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in values.items()))
+    shown = ", ".join(f"{name} {value} ({settings.origins[name]})" for name, value in values.items())
+    print(f"options: {printable(shown)}")
     training: Training | None = None
     with Interrupt() as interrupt:
         try:

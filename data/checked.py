@@ -16,7 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from data.errors import interruptible
+from data.errors import interruptible, printable
 
 JSON_BYTES = 2**28  # of a JSON file; the largest tokenizer.json in use has 35 MB
 SHOWN = 100  # characters of a value in a message
@@ -65,8 +65,7 @@ def show(value: Any, limit: int = SHOWN) -> str:
 
     Terminal escape sequences in a file never reach the terminal.
     """
-    text = " ".join(str(value).split())
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    text = printable(str(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -118,6 +117,8 @@ def read_json(path: Path, way_out: str = FETCH) -> Any:
     try:
         if (size := path.stat().st_size) > JSON_BYTES:
             raise ValueError(f"{path} has {size:,} bytes; a JSON file of at most {JSON_BYTES:,} is read")
+        if path.is_char_device() or path.is_fifo():  # /dev/zero has no end
+            raise ValueError(f"{path} is a device or a pipe, not a JSON file")
         return parse_json(path.read_bytes().decode("utf-8-sig"), path, way_out)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.errors import printable
 from data.files import open_tensors, write_tensors, write_text
 
 SUMS = "SHA256SUMS"  # of a folder's files, as `sha256sum -c SHA256SUMS` reads it
@@ -52,7 +53,7 @@ def warn_of_changes(folder: Path) -> None:
     try:
         check_checksums(folder)
     except (ValueError, OSError) as error:
-        print(f"warning: {error}")
+        print(f"warning: {printable(str(error))}")
 
 
 def tensors_digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

@@ -101,9 +101,17 @@ def out_of_memory(error: BaseException) -> bool:
     return named or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+def printable(text: str) -> str:
+    """Returns a text as one line, with an escape sequence for each character that could change a terminal."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in " ".join(text.split())
+    )
+
+
 def user_message(error: BaseException) -> str | None:
     """Returns one line for an error that a user can fix, None for a defect of this program."""
-    text = " ".join(str(error).split())
+    text = printable(str(error))
     if out_of_memory(error):
         return (
             "out of memory; close other programs; training needs less with a lower --batch-size (and a higher "

@@ -5,11 +5,13 @@ import errno
 import fnmatch
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
 import stat
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -54,13 +56,16 @@ def stamp(path: Path) -> list[int]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the path of a temporary file and renames the file to `path` when the block ends.
 
-    It is in a temporary folder next to `path`, since some libraries write further temporary files beside it. After an
-    error the folder is deleted and `path` is unchanged. Raises OSError that names `path` if the disk is full.
+    It is in a new temporary folder next to `path`, since some libraries write further temporary files beside it; in a
+    folder of several users, none of them can prepare one. After an error the folder is deleted and `path` is unchanged.
+    Raises OSError that names `path` if the disk is full.
     """
-    folder = path.with_name(f".{path.name[:40]}.{host_digits()}-{os.getpid()}.tmp")  # at most 255 bytes
-    temporary = folder / "file"
+    folder = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{path.name[:40]}.{host_digits()}-{os.getpid()}-"  # with what follows at most 255 bytes
+        folder = Path(tempfile.mkdtemp(".tmp", prefix, path.parent))
+        temporary = folder / "file"
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -70,7 +75,8 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise OSError(f"cannot write {path}: {error}; an existing file of that name is unchanged") from error
     finally:
-        discard(folder)
+        if folder is not None:
+            discard(folder)
 
 
 def discard(path: Path) -> None:
@@ -96,7 +102,7 @@ def remove_abandoned(folder: Path) -> None:
     if not Path("/proc/self").exists():
         return
     for path in temporary_paths(folder, f".*.{host_digits()}-*.tmp"):
-        number = path.name.removesuffix(".tmp").rpartition("-")[2]
+        number = re.split("[-.]", path.name.rpartition(f".{host_digits()}-")[2])[0]
         if number.isdigit() and not Path("/proc", number).exists():
             discard(path)
 

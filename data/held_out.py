@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from data import Source, Splits, is_named_after
+from data.checked import show
 from data.options import COLUMNS, Options
 from data.readers import SPLIT_NAMES
 from data.runs import Run
@@ -151,7 +152,7 @@ def trained_texts(run: Run, read_own: Callable[[], Splits]) -> set[str] | None:
     try:
         return set(bare(read_own().train))
     except (OSError, ValueError) as error:
-        reason = str(error).partition("; ")[0]
+        reason = show(str(error).partition("; ")[0], 300)
         print(f"warning: it is not known on which of these reviews {run.folder} was trained: {reason}")
         return None
 

@@ -29,6 +29,7 @@ except ImportError:  # Unix
 FILE = ".lock"  # stays in the folder; removing it would let two processes lock two files of the same name
 TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # to a file elsewhere, which would be overwritten; Windows has no such flag
 BYTE = 2**30  # the byte that is locked on Windows, where no other process can read a locked byte
 
 
@@ -40,7 +41,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         with writing(folder / FILE):
-            self.file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+            self.file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         try:
             lock_file(self.file)
         except OSError as error:

@@ -2,7 +2,8 @@
 
 Even an unpickler that admits plain data only can be made to run for years, to use all memory, or to overflow the
 stack: by a tuple that contains a tuple twice, which contains a tuple twice, … and is hashed as the key of a dict; by
-tuples nested a million times; by a huge number of a memo entry. Such pickles are refused here.
+tuples nested a million times; by a huge number of a memo entry; by a call of torch.FloatTensor with a huge number of
+elements, which are what was in memory before. Such pickles are refused here.
 """
 
 from pickletools import OpcodeInfo, StackObject, genops, markobject, stackslice
@@ -16,6 +17,7 @@ HASHED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")  # operations that
 NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1", "NONE", "NEWTRUE", "NEWFALSE"))
 MEMO = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 MEMO_GET = ("GET", "BINGET", "LONG_BINGET")
+ALLOCATING = ("Tensor", "Storage", "bytearray")  # ends of the names of classes whose call makes one of any size
 
 
 class Item(NamedTuple):
@@ -23,7 +25,7 @@ class Item(NamedTuple):
 
     size: int = 1  # its items, those of its tuples included
     depth: int = 0  # levels of nested tuples
-    text: Any = None  # a text, or the texts of a tuple's items
+    text: Any = None  # a text, the texts of a tuple's items, or the name of a global
     is_global: bool = False  # a function or class that the pickle names
 
 
@@ -70,8 +72,11 @@ class PickleCheck:
             if not isinstance(operands[0].text, tuple) or len(operands[0].text) < 3:
                 raise ValueError("it refers to something other than a storage")
             self.facts.storages.add(operands[0].text[2])
-        if op.name in CALLS and not operands[0].is_global:
-            raise ValueError("it calls something other than a function that it names")
+        if op.name in CALLS:
+            if not operands[0].is_global:
+                raise ValueError("it calls something other than a function that it names")
+            if str(operands[0].text).endswith(ALLOCATING):
+                raise ValueError(f"it calls {operands[0].text}")
         for kind in op.stack_after:
             self.stack.append(None if kind is markobject else self.result(op, argument, operands))
         if op.name == "DUP":
@@ -84,8 +89,10 @@ class PickleCheck:
         if isinstance(argument, str) and len(argument) <= LONGEST and op.name not in ("GLOBAL", "INST"):
             self.facts.texts.add(argument)
             return Item(text=argument)
+        if op.name in GLOBALS:  # "module name" in one text, or two texts on the stack
+            return Item(text=argument or " ".join(str(item.text) for item in operands), is_global=True)
         if op.name not in HASHED:
-            return Item(is_global=op.name in GLOBALS)
+            return Item()
         size, depth = 1 + sum(item.size for item in operands), 1 + max((item.depth for item in operands), default=0)
         if size > LARGEST or depth > DEEPEST:
             raise ValueError(f"it contains a tuple of {depth:,} levels with {size:,} items")

@@ -38,9 +38,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.checked import listed, read_json, read_object, show
+from data.checked import about, as_object, check_types, listed, parse_json, read_json, read_object, show
 from data.checksums import SUMS, check_checksums, read_sealed_tensors, seal, unseal, write_sealed_tensors
 from data.cleaning import has_surrogate
+from data.errors import printable
 from data.files import (
     discard,
     in_shell,
@@ -115,14 +116,15 @@ def check_digests(before: dict[str, str], now: dict[str, str]) -> None:
 
 
 def read_progress(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """Returns the progress of a state file. Raises ValueError if it does not have the length of the log."""
-    try:
-        progress = json.loads(metadata["progress"])
-        size = progress["log_bytes"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its progress has no log_bytes") from error
-    if type(size) is not int or size < 0:
-        raise ValueError(f"{path} is damaged: log_bytes of its progress is {show(repr(size))}")
+    """Returns the progress of a state file. Raises ValueError if a value has another type, or none is the length of the
+    log."""
+    with about(path, "is damaged"):
+        progress = as_object(parse_json(metadata.get("progress", "{}"), "its progress", ""), "its progress")
+        if "log_bytes" not in progress:
+            raise ValueError("its progress has no log_bytes")
+        check_types(progress, PROGRESS)
+        if negative := [name for name in COUNTS if progress.get(name, 0) < 0]:
+            raise ValueError(f"{negative[0]} of its progress is {progress[negative[0]]}")
     return progress
 
 
@@ -130,6 +132,19 @@ def is_supervised(result: dict[str, Any]) -> bool:
     """Returns whether a finished run learned from labels: it has a validation accuracy, or no validation reviews."""
     without = result.get("options", {}).get("train_on_validation", False)
     return without or "accuracy" in (result.get("validation") or ())
+
+
+COUNTS = ("epoch", "step", "best_epoch", "log_bytes")
+# what Training.save and Run.save_state write
+PROGRESS: dict[str, Any] = dict.fromkeys((*COUNTS, "num_splits", "pieces"), int) | {
+    "best": float, "seconds": float, "history": list[dict[str, Any]], "validation": dict[str, Any] | None,
+    "sums": dict[str, float] | None, "scaler": dict[str, Any], "options": dict[str, Any], "run": str, "log_sha256": str,
+}  # fmt: skip
+# of config.json, as far as they are read without `resolve`
+CONFIG: dict[str, Any] = {
+    "command": str, "started": str, "files": dict[str, str], "backbone": dict[str, str], "agents": list[str],
+    "labels": list[str] | None, "options": dict[str, Any],
+}  # fmt: skip
 
 
 class Run:
@@ -204,8 +219,13 @@ class Run:
     def lock(self) -> None:
         """Locks the run for this process, and removes temporary files of killed processes, also from the cache.
 
-        Raises ValueError if another process has the lock, and if a part of the run is a file instead of a folder.
+        Raises ValueError if another process has the lock, if a part of the run is a file instead of a folder, and if it
+        is a link, through which a run of unknown origin would change files elsewhere.
         """
+        if links := sorted(path for path in self.folder.iterdir() if path.is_symlink()):
+            raise ValueError(
+                f"{show(links[0])} is a link; a run that is continued holds its files itself: copy it there"
+            )
         for folder in (self.state_file.parent, self.best, self.tokenizer):
             if os.path.lexists(folder) and not folder.is_dir():
                 raise ValueError(f"{folder} is not a folder; restore it, or choose another --name")
@@ -294,10 +314,13 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Reads config.json. Raises ValueError if it changed."""
+        """Reads config.json. Raises ValueError if it changed, and for a value of another type."""
         path = self.folder / "config.json"
         config = read_object(path, RESTORE)
-        return unseal(config, path) if "sha256" in config or "format" in config else config
+        config = unseal(config, path) if "sha256" in config or "format" in config else config
+        with about(path):
+            check_types(config, CONFIG)
+        return config
 
     @functools.cached_property
     def identity(self) -> str:
@@ -379,10 +402,12 @@ class Run:
                 progress = read_progress(path, metadata)
             except ValueError as error:
                 problem = str(error)
-                print(f"warning: {error}; trying the state before it")
+                print(f"warning: {printable(problem)}; trying the state before it")
                 continue
             if progress.get("run", self.identity) != self.identity:
-                raise ValueError(f"{path} is the state of another run ({progress['run']}); restore that of this run")
+                raise ValueError(
+                    f"{path} is the state of another run ({show(progress['run'], 300)}); restore that of this run"
+                )
             if problem:  # so that the next state does not push the readable one out
                 self.state_file.unlink(missing_ok=True)
             return tensors, progress

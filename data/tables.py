@@ -54,9 +54,11 @@ def epochs(run: Run) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
         events = [as_object(parse_json(line, path, way_out), f"{path}: line {n}") for n, line in enumerate(lines, 1)]
         found = [event for event in events if event.get("event") == "epoch"]
-        numbers = ("train_acc", "val_acc", "seconds", "epoch")
-        if not all(has_type(event.get(name, 0), float) for event in found for name in numbers):
-            raise ValueError("an epoch has a value that is no number")
+        numbers = ("train_acc", "seconds", "epoch")
+        if not all(has_type(event.get(name), float) for event in found for name in numbers):
+            raise ValueError("an epoch lacks a value, or has one that is no number")
+        if not all(has_type(event.get("val_acc", 0), float) for event in found):
+            raise ValueError("an epoch has a val_acc that is no number")
     return found
 
 

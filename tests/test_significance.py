@@ -135,8 +135,8 @@ def test_what_cannot_be_compared_is_said(three_runs, capsys):
     change_json(three_runs / "b" / CONFIG, files={})
     evaluate(["--compare", "runs/a@42", "runs/b"])
     shown = capsys.readouterr().out
-    assert "warning: a and b may have different data: b recorded no files" in shown
-    assert "a - b: b kept no predictions of its test reviews" in shown
+    assert "warning: a@42 and b may have different data: b recorded no files" in shown
+    assert "a@42 - b: b kept no predictions of its test reviews" in shown
     assert "ensemble" not in shown
     with pytest.raises(ValueError, match="--out: b kept no predictions"):
         evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])
@@ -161,7 +161,7 @@ def test_runs_with_other_test_files_are_not_compared(three_runs, capsys):
     change_json(three_runs / "b" / CONFIG, options=options | {"test": "/x/test.csv"})
     evaluate(["--compare", "runs/a@42", "runs/b"])
     shown = capsys.readouterr().out
-    assert "a - b: they were not scored on the same test reviews" in shown
+    assert "a@42 - b: they were not scored on the same test reviews" in shown
     assert "ensemble" not in shown
     with pytest.raises(ValueError, match="--out: a@42 and b were not scored on the same test reviews"):
         evaluate(["--compare", "runs/a@42", "runs/b", "--out", "flips.csv"])

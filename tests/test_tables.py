@@ -188,6 +188,7 @@ def test_a_row_after_pretraining_names_both_commands_and_adds_their_minutes(tmp_
     monkeypatch.setattr("data.rows.RESULTS", tmp_path / "results")
     (tmp_path / "runs").mkdir()
     facts = {"commit": "0123456", "dirty": False, "machine": "m", "parameters": {"trained": 1, "total": 1}}
+    facts["started"] = "2026-11-22T09:00:00+00:00"
     before = Run.create(tmp_path / "runs/pre", {"options": {"loss": "tv", "weights": "none"}})
     result = {"command": "pretrain", "seconds": 120.0, "validation": {"loss": 1.0}, "options": {"loss": "tv"}}
     write_json(before.folder / "result.json", facts | result)
