@@ -49,7 +49,7 @@ def grow(_: object) -> None:
         (len, "traceback"),
         (explode, "traceback"),
         (refuse, "refused"),
-        (escape, "traceback"),
+        (escape, "refused"),  # as an escape sequence
         (grow, "memory"),
         (str, "read"),
     ],

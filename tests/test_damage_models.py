@@ -1,6 +1,7 @@
 """The smallest damaged files of models that needed a check: each ends in one line that names the file."""
 
 import gzip
+import io
 import json
 import pickle
 import zipfile
@@ -18,6 +19,7 @@ import peft
 from data.checked import has_type, read_json
 from data.files import write_json
 from data.hub import ADAPTER, ADAPTER_CONFIG, BIN, CONFIG, ENCODER, INDEX, WEIGHTS, adapter_base
+from data.pickles import check_pickle
 from data.runs import Run
 from data.tables import comparison
 from nn import MODELS
@@ -245,6 +247,18 @@ DOUBLED = b"q\x00h\x00\x86" * 60  # a tuple that contains a tuple twice, 60 time
 def test_pickles_that_ask_for_time_or_memory(data, message, tmp_path):
     (tmp_path / "v.pickle3").write_bytes(data)
     refused(tmp_path / "v.pickle3", message, lambda path: read_vectors(path, WORDS))
+
+
+@pytest.mark.parametrize("name", ["torch\nFloatTensor", "torch\nTensor", "torch\nFloatStorage", "builtins\nbytearray"])
+def test_a_pickle_calls_no_class_of_any_size(name, tmp_path):
+    """torch admits them; the numbers of such a tensor are what was in memory before."""
+    given = name.replace("\n", " ")
+    by_text = b"\x80\x02" + f"c{name}\n".encode() + b"J\xff\xff\xff\x0fK\x04\x86R."
+    module, short = name.split("\n")
+    on_stack = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(x)]) + x.encode() for x in (module, short))
+    for data in (by_text, on_stack + b"\x93K\x04\x85R.", on_stack + b"\x93q\x000h\x00K\x04\x85\x81."):
+        with pytest.raises(ValueError, match=f"^it calls {given}$"):
+            check_pickle(io.BytesIO(data))
 
 
 def test_arrays_of_an_old_pickle_keep_order_and_byte_order(tmp_path):

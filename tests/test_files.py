@@ -17,6 +17,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from data.checked import read_json, show
+from data.errors import user_message
 from data.files import (
     filling,
     host_digits,
@@ -199,6 +200,30 @@ def test_an_output_keeps_the_permissions_of_a_file(tmp_path: Path):
     write_output(path, "two\n")
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"two\n", 0o600)
     assert [p.name for p in tmp_path.iterdir()] == ["secret.csv"]
+
+
+def test_a_temporary_folder_that_another_user_prepared_is_not_used(tmp_path: Path):
+    victim, path = tmp_path / "victim", tmp_path / "shared" / "out.csv"
+    victim.write_text("kept")
+    prepared = path.with_name(f".out.csv.{host_digits()}-{os.getpid()}.tmp")
+    prepared.mkdir(parents=True)
+    (prepared / "file").symlink_to(victim)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent.stat().st_mode & 0o077 == 0
+    assert (victim.read_text(), path.read_text(), path.is_symlink()) == ("kept", "new", False)
+    assert [one.name for one in path.parent.iterdir() if one != prepared] == ["out.csv"]
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+def test_a_device_is_no_json_file(tmp_path: Path):
+    (tmp_path / "result.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"result\.json is a device or a pipe, not a JSON file"):
+        read_json(tmp_path / "result.json")
+
+
+def test_no_message_has_control_characters():
+    assert user_message(ValueError("a\x1b]0;b\x07\u202e\udcff é\n c")) == r"a\x1b]0;b\x07\u202e\udcff é c"
 
 
 def test_an_output_into_a_pipe_or_a_device_is_written_to_it(tmp_path: Path):

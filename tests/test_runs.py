@@ -204,14 +204,19 @@ def test_a_state_from_before_there_were_checksums_is_read(tmp_path: Path):
     assert (found["step"], tensors["x"].tolist()) == (7, [1, 1])
 
 
-@pytest.mark.parametrize("progress", ["{}", '{"step": 7}', "[]", "3", "{", '{"log_bytes": -1}', '{"log_bytes": "0"}'])
-def test_a_state_without_checksum_and_without_the_length_of_the_log_is_damaged(
+WRONG = ["best_epoch", "epoch", "history", "validation", "sums", "seconds", "scaler", "options"]  # names of no type
+PROGRESSES = ["{}", '{"step": 7}', "[]", "3", "{", '{"log_bytes": -1}', '{"log_bytes": "0"}']
+PROGRESSES += [f'{{"log_bytes": 0, "{name}": "/elsewhere/best"}}' for name in WRONG]
+
+
+@pytest.mark.parametrize("progress", PROGRESSES)
+def test_a_state_without_the_length_of_the_log_or_with_values_of_another_type_is_damaged(
     progress: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = Run.create(tmp_path / "r", {})
     damaged = {"format": "pt", "progress": progress}
     write_tensors(run.state_file, {"x": torch.ones(2)}, damaged)
-    with pytest.raises(ValueError, match=r"state\.safetensors is damaged: .*log_bytes.*; no other state .* --name$"):
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged: .*; no other state .* --name$"):
         run.load_state()
     run.save_state({"x": torch.zeros(2)}, {"step": 1})
     run.state_file.replace(run.state_before)
@@ -219,7 +224,7 @@ def test_a_state_without_checksum_and_without_the_length_of_the_log_is_damaged(
     capsys.readouterr()
     tensors, found = run.load_state()
     assert (found["step"], tensors["x"].tolist()) == (1, [0, 0])
-    assert re.fullmatch(r"warning: .*log_bytes.*; trying the state before it\n", capsys.readouterr().out)
+    assert re.fullmatch(r"warning: .* is damaged: .*; trying the state before it\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["scaler", "seconds"])
@@ -308,12 +313,45 @@ def test_a_run_removes_temporary_files_of_killed_processes_from_the_cache(tmp_pa
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     owners = {f"{host_digits()}-{number}" for number in (ended.pid, os.getpid(), "x")}
-    owners.add(f"00000000-{ended.pid}")  # on another machine
+    owners |= {f"00000000-{ended.pid}"}  # on another machine
+    owners |= {f"{host_digits()}-{number}-ab_c1d2e" for number in (ended.pid, os.getpid())}  # of `replacing`
     for owner in owners:
         write_text(tmp_path / f".cache/shards/.a.npy.{owner}.tmp/file", "")
     Run.create(tmp_path / "r", {}).release()
     left = {path.name for path in tmp_path.rglob(".*.tmp")}
-    assert left == {f".a.npy.{owner}.tmp" for owner in owners - {f"{host_digits()}-{ended.pid}"}}
+    assert left == {f".a.npy.{owner}.tmp" for owner in owners if not owner.startswith(f"{host_digits()}-{ended.pid}")}
+
+
+@pytest.mark.parametrize(
+    "part", ["log.jsonl", LOCK, ".best", ".best-before", "state", "best", "tokenizer", "config.json"]
+)
+def test_a_run_with_links_is_not_continued(part: str, tmp_path: Path):
+    """The run may be of a stranger, and an archive keeps links."""
+    run = Run.create(tmp_path / "r", {})
+    run.release()
+    place = run.folder / part
+    if place.exists():
+        place.unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("{}") if "." in part[1:] or part == LOCK else elsewhere.mkdir()
+    place.symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=f"r/{part} is a link; a run that is continued holds its files itself"):
+        run.lock()
+    assert elsewhere.is_dir() or elsewhere.read_text() == "{}"
+    if part == LOCK:
+        with pytest.raises(OSError, match="cannot be written"):
+            FolderLock(run.folder)
+        assert elsewhere.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("files", 5), ("files", [[1]]), ("labels", 5), ("labels", [[1]]), ("backbone", {"a": 1}), ("agents", "a")],
+)
+def test_a_value_of_config_json_of_another_type_is_named(name: str, value: Any, tmp_path: Path):
+    run = Run.create(tmp_path / "r", {name: value})
+    with pytest.raises(ValueError, match=rf"r/config\.json: {name} = .* must be "):
+        _ = run.config
 
 
 def test_only_what_a_failed_start_created_is_discarded(tmp_path: Path):
