@@ -19,7 +19,7 @@ import train
 from data import Source, load_splits
 from data.batches import Batch, Share
 from data.checked import read_json
-from data.checksums import read_sealed_tensors
+from data.checksums import read_sealed_tensors, seal
 from data.files import host_digits, new_folder, write_json, write_tensors, write_text
 from data.locks import FILE as LOCK
 from data.locks import FolderLock, waiting_lock, writing
@@ -349,7 +349,8 @@ def test_a_run_with_links_is_not_continued(part: str, tmp_path: Path):
     [("files", 5), ("files", [[1]]), ("labels", 5), ("labels", [[1]]), ("backbone", {"a": 1}), ("agents", "a")],
 )
 def test_a_value_of_config_json_of_another_type_is_named(name: str, value: Any, tmp_path: Path):
-    run = Run.create(tmp_path / "r", {name: value})
+    run = Run.create(tmp_path / "r", {})
+    write_json(run.config_file, seal(read_json(run.config_file) | {name: value}))
     with pytest.raises(ValueError, match=rf"r/config\.json: {name} = .* must be "):
         _ = run.config
 
