@@ -350,7 +350,7 @@ def test_a_run_with_links_is_not_continued(part: str, tmp_path: Path):
 )
 def test_a_value_of_config_json_of_another_type_is_named(name: str, value: Any, tmp_path: Path):
     run = Run.create(tmp_path / "r", {})
-    write_json(run.config_file, seal(read_json(run.config_file) | {name: value}))
+    write_json(run.config_file, seal(run.config | {name: value}))
     with pytest.raises(ValueError, match=rf"r/config\.json: {name} = .* must be "):
         _ = run.config
 
