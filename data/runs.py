@@ -123,8 +123,9 @@ def read_progress(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         if "log_bytes" not in progress:
             raise ValueError("its progress has no log_bytes")
         check_types(progress, PROGRESS)
-        if negative := [name for name in COUNTS if progress.get(name, 0) < 0]:
-            raise ValueError(f"{negative[0]} of its progress is {progress[negative[0]]}")
+        least = dict.fromkeys(COUNTS, 0) | {"num_splits": 1, "pieces": 1}
+        if below := [name for name, bound in least.items() if progress.get(name, bound) < bound]:
+            raise ValueError(f"{below[0]} of its progress is {progress[below[0]]}")
     return progress
 
 

@@ -207,6 +207,7 @@ def test_a_state_from_before_there_were_checksums_is_read(tmp_path: Path):
 WRONG = ["best_epoch", "epoch", "history", "validation", "sums", "seconds", "scaler", "options"]  # names of no type
 PROGRESSES = ["{}", '{"step": 7}', "[]", "3", "{", '{"log_bytes": -1}', '{"log_bytes": "0"}']
 PROGRESSES += [f'{{"log_bytes": 0, "{name}": "/elsewhere/best"}}' for name in WRONG]
+PROGRESSES += ['{"log_bytes": 0, "epoch": -1}', '{"log_bytes": 0, "num_splits": 0}']
 
 
 @pytest.mark.parametrize("progress", PROGRESSES)
