@@ -63,6 +63,17 @@ OLD_STATE = frozenset({"format", "progress"})  # metadata of a state from before
 RESTORE = "restore it, or start another run"  # the way out for a damaged config.json
 LONG = 60.0  # seconds of preparation after which a tokenizer is kept when the start fails
 PACKAGES = ("torch", "numpy", "pandas", "beautifulsoup4", "safetensors", "tokenizers")
+COUNTS = ("epoch", "step", "best_epoch", "log_bytes")  # numbers of a saved progress that are not negative
+# what Training.save and Run.save_state write
+PROGRESS: dict[str, Any] = dict.fromkeys((*COUNTS, "num_splits", "pieces"), int) | {
+    "best": float, "seconds": float, "history": list[dict[str, Any]], "validation": dict[str, Any] | None,
+    "sums": dict[str, float] | None, "scaler": dict[str, Any], "options": dict[str, Any], "run": str, "log_sha256": str,
+}  # fmt: skip
+# of config.json, as far as they are read without `resolve`
+CONFIG: dict[str, Any] = {
+    "command": str, "started": str, "files": dict[str, str], "backbone": dict[str, str], "agents": list[str],
+    "labels": list[str] | None, "options": dict[str, Any],
+}  # fmt: skip
 
 
 def command_line() -> str:
@@ -133,19 +144,6 @@ def is_supervised(result: dict[str, Any]) -> bool:
     """Returns whether a finished run learned from labels: it has a validation accuracy, or no validation reviews."""
     without = result.get("options", {}).get("train_on_validation", False)
     return without or "accuracy" in (result.get("validation") or ())
-
-
-COUNTS = ("epoch", "step", "best_epoch", "log_bytes")
-# what Training.save and Run.save_state write
-PROGRESS: dict[str, Any] = dict.fromkeys((*COUNTS, "num_splits", "pieces"), int) | {
-    "best": float, "seconds": float, "history": list[dict[str, Any]], "validation": dict[str, Any] | None,
-    "sums": dict[str, float] | None, "scaler": dict[str, Any], "options": dict[str, Any], "run": str, "log_sha256": str,
-}  # fmt: skip
-# of config.json, as far as they are read without `resolve`
-CONFIG: dict[str, Any] = {
-    "command": str, "started": str, "files": dict[str, str], "backbone": dict[str, str], "agents": list[str],
-    "labels": list[str] | None, "options": dict[str, Any],
-}  # fmt: skip
 
 
 class Run:
