@@ -166,7 +166,7 @@ def processor(result: dict[str, Any]) -> tuple[str, int]:
 
 
 def draw_minutes(path: Path, rows: Sequence[Row]) -> None:
-    """Draws test accuracy over training time, one panel for each processor, since their speeds differ."""
+    """Draws test accuracy over training time with pretraining, one panel for each name of a processor."""
     members = next(iter(panels(rows).values()))
     runs: dict[str, list[tuple[Row, float, float]]] = {}  # processor -> row, minutes × cores and error of each seed
     for row in members:

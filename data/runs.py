@@ -127,8 +127,8 @@ def check_digests(before: dict[str, str], now: dict[str, str]) -> None:
 
 
 def read_progress(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """Returns the progress of a state file. Raises ValueError if a value has another type, or none is the length of the
-    log."""
+    """Returns the progress of a state file. Raises ValueError if it lacks the length of the log, and for a value of
+    another type or outside its range."""
     with about(path, "is damaged"):
         progress = as_object(parse_json(metadata.get("progress", "{}"), "its progress", ""), "its progress")
         if "log_bytes" not in progress:
@@ -218,12 +218,12 @@ class Run:
     def lock(self) -> None:
         """Locks the run for this process, and removes temporary files of killed processes, also from the cache.
 
-        Raises ValueError if another process has the lock, if a part of the run is a file instead of a folder, and if it
-        is a link, through which a run of unknown origin would change files elsewhere.
+        Raises ValueError if another process has the lock, and if a part of the run is a link, or a file instead of a
+        folder. Through a link, a run of unknown origin would change files elsewhere.
         """
         if links := sorted(path for path in self.folder.iterdir() if path.is_symlink()):
             raise ValueError(
-                f"{show(links[0])} is a link; a run that is continued holds its files itself: copy it there"
+                f"{show(links[0])} is a link, through which the run would change files elsewhere; replace it by a copy"
             )
         for folder in (self.state_file.parent, self.best, self.tokenizer):
             if os.path.lexists(folder) and not folder.is_dir():

@@ -204,20 +204,21 @@ def test_a_state_from_before_there_were_checksums_is_read(tmp_path: Path):
     assert (found["step"], tensors["x"].tolist()) == (7, [1, 1])
 
 
-WRONG = ["best_epoch", "epoch", "history", "validation", "sums", "seconds", "scaler", "options"]  # names of no type
-PROGRESSES = ["{}", '{"step": 7}', "[]", "3", "{", '{"log_bytes": -1}', '{"log_bytes": "0"}']
-PROGRESSES += [f'{{"log_bytes": 0, "{name}": "/elsewhere/best"}}' for name in WRONG]
-PROGRESSES += ['{"log_bytes": 0, "epoch": -1}', '{"log_bytes": 0, "num_splits": 0}']
+NO_TEXT = ["best_epoch", "epoch", "history", "validation", "sums", "seconds", "scaler", "options"]  # have other types
+PROGRESSES = {"{}": "log_bytes", '{"step": 7}': "log_bytes", '{"log_bytes": -1}': "log_bytes", "{": "is not valid JSON"}
+PROGRESSES |= {'{"log_bytes": "0"}': "log_bytes", "[]": "must be an object", "3": "must be an object"}
+PROGRESSES |= {f'{{"log_bytes": 0, "{name}": "/elsewhere"}}': f"{name} = '/elsewhere' must be " for name in NO_TEXT}
+PROGRESSES |= {f'{{"log_bytes": 0, "{name}": -1}}': f"{name} of its progress is -1" for name in ("epoch", "num_splits")}
 
 
-@pytest.mark.parametrize("progress", PROGRESSES)
+@pytest.mark.parametrize(("progress", "problem"), PROGRESSES.items())
 def test_a_state_without_the_length_of_the_log_or_with_values_of_another_type_is_damaged(
-    progress: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    progress: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = Run.create(tmp_path / "r", {})
     damaged = {"format": "pt", "progress": progress}
     write_tensors(run.state_file, {"x": torch.ones(2)}, damaged)
-    with pytest.raises(ValueError, match=r"state\.safetensors is damaged: .*; no other state .* --name$"):
+    with pytest.raises(ValueError, match=rf"state\.safetensors is damaged: .*{problem}.*; no other state .* --name$"):
         run.load_state()
     run.save_state({"x": torch.zeros(2)}, {"step": 1})
     run.state_file.replace(run.state_before)
@@ -225,7 +226,9 @@ def test_a_state_without_the_length_of_the_log_or_with_values_of_another_type_is
     capsys.readouterr()
     tensors, found = run.load_state()
     assert (found["step"], tensors["x"].tolist()) == (1, [0, 0])
-    assert re.fullmatch(r"warning: .* is damaged: .*; trying the state before it\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        rf"warning: .* is damaged: .*{problem}.*; trying the state before it\n", capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("name", ["scaler", "seconds"])
@@ -316,11 +319,12 @@ def test_a_run_removes_temporary_files_of_killed_processes_from_the_cache(tmp_pa
     owners = {f"{host_digits()}-{number}" for number in (ended.pid, os.getpid(), "x")}
     owners |= {f"00000000-{ended.pid}"}  # on another machine
     owners |= {f"{host_digits()}-{number}-ab_c1d2e" for number in (ended.pid, os.getpid())}  # of `replacing`
+    removed = {f"{host_digits()}-{ended.pid}{end}" for end in ("", "-ab_c1d2e")}
     for owner in owners:
         write_text(tmp_path / f".cache/shards/.a.npy.{owner}.tmp/file", "")
     Run.create(tmp_path / "r", {}).release()
     left = {path.name for path in tmp_path.rglob(".*.tmp")}
-    assert left == {f".a.npy.{owner}.tmp" for owner in owners if not owner.startswith(f"{host_digits()}-{ended.pid}")}
+    assert left == {f".a.npy.{owner}.tmp" for owner in owners - removed}
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,10 @@ def test_a_run_with_links_is_not_continued(part: str, tmp_path: Path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("{}") if "." in part[1:] or part == LOCK else elsewhere.mkdir()
     place.symlink_to(elsewhere)
-    with pytest.raises(ValueError, match=f"r/{part} is a link; a run that is continued holds its files itself"):
+    with pytest.raises(
+        ValueError,
+        match=f"r/{part} is a link, through which the run would change files elsewhere; replace it by a copy",
+    ):
         run.lock()
     assert elsewhere.is_dir() or elsewhere.read_text() == "{}"
     if part == LOCK:
