@@ -226,9 +226,8 @@ def test_a_state_without_the_length_of_the_log_or_with_values_of_another_type_is
     capsys.readouterr()
     tensors, found = run.load_state()
     assert (found["step"], tensors["x"].tolist()) == (1, [0, 0])
-    assert re.fullmatch(
-        rf"warning: .* is damaged: .*{problem}.*; trying the state before it\n", capsys.readouterr().out
-    )
+    shown = capsys.readouterr().out
+    assert re.fullmatch(rf"warning: .* is damaged: .*{problem}.*; trying the state before it\n", shown)
 
 
 @pytest.mark.parametrize("name", ["scaler", "seconds"])
