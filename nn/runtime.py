@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, Module, Parameter
+from torch.nn import Linear, Module
 
 from data.options import Options
 from data.runs import Run
 from nn import onednn
 from nn.encoder import Encoder
+from nn.packed_linear import can_pack, packed_weights
 from nn.processor import processor_field
 from nn.quant import form_of, quantized_weights
 
@@ -125,19 +126,25 @@ class Machine(NamedTuple):
         return f"{describe_device(self.device)}, {str(self.dtype).removeprefix('torch.')}"
 
 
+def layers_to_cast(model: Module) -> list[Linear]:
+    """Returns the linear layers that may compute in another dtype than fp32 with weights that are cast beforehand.
+
+    Layers whose weights another module reads (`READS_BASE`, DoRA) keep fp32, and so do those that compute virtual
+    tokens.
+    """
+    fp32 = {id(module.base) for module in model.modules() if getattr(module, "READS_BASE", False)}
+    fp32 |= {id(module) for name, module in model.named_modules() if name.startswith("virtual.")}
+    return [module for module in model.modules() if type(module) is Linear and id(module) not in fp32]
+
+
 @contextlib.contextmanager
 def cast_once(model: Module, machine: Machine) -> Iterator[None]:
     """Keeps the weights of linear layers in the machine's dtype for the block, in which nothing is trained.
 
-    Without this, autocast casts them in every pass; the results are bitwise equal. Layers whose weights another module
-    reads (`READS_BASE`, DoRA) keep fp32, and so do the layers that compute virtual tokens.
+    Without this, autocast casts them in every pass; the results are bitwise equal.
     """
-    kept: list[tuple[Parameter, Tensor]] = []
-    if machine.dtype != torch.float32:
-        fp32 = {id(module.base) for module in model.modules() if getattr(module, "READS_BASE", False)}
-        fp32 |= {id(module) for name, module in model.named_modules() if name.startswith("virtual.")}
-        linear = (module for module in model.modules() if type(module) is Linear and id(module) not in fp32)
-        kept = [(p, p.data) for module in linear for p in module.parameters(recurse=False)]
+    layers = [] if machine.dtype == torch.float32 else layers_to_cast(model)
+    kept = [(p, p.data) for layer in layers for p in layer.parameters(recurse=False)]
     try:
         with torch.inference_mode(False):  # an inference tensor cannot become the data of a parameter
             for parameter, data in kept:
@@ -146,6 +153,14 @@ def cast_once(model: Module, machine: Machine) -> Iterator[None]:
     finally:
         for parameter, data in kept:
             parameter.data = data
+
+
+def prepared_once(model: Module, machine: Machine) -> contextlib.AbstractContextManager:
+    """Prepares the weights of linear layers once for a block in which nothing is trained: packed for oneDNN where it
+    multiplies in the machine's dtype (nn/packed_linear.py), elsewhere `cast_once`."""
+    if can_pack(machine.device, machine.dtype):
+        return packed_weights(layers_to_cast(model), tokens_per_pass(model, machine) or CACHED_TOKENS)
+    return cast_once(model, machine)
 
 
 def choose_machine(device: str, precision: str, notes: bool = True) -> Machine:

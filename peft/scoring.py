@@ -7,8 +7,9 @@ computes its share, and all get the result.
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,16 +19,20 @@ from data.batches import no_check
 from data.corpus import Corpus
 from data.errors import Diverged
 from data.meter import Meter
-from data.orders import batches, sorted_order
+from data.orders import sorted_order
 from data.ranks import add_rows, alone, fail, gather, is_first, own_share, rank, size
 from data.seeds import random_state, set_random_state
 from nn import Model
 from nn.modes import evaluating
-from nn.runtime import Machine, cast_once, tokens_per_pass
+from nn.runtime import Machine, prepared_once, tokens_per_pass
 from nn.sharding import compute, is_sharded
 from peft.lora import merged_copies
 
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
+ITEMS_PER_THREAD = 4  # with fewer, threads would be idle at the end for too long
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @torch.no_grad()
@@ -65,15 +70,46 @@ def held_out_loss(
     return meter.means()
 
 
+def without_gradients(model: Model) -> contextlib.AbstractContextManager:
+    """Returns a context without gradients. It holds for the current thread only."""
+    return torch.no_grad() if is_sharded(model) else torch.inference_mode()
+
+
 @contextlib.contextmanager
 def ready_to_score(model: Model, machine: Machine) -> Iterator[None]:
     """Disables gradients in the block. LoRA is merged into copies of the weights, unless the model is sharded."""
-    if is_sharded(model):
-        with torch.no_grad():
+    with without_gradients(model):
+        if is_sharded(model):
             yield
-    else:
-        with torch.inference_mode(), merged_copies(model, machine.dtype), cast_once(model, machine):
-            yield
+        else:
+            with merged_copies(model, machine.dtype), prepared_once(model, machine):
+                yield
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: list[Item], machine: Machine
+) -> Generator[Result, None, None]:
+    """Yields function(item) of every item, in order.
+
+    On a CPU, each of as many threads as torch uses computes items of its own. No thread waits for the others within an
+    operation, and operations that use one thread only do not leave the others idle: passes of an encoder are 1.1 to
+    1.4 × faster (Intel, AMX). A few items are computed one after the other, by all threads.
+    """
+    threads = torch.get_num_threads()
+    if machine.device.type != "cpu" or threads == 1 or len(items) < ITEMS_PER_THREAD * threads:
+        yield from map(function, items)
+        return
+
+    def run(item: Item) -> Result:
+        torch.set_num_threads(1)  # of this thread; those that are started later have as many, until it is set again
+        return function(item)
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(run, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def score(
@@ -89,18 +125,23 @@ def score(
     if not alone() and len(set(gather(f"{len(corpus)} {zlib.crc32(corpus.ids.tobytes())}"))) > 1:
         fail(ValueError("the ranks read different texts; give them files that are equal on all machines"))
     logits = np.zeros((len(corpus), len(model.config.labels)), np.float32)
-    order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) or SCORING_TOKENS)
+    order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) // 2 or SCORING_TOKENS)
     hidden = not (bar and is_first())
     own = order[rank() :: size()]  # batches as in one process, so that the logits are equal
     spare = order[: math.ceil(len(order) / size()) - len(own)] if is_sharded(model) else []  # as many on all ranks
+
+    def logits_of(rows: np.ndarray) -> np.ndarray:
+        batch = corpus.batch(rows).to(machine.device)
+        with without_gradients(model), machine.autocast():
+            return model(batch.input_ids, batch.mask).float().cpu().numpy()
+
     shown = progress_bar(hidden=hidden, total=len(corpus), desc="scoring", unit=" examples")
-    with shown as progress, evaluating(model), ready_to_score(model, machine):
-        for number, batch in enumerate(batches(corpus, own + spare, machine.device)):
-            with machine.autocast():
-                found = model(batch.input_ids, batch.mask).float().cpu()
+    results = contextlib.closing(in_threads(logits_of, own + spare, machine))
+    with shown as progress, evaluating(model), ready_to_score(model, machine), results as found:
+        for number, part in enumerate(found):
             if number < len(own):
-                logits[batch.rows.cpu().numpy()] = found
-                progress.update(len(batch.labels))
+                logits[own[number]] = part
+                progress.update(len(part))
             check()
     pooled = corpus.pool(add_rows(logits))
     if bad := int(np.sum(~np.isfinite(pooled).all(1))):

@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import reference
 import torch
@@ -5,8 +7,10 @@ from torch import Tensor
 
 from nn.attention import (
     MultiHeadAttention,
+    attend,
     attention,
     fused_attention,
+    fused_is_faster,
     masked_softmax,
     merge_heads,
     select_queries,
@@ -124,6 +128,25 @@ def test_selected_queries_have_the_rows_of_the_full_result(queries):
     expected = torch.stack([full[b, rows[b]] for b in range(B)])
     torch.testing.assert_close(layer(x, mask, queries=queries), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(select_queries(full, queries), expected)
+
+
+@pytest.mark.parametrize("units", [True, False], ids=["matrix units", "none"])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_the_forms_for_a_cpu_are_equal(units: bool, padding: int, monkeypatch):
+    """In bf16, torch's kernel is chosen on a CPU with matrix units if there are no gradients."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 4) for _ in range(3))
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    mask[1, ..., 5 - padding :] = False
+    expected = attention(q, k, v, mask=mask)
+    for dtype, gradients in product((torch.float32, torch.bfloat16, torch.float16), (False, True)):
+        half = dtype != torch.float32
+        with torch.set_grad_enabled(gradients):
+            chosen = fused_is_faster(q.to(dtype))
+            found = attend(q.to(dtype), k.to(dtype), v.to(dtype), mask=mask, dropout=Dropout(0.0))
+        assert chosen == (not half or (dtype == torch.bfloat16 and units and not gradients))
+        torch.testing.assert_close(found.float(), expected, rtol=0.02 * half + 1e-5, atol=0.02 * half + 1e-6)
 
 
 def test_heads_are_blocks_of_the_width_and_merging_reverses_splitting():

@@ -1,0 +1,183 @@
+"""Scoring: passes in several threads, and packed weights (nn/packed_linear.py)."""
+
+import threading
+from contextlib import closing
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ADAPTERS, ENCODERS, adapt, tiny, token_batch
+from torch.nn import Linear
+
+from data.corpus import build_corpus
+from data.errors import Diverged
+from data.tokenization import train_tokenizer
+from nn.packed_linear import can_pack, packed_weights
+from nn.runtime import Machine, cast_once, prepared_once
+from peft.scoring import ITEMS_PER_THREAD, in_threads, score
+
+CPU = torch.device("cpu")
+FP32, BF16 = Machine(CPU, torch.float32), Machine(CPU, torch.bfloat16)
+packs = pytest.mark.skipif(not can_pack(CPU, torch.bfloat16), reason="oneDNN has no products in bf16 here")
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_items_are_shared_among_single_threads_in_order():
+    barrier = threading.Barrier(2, timeout=20)  # two items are computed at the same time
+
+    def square(n: int) -> tuple[int, int, bool]:
+        barrier.wait()
+        return n * n, torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    with torch.inference_mode():
+        found = list(in_threads(square, list(range(2 * ITEMS_PER_THREAD)), FP32))
+    assert found == [(n * n, 1, False) for n in range(2 * ITEMS_PER_THREAD)]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("count", [0, 1, 2 * ITEMS_PER_THREAD - 1])
+def test_a_few_items_are_computed_by_this_thread(count: int):
+    names = in_threads(lambda _: threading.current_thread().name, list(range(count)), FP32)
+    assert list(names) == [threading.current_thread().name] * count
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_interrupt_cancels_the_items_that_have_not_begun():
+    begun = []
+    results = in_threads(lambda n: begun.append(n) or n, list(range(1000)), FP32)
+    with pytest.raises(KeyboardInterrupt), closing(results):
+        interrupted_at(results, begun)
+    count = len(begun)
+    assert torch.get_num_threads() == 2
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+    assert len(begun) == count
+
+
+def interrupted_at(results, begun: list[int]) -> None:
+    """Raises KeyboardInterrupt after the third result."""
+    for number in results:
+        assert number in begun
+        if number == 2:
+            raise KeyboardInterrupt
+
+
+def corpus_of(count: int):
+    """Returns reviews of many lengths, in a vocabulary of the tiny models."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["a", "good", "bad", "film"], size)) for size in rng.integers(1, 12, count)]
+    frame = pd.DataFrame({"review": texts, "sentiment": [n % 2 for n in range(count)]})
+    tokenizer = train_tokenizer("wordpiece", frame["review"], 30)
+    return build_corpus(tokenizer, frame, 12, "head", None)
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta", "lstm", "cnn", "nb_linear"])
+def test_logits_in_threads_equal_those_of_one_thread(name: str, two_threads, monkeypatch):
+    model, corpus = tiny(name), corpus_of(60)
+    monkeypatch.setattr("peft.scoring.SCORING_TOKENS", 32)
+    monkeypatch.setattr("nn.runtime.CACHED_TOKENS", 64)
+    one = Machine(CPU, torch.float64)
+    monkeypatch.setattr(Machine, "autocast", lambda self: torch.autocast("cpu", enabled=False))
+    model.double()
+    threads: set[str] = set()
+    model.register_forward_hook(lambda *_: threads.add(threading.current_thread().name))
+    many = score(model, corpus, one, bar=False)
+    assert len(threads) == 2
+    monkeypatch.setattr("peft.scoring.ITEMS_PER_THREAD", 1000)
+    np.testing.assert_allclose(score(model, corpus, one, bar=False), many, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_in_a_thread_is_raised_and_the_model_is_as_before(monkeypatch):
+    model, corpus = tiny("bert").train(), corpus_of(60)
+    monkeypatch.setattr("nn.runtime.CACHED_TOKENS", 64)
+    handle = model.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        score(model, corpus, FP32, bar=False)
+    handle.remove()
+    model.classifier.weight.data.fill_(torch.nan)
+    with pytest.raises(Diverged, match="not finite for 60 of 60"):
+        score(model, corpus, BF16, bar=False)
+    assert model.training
+    assert torch.get_num_threads() == 2
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+# ------------------------------------------------------------------------------------------------- packed weights
+
+
+@packs
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "width", "out"), [(1, 3, 2), (7, 64, 33), (300, 96, 128)])
+def test_packed_products_equal_those_of_linear(bias: bool, rows: int, width: int, out: int):
+    torch.manual_seed(0)
+    layer, x = Linear(width, out, bias=bias), torch.randn(2, rows, width)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+        with packed_weights([layer], rows=64):
+            found, half = layer(x), layer(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
+    assert torch.equal(found, half)
+    assert "forward" not in vars(layer)
+    assert layer.weight.dtype == torch.float32
+
+
+@packs
+@pytest.mark.parametrize("method", ["none", *ADAPTERS])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_packed_models_equal_those_that_are_cast(name: str, method: str):
+    if (name, method) == ("modernbert", "bitfit"):
+        pytest.skip("has no biases")
+    model = adapt(tiny(name), method).eval()
+    before = {key: p.clone() for key, p in model.named_parameters()}
+    ids, mask = token_batch([7, 5, 3])
+    logits, calls = [], []
+    for prepare in (cast_once, prepared_once):
+        with torch.inference_mode(), prepare(model, BF16), BF16.autocast():
+            calls.append(sum("forward" in vars(module) for module in model.modules()))
+            logits.append(model(ids, mask).float())
+    torch.testing.assert_close(*logits, rtol=0.02, atol=0.02)
+    assert calls[0] == 0 < calls[1]
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+@packs
+def test_a_layer_with_a_forward_of_its_own_keeps_it():
+    layer = Linear(4, 3)
+    layer.forward = lambda x: x + 1
+    with packed_weights([layer], rows=2):
+        assert torch.equal(layer(torch.zeros(2, 4)), torch.ones(2, 4))
+    assert "forward" in vars(layer)
+
+
+@packs
+def test_hooks_of_packed_layers_are_called():
+    layer, seen = Linear(4, 3), []
+    layer.register_forward_hook(lambda _, __, y: seen.append(y.dtype))
+    with torch.no_grad(), packed_weights([layer], rows=2):
+        layer(torch.zeros(2, 4))
+    assert seen == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_other_precisions_are_not_packed(dtype: torch.dtype):
+    assert not can_pack(CPU, dtype)
+    assert not can_pack(torch.device("meta"), torch.bfloat16)
+
+
+@packs
+def test_a_package_without_packed_products_casts(monkeypatch):
+    monkeypatch.setattr("nn.packed_linear.FUNCTIONS", ("_no_such_function",))
+    model = tiny("bert").eval()
+    with prepared_once(model, BF16):
+        assert model.classifier.weight.dtype == torch.bfloat16
