@@ -10,7 +10,8 @@ quantizes the embedding table, which has half of the parameters of DeBERTa-v3-ba
 
 Three paths compute the product:
     int8   the equations above, with torch._int_mm
-    bf16   Q is converted to bf16, which represents it exactly; the product is multiplied by s
+    bf16   Q is converted to bf16, which represents it exactly; the product is multiplied by s. Scoring on a CPU
+           multiplies by diag(s) Q in bf16, once converted and packed (nn/packed_linear.py)
     fp32   diag(s) Q is computed in the dtype of x: the plain form
 `auto` under mixed precision: int8 on a CUDA GPU for inputs without a gradient, more than 16 rows, and widths that are
 multiples of 8; bf16 otherwise. `auto` in fp32: int8 on CPUs with int8 instructions (AVX-512 VNNI); fp32 otherwise.
@@ -157,6 +158,10 @@ class Int8Linear(QuantizedLinear):
         supported = x.device.type == "cpu" or (x.device.type == "cuda" and large)
         gradient = torch.is_grad_enabled() and x.requires_grad
         return "int8" if supported and not gradient and not prefers_bf16(x.device) else "bf16"
+
+    def multiplies_bf16(self) -> bool:
+        """Returns whether the path for inputs in bf16 without a gradient is bf16 on the weight's device."""
+        return self.path == "bf16" or (self.path == "auto" and prefers_bf16(self.weight.device))
 
     def product(self, x: Tensor) -> Tensor:
         """Computes x Qᵀ diag(s) on the chosen path: [M, in] -> [M, out]"""

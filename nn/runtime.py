@@ -18,7 +18,7 @@ from nn import onednn
 from nn.encoder import Encoder
 from nn.packed_linear import can_pack, packed_weights
 from nn.processor import processor_field
-from nn.quant import form_of, quantized_weights
+from nn.quant import Int8Linear, form_of, quantized_weights
 
 try:
     import resource
@@ -159,7 +159,9 @@ def prepared_once(model: Module, machine: Machine) -> contextlib.AbstractContext
     """Prepares the weights of linear layers once for a block in which nothing is trained: packed for oneDNN where it
     multiplies in the machine's dtype (nn/packed_linear.py), elsewhere `cast_once`."""
     if can_pack(machine.device, machine.dtype):
-        return packed_weights(layers_to_cast(model), tokens_per_pass(model, machine) or CACHED_TOKENS)
+        in_8_bits = [module for module in model.modules() if type(module) is Int8Linear and module.multiplies_bf16()]
+        rows = scoring_tokens(model, machine) or CACHED_TOKENS
+        return packed_weights([*layers_to_cast(model), *in_8_bits], rows)
     return cast_once(model, machine)
 
 
@@ -231,6 +233,11 @@ def tokens_per_pass(model: Module, machine: Machine) -> int:
     if machine.device.type != "cpu" or not isinstance(model, Encoder):
         return 0
     return CACHED_TOKENS * torch.float32.itemsize // machine.dtype.itemsize
+
+
+def scoring_tokens(model: Module, machine: Machine) -> int:
+    """Returns the number of tokens per pass in scoring: half of `tokens_per_pass`, for a thread of its own."""
+    return tokens_per_pass(model, machine) // 2
 
 
 class StaticMemory(NamedTuple):

@@ -24,11 +24,11 @@ from data.ranks import add_rows, alone, fail, gather, is_first, own_share, rank,
 from data.seeds import random_state, set_random_state
 from nn import Model
 from nn.modes import evaluating
-from nn.runtime import Machine, prepared_once, tokens_per_pass
+from nn.runtime import Machine, prepared_once, scoring_tokens
 from nn.sharding import compute, is_sharded
 from peft.lora import merged_copies
 
-SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if tokens_per_pass sets no limit
+SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if scoring_tokens sets no limit
 ITEMS_PER_THREAD = 4  # with fewer, threads would be idle at the end for too long
 
 Item = TypeVar("Item")
@@ -125,7 +125,7 @@ def score(
     if not alone() and len(set(gather(f"{len(corpus)} {zlib.crc32(corpus.ids.tobytes())}"))) > 1:
         fail(ValueError("the ranks read different texts; give them files that are equal on all machines"))
     logits = np.zeros((len(corpus), len(model.config.labels)), np.float32)
-    order = sorted_order(corpus.lengths, tokens_per_pass(model, machine) // 2 or SCORING_TOKENS)
+    order = sorted_order(corpus.lengths, scoring_tokens(model, machine) or SCORING_TOKENS)
     hidden = not (bar and is_first())
     own = order[rank() :: size()]  # batches as in one process, so that the logits are equal
     spare = order[: math.ceil(len(order) / size()) - len(own)] if is_sharded(model) else []  # as many on all ranks

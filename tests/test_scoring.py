@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ADAPTERS, ENCODERS, adapt, tiny, token_batch
-from torch.nn import Linear
+from torch.nn import Linear, Parameter, Sequential
 
 from data.corpus import build_corpus
 from data.errors import Diverged
 from data.tokenization import train_tokenizer
 from nn.packed_linear import can_pack, packed_weights
+from nn.quant import Int8Linear, quantize_rows
 from nn.runtime import Machine, cast_once, prepared_once
 from peft.scoring import ITEMS_PER_THREAD, in_threads, score
 
@@ -158,6 +159,19 @@ def test_a_layer_with_a_forward_of_its_own_keeps_it():
     with packed_weights([layer], rows=2):
         assert torch.equal(layer(torch.zeros(2, 4)), torch.ones(2, 4))
     assert "forward" in vars(layer)
+
+
+@packs
+@pytest.mark.parametrize("path", ["auto", "bf16", "int8", "fp32"])
+def test_8_bit_layers_that_multiply_in_bf16_are_packed(path: str):
+    torch.manual_seed(0)
+    layer = Int8Linear(*quantize_rows(torch.randn(33, 64)), bias=Parameter(torch.randn(33)), path=path)
+    model, x = Sequential(layer), torch.randn(9, 64)
+    expected = x @ layer.dequantized().T + layer.bias
+    with torch.inference_mode(), prepared_once(model, BF16), BF16.autocast():
+        assert ("forward" in vars(layer)) == (path in ("auto", "bf16"))
+        torch.testing.assert_close(model(x).float(), expected, rtol=0.02, atol=0.1)
+    assert "forward" not in vars(layer)
 
 
 @packs

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as train.py
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
@@ -43,7 +44,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nn.deberta import DebertaConfig, log_bucket
 from nn.encoder import Encoder
-from nn.runtime import choose_machine, describe_device, keep_freed_memory, tokens_per_pass
+from nn.runtime import choose_machine, describe_device, keep_freed_memory, scoring_tokens, tokens_per_pass
 
 LENGTH, REVIEWS = 512, 16
 STEPS = {"score": ("bert", False), "train": ("bert", True), "score-deberta": ("xsmall", False)}  # shape, training
@@ -159,9 +160,10 @@ def products_run(found: list[Product], dtype: torch.dtype, passes: int) -> Calla
 # --------------------------------------------------------------------------------------------------------- the step
 
 
-def pass_size(model: Encoder, precision: str) -> int:
+def pass_size(model: Encoder, precision: str, training: bool) -> int:
     """Returns the number of reviews in a pass of the project."""
-    return (tokens_per_pass(model, choose_machine("cpu", precision)) or UNLIMITED) // LENGTH
+    tokens = tokens_per_pass if training else scoring_tokens
+    return (tokens(model, choose_machine("cpu", precision)) or UNLIMITED) // LENGTH
 
 
 def step_run(work: Workload, precision: str, training: bool) -> Callable[[], Any]:
@@ -178,8 +180,11 @@ def group_of(operation: str) -> str:
 
 
 def breakdown(run: Callable[[], Any]) -> dict[str, float]:
-    """Returns the share of each group of operations in the time of run(), largest first."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    """Returns the share of each group of operations in the time of run(), largest first.
+
+    The profiler sees this thread only, so that scoring uses no others here.
+    """
+    with mock.patch("peft.scoring.ITEMS_PER_THREAD", REVIEWS), profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
     spent: dict[str, float] = {}
     for event in profiler.key_averages():
@@ -191,7 +196,7 @@ def breakdown(run: Callable[[], Any]) -> dict[str, float]:
 
 def measure(work: Workload, title: str, precision: str, training: bool, repeats: int) -> dict[str, Any]:
     """Returns the row of one step in one precision."""
-    size, dtype = pass_size(work.model, precision), choose_machine("cpu", precision).dtype
+    size, dtype = pass_size(work.model, precision, training), choose_machine("cpu", precision).dtype
     found, passes = products(work.model.config, size, LENGTH, training), max(1, REVIEWS // size)
     linear = [product for product in found if not product.batch]
     run = step_run(work, precision, training)
