@@ -86,19 +86,23 @@ def ready_to_score(model: Model, machine: Machine) -> Iterator[None]:
                 yield
 
 
-def in_threads(
-    function: Callable[[Item], Result], items: list[Item], machine: Machine
-) -> Generator[Result, None, None]:
+def separate_threads(model: Model, machine: Machine) -> int:
+    """Returns how many threads may compute passes at the same time: on a CPU as many as torch uses. The ranks of a
+    sharded model exchange its weights in one order, so that it has one."""
+    return 1 if machine.device.type != "cpu" or is_sharded(model) else torch.get_num_threads()
+
+
+def in_threads(function: Callable[[Item], Result], items: list[Item], threads: int) -> Generator[Result, None, None]:
     """Yields function(item) of every item, in order.
 
-    On a CPU, each of as many threads as torch uses computes items of its own. No thread waits for the others within an
-    operation, and operations that use one thread only do not leave the others idle: passes of an encoder are 1.1 to
-    1.4 × faster (Intel, AMX). A few items are computed one after the other, by all threads.
+    Each thread computes items of its own, so that none waits for the others within an operation, and operations that
+    use one thread only leave no other idle: passes of an encoder are 1.1 to 1.4 × faster (Intel, AMX). A few items are
+    computed one after the other, by all threads of torch.
     """
-    threads = torch.get_num_threads()
-    if machine.device.type != "cpu" or threads == 1 or len(items) < ITEMS_PER_THREAD * threads:
+    if threads == 1 or len(items) < ITEMS_PER_THREAD * threads:
         yield from map(function, items)
         return
+    before = torch.get_num_threads()
 
     def run(item: Item) -> Result:
         torch.set_num_threads(1)  # of this thread; those that are started later have as many, until it is set again
@@ -109,7 +113,7 @@ def in_threads(
         yield from pool.map(run, items)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def score(
@@ -136,7 +140,7 @@ def score(
             return model(batch.input_ids, batch.mask).float().cpu().numpy()
 
     shown = progress_bar(hidden=hidden, total=len(corpus), desc="scoring", unit=" examples")
-    results = contextlib.closing(in_threads(logits_of, own + spare, machine))
+    results = contextlib.closing(in_threads(logits_of, own + spare, separate_threads(model, machine)))
     with shown as progress, evaluating(model), ready_to_score(model, machine), results as found:
         for number, part in enumerate(found):
             if number < len(own):

@@ -103,11 +103,11 @@ def scores(sharded: bool = False) -> torch.Tensor:
     lengths = [5, 7, 11, 13, 17, 19, 23, 29, 31, 37]
     ids, _ = token_batch(lengths, seed=2)
     corpus = Corpus.from_rows([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)], [0] * 10, 0)
-    before, scoring.tokens_per_pass = scoring.tokens_per_pass, lambda *_: 64
+    before, scoring.scoring_tokens = scoring.scoring_tokens, lambda *_: 64
     machine = Machine(torch.device("cpu"), torch.float32)
     model = shard(tiny("bert"), machine.device) if sharded else tiny("bert")
     logits = scoring.score(model, corpus, machine)
-    scoring.tokens_per_pass = before
+    scoring.scoring_tokens = before
     return torch.from_numpy(logits)
 
 

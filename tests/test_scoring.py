@@ -40,7 +40,7 @@ def test_items_are_shared_among_single_threads_in_order():
         return n * n, torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     with torch.inference_mode():
-        found = list(in_threads(square, list(range(2 * ITEMS_PER_THREAD)), FP32))
+        found = list(in_threads(square, list(range(2 * ITEMS_PER_THREAD)), 2))
     assert found == [(n * n, 1, False) for n in range(2 * ITEMS_PER_THREAD)]
     assert torch.get_num_threads() == 2
 
@@ -48,14 +48,14 @@ def test_items_are_shared_among_single_threads_in_order():
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("count", [0, 1, 2 * ITEMS_PER_THREAD - 1])
 def test_a_few_items_are_computed_by_this_thread(count: int):
-    names = in_threads(lambda _: threading.current_thread().name, list(range(count)), FP32)
+    names = in_threads(lambda _: threading.current_thread().name, list(range(count)), 2)
     assert list(names) == [threading.current_thread().name] * count
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_an_interrupt_cancels_the_items_that_have_not_begun():
     begun = []
-    results = in_threads(lambda n: begun.append(n) or n, list(range(1000)), FP32)
+    results = in_threads(lambda n: begun.append(n) or n, list(range(1000)), 2)
     with pytest.raises(KeyboardInterrupt), closing(results):
         interrupted_at(results, begun)
     count = len(begun)
@@ -95,6 +95,17 @@ def test_logits_in_threads_equal_those_of_one_thread(name: str, two_threads, mon
     assert len(threads) == 2
     monkeypatch.setattr("peft.scoring.ITEMS_PER_THREAD", 1000)
     np.testing.assert_allclose(score(model, corpus, one, bar=False), many, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_sharded_model_has_one_thread(monkeypatch):
+    """Its ranks gather the weights of each layer together."""
+    model, threads = tiny("bert"), set()
+    monkeypatch.setattr("peft.scoring.is_sharded", lambda _: True)
+    monkeypatch.setattr("nn.runtime.CACHED_TOKENS", 64)
+    model.register_forward_hook(lambda *_: threads.add(threading.current_thread()))
+    score(model, corpus_of(60), FP32, bar=False)
+    assert threads == {threading.current_thread()}
 
 
 @pytest.mark.usefixtures("two_threads")
