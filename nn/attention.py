@@ -101,7 +101,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Dropout | 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Computes `attention` without dropout with torch's fused kernel, which never stores the [T, S] weights.
 
-    For scoring on a CPU, it is a tenth faster without a mask.
+    For scoring on a CPU, it gets no mask if there is no padding, which is faster.
     """
     scoring = q.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced()
     no_padding = scoring and bool(mask.all())

@@ -1,8 +1,7 @@
 """Linear layers for scoring in bf16 on a CPU: weights in oneDNN's own layout.
 
 torch's Linear arranges its weight for oneDNN in every call, and autocast casts it before. If nothing is trained, both
-are needed once. On a CPU with matrix units (Intel, AMX), a product then has 1.1 to 1.6 × the speed. The numbers differ
-from those of Linear in the order of the sums only.
+are needed once. The numbers differ from those of Linear in the order of the sums only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +18,13 @@ FUNCTIONS = ("_linear_pointwise", "_reorder_linear_weight")  # of torch.ops.mkld
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Returns whether oneDNN multiplies in `dtype` here: bf16, on a CPU that has such products."""
+    """Returns whether oneDNN multiplies in `dtype` here: bf16, on an x86 CPU with AVX-512."""
     mkldnn = torch.backends.mkldnn
     if device.type != "cpu" or dtype != torch.bfloat16 or not (mkldnn.is_available() and mkldnn.enabled):
         return False
-    return all(hasattr(torch.ops.mkldnn, name) for name in FUNCTIONS) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not (torch.cpu._is_avx512_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    return all(hasattr(torch.ops.mkldnn, name) for name in FUNCTIONS)
 
 
 def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -96,8 +96,7 @@ def in_threads(function: Callable[[Item], Result], items: list[Item], threads: i
     """Yields function(item) of every item, in order.
 
     Each thread computes items of its own, so that none waits for the others within an operation, and operations that
-    use one thread only leave no other idle: passes of an encoder are 1.1 to 1.4 × faster (Intel, AMX). A few items are
-    computed one after the other, by all threads of torch.
+    use one thread only leave no other idle. A few items are computed one after the other, by all threads of torch.
     """
     if threads == 1 or len(items) < ITEMS_PER_THREAD * threads:
         yield from map(function, items)
@@ -105,7 +104,7 @@ def in_threads(function: Callable[[Item], Result], items: list[Item], threads: i
     before = torch.get_num_threads()
 
     def run(item: Item) -> Result:
-        torch.set_num_threads(1)  # of this thread; those that are started later have as many, until it is set again
+        torch.set_num_threads(1)  # of this thread, and of those that are started later
         return function(item)
 
     pool = ThreadPoolExecutor(threads)
