@@ -9,9 +9,9 @@ Backward, with g = ∂L/∂o and Δ_t = g_t·o_t = Σ_s Ã_ts (g vᵀ)_ts (Dao e
 
     ∂L/∂v = Ãᵀ g,   ∂L/∂Z = Ã ∘ (g vᵀ) - A Δ,   ∂L/∂q = ∂L/∂Z k + …,   ∂L/∂k = ∂L/∂Zᵀ q + …
 
-A and m ∘ A are stored for the backward pass. Outside a block, the only other tensor with T · S elements for each head
-is the dropout mask m, one byte per element. The relative terms of n consecutive queries need S + n - 1 columns of
-q k_rᵀ, from which a view selects n · S scores (`skew`).
+A and the dropout mask m, one byte per element, are stored for the backward pass, which computes m ∘ A again. Outside a
+block, no other tensor has T · S elements for each head. The relative terms of n consecutive queries need S + n - 1
+columns of q k_rᵀ, from which a view selects n · S scores (`skew`).
 
 The plain forms are `attention` in nn/attention.py and, for the terms, `position_scores` in nn/deberta.py. Values and
 gradients are equal up to rounding (tests/test_block_attention.py).
@@ -191,12 +191,12 @@ class BlockAttention(torch.autograd.Function):
             kept = weights if mask is None else weights * block.of(mask)  # m ∘ A
             out[block.reviews, block.heads] = kept @ block.of(v)
             if stores:
-                stored += [weights, kept]
+                stored.append(weights)
         out *= LEVELS / (LEVELS - threshold)  # 1 / (1 - p), on the smaller tensor
         ctx.prefix, ctx.threshold = prefix, threshold
         # with several threads MKL is faster for the gradients, because it divides a batch among them
         ctx.library = current_library() if torch.get_num_threads() == 1 else nullcontext()
-        ctx.save_for_backward(q, k, v, k_r, q_r, out, *stored)
+        ctx.save_for_backward(q, k, v, k_r, q_r, out, mask, *stored)
         return out
 
     @staticmethod
@@ -204,7 +204,7 @@ class BlockAttention(torch.autograd.Function):
     @same_library
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """g: ∂L/∂o, [B, H, T, K]"""
-        q, k, v, k_r, q_r, out, *stored = ctx.saved_tensors
+        q, k, v, k_r, q_r, out, mask, *stored = ctx.saved_tensors
         delta = (g.to(wide(g.dtype)) * out).sum(-1, keepdim=True).to(g.dtype)  # Δ, [B, H, T, 1]
         g = g * (LEVELS / (LEVELS - ctx.threshold))
         needs = ctx.needs_input_grad  # False for tensors that depend on frozen weights only
@@ -214,7 +214,8 @@ class BlockAttention(torch.autograd.Function):
             for r, need in zip((k_r, q_r), needs[3:5], strict=True)
         )
         blocks = split_into_blocks(q.size(0), q.size(1), scores=q.size(2) * k.size(2))
-        for block, weights, kept in zip(blocks, stored[::2], stored[1::2], strict=True):
+        for block, weights in zip(blocks, stored, strict=True):
+            kept = weights if mask is None else weights * block.of(mask)
             dout = block.of(g)
             if dv is not None:
                 dv[block.reviews, block.heads] = kept.transpose(-1, -2) @ dout
