@@ -9,10 +9,12 @@ losses/ (OBJECTIVES). data/preparation.py reads the reviews and the tokenizer, p
 data/teacher.py adds a teacher's logits; nn/training.py saves the state and handles failed steps.
 """
 
+import contextlib
 import math
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ from nn import MODELS, Model
 from nn.build import check_architecture
 from nn.checkpoint import model_class, save_pretrained
 from nn.distributed import GradientSum
+from nn.dropout import mask_generator
 from nn.encoder import Encoder, SharedEmbedding
 from nn.optim import Average, describe_groups, parameter_groups, schedule
 from nn.quant import describe_products, form_of, is_quantized
@@ -79,7 +82,8 @@ from nn.runtime import (
     tokens_per_pass,
 )
 from nn.sharding import compute, describe_shards, gathered, is_sharded, place, release
-from nn.training import Pass, Training, attempt, clip, epoch_name, norm_of
+from nn.threads import in_threads
+from nn.training import Pass, Training, add_gradients, attempt, clip, epoch_name, norm_of
 from nn.unfreezing import describe_epoch, unfreeze
 from nn.vectors import embedding_table, start_from_vectors
 from nn.words import WordClassifier
@@ -258,26 +262,53 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
     size: number of examples of the step, of all ranks. Returns (batch, loss, correct predictions) of each forward
     pass. Raises NotFinite if a loss is not finite, after all passes.
     """
-    entry = t.entry
     passes: list[Pass] = []
     problem: NotFinite | None = None
-    for batch in (batch.to(t.machine.device) for batch in batches):
-        if entry.additive and len(passes) == len(batches) - 1:
-            t.gradient_sum.start()
-        with t.machine.autocast():
-            loss, output = compute(entry.objective, t.model, batch, t.settings.objective)
-        if entry.additive:
+    weights = [p for p in t.trainable if p.requires_grad]
+    threads = passes_at_once(t)
+    own = t.entry.additive and t.machine.device.type == "cpu"  # dropout masks that do not depend on the threads
+    seeds = torch.randint(2**62, (len(batches),)).tolist() if own else []
+
+    def run(number: int) -> tuple[Pass, Sequence[Tensor | None]]:
+        """Computes a pass and its gradients. Returns the gradients, or adds them if no other thread does."""
+        batch = batches[number].to(t.machine.device)
+        masks = torch.Generator().manual_seed(seeds[number]) if own else None
+        with t.machine.autocast(), mask_generator(masks):
+            loss, output = compute(t.entry.objective, t.model, batch, t.settings.objective)
+        if t.entry.additive:
             loss = batch.part(loss)
-        if not torch.isfinite(loss):
-            problem = problem or NotFinite(loss.item(), batch.rows.tolist())
-        t.scaler.scale(loss * (batch.total / size)).backward()
-        passes.append((batch, loss.detach(), correct_predictions(output, batch)))
-        if len(passes) < len(batches) and ranks.alone():
-            t.interrupt.check()
+        done = (batch, loss.detach(), correct_predictions(output, batch))
+        part = t.scaler.scale(loss * (batch.total / size))
+        if threads > 1:
+            return done, torch.autograd.grad(part, weights, allow_unused=True)
+        if t.entry.additive and number == len(batches) - 1:
+            t.gradient_sum.start()
+        part.backward()
+        return done, ()
+
+    with contextlib.closing(in_threads(run, list(range(len(batches))), threads)) as results:
+        for done, gradients in results:
+            if threads > 1:
+                add_gradients(weights, gradients)
+            batch, loss, _ = done
+            if not torch.isfinite(loss):
+                problem = problem or NotFinite(loss.item(), batch.rows.tolist())
+            passes.append(done)
+            if len(passes) < len(batches) and ranks.alone():
+                t.interrupt.check()
     release(t.model)
     if problem is not None:  # raised after all passes, in which sharded layers are exchanged
         raise problem
     return passes
+
+
+def passes_at_once(t: Training) -> int:
+    """Returns how many threads compute passes at the same time: two for an encoder on a CPU, if torch has as many.
+
+    More would each need memory for the activations of a pass.
+    """
+    whole = t.entry.additive and ranks.alone() and not is_sharded(t.model)
+    return min(2, torch.get_num_threads()) if whole and tokens_per_pass(t.model, t.machine) else 1
 
 
 def correct_predictions(output: Tensor | dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -108,12 +108,14 @@ def step_batches(
     """Yields the batches of one optimizer step: each micro-batch, split into num_splits forward passes.
 
     tokens_per_pass: if above 0, a micro-batch of n tokens, padding included, is split into at least
-    n / tokens_per_pass passes. A pass has at least one example. stream: adds to each pass the whole
-    unlabelled batch of its micro-batch. number: of the first micro-batch, counted over the whole run.
+    n / tokens_per_pass passes. Their number is 1 or even, so that two threads compute equally many. A pass has at least
+    one example. stream: adds to each pass the whole unlabelled batch of its micro-batch. number: of the first
+    micro-batch, counted over the whole run.
     """
     for index, rows in enumerate(micro_batches, number):
         longest = (corpus.offsets[rows + 1] - corpus.offsets[rows]).max()
         needed = math.ceil(len(rows) * longest / tokens_per_pass) if tokens_per_pass else 1
+        needed += needed % 2 if needed > 1 else 0
         for split in np.array_split(rows, min(max(num_splits, needed), len(rows))):
             batch = corpus.batch(split)
             yield batch if stream is None else batch._replace(unlabelled=stream.batch(index))

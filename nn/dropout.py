@@ -5,13 +5,15 @@
 On a CPU, torch's `bernoulli_` takes about 8 ns per element, which makes dropout 40 % of a fine-tuning step. Here the
 mask is computed from random bytes at a fraction of that cost: one 64-bit random number gives the mask of eight
 elements. numpy's SFC64 (Doty-Humphrey 2010, PractRand) draws such numbers 1.5 × faster than torch's Mersenne Twister;
-its seed comes from torch's default generator.
+its seed comes from torch's default generator, or from the generator of the thread (`mask_generator`).
 
 Differs from the paper: on a CPU, p is rounded to the nearest of 1/256 … 255/256. The scale uses the rounded p, so the
 expectation is exact; the drop rate is off by at most 1/512 for p in [1/512, 511/512].
 """
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -24,6 +26,34 @@ from nn.tracing import is_traced
 LEVELS = 256  # number of values of one random byte
 
 
+class Source(threading.local):
+    """The generator from which the masks of this thread are drawn on a CPU; None: torch's default generator."""
+
+    generator: torch.Generator | None = None
+
+
+SOURCE = Source()
+
+
+@contextmanager
+def mask_generator(generator: torch.Generator | None) -> Iterator[None]:
+    """Sets the generator of this thread in a block.
+
+    The order in which threads draw from the default generator is a matter of chance. With generators of their own,
+    their masks do not depend on it.
+    """
+    before, SOURCE.generator = SOURCE.generator, generator
+    try:
+        yield
+    finally:
+        SOURCE.generator = before
+
+
+def copy_of_generator() -> torch.Generator | None:
+    """Returns a generator that draws what that of this thread draws next; None: torch's default generator."""
+    return None if SOURCE.generator is None else SOURCE.generator.clone_state()
+
+
 def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
     """Draws m on the CPU: uint8 of `shape`, 1 with probability 1 - threshold/256.
 
@@ -32,7 +62,7 @@ def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
     """
     if torch.compiler.is_compiling() or is_traced():
         return (torch.rand(shape) >= threshold / LEVELS).to(torch.uint8)
-    count, seed = shape.numel(), int(torch.randint(2**63 - 1, ()))
+    count, seed = shape.numel(), int(torch.randint(2**63 - 1, (), generator=SOURCE.generator))
     words = torch.from_numpy(np.random.SFC64(seed).random_raw(max(1, (count + 7) // 8)))
     below = threshold - 1
     return words.view(torch.uint8)[:count].clamp_(below, threshold).sub_(below).view(shape)
@@ -48,8 +78,8 @@ def check_rate(p: float) -> float:
 class Dropout(Module):
     """y = x · m / (1 - p) in training mode, y = x in evaluation mode.
 
-    p: probability of dropping an element, 0 <= p < 1. The seed of the mask is drawn from torch's default generator, so
-    the seed of a run determines the mask and activation checkpointing reproduces it.
+    p: probability of dropping an element, 0 <= p < 1. The seed of the mask is drawn from a generator of torch, so the
+    seed of a run determines the mask and activation checkpointing reproduces it.
     """
 
     def __init__(self, p: float) -> None:

@@ -18,7 +18,7 @@ are the predicted positions.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nn.attention import MultiHeadAttention, Prefix, Queries, check_inputs, select_queries
 from nn.autocast import product_dtype
-from nn.dropout import Dropout
+from nn.dropout import SOURCE, Dropout, copy_of_generator, mask_generator
 from nn.onednn import current_library
 
 GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), from the paper of "gelu"
@@ -95,9 +95,28 @@ def checkpointed(layer: Module, enabled: bool) -> Callable[..., Tensor]:
     With checkpointing only the inputs are stored; the backward pass runs the layer again with the same random state
     (Chen et al. 2016, arXiv 1604.06174). Without gradients there is nothing to store, and `layer` itself is returned.
     """
-    if enabled and torch.is_grad_enabled():
-        return partial(checkpoint, layer, use_reentrant=False, context_fn=lambda: (nullcontext(), current_library()))
-    return layer
+    if not (enabled and torch.is_grad_enabled()):
+        return layer
+    own = SOURCE.generator is not None  # the default generator, which all threads share, is then left alone
+    return partial(
+        checkpoint, layer, use_reentrant=False, preserve_rng_state=not own, context_fn=lambda: (nullcontext(), Again())
+    )
+
+
+class Again:
+    """The context in which a checkpointed layer is computed again: the same library, and the same dropout masks if the
+    thread has a generator of its own."""
+
+    def __init__(self) -> None:
+        self.library, self.generator = current_library(), copy_of_generator()
+
+    def __enter__(self) -> None:
+        self.opened = ExitStack()
+        self.opened.enter_context(self.library)
+        self.opened.enter_context(mask_generator(self.generator and self.generator.clone_state()))
+
+    def __exit__(self, *error: object) -> None:
+        self.opened.close()
 
 
 class SharedEmbedding(Module):

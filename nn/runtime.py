@@ -52,13 +52,14 @@ def keep_freed_memory() -> None:
     """Keeps freed blocks in the process on Linux with glibc; has no effect elsewhere.
 
     By default glibc returns every freed block over 32 MiB to the system. The page faults of the next step then take a
-    quarter of a training step on CPU.
+    quarter of a training step on CPU. All threads share one arena, since those of other threads are returned too.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        trim_threshold, mmap_max, arena_max = -1, -4, -8  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(arena_max, 1)
 
 
 def release_freed_memory() -> None:
@@ -160,7 +161,7 @@ def prepared_once(model: Module, machine: Machine) -> contextlib.AbstractContext
     multiplies in the machine's dtype (nn/packed_linear.py), elsewhere `cast_once`."""
     if can_pack(machine.device, machine.dtype):
         in_8_bits = [module for module in model.modules() if type(module) is Int8Linear and module.multiplies_bf16()]
-        rows = scoring_tokens(model, machine) or CACHED_TOKENS
+        rows = scoring_tokens(model, machine) or SCORING_TOKENS
         return packed_weights([*layers_to_cast(model), *in_8_bits], rows)
     return cast_once(model, machine)
 
@@ -221,23 +222,25 @@ def describe_device(device: torch.device) -> str:
 
 # --------------------------------------------------------------------------------------------------------- memory
 
-CACHED_TOKENS = 2_048  # tokens in a pass in fp32, including padding, whose activations stay in a CPU's cache
+# tokens in a pass in fp32, including padding: few enough that the activations of two threads stay in a CPU's cache
+TRAINING_TOKENS = 1_536  # three reviews of 512; with more, the memory of two passes increases and the speed hardly
+SCORING_TOKENS = 1_024
 
 
-def tokens_per_pass(model: Module, machine: Machine) -> int:
-    """Returns the number of tokens per pass, including padding, at which an encoder is fastest; 0: no limit.
+def tokens_per_pass(model: Module, machine: Machine, tokens: int = TRAINING_TOKENS) -> int:
+    """Returns the number of tokens per pass, including padding, at which an encoder trains fast; 0: no limit.
 
     In half precision it is twice as large: the same number of bytes. On a GPU and for word networks larger passes are
-    faster.
+    faster.  tokens: in fp32
     """
     if machine.device.type != "cpu" or not isinstance(model, Encoder):
         return 0
-    return CACHED_TOKENS * torch.float32.itemsize // machine.dtype.itemsize
+    return tokens * torch.float32.itemsize // machine.dtype.itemsize
 
 
 def scoring_tokens(model: Module, machine: Machine) -> int:
-    """Returns the number of tokens per pass in scoring: half of `tokens_per_pass`, for a thread of its own."""
-    return tokens_per_pass(model, machine) // 2
+    """Returns the number of tokens per pass in scoring, as `tokens_per_pass` does for training."""
+    return tokens_per_pass(model, machine, SCORING_TOKENS)
 
 
 class StaticMemory(NamedTuple):

@@ -6,7 +6,7 @@ do the same.
 
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -151,6 +151,13 @@ class Training:
             best = f" --weights {in_shell(self.run.best)}" if self.run.best.is_dir() else ""
             other = f"start another run:{best} --name NAME"
             ranks.fail(ValueError(f"{problem}; restore it, or {other}"))
+
+
+def add_gradients(parameters: list[Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Adds the gradients of one pass to `grad`, in place. A parameter on which the pass does not depend has None."""
+    for p, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 
 def epoch_name(t: Training) -> str:

@@ -7,9 +7,8 @@ computes its share, and all get the result.
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +25,10 @@ from nn import Model
 from nn.modes import evaluating
 from nn.runtime import Machine, prepared_once, scoring_tokens
 from nn.sharding import compute, is_sharded
+from nn.threads import in_threads
 from peft.lora import merged_copies
 
 SCORING_TOKENS = 16_384  # tokens in a batch, including padding, if scoring_tokens sets no limit
-ITEMS_PER_THREAD = 4  # with fewer, threads would be idle at the end for too long
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @torch.no_grad()
@@ -90,29 +86,6 @@ def separate_threads(model: Model, machine: Machine) -> int:
     """Returns how many threads may compute passes at the same time: on a CPU as many as torch uses. The ranks of a
     sharded model exchange its weights in one order, so that it has one."""
     return 1 if machine.device.type != "cpu" or is_sharded(model) else torch.get_num_threads()
-
-
-def in_threads(function: Callable[[Item], Result], items: list[Item], threads: int) -> Generator[Result, None, None]:
-    """Yields function(item) of every item, in order.
-
-    Each thread computes items of its own, so that none waits for the others within an operation, and operations that
-    use one thread only leave no other idle. A few items are computed one after the other, by all threads of torch.
-    """
-    if threads == 1 or len(items) < ITEMS_PER_THREAD * threads:
-        yield from map(function, items)
-        return
-    before = torch.get_num_threads()
-
-    def run(item: Item) -> Result:
-        torch.set_num_threads(1)  # of this thread, and of those that are started later
-        return function(item)
-
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield from pool.map(run, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
 
 
 def score(

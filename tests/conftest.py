@@ -253,6 +253,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def two_threads():
+    """Uses two threads, on any machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def final_weights(folder) -> dict[str, torch.Tensor]:
     """Returns all trained tensors and the best adapter of a run folder."""
     return load_file(folder / "state/state.safetensors") | load_file(folder / "best/adapter_model.safetensors")

@@ -244,6 +244,7 @@ def step_gradients(num_splits: int) -> list[torch.Tensor]:
         entry=OBJECTIVES["ce"],
         machine=Machine(torch.device("cpu"), torch.float32),
         model=model,
+        trainable=list(model.parameters()),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         interrupt=Interrupt(),
         gradient_sum=GradientSum([]),
@@ -272,9 +273,12 @@ def split_sizes(micro_batches: list[np.ndarray], num_splits: int, tokens_per_pas
 
 
 def test_passes_are_split_by_tokens():
+    """Their number is 1 or even, unless there are too few examples."""
     halves = [np.arange(10), np.arange(10, 20)]
-    assert split_sizes(halves, num_splits=1, tokens_per_pass=40) == [4, 3, 3, 2, 2, 2, 2, 2]
+    assert split_sizes(halves, num_splits=1, tokens_per_pass=40) == [3, 3, 2, 2, 2, 2, 2, 2, 1, 1]
+    assert split_sizes(halves[:1], num_splits=1, tokens_per_pass=100) == [10]
     assert split_sizes([np.arange(18, 20)], num_splits=1, tokens_per_pass=5) == [1, 1]
+    assert split_sizes([np.arange(17, 20)], num_splits=1, tokens_per_pass=5) == [1, 1, 1]
     assert len(split_sizes([np.arange(20)], num_splits=4, tokens_per_pass=200)) == 4
 
 

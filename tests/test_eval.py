@@ -20,7 +20,7 @@ from data.tokenization import train_tokenizer
 from eval import main as evaluate
 from nn import runtime
 from nn.checkpoint import save_pretrained
-from nn.runtime import CACHED_TOKENS, Machine, choose_machine, tokens_per_pass
+from nn.runtime import SCORING_TOKENS, TRAINING_TOKENS, Machine, choose_machine, scoring_tokens, tokens_per_pass
 from peft.classifier import Scorer, load_checkpoint
 from peft.scoring import score
 
@@ -49,8 +49,9 @@ def test_auc_counts_pairs_and_ties_half():
 
 def test_half_precision_doubles_the_tokens_of_a_pass_and_only_cpus_limit_them():
     model, half = tiny("bert"), torch.bfloat16
-    assert tokens_per_pass(model, CPU) == CACHED_TOKENS
-    assert tokens_per_pass(model, CPU._replace(dtype=half)) == 2 * CACHED_TOKENS
+    assert tokens_per_pass(model, CPU) == TRAINING_TOKENS
+    assert tokens_per_pass(model, CPU._replace(dtype=half)) == 2 * TRAINING_TOKENS
+    assert scoring_tokens(model, CPU._replace(dtype=half)) == 2 * SCORING_TOKENS
     assert tokens_per_pass(model, Machine(torch.device("cuda"), half)) == 0
     assert tokens_per_pass(tiny("lstm"), CPU) == 0
 

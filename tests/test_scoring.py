@@ -1,8 +1,6 @@
 """Scoring: passes in several threads, and packed weights (nn/packed_linear.py)."""
 
 import threading
-import time
-from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -17,59 +15,11 @@ from data.tokenization import train_tokenizer
 from nn.packed_linear import can_pack, packed_weights
 from nn.quant import Int8Linear, quantize_rows
 from nn.runtime import Machine, cast_once, prepared_once
-from peft.scoring import ITEMS_PER_THREAD, in_threads, score
+from peft.scoring import score
 
 CPU = torch.device("cpu")
 FP32, BF16 = Machine(CPU, torch.float32), Machine(CPU, torch.bfloat16)
 packs = pytest.mark.skipif(not can_pack(CPU, torch.bfloat16), reason="oneDNN has no products in bf16 here")
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_items_are_shared_among_single_threads_in_order():
-    barrier = threading.Barrier(2, timeout=20)  # two items are computed at the same time
-
-    def square(n: int) -> tuple[int, int, bool]:
-        barrier.wait()
-        return n * n, torch.get_num_threads(), torch.is_inference_mode_enabled()
-
-    with torch.inference_mode():
-        found = list(in_threads(square, list(range(2 * ITEMS_PER_THREAD)), 2))
-    assert found == [(n * n, 1, False) for n in range(2 * ITEMS_PER_THREAD)]
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("count", [0, 1, 2 * ITEMS_PER_THREAD - 1])
-def test_a_few_items_are_computed_by_this_thread(count: int):
-    names = in_threads(lambda _: threading.current_thread().name, list(range(count)), 2)
-    assert list(names) == [threading.current_thread().name] * count
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_an_interrupt_cancels_the_items_that_have_not_begun():
-    begun = []
-    results = in_threads(lambda n: begun.append(n) or time.sleep(0.01) or n, list(range(1000)), 2)
-    with pytest.raises(KeyboardInterrupt), closing(results):
-        interrupted_at(results, begun)
-    assert len(begun) < 1000
-    assert torch.get_num_threads() == 2
-    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
-
-
-def interrupted_at(results, begun: list[int]) -> None:
-    """Raises KeyboardInterrupt after the third result."""
-    for number in results:
-        assert number in begun
-        if number == 2:
-            raise KeyboardInterrupt
 
 
 def corpus_of(count: int):
@@ -85,7 +35,7 @@ def corpus_of(count: int):
 def test_logits_in_threads_equal_those_of_one_thread(name: str, two_threads, monkeypatch):
     model, corpus = tiny(name), corpus_of(60)
     monkeypatch.setattr("peft.scoring.SCORING_TOKENS", 32)
-    monkeypatch.setattr("nn.runtime.CACHED_TOKENS", 64)
+    monkeypatch.setattr("nn.runtime.SCORING_TOKENS", 32)
     one = Machine(CPU, torch.float64)
     monkeypatch.setattr(Machine, "autocast", lambda self: torch.autocast("cpu", enabled=False))
     model.double()
@@ -100,7 +50,7 @@ def test_logits_in_threads_equal_those_of_one_thread(name: str, two_threads, mon
     many = score(model, corpus, one, bar=False)
     handle.remove()
     assert len(threads) == 2
-    monkeypatch.setattr("peft.scoring.ITEMS_PER_THREAD", 1000)
+    monkeypatch.setattr("peft.scoring.separate_threads", lambda *_: 1)
     np.testing.assert_allclose(score(model, corpus, one, bar=False), many, rtol=1e-6, atol=1e-7)
 
 
@@ -109,7 +59,7 @@ def test_a_sharded_model_has_one_thread(monkeypatch):
     """Its ranks gather the weights of each layer together."""
     model, threads = tiny("bert"), set()
     monkeypatch.setattr("peft.scoring.is_sharded", lambda _: True)
-    monkeypatch.setattr("nn.runtime.CACHED_TOKENS", 64)
+    monkeypatch.setattr("nn.runtime.SCORING_TOKENS", 32)
     model.register_forward_hook(lambda *_: threads.add(threading.current_thread()))
     score(model, corpus_of(60), FP32, bar=False)
     assert threads == {threading.current_thread()}
@@ -118,7 +68,7 @@ def test_a_sharded_model_has_one_thread(monkeypatch):
 @pytest.mark.usefixtures("two_threads")
 def test_an_error_in_a_thread_is_raised_and_the_model_is_as_before(monkeypatch):
     model, corpus = tiny("bert").train(), corpus_of(60)
-    monkeypatch.setattr("nn.runtime.CACHED_TOKENS", 64)
+    monkeypatch.setattr("nn.runtime.SCORING_TOKENS", 32)
     handle = model.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         score(model, corpus, FP32, bar=False)

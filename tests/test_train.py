@@ -629,8 +629,9 @@ def test_of_several_losses_that_are_not_finite_the_first_is_named():
     t = SimpleNamespace(
         entry=SimpleNamespace(additive=False, objective=objective),
         model=SimpleNamespace(),
+        trainable=[w],
         settings=SimpleNamespace(objective=None),
-        machine=SimpleNamespace(device="cpu", autocast=nullcontext),
+        machine=SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext),
         scaler=SimpleNamespace(scale=lambda loss: loss),
         interrupt=SimpleNamespace(check=lambda: None),
     )

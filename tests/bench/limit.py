@@ -182,9 +182,10 @@ def group_of(operation: str) -> str:
 def breakdown(run: Callable[[], Any]) -> dict[str, float]:
     """Returns the share of each group of operations in the time of run(), largest first.
 
-    The profiler sees this thread only, so that scoring uses no others here.
+    The profiler sees this thread only, so that all passes are computed in it.
     """
-    with mock.patch("peft.scoring.ITEMS_PER_THREAD", REVIEWS), profile(activities=[ProfilerActivity.CPU]) as profiler:
+    one = [mock.patch(name, return_value=1) for name in ("peft.scoring.separate_threads", "train.passes_at_once")]
+    with one[0], one[1], profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
     spent: dict[str, float] = {}
     for event in profiler.key_averages():

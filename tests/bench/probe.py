@@ -28,7 +28,7 @@ from data.splitting import subset
 from data.tokenization import Tokenizer, load_tokenizer
 from nn.checkpoint import load_pretrained
 from nn.encoder import Encoder
-from nn.runtime import CACHED_TOKENS
+from nn.runtime import SCORING_TOKENS
 from nn.words import masked_mean
 
 TRAIN_REVIEWS, VALIDATION_REVIEWS, LENGTH = 3000, 2000, 256
@@ -40,7 +40,7 @@ def states(model: Encoder, tokenizer: Tokenizer, frame: pd.DataFrame) -> tuple[T
     rows = tokenizer.encode(frame["review"], max_length=LENGTH, truncate="head+tail")
     corpus = Corpus.from_rows(rows, labels=frame["sentiment"], pad_id=tokenizer.pad_id)
     first, mean = torch.empty(2, len(corpus), model.config.hidden_size)
-    for order in sorted_order(corpus.lengths, CACHED_TOKENS):
+    for order in sorted_order(corpus.lengths, SCORING_TOKENS):
         batch = corpus.batch(order)
         h = model.encode(model.embed(batch.input_ids, batch.mask), batch.mask)  # [B, T, D]
         first[order] = h[:, 0]
