@@ -20,6 +20,7 @@ from data.orders import step_batches
 from losses import OBJECTIVES
 from nn.distributed import GradientSum
 from nn.dropout import Dropout, mask_generator, set_dropout
+from nn.encoder import checkpointed
 from nn.runtime import Machine
 from nn.threads import ITEMS_PER_THREAD, in_threads
 from nn.training import add_gradients
@@ -111,6 +112,20 @@ def test_the_masks_of_a_thread_depend_on_its_generator_only():
         assert torch.equal(dropout(x), masks[0])
     torch.set_rng_state(state)
     assert torch.equal(dropout(x), other[0])
+
+
+def test_checkpointing_leaves_the_generator_of_all_threads_alone(monkeypatch):
+    """Of two threads that restored its state, one would restore that of the other."""
+    layer, x = Dropout(0.5).train(), torch.ones(100, requires_grad=True)
+    y = checkpointed(layer, True)(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "set_rng_state", lambda state: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # the default generator is restored
+            y.square().sum().backward()
+        with mask_generator(torch.Generator().manual_seed(1)):
+            y = checkpointed(layer, True)(x)
+        y.square().sum().backward()
+    assert torch.equal(x.grad, 4 * y.detach())
 
 
 # ------------------------------------------------------------------------------------------------- gradients of a step
