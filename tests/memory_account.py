@@ -16,7 +16,9 @@ time.
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -95,12 +97,30 @@ def account(model: Encoder, input_ids: Tensor, mask: Tensor, autocast: Callable[
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of live tensors created within it: `now`, and their maximum, `peak`."""
+    """Counts the bytes of live tensors created within it: `now`, and their maximum, `peak`.
+
+    Those made from numpy's arrays, such as dropout masks, are counted too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.seen: set[int] = set()
+
+    def __enter__(self) -> "Live":
+        self.patch = mock.patch.object(torch, "from_numpy", self.from_numpy)
+        self.patch.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.patch.stop()
+
+    def from_numpy(self, array: np.ndarray, convert: Callable[[np.ndarray], Tensor] = torch.from_numpy) -> Tensor:
+        tensor = convert(array)
+        self.add(tensor.untyped_storage())
+        return tensor
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}

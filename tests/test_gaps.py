@@ -114,7 +114,7 @@ def test_a_mask_consumes_one_draw_of_torchs_generator():
 
 @pytest.mark.parametrize(
     ("system", "libc", "calls"),
-    [("linux", "glibc", [(-4, 0), (-1, 2**31 - 1)]), ("linux", "musl", []), ("win32", "glibc", [])],
+    [("linux", "glibc", [(-4, 0), (-1, 2**31 - 1), (-8, 1)]), ("linux", "musl", []), ("win32", "glibc", [])],
 )
 def test_freed_memory_is_kept_on_linux_with_glibc_only(system, libc, calls, monkeypatch):
     made: list = []
