@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from nn.autocast import product_dtype, wide
-from nn.dropout import LEVELS, Dropout, keep_mask
+from nn.dropout import LEVELS, Dropout, keep_bits, masked
 from nn.first_order import first_order
 from nn.onednn import current_library, same_library
 
@@ -180,15 +180,15 @@ class BlockAttention(torch.autograd.Function):
         stores: bool,
     ) -> Tensor:
         """q: [B, H, T, K];  k, v: [B, H, P + S, K];  bias: [B, 1, 1 or T, P + S];  prefix: P;  threshold: of
-        `keep_mask`, or 0;  stores: whether to store what the backward pass needs -> [B, H, T, K]"""
+        `keep_bits`, or 0;  stores: whether to store what the backward pass needs -> [B, H, T, K]"""
         out, stored = transposed_like(q), []
-        mask = keep_mask(torch.Size([*q.shape[:3], k.size(2)]), threshold) if threshold else None
+        mask = keep_bits(torch.Size([*q.shape[:3], k.size(2)]), threshold) if threshold else None
         for block in split_into_blocks(q.size(0), q.size(1), scores=q.size(2) * k.size(2)):
             scores = scores_of(block.of(q), block.of(k), block.rows(k_r), block.rows(q_r), prefix=prefix)
             if bias is not None:
                 scores += bias[block.reviews]
             weights = scores.softmax(-1)  # A, [b, h, T, P + S]
-            kept = weights if mask is None else weights * block.of(mask)  # m ∘ A
+            kept = weights if mask is None else masked(weights, block.of(mask))  # m ∘ A
             out[block.reviews, block.heads] = kept @ block.of(v)
             if stores:
                 stored.append(weights)
@@ -215,7 +215,7 @@ class BlockAttention(torch.autograd.Function):
         )
         blocks = split_into_blocks(q.size(0), q.size(1), scores=q.size(2) * k.size(2))
         for block, weights in zip(blocks, stored, strict=True):
-            kept = weights if mask is None else weights * block.of(mask)
+            kept = weights if mask is None else masked(weights, block.of(mask))
             dout = block.of(g)
             if dv is not None:
                 dv[block.reviews, block.heads] = kept.transpose(-1, -2) @ dout

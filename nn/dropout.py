@@ -24,6 +24,7 @@ from torch.nn import Module
 from nn.tracing import is_traced
 
 LEVELS = 256  # number of values of one random byte
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class Source(threading.local):
@@ -54,18 +55,34 @@ def copy_of_generator() -> torch.Generator | None:
     return None if SOURCE.generator is None else SOURCE.generator.clone_state()
 
 
-def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
-    """Draws m on the CPU: uint8 of `shape`, 1 with probability 1 - threshold/256.
+def keep_bits(shape: torch.Size, threshold: int) -> Tensor:
+    """Draws m on the CPU: int8 of `shape`, -1 (all bits are 1) with probability 1 - threshold/256, else 0.
 
     threshold: 1 … 255. Integer arithmetic on bytes is several times faster here than a comparison that returns bool.
     torch cannot compile or trace numpy's generator. Such a model draws from torch's generator instead.
     """
     if torch.compiler.is_compiling() or is_traced():
-        return (torch.rand(shape) >= threshold / LEVELS).to(torch.uint8)
+        return (torch.rand(shape) >= threshold / LEVELS).to(torch.int8).neg()
     count, seed = shape.numel(), int(torch.randint(2**63 - 1, (), generator=SOURCE.generator))
     words = torch.from_numpy(np.random.SFC64(seed).random_raw(max(1, (count + 7) // 8)))
-    below = threshold - 1
-    return words.view(torch.uint8)[:count].clamp_(below, threshold).sub_(below).view(shape)
+    dropped = LEVELS - threshold  # the smallest byte that drops its element
+    kept = words.view(torch.uint8)[:count].clamp_(dropped - 1, dropped).sub_(dropped)  # 255 or 0
+    return kept.view(torch.int8).view(shape)
+
+
+def keep_mask(shape: torch.Size, threshold: int) -> Tensor:
+    """Draws m as `keep_bits` does: uint8, 1 or 0."""
+    return keep_bits(shape, threshold).neg_().view(torch.uint8)
+
+
+def masked(x: Tensor, bits: Tensor) -> Tensor:
+    """Computes x · m without gradients: the bitwise and, in the memory of the widened mask.
+
+    Multiplication by an int8 tensor is slower: torch converts the mask, and writes the product to a third tensor.
+    bits: of `keep_bits`
+    """
+    integer = INTEGERS[x.element_size()]
+    return bits.to(integer).bitwise_and_(x.view(integer)).view(x.dtype)
 
 
 def check_rate(p: float) -> float:

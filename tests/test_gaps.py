@@ -109,7 +109,7 @@ def test_a_mask_consumes_one_draw_of_torchs_generator():
     assert torch.equal(torch.get_rng_state(), state)
     for mask, seed in zip(masks, seeds, strict=True):
         words = np.random.SFC64(seed).random_raw(2)
-        assert mask.tolist() == [int(byte >= 128) for byte in words.view(np.uint8)]
+        assert mask.tolist() == [int(byte < 128) for byte in words.view(np.uint8)]
 
 
 @pytest.mark.parametrize(
