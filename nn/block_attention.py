@@ -188,7 +188,7 @@ class BlockAttention(torch.autograd.Function):
             if bias is not None:
                 scores += bias[block.reviews]
             weights = scores.softmax(-1)  # A, [b, h, T, P + S]
-            kept = weights if mask is None else masked(weights, block.of(mask))  # m ∘ A
+            kept = weights if mask is None else masked(weights, mask[block.reviews, block.heads])  # m ∘ A
             out[block.reviews, block.heads] = kept @ block.of(v)
             if stores:
                 stored.append(weights)
@@ -215,7 +215,7 @@ class BlockAttention(torch.autograd.Function):
         )
         blocks = split_into_blocks(q.size(0), q.size(1), scores=q.size(2) * k.size(2))
         for block, weights in zip(blocks, stored, strict=True):
-            kept = weights if mask is None else masked(weights, block.of(mask))
+            kept = weights if mask is None else masked(weights, mask[block.reviews, block.heads])
             dout = block.of(g)
             if dv is not None:
                 dv[block.reviews, block.heads] = kept.transpose(-1, -2) @ dout
