@@ -11,6 +11,7 @@ from data.flags import field_names
 from data.options import Options
 from losses import OBJECTIVES
 from nn import MODELS
+from nn.dropout import set_dropout
 from nn.runtime import Machine, cast_once
 from peft import METHODS
 from train import TABLES
@@ -129,7 +130,7 @@ def test_selecting_queries_of_the_last_layer_changes_nothing(name, queries, chec
 def test_eval_is_deterministic_and_training_drops(name):
     model, (ids, mask) = tiny(name).eval(), token_batch([7, 4])
     assert torch.equal(model(ids, mask), model(ids, mask))
-    model.train()
+    set_dropout(model.train(), 0.5)  # two masks of a few elements may be equal at the default rate of .1
     assert not torch.equal(model(ids, mask), model(ids, mask))
 
 
