@@ -305,7 +305,7 @@ def gradient(t: Training, batches: list[Batch], size: int) -> list[Pass]:
 def passes_at_once(t: Training) -> int:
     """Returns how many threads compute passes at the same time: two for an encoder on a CPU, if torch has as many.
 
-    More would each need memory for the activations of a pass.
+    Each further thread would need memory for the activations of another pass.
     """
     whole = t.entry.additive and ranks.alone() and not is_sharded(t.model)
     return min(2, torch.get_num_threads()) if whole and tokens_per_pass(t.model, t.machine) else 1

@@ -50,11 +50,6 @@ def mask_generator(generator: torch.Generator | None) -> Iterator[None]:
         SOURCE.generator = before
 
 
-def copy_of_generator() -> torch.Generator | None:
-    """Returns a generator that draws what that of this thread draws next; None: torch's default generator."""
-    return None if SOURCE.generator is None else SOURCE.generator.clone_state()
-
-
 def keep_bits(shape: torch.Size, threshold: int) -> Tensor:
     """Draws m on the CPU: int8 of `shape`, -1 (all bits are 1) with probability 1 - threshold/256, else 0.
 

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nn.attention import MultiHeadAttention, Prefix, Queries, check_inputs, select_queries
 from nn.autocast import product_dtype
-from nn.dropout import SOURCE, Dropout, copy_of_generator, mask_generator
+from nn.dropout import SOURCE, Dropout, mask_generator
 from nn.onednn import current_library
 
 GELU_TANH = partial(F.gelu, approximate="tanh")  # ½x (1 + tanh(√(2/π) (x + 0.044715 x³))), from the paper of "gelu"
@@ -108,12 +108,13 @@ class Again:
     thread has a generator of its own."""
 
     def __init__(self) -> None:
-        self.library, self.generator = current_library(), copy_of_generator()
+        self.library = current_library()
+        self.masks = SOURCE.generator and SOURCE.generator.clone_state()
 
     def __enter__(self) -> None:
         self.opened = ExitStack()
         self.opened.enter_context(self.library)
-        self.opened.enter_context(mask_generator(self.generator and self.generator.clone_state()))
+        self.opened.enter_context(mask_generator(self.masks and self.masks.clone_state()))
 
     def __exit__(self, *error: object) -> None:
         self.opened.close()

@@ -52,7 +52,8 @@ def keep_freed_memory() -> None:
     """Keeps freed blocks in the process on Linux with glibc; has no effect elsewhere.
 
     By default glibc returns every freed block over 32 MiB to the system. The page faults of the next step then take a
-    quarter of a training step on CPU. All threads share one arena, since those of other threads are returned too.
+    quarter of a training step on CPU. All threads allocate from one arena, because glibc returns the memory of the
+    others to the system.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max, arena_max = -1, -4, -8  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -26,13 +27,16 @@ from data.batches import Batch
 from data.checked import read_json
 from data.corpus import Corpus
 from data.demo import reviews
-from data.errors import Stopped
+from data.errors import Interrupt, Stopped
 from data.files import write_json
 from data.flags import field_names
+from data.options import Options, Settings
 from data.tokenization import Tokenizer, train_tokenizer
 from losses import OBJECTIVES
 from nn import MODELS
 from nn.checkpoint import save_pretrained
+from nn.distributed import GradientSum
+from nn.runtime import Machine
 from peft import METHODS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -134,6 +138,21 @@ def reviews_for(objective: str) -> Batch:
 INIT_IDS = [3, 14, 15, 9, 26]
 SMALL_OPTIONS = {"rank": 2, "alpha": 6.0, "adapter_size": 5}
 SMALL_OPTIONS |= {"virtual_tokens": 4, "prompt_hidden": 6, "prefix_hidden": 7}
+
+
+def training_of(model: torch.nn.Module, loss: str = "ce") -> SimpleNamespace:
+    """Returns what `train.gradient` needs of a training run."""
+    entry = OBJECTIVES[loss]
+    return SimpleNamespace(
+        settings=Settings(options=Options(loss=loss), method=None, objective=entry.options(), origins={}),
+        entry=entry,
+        machine=Machine(torch.device("cpu"), torch.float32),
+        model=model,
+        trainable=[p for p in model.parameters() if p.requires_grad],
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        interrupt=Interrupt(),
+        gradient_sum=GradientSum([]),
+    )
 
 
 def adapt(model: torch.nn.Module, method: str, **options) -> torch.nn.Module:

@@ -5,26 +5,23 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import required_shape, rows_of, tiny
+from conftest import required_shape, rows_of, tiny, training_of
 
 import train
 from data.batches import Share
 from data.corpus import MANY_UNKNOWN, Corpus, build_corpus, examples_of, unknown_share, warn_unknown, write_rows
-from data.errors import Interrupt
 from data.imdb import as_frame
-from data.options import Options, Settings
+from data.options import Options
 from data.orders import Stream, batches, shuffled_order, sorted_order, step_batches
 from data.tokenization import train_tokenizer
 from data.windows import Truncation
 from losses import OBJECTIVES
 from nn import MODELS
-from nn.distributed import GradientSum
-from nn.runtime import Machine, choose_machine
+from nn.runtime import choose_machine
 from peft.classifier import Scorer
 
 LENGTHS = [5, 2, 9, 3, 7, 4, 11, 2, 6, 8, 3]
@@ -238,18 +235,7 @@ def step_gradients(num_splits: int) -> list[torch.Tensor]:
     micro_batches = [np.arange(7), np.arange(7, 13)]
     batches = list(step_batches(corpus, stream=None, micro_batches=micro_batches, number=0, num_splits=num_splits))
     assert len(batches) == min(2 * num_splits, 13)
-    objective_options = OBJECTIVES["ce"].options()
-    training = SimpleNamespace(
-        settings=Settings(options=Options(loss="ce"), method=None, objective=objective_options, origins={}),
-        entry=OBJECTIVES["ce"],
-        machine=Machine(torch.device("cpu"), torch.float32),
-        model=model,
-        trainable=list(model.parameters()),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        interrupt=Interrupt(),
-        gradient_sum=GradientSum([]),
-    )
-    train.gradient(training, batches, sum(len(b.labels) for b in batches))
+    train.gradient(training_of(model), batches, sum(len(b.labels) for b in batches))
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 

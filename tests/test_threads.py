@@ -8,17 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODERS, adapt, tiny
+from conftest import ENCODERS, adapt, tiny, training_of
 from torch import Tensor
 
 import train
 from data.batches import Batch
 from data.corpus import Corpus
-from data.errors import Interrupt, NotFinite, Stopped
-from data.options import Options, Settings
+from data.errors import NotFinite, Stopped
 from data.orders import step_batches
-from losses import OBJECTIVES
-from nn.distributed import GradientSum
 from nn.dropout import Dropout, mask_generator, set_dropout
 from nn.encoder import checkpointed
 from nn.runtime import Machine
@@ -131,21 +128,6 @@ def test_checkpointing_leaves_the_generator_of_all_threads_alone(monkeypatch):
 # ------------------------------------------------------------------------------------------------- gradients of a step
 
 
-def training_of(model: torch.nn.Module, loss: str = "ce") -> SimpleNamespace:
-    """Returns what `train.gradient` needs of a training run."""
-    entry = OBJECTIVES[loss]
-    return SimpleNamespace(
-        settings=Settings(options=Options(loss=loss), method=None, objective=entry.options(), origins={}),
-        entry=entry,
-        machine=FP32,
-        model=model,
-        trainable=[p for p in model.parameters() if p.requires_grad],
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        interrupt=Interrupt(),
-        gradient_sum=GradientSum([]),
-    )
-
-
 def passes_of_step(count: int = 4) -> list[Batch]:
     """Returns a step of 2 * count examples in `count` passes."""
     rows = [[number % 7 + 1] * (number % 3 + 2) for number in range(2 * count)]
@@ -153,9 +135,11 @@ def passes_of_step(count: int = 4) -> list[Batch]:
     return list(step_batches(corpus, None, [np.arange(len(rows))], number=0, num_splits=count))
 
 
-def gradients(t: SimpleNamespace, batches: list[Batch]) -> tuple[list[Tensor | None], list[float], Tensor]:
+def gradients(
+    t: SimpleNamespace, batches: list[Batch], seed: int = 3
+) -> tuple[list[Tensor | None], list[float], Tensor]:
     """Returns the gradients of a step, the losses of its passes, and the random state after it."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     for p in t.trainable:
         p.grad = None
     passes = train.gradient(t, batches, sum(len(batch.labels) for batch in batches))
@@ -202,9 +186,8 @@ def test_two_threads_give_the_gradient_of_one(
     check_equal(found, gradients(t, batches))
     model.checkpointing = not checkpointing
     check_equal(found, gradients(t, batches))
-    batches.reverse()  # other masks for each batch
-    with pytest.raises(AssertionError):
-        check_equal(found, gradients(t, batches))
+    other = [(a, b) for a, b in zip(found[0], gradients(t, batches, seed=4)[0], strict=True) if a is not None]
+    assert not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in other)  # other masks
 
 
 @pytest.mark.usefixtures("two_threads")
