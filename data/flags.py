@@ -278,6 +278,8 @@ def parse_fields(cls: type, text: str) -> dict[str, Any]:
         name, _, value = part.partition("=")
         if name in values:
             raise ValueError(f"--shape names {name} twice; leave one out")
+        if "=" in value:
+            raise ValueError(f'--shape {part}: put a space between two fields: --shape "FIELD=VALUE FIELD=VALUE"')
         try:
             values[name] = parse_field(check_choice("field of --shape", name, fields), value)
         except argparse.ArgumentTypeError as error:

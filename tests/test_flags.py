@@ -95,6 +95,7 @@ def test_fields_of_a_config_from_text():
         ("rate=x", "'x' is not a number"),
         ("rate=nan", "'nan' is not a finite number"),
         ("fast=1", "neither true nor false"),
+        ("size=1,rate=2", "--shape size=1,rate=2: put a space between two fields"),
         ("sice=1", "unknown field of --shape 'sice'; known: rate, size, name, fast"),
     ):
         with pytest.raises(ValueError, match=message):
