@@ -270,7 +270,8 @@ def split_folders(values: Iterable[str]) -> list[str]:
 def parse_fields(cls: type, text: str) -> dict[str, Any]:
     """Parses `hidden_size=64 pooling=max+mean` into values for fields of the dataclass `cls`.
 
-    Raises ValueError for an unknown or a repeated field, and for a value of the wrong type.
+    Raises ValueError for an unknown or a repeated field, for a value of the wrong type, and for fields without a space
+    between them.
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.name != "labels"}
     values: dict[str, Any] = {}

@@ -288,7 +288,8 @@ def parse_pattern(text: str, flag: str, kind: type) -> dict[str, Any]:
         try:
             values[name] = kind(number)
         except ValueError:
-            raise ValueError(f"{flag} {part!r} is not NAME={'N' if kind is int else 'NUMBER'}") from None
+            form = f"NAME={'N' if kind is int else 'NUMBER'}"
+            raise ValueError(f"{flag} {part!r} is not {form}; a space separates two") from None
     return values
 
 

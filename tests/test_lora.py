@@ -165,6 +165,7 @@ def test_ranks_and_alphas_by_pattern():
         ({"rank_pattern": "up=3"}, "no LoRA target matches the pattern up"),
         ({"rank_pattern": "alue=3"}, "no LoRA target matches the pattern alue"),  # part of a component of the name
         ({"rank_pattern": "value"}, "'value' is not NAME=N"),
+        ({"rank_pattern": "value=16,query=4"}, "is not NAME=N; a space separates two"),
         ({"alpha_pattern": "value=x"}, "'value=x' is not NAME=NUMBER"),
         ({"lora_bias": "some"}, "unknown lora_bias 'some'; known: none, all, lora_only"),
         ({"targets": "qery"}, "'qery' matches no linear layer; known: down, key, output, query, up, value"),
